@@ -1,0 +1,32 @@
+"""The label set on disk: the contract between the labeler and the trainer (docs/format.md)."""
+
+from schemas.codec import PAD_ID, DecodedLabels, Labels, bucketed_entropy, decode, encode
+from schemas.errors import IdentityError, LabelSetError, SoftshardsError
+from schemas.labelset import LabelSet, RowGroup, open_label_set
+from schemas.manifest import Identity, Manifest, Sampling
+from schemas.scan import scan
+from schemas.validate import validate_label_set, validate_table
+from schemas.version import FORMAT_VERSION, __version__
+
+__all__ = [
+    "FORMAT_VERSION",
+    "PAD_ID",
+    "DecodedLabels",
+    "Identity",
+    "IdentityError",
+    "LabelSet",
+    "LabelSetError",
+    "Labels",
+    "Manifest",
+    "RowGroup",
+    "Sampling",
+    "SoftshardsError",
+    "__version__",
+    "bucketed_entropy",
+    "decode",
+    "encode",
+    "open_label_set",
+    "scan",
+    "validate_label_set",
+    "validate_table",
+]

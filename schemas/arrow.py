@@ -1,0 +1,160 @@
+"""Arrow schemas of a label set's tables, and how they are written as Parquet (docs/format.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SPAN_KINDS = ("text", "answer", "thinking", "tool_call", "prompt")
+"""What a labeled stretch of tokens is: the trainer can weight and report each kind on its own."""
+
+ZSTD_LEVEL = 3
+FOOTER_KEY = b"softshards"
+"""Key of the JSON object in a shard's Parquet metadata."""
+
+SPANS = pa.list_(
+    pa.struct(
+        [
+            pa.field("start", pa.int32(), nullable=False),
+            pa.field("stop", pa.int32(), nullable=False),
+            pa.field("kind", pa.string(), nullable=False),
+        ]
+    )
+)
+KEY_COLUMNS = ("id", "chunk", "sample")
+
+
+def id_type(vocab_size: int) -> pa.DataType:
+    """Storage type of token ids in `topk_ids`: uint16 where the vocabulary fits, else int32."""
+    return pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
+
+
+def row_schema(vocab_size: int) -> pa.Schema:
+    """Schema of a shard, one sequence a row, for a teacher with `vocab_size` real token ids."""
+    required = {
+        "id": pa.string(),
+        "chunk": pa.int32(),
+        "sample": pa.int16(),
+        "n_tokens": pa.int32(),
+        "n_labels": pa.int32(),
+        "input_ids": pa.list_(pa.int32()),
+        "spans": SPANS,
+        "topk_ids": pa.list_(pa.list_(id_type(vocab_size))),
+        "topk_logprobs": pa.list_(pa.list_(pa.float16())),
+        "tail_logprob": pa.list_(pa.float16()),
+        "token_logprob": pa.list_(pa.float16()),
+    }
+    nullable = {
+        "parent_id": pa.string(),
+        "source": pa.string(),
+        "meta": pa.string(),
+        "prompt": pa.string(),
+        "generation": pa.string(),
+        "finish_reason": pa.string(),
+        "mean_nll": pa.float32(),
+        "mean_entropy": pa.float32(),
+        "coverage": pa.float32(),
+        "student_input_ids": pa.list_(pa.int32()),
+        "student_spans": SPANS,
+        "entropy": pa.list_(pa.float16()),
+        "log_normalizer": pa.list_(pa.float32()),
+        "sample_ids": pa.list_(pa.list_(id_type(vocab_size))),
+        "sample_counts": pa.list_(pa.list_(pa.uint16())),
+        "sample_weights": pa.list_(pa.list_(pa.float32())),
+    }
+    fields = {name: pa.field(name, kind, nullable=False) for name, kind in required.items()}
+    fields |= {name: pa.field(name, kind) for name, kind in nullable.items()}
+    return pa.schema([fields[name] for name in COLUMN_ORDER])
+
+
+COLUMN_ORDER = (
+    *("id", "chunk", "sample", "parent_id", "source", "meta"),
+    *("prompt", "generation", "finish_reason"),
+    *("n_tokens", "n_labels", "mean_nll", "mean_entropy", "coverage"),
+    *("input_ids", "spans", "student_input_ids", "student_spans"),
+    *("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob"),
+    *("entropy", "log_normalizer", "sample_ids", "sample_counts", "sample_weights"),
+)
+"""Scalars and text come first: a reader that filters on them need not seek past the labels."""
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("chunk", pa.int32(), nullable=False),
+        pa.field("parent_id", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("meta", pa.string()),
+        pa.field("prompt", pa.string()),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("n_labels", pa.int32(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("spans", SPANS, nullable=False),
+        pa.field("student_input_ids", pa.list_(pa.int32())),
+        pa.field("student_spans", SPANS),
+    ]
+)
+"""`plan.parquet`: one row group a work unit, each row rendered to token ids."""
+
+REJECT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("chunk", pa.int32()),
+        pa.field("sample", pa.int16()),
+        pa.field("source", pa.string()),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""`journal/*.rejects.parquet`: what could not be labeled, and why."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("row_group", pa.int32(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("stop", pa.int64(), nullable=False),
+        pa.field("rows", pa.int32(), nullable=False),
+        pa.field("labels", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+    ]
+)
+"""`index/*.parquet`: one row a row group, and one with `row_group = -1` for the shard's footer.
+
+The byte ranges of a shard tile the whole file, so each of its bytes is under some hash."""
+
+
+def shard_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet writer with the options every shard shares.
+
+    Page checksums are on, label and id columns are BYTE_STREAM_SPLIT without a dictionary (a
+    quarter smaller under zstd than the default encoding, and no slower to read).
+    """
+    dictionary = ["source", "finish_reason", "spans.list.element.kind", "parent_id"]
+    return pq.ParquetWriter(path, schema, **parquet_options(schema, dictionary=dictionary))
+
+
+def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> dict[str, Any]:
+    """Options for `pq.ParquetWriter`: zstd, page checksums, split bytes for nested numbers."""
+    split = [path for field in schema for path in _numeric_leaves(field)]
+    return {
+        "compression": "zstd",
+        "compression_level": ZSTD_LEVEL,
+        "use_dictionary": [n for n in dictionary if n.split(".")[0] in schema.names] or False,
+        "use_byte_stream_split": split or False,
+        "write_page_checksum": True,
+        "write_page_index": False,
+        "store_schema": True,
+    }
+
+
+def _numeric_leaves(field: pa.Field) -> list[str]:
+    path, kind = field.name, field.type
+    while pa.types.is_list(kind):
+        path, kind = f"{path}.list.element", kind.value_type
+    nested = path != field.name
+    return [path] if nested and (pa.types.is_integer(kind) or pa.types.is_floating(kind)) else []

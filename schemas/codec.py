@@ -1,0 +1,191 @@
+"""Codec `plain/1`: label arrays to Arrow columns and back. Vectorised, no per-token Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.arrow import id_type
+
+PAD_ID = -1
+"""Fills `topk_ids` where a row's inner lists differ in length; its logprob is -inf."""
+
+LABEL_COLUMNS = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
+OPTIONAL_LABEL_COLUMNS = ("entropy", "log_normalizer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The teacher's labels at n positions, in span order; natural logarithms, T = 1.
+
+    Attributes:
+        topk_ids: int32 [n, k], most likely first; PAD_ID past the end of a shorter list.
+        topk_logprobs: float32 [n, k], log p over the full vocabulary; -inf at PAD_ID.
+        tail_logprob: float32 [n], log of the mass outside `topk_ids`.
+        token_logprob: float32 [n], log p of the actual token, in the top-k or not.
+        entropy: float32 [n] in nats, of the full distribution, or None.
+        log_normalizer: float32 [n], so that logits = logprobs + log_normalizer, or None.
+    """
+
+    topk_ids: NDArray[np.int32]
+    topk_logprobs: NDArray[np.float32]
+    tail_logprob: NDArray[np.float32]
+    token_logprob: NDArray[np.float32]
+    entropy: NDArray[np.float32] | None = None
+    log_normalizer: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tail_logprob)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Labels:
+        """The labels at some positions; arrays are views where numpy gives views."""
+        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Labels(**{name: None if a is None else a[rows] for name, a in arrays.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedLabels:
+    """Labels of several rows, concatenated; row i has labels[offsets[i]:offsets[i + 1]]."""
+
+    labels: Labels
+    offsets: NDArray[np.int64]
+
+
+def bucketed_entropy(labels: Labels) -> NDArray[np.float32]:
+    """Entropy in nats [n] of the k + 1 outcomes (top-k, tail): a lower bound of the full one."""
+    logs = np.concatenate([labels.topk_logprobs, labels.tail_logprob[:, None]], axis=1)
+    logs = logs.astype(np.float64)
+    terms = np.where(np.isfinite(logs), np.exp(logs) * logs, 0.0)
+    return np.asarray(-terms.sum(axis=1), dtype=np.float32)
+
+
+def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
+    """Labels of each row to the label columns of a shard, one Arrow list a row.
+
+    Args:
+        rows: the labels of each row; k may differ between rows and (by PAD_ID) within them.
+        vocab_size: number of real token ids, which fixes the id type.
+
+    Returns:
+        Arrow arrays by column name; `entropy` and `log_normalizer` are null where a row has none.
+
+    Raises:
+        ValueError: a logprob is NaN, or an id is outside the vocabulary.
+    """
+    offsets = _offsets([len(labels) for labels in rows])
+    inner = _offsets(
+        np.concatenate([(labels.topk_ids != PAD_ID).sum(axis=1) for labels in rows] or [[]])
+    )
+    real = [labels.topk_ids != PAD_ID for labels in rows]
+    ids = _joined([labels.topk_ids[keep] for labels, keep in zip(rows, real, strict=True)], "i4")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"token id outside [0, {vocab_size}): {ids.min()} .. {ids.max()}")
+    topk = _joined(
+        [labels.topk_logprobs[keep] for labels, keep in zip(rows, real, strict=True)], "f2"
+    )
+    tail = _joined([labels.tail_logprob for labels in rows], "f2")
+    token = _joined([labels.token_logprob for labels in rows], "f2")
+    for name, values in (("topk_logprobs", topk), ("tail_logprob", tail), ("token_logprob", token)):
+        if np.isnan(values).any():
+            raise ValueError(f"{name} holds NaN")
+    id_values = pa.array(ids.astype(id_type(vocab_size).to_pandas_dtype()))
+    return {
+        "topk_ids": _lists(offsets, _lists(inner, id_values)),
+        "topk_logprobs": _lists(offsets, _lists(inner, pa.array(topk))),
+        "tail_logprob": _lists(offsets, pa.array(tail)),
+        "token_logprob": _lists(offsets, pa.array(token)),
+        "entropy": _nullable([labels.entropy for labels in rows], np.float16),
+        "log_normalizer": _nullable([labels.log_normalizer for labels in rows], np.float32),
+    }
+
+
+def decode(table: pa.Table) -> DecodedLabels:
+    """The label columns of shard rows to arrays; the exact inverse of `encode` after rounding.
+
+    Columns `entropy` and `log_normalizer` are decoded where the table has them and every row does.
+
+    Raises:
+        KeyError: a label column is missing from the table.
+        ValueError: the label columns disagree about how many positions a row has.
+    """
+    outer, inner, ids = _nested(table, "topk_ids")
+    outer_2, inner_2, topk = _nested(table, "topk_logprobs")
+    if not (np.array_equal(outer, outer_2) and np.array_equal(inner, inner_2)):
+        raise ValueError("topk_ids and topk_logprobs differ in shape")
+    flat: dict[str, Any] = {
+        name: _flat(table, name, outer) for name in ("tail_logprob", "token_logprob")
+    }
+    for name in OPTIONAL_LABEL_COLUMNS:
+        present = name in table.column_names and table[name].null_count == 0
+        flat[name] = _flat(table, name, outer) if present else None
+    lengths = np.diff(inner)
+    k = int(lengths.max(initial=0))
+    if (lengths == k).all():
+        ids_2d = ids.astype(np.int32).reshape(-1, k)
+        topk_2d = topk.astype(np.float32).reshape(-1, k)
+    else:
+        real = np.arange(k) < lengths[:, None]
+        ids_2d = np.full(real.shape, PAD_ID, np.int32)
+        topk_2d = np.full(real.shape, -np.inf, np.float32)
+        ids_2d[real], topk_2d[real] = ids, topk
+    return DecodedLabels(
+        labels=Labels(topk_ids=ids_2d, topk_logprobs=topk_2d, **flat), offsets=outer
+    )
+
+
+def _offsets(lengths: Any) -> NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int32)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
+    return np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False)
+
+
+def _lists(offsets: NDArray[np.int32], values: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _nullable(rows: Sequence[NDArray[np.float32] | None], dtype: Any) -> pa.Array:
+    mask = np.array([row is None for row in rows], dtype=bool)
+    offsets = _offsets([0 if row is None else len(row) for row in rows])
+    values = np.concatenate([*(r for r in rows if r is not None), np.empty(0, dtype)])
+    if np.isnan(values).any():
+        raise ValueError("an optional label column holds NaN")
+    return pa.ListArray.from_arrays(
+        pa.array(offsets), pa.array(values.astype(dtype)), mask=pa.array(mask)
+    )
+
+
+def _column(table: pa.Table, name: str) -> pa.ListArray:
+    column = table[name].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # an empty table has no chunk to give
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else column.type.empty()
+    if column.null_count:
+        raise ValueError(f"column {name} has nulls")
+    return column
+
+
+def _list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
+    """Offsets into `array.flatten()`, which (unlike `.values`) honours slices."""
+    offsets = array.offsets.to_numpy()
+    return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)
+
+
+def _nested(
+    table: pa.Table, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    outer = _column(table, name)
+    inner = outer.flatten()
+    return _list_offsets(outer), _list_offsets(inner), inner.flatten().to_numpy()
+
+
+def _flat(table: pa.Table, name: str, expected: NDArray[np.int64]) -> NDArray[np.float32]:
+    column = _column(table, name)
+    if not np.array_equal(_list_offsets(column), expected):
+        raise ValueError(f"topk_ids and {name} differ in the number of positions")
+    return np.asarray(column.flatten().to_numpy(), dtype=np.float32)

@@ -1,0 +1,37 @@
+"""The errors that a user is meant to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SoftshardsError(Exception):
+    """An error with a cause that the user can act on.
+
+    Args:
+        what: what is wrong, in one sentence.
+        path: the file concerned, if one is.
+        row: the record or row concerned, if one is (`notes.jsonl:17`, `article/3`).
+        mend: what to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        path: Path | str | None = None,
+        row: str | int | None = None,
+        mend: str | None = None,
+    ) -> None:
+        self.what, self.path, self.row, self.mend = what, path, row, mend
+        where = [str(part) for part in (path, None if row is None else f"row {row}") if part]
+        message = f"{', '.join(where)}: {what}" if where else what
+        super().__init__(f"{message}\n  mend: {mend}" if mend else message)
+
+
+class LabelSetError(SoftshardsError):
+    """A label set is missing, damaged, unfinished, or not the one expected."""
+
+
+class IdentityError(LabelSetError):
+    """Two things that must come from the same teacher, tokenizer and settings do not."""

@@ -1,0 +1,92 @@
+"""Digests of files, of JSON values and of tokenizers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+
+
+def sha256_bytes(data: bytes | memoryview) -> str:
+    """Hex SHA-256 of a buffer."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """One spelling for one value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON value in its canonical spelling."""
+    return sha256_bytes(canonical_json(value))
+
+
+def tokenizer_digest(tokenizer_dir: Path) -> str:
+    """Digest of what a tokenizer *does*: vocabulary, merges, normaliser and added tokens.
+
+    Two saves of one tokenizer by different library versions differ in formatting and in the
+    `padding` and `truncation` state that the last call left behind; neither changes an id, so
+    neither is hashed. The chat template has a digest of its own.
+
+    Args:
+        tokenizer_dir: a folder with a `tokenizer.json` (fast tokenizers) or other vocabulary files.
+
+    Raises:
+        FileNotFoundError: the folder holds no tokenizer file.
+    """
+    fast = tokenizer_dir / "tokenizer.json"
+    if fast.exists():
+        content = json.loads(fast.read_text(encoding="utf-8"))
+        content.pop("padding", None)
+        content.pop("truncation", None)
+        return sha256_json(content)
+    names = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+    digests = {n: sha256_file(tokenizer_dir / n) for n in names if (tokenizer_dir / n).exists()}
+    if not digests:
+        raise FileNotFoundError(f"{tokenizer_dir} holds no tokenizer.json and no vocabulary file")
+    return sha256_json(digests)
+
+
+def weights_digest(model_dir: Path, *, full: bool = True) -> str:
+    """Digest of a checkpoint's weight files.
+
+    Args:
+        model_dir: a Hugging Face checkpoint folder.
+        full: hash every byte (the default). Otherwise hash file names, sizes and each safetensors
+            header (names, dtypes, shapes), which takes no time but misses changed values.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights.
+    """
+    files = sorted([*model_dir.glob("*.safetensors"), *model_dir.glob("*.bin")])
+    if not files:
+        raise FileNotFoundError(f"{model_dir} holds no *.safetensors and no *.bin")
+    if full:
+        return sha256_json({path.name: sha256_file(path) for path in files})
+    return sha256_json({path.name: [path.stat().st_size, _header(path)] for path in files})
+
+
+def _header(path: Path) -> str:
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length) if path.suffix == ".safetensors" and length < 1 << 27 else b""
+    return sha256_bytes(header)

@@ -1,0 +1,74 @@
+"""`index/`: the journal's byte ranges in one Parquet page, made when a set is finalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.arrow import INDEX_SCHEMA, parquet_options
+from schemas.atomic import atomic_path
+from schemas.errors import LabelSetError
+from schemas.fingerprint import sha256_file
+from schemas.journal import ByteRange, UnitEntry
+from schemas.manifest import FileDigest
+
+INDEX = "index"
+FOOTER_ROW_GROUP = -1
+UNITS_A_PAGE = 4096
+
+
+def write_index(directory: Path, entries: list[UnitEntry]) -> tuple[FileDigest, ...]:
+    """Write the index pages of finished units; the same entries give the same bytes."""
+    pages = []
+    for first in range(0, len(entries), UNITS_A_PAGE):
+        name = f"{INDEX}/page-{first // UNITS_A_PAGE:06d}.parquet"
+        rows = [row for entry in entries[first : first + UNITS_A_PAGE] for row in _rows(entry)]
+        table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+        options = parquet_options(INDEX_SCHEMA, dictionary=["shard"])
+        with atomic_path(directory / name) as tmp:
+            pq.write_table(table, tmp, **options)
+        pages.append(FileDigest(path=name, sha256=sha256_file(directory / name)))
+    return tuple(pages)
+
+
+def _rows(entry: UnitEntry) -> Iterable[dict[str, object]]:
+    ranges = [*enumerate(entry.row_groups), (FOOTER_ROW_GROUP, entry.footer)]
+    for row_group, stretch in ranges:
+        yield {
+            "unit": entry.unit,
+            "shard": entry.shard,
+            "row_group": row_group,
+            **stretch.model_dump(),
+        }
+
+
+def read_index(
+    directory: Path, pages: Iterable[FileDigest]
+) -> dict[str, tuple[list[ByteRange], ByteRange]]:
+    """Read index pages: shard path -> (row groups in order, footer).
+
+    Raises:
+        LabelSetError: a page is missing or altered.
+    """
+    shards: dict[str, tuple[list[ByteRange], ByteRange]] = {}
+    for page in pages:
+        path = directory / page.path
+        if not path.is_file() or sha256_file(path) != page.sha256:
+            state = "altered" if path.is_file() else "missing"
+            raise LabelSetError(
+                f"an index page is {state}",
+                path=path,
+                mend="run the same `labeler label` command: it rebuilds the index from the journal",
+            )
+        groups: list[ByteRange] = []
+        for row in pq.read_table(path, page_checksum_verification=True).to_pylist():
+            fields = {name: row[name] for name in ByteRange.model_fields}
+            if row["row_group"] == FOOTER_ROW_GROUP:
+                shards[row["shard"]] = (groups, ByteRange(**fields))
+                groups = []
+            else:
+                groups.append(ByteRange(**fields))
+    return shards

@@ -1,0 +1,116 @@
+"""`journal/`: one entry a finished work unit. A unit is done when its entry is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from schemas.arrow import REJECT_SCHEMA, parquet_options
+from schemas.atomic import atomic_path, write_atomic
+from schemas.errors import LabelSetError
+from schemas.fingerprint import sha256_file, sha256_json
+from schemas.manifest import Model
+
+JOURNAL = "journal"
+PLAN_REJECTS = "plan.rejects.parquet"
+
+
+class ByteRange(Model):
+    """A stretch of a shard file and its hash; rows, labels and tokens are 0 for the footer."""
+
+    start: int
+    stop: int
+    sha256: str
+    rows: int = 0
+    labels: int = 0
+    tokens: int = 0
+
+
+class UnitEntry(Model):
+    """What was done for one work unit. `row_groups` and `footer` tile the shard file."""
+
+    unit: int
+    shard: str
+    rows: int
+    labels: int
+    tokens: int
+    rejects: int
+    row_groups: tuple[ByteRange, ...]
+    footer: ByteRange
+    rejects_sha256: str
+    provenance: dict[str, Any]
+    self_digest: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the shard file."""
+        return self.footer.stop
+
+    def sealed(self) -> UnitEntry:
+        """The same entry with its own digest filled in."""
+        content = self.model_dump(mode="json") | {"self_digest": ""}
+        return self.model_copy(update={"self_digest": sha256_json(content)})
+
+
+def shard_name(unit: int) -> str:
+    """Path of a unit's shard relative to the set."""
+    return f"shards/part-{unit:06d}.parquet"
+
+
+def entry_path(directory: Path, unit: int) -> Path:
+    """Path of a unit's journal entry."""
+    return directory / JOURNAL / f"unit-{unit:06d}.json"
+
+
+def rejects_path(directory: Path, unit: int) -> Path:
+    """Path of a unit's rejects."""
+    return directory / JOURNAL / f"unit-{unit:06d}.rejects.parquet"
+
+
+def write_rejects(path: Path, rejects: list[dict[str, Any]]) -> str:
+    """Write rejects atomically; return the file's digest."""
+    table = pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA)
+    with atomic_path(path) as tmp:
+        pq.write_table(table, tmp, **parquet_options(REJECT_SCHEMA, dictionary=["source"]))
+    return sha256_file(path)
+
+
+def read_rejects(directory: Path) -> pa.Table:
+    """All rejects of a set, those of the plan first."""
+    files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
+    tables = [pq.read_table(path, page_checksum_verification=True) for path in files]
+    return pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
+
+
+def write_entry(directory: Path, entry: UnitEntry) -> None:
+    """Journal a unit whose shard is already in place: from now on it is done."""
+    text = entry.sealed().model_dump_json(indent=1) + "\n"
+    write_atomic(entry_path(directory, entry.unit), text)
+
+
+def read_entry(directory: Path, unit: int) -> UnitEntry | None:
+    """The entry of a unit, or None where the unit is not done.
+
+    Raises:
+        LabelSetError: the entry was altered.
+    """
+    path = entry_path(directory, unit)
+    if not path.exists():
+        return None
+    mend = "delete the entry and run the same `labeler label` command: the unit is done again"
+    try:
+        entry = UnitEntry.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise LabelSetError("the journal entry cannot be read", path=path, mend=mend) from error
+    if entry.sealed().self_digest != entry.self_digest or entry.unit != unit:
+        raise LabelSetError("the journal entry was altered", path=path, mend=mend)
+    return entry
+
+
+def read_entries(directory: Path, units: int) -> list[UnitEntry]:
+    """The entries of all finished units among the first `units`, by unit number."""
+    return [e for unit in range(units) if (e := read_entry(directory, unit)) is not None]

@@ -1,0 +1,178 @@
+"""Open a label set and read its row groups, verified. The trainer's only way in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.errors import LabelSetError
+from schemas.fingerprint import sha256_bytes, tokenizer_digest
+from schemas.index import read_index
+from schemas.journal import ByteRange, read_entries
+from schemas.manifest import Manifest, read_manifest
+from schemas.shard import check_footer
+
+TOKENIZER = "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """One row group: the unit in which label sets are verified and read.
+
+    Attributes:
+        shard: path of the shard relative to the set; index: the row group's place in it.
+        bytes: its stretch of the file, with row, label and token counts and the hash.
+        footer: the shard's footer, the same for all its row groups.
+    """
+
+    shard: str
+    index: int
+    bytes: ByteRange
+    footer: ByteRange
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """An opened label set; `open_label_set` makes it.
+
+    Attributes:
+        path: the set's folder.
+        manifest: its checked manifest.
+        row_groups: all row groups, by unit.
+    """
+
+    path: Path
+    manifest: Manifest
+    row_groups: tuple[RowGroup, ...]
+    _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Shard paths relative to the set, by unit."""
+        return tuple(dict.fromkeys(group.shard for group in self.row_groups))
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences."""
+        return sum(group.bytes.rows for group in self.row_groups)
+
+    @property
+    def labels(self) -> int:
+        """Number of labeled positions."""
+        return sum(group.bytes.labels for group in self.row_groups)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens, labeled or not."""
+        return sum(group.bytes.tokens for group in self.row_groups)
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Folder with the teacher's tokenizer files."""
+        return self.path / TOKENIZER
+
+    def read_row_group(
+        self, group: RowGroup, columns: Sequence[str] | None = None, *, verify: bool = True
+    ) -> pa.Table:
+        """Read a row group from disk, by default only after its bytes proved to be unaltered.
+
+        Args:
+            group: one of `self.row_groups`.
+            columns: the columns to read; all by default.
+            verify: hash the row group's bytes and compare with the index.
+
+        Raises:
+            LabelSetError: the shard is missing, truncated or altered, or is another set's.
+        """
+        path = self.path / group.shard
+        if not path.is_file():
+            raise _damaged("the shard is missing", path)
+        with pa.memory_map(str(path)) as source:
+            if source.size() != group.footer.stop:
+                raise _damaged(
+                    f"the shard has {source.size()} bytes, the index says {group.footer.stop}", path
+                )
+            data = memoryview(source.read_buffer())
+            metadata = self._footers.get(group.shard)
+            if metadata is None:
+                _check_bytes(data, group.footer, "the footer", path)
+                metadata = pq.read_metadata(source)
+                check_footer(metadata, self.manifest, path)
+                self._footers[group.shard] = metadata
+            if verify:
+                _check_bytes(data, group.bytes, f"row group {group.index}", path)
+            reader = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=verify)
+            return reader.read_row_group(group.index, columns=columns)
+
+
+def _check_bytes(data: memoryview, stretch: ByteRange, what: str, path: Path) -> None:
+    if sha256_bytes(data[stretch.start : stretch.stop]) != stretch.sha256:
+        raise _damaged(f"{what} was altered (bytes {stretch.start} to {stretch.stop})", path)
+
+
+def _damaged(what: str, path: Path) -> LabelSetError:
+    unit = path.stem.removeprefix("part-")
+    return LabelSetError(
+        what,
+        path=path,
+        mend=f"delete the shard and journal/unit-{unit}.json, then run the same `labeler label` "
+        "command: only this unit is labeled again",
+    )
+
+
+def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet:
+    """Open a label set and check all that is not label data: manifest, index, tokenizer.
+
+    Row groups are checked when they are read.
+
+    Args:
+        path: the set's folder.
+        allow_partial: open a set that is still being labeled, with the units done so far. Units
+            are drawn by hash, so they are an unbiased sample of the whole.
+
+    Raises:
+        LabelSetError: it is missing, altered, unfinished, or of an unknown version.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    if manifest.status == "complete":
+        shards = read_index(directory, manifest.index_pages)
+    elif allow_partial:
+        entries = read_entries(directory, manifest.planned_units)
+        shards = {entry.shard: (list(entry.row_groups), entry.footer) for entry in entries}
+    else:
+        raise LabelSetError(
+            "the label set is not finished",
+            path=directory,
+            mend="run the same `labeler label` command to finish it, or pass --allow-partial",
+        )
+    check_tokenizer(directory, manifest)
+    groups = tuple(
+        RowGroup(shard=shard, index=index, bytes=stretch, footer=footer)
+        for shard, (stretches, footer) in shards.items()
+        for index, stretch in enumerate(stretches)
+    )
+    return LabelSet(directory, manifest, groups)
+
+
+def check_tokenizer(directory: Path, manifest: Manifest) -> None:
+    """Refuse a set whose tokenizer files are missing or are not the teacher's.
+
+    Raises:
+        LabelSetError: with the file concerned.
+    """
+    for file in manifest.tokenizer_files:
+        path = directory / file.path
+        if not path.is_file() or sha256_bytes(path.read_bytes()) != file.sha256:
+            state = "altered" if path.is_file() else "missing"
+            raise LabelSetError(
+                f"a tokenizer file is {state}",
+                path=path,
+                mend="copy it again from the teacher's checkpoint",
+            )
+    if tokenizer_digest(directory / TOKENIZER) != manifest.identity.tokenizer:
+        raise LabelSetError("the tokenizer is not the teacher's", path=directory / TOKENIZER)

@@ -1,0 +1,202 @@
+"""`manifest.json`: what a label set is, which teacher made it, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.atomic import write_atomic
+from schemas.errors import IdentityError, LabelSetError
+from schemas.fingerprint import sha256_json
+from schemas.version import FORMAT_MAJOR, FORMAT_VERSION, KNOWN_CODECS, PLAIN_1
+
+MANIFEST = "manifest.json"
+
+
+class Model(BaseModel):
+    """Frozen, and strict about unknown fields: a misspelt setting must not pass in silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sampling(Model):
+    """How generations were sampled. Labels are T = 1 distributions whatever stands here."""
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+class Identity(Model):
+    """All that decides what the labels are. Two label sets with equal identity may be joined.
+
+    Attributes:
+        weights: digest of the teacher's weights (`weights_scope` says of all bytes or headers).
+        model_config_digest: digest of the teacher's `config.json`.
+        tokenizer: digest of the tokenizer (`schemas.fingerprint.tokenizer_digest`).
+        vocab_size: number of real token ids, `len(tokenizer)`; ids at or past it never occur.
+        chat_template: digest of the chat template and its arguments; None where none was applied.
+        dtype: the dtype the teacher ran in; head_dtype: that of its output projection.
+        mode: `score` (teacher-forced) or `generate`.
+        k: number of top logprobs stored a position.
+        max_length: longest sequence in tokens; overlap: tokens shared by neighbouring chunks.
+    """
+
+    weights: str
+    weights_scope: Literal["full", "header"] = "full"
+    model_config_digest: str
+    tokenizer: str
+    vocab_size: int
+    chat_template: str | None
+    dtype: str
+    head_dtype: str
+    quantization: str | None = None
+    mode: Literal["score", "generate"]
+    k: int
+    max_length: int
+    overlap: int
+    sampling: Sampling | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 over every field."""
+        return sha256_json(self.model_dump(mode="json"))
+
+
+class FileDigest(Model):
+    """A file of the set, by its path relative to the set's folder."""
+
+    path: str
+    sha256: str
+
+
+class Totals(Model):
+    """Sums over all shards; counted when the set is finalised."""
+
+    units: int
+    rows: int
+    tokens: int
+    labels: int
+    rejects: int
+    bytes: int
+
+
+class Manifest(Model):
+    """The first file a reader opens; everything else is reached, and checked, from here."""
+
+    format_version: str = FORMAT_VERSION
+    codec: str = PLAIN_1
+    status: Literal["running", "complete"]
+    identity: Identity
+    identity_digest: str
+    tail_source: str
+    entropy_source: str
+    plan: FileDigest
+    planned_units: int
+    tokenizer_files: tuple[FileDigest, ...]
+    index_pages: tuple[FileDigest, ...] = ()
+    totals: Totals | None = None
+    provenance: dict[str, Any]
+    self_digest: str = ""
+
+    def sealed(self) -> Manifest:
+        """The same manifest with its own digest filled in."""
+        content = self.model_dump(mode="json") | {"self_digest": ""}
+        return self.model_copy(update={"self_digest": sha256_json(content)})
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write the manifest atomically, sealed with its own digest."""
+    write_atomic(directory / MANIFEST, manifest.sealed().model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        LabelSetError: it is missing, not JSON, altered, or of an unknown version or codec.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise LabelSetError(
+            "no label set here: manifest.json is missing",
+            path=directory,
+            mend="give the folder that `labeler label --out` wrote",
+        )
+    try:
+        raw = path.read_text(encoding="utf-8")
+        content = Manifest.model_validate_json(raw)
+    except (ValidationError, UnicodeDecodeError) as error:
+        _refuse_unknown_version(path)
+        raise LabelSetError(
+            f"the manifest cannot be read: {_first_line(error)}",
+            path=path,
+            mend="run the `labeler label` command that made the set again, or restore the file",
+        ) from error
+    _check_version(content.format_version, content.codec, path)
+    if content.sealed().self_digest != content.self_digest:
+        raise LabelSetError(
+            "the manifest was altered: its digest of itself does not match",
+            path=path,
+            mend="restore the file from a copy; a manifest is never edited by hand",
+        )
+    if content.identity.digest != content.identity_digest:
+        raise LabelSetError("the identity and its digest differ", path=path)
+    return content
+
+
+def require_same_identity(expected: Identity, found: Identity, *, path: Path, mend: str) -> None:
+    """Refuse two identities that differ, naming every field that does.
+
+    Raises:
+        IdentityError: with one line a field.
+    """
+    ours, theirs = expected.model_dump(mode="json"), found.model_dump(mode="json")
+    different = [name for name in ours if ours[name] != theirs[name]]
+    if different:
+        lines = "".join(f"\n  {n}: here {theirs[n]!r}, asked {ours[n]!r}" for n in different)
+        raise IdentityError(
+            f"the label set was made with other settings:{lines}", path=path, mend=mend
+        )
+
+
+def _check_version(format_version: str, codec: str, path: Path) -> None:
+    major = format_version.split(".")[0]
+    if major != str(FORMAT_MAJOR):
+        raise LabelSetError(
+            f"format version {format_version}; this softshards reads {FORMAT_MAJOR}.x",
+            path=path,
+            mend=f"install a softshards that reads format {major}.x",
+        )
+    if codec not in KNOWN_CODECS:
+        raise LabelSetError(
+            f"unknown codec {codec!r}; this softshards reads {', '.join(KNOWN_CODECS)}",
+            path=path,
+            mend="install a newer softshards",
+        )
+
+
+def _refuse_unknown_version(path: Path) -> None:
+    """A later format may have fields we do not know: say so, rather than 'extra field'."""
+
+    class Head(BaseModel):
+        format_version: str
+        codec: str
+
+    try:
+        head = Head.model_validate_json(path.read_bytes())
+    except ValidationError:
+        return
+    _check_version(head.format_version, head.codec, path)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0]

@@ -1,0 +1,13 @@
+"""Versions that a label set carries: what a reader checks before it believes anything else."""
+
+FORMAT_MAJOR = 1
+FORMAT_MINOR = 0
+FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+
+PLAIN_1 = "plain/1"
+"""Codec: uint16 or int32 ids, float16 logprobs, readable by any Parquet reader (docs/format.md)."""
+
+KNOWN_CODECS = (PLAIN_1,)
+
+__version__ = "0.1.0"
+"""Version of the distribution `softshards`; recorded as provenance, never checked."""
