@@ -1,0 +1,271 @@
+"""A tiny teacher, its tokenizer, and label sets made by it through the schemas API alone.
+
+The label set that comes out is what `labeler label` would write: the trainer cannot tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
+from schemas.atomic import atomic_path
+from schemas.codec import Labels, encode
+from schemas.fingerprint import (
+    TOKENIZER_FILES,
+    sha256_file,
+    tokenizer_digest,
+    weights_digest,
+)
+from schemas.index import write_index
+from schemas.journal import UnitEntry, rejects_path, shard_name, write_entry, write_rejects
+from schemas.manifest import FileDigest, Identity, Manifest, Totals, write_manifest
+from schemas.plan import write_plan
+from schemas.shard import byte_ranges, footer_metadata
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEXT = [
+    "the cat sat on the mat and looked at the dog",
+    "a dog ran after the cat, but the cat was faster",
+    "labels are made once and many students learn from them",
+    "a student that sees the whole distribution learns more from every token",
+    "the tail is the mass outside the top of the distribution",
+]
+
+
+def make_tokenizer(path: Path, vocab_size: int = 300, text: list[str] = TEXT) -> int:
+    """Train a byte-level BPE tokenizer, save it, return its length."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    fast.save_pretrained(path)
+    return len(fast)
+
+
+def make_model(
+    path: Path, *, vocab_size: int, layers: int = 2, seed: int = 0, **config: Any
+) -> None:
+    """Save a random Llama, sharp enough that its distributions are not flat."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+    LlamaForCausalLM(LlamaConfig(**(settings | config))).save_pretrained(path)
+
+
+@dataclass(kw_only=True)
+class Row:
+    """What a row is before it is labeled. Spans: (start, stop, kind)."""
+
+    id: str
+    input_ids: list[int]
+    spans: list[tuple[int, int, str]]
+    student_input_ids: list[int] | None = None
+    student_spans: list[tuple[int, int, str]] | None = None
+
+    @property
+    def n_labels(self) -> int:
+        return sum(stop - start for start, stop, _ in self.spans)
+
+
+def random_rows(
+    count: int, vocab_size: int, *, seed: int = 0, shortest: int = 6, longest: int = 48
+) -> list[Row]:
+    """Rows of random tokens; every third has two spans with a gap."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for index in range(count):
+        length = int(rng.integers(shortest, longest + 1))
+        ids = rng.integers(1, vocab_size, length).tolist()
+        spans = [(1, length, "text")]
+        if index % 3 == 2:
+            spans = [(2, 3, "thinking"), (4, length, "answer")]
+        rows.append(Row(id=f"row{index:03d}", input_ids=ids, spans=spans))
+    return rows
+
+
+@torch.no_grad()
+def teacher_logprobs(model: torch.nn.Module, ids: list[int], vocab_size: int) -> torch.Tensor:
+    """Float64 log-probabilities [length, vocab_size]; row t is for the token at t + 1."""
+    logits = model(torch.tensor([ids])).logits[0, :, :vocab_size]
+    return torch.log_softmax(logits.double(), -1)
+
+
+def label_row(model: torch.nn.Module, row: Row, vocab_size: int, k: int) -> Labels:
+    """Label a row by one forward pass of the teacher."""
+    logp = teacher_logprobs(model, row.input_ids, vocab_size)
+    at = [t for start, stop, _ in row.spans for t in range(start, stop)]
+    logp = logp[[t - 1 for t in at]]
+    top = logp.topk(k, dim=-1)
+    rest = logp.scatter(1, top.indices, float("-inf"))
+    tokens = torch.tensor([row.input_ids[t] for t in at], dtype=torch.int64)
+    return Labels(
+        topk_ids=top.indices.numpy().astype(np.int32),
+        topk_logprobs=top.values.numpy().astype(np.float32),
+        tail_logprob=rest.logsumexp(1).numpy().astype(np.float32),
+        token_logprob=logp.gather(1, tokens[:, None])[:, 0].numpy().astype(np.float32),
+    )
+
+
+def build_label_set(
+    path: Path,
+    teacher_dir: Path,
+    rows: list[Row],
+    *,
+    vocab_size: int,
+    k: int = 8,
+    rows_per_unit: int = 12,
+    rows_per_group: int = 4,
+    max_length: int = 64,
+) -> Path:
+    """Write a complete label set of `rows` to `path`."""
+    model = LlamaForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
+    (path / "tokenizer").mkdir(parents=True)
+    files = []
+    for name in TOKENIZER_FILES:
+        if (teacher_dir / name).exists():
+            data = (teacher_dir / name).read_bytes()
+            (path / "tokenizer" / name).write_bytes(data)
+            digest = sha256_file(path / "tokenizer" / name)
+            files.append(FileDigest(path=f"tokenizer/{name}", sha256=digest))
+    identity = Identity(
+        weights=weights_digest(teacher_dir),
+        model_config_digest=sha256_file(teacher_dir / "config.json"),
+        tokenizer=tokenizer_digest(teacher_dir),
+        vocab_size=vocab_size,
+        chat_template=None,
+        dtype="float32",
+        head_dtype="float32",
+        mode="score",
+        k=k,
+        max_length=max_length,
+        overlap=0,
+    )
+    units = [rows[i : i + rows_per_unit] for i in range(0, len(rows), rows_per_unit)]
+    plan = write_plan(path, [_plan_table(unit, number) for number, unit in enumerate(units)])
+    entries = [
+        _write_unit(path, number, unit, model, identity, rows_per_group)
+        for number, unit in enumerate(units)
+    ]
+    totals = Totals(
+        units=len(units),
+        rows=sum(e.rows for e in entries),
+        tokens=sum(e.tokens for e in entries),
+        labels=sum(e.labels for e in entries),
+        rejects=0,
+        bytes=sum(e.bytes for e in entries),
+    )
+    manifest = Manifest(
+        status="complete",
+        identity=identity,
+        identity_digest=identity.digest,
+        plan=plan,
+        planned_units=len(units),
+        tokenizer_files=tuple(files),
+        index_pages=write_index(path, entries),
+        totals=totals,
+        provenance={"engine": "transformers", "model": "tiny"},
+    )
+    write_manifest(path, manifest)
+    return path
+
+
+def _write_unit(
+    path: Path,
+    number: int,
+    unit: list[Row],
+    model: torch.nn.Module,
+    identity: Identity,
+    rows_per_group: int,
+) -> UnitEntry:
+    schema = row_schema(identity.vocab_size)
+    labels = [label_row(model, row, identity.vocab_size, identity.k) for row in unit]
+    columns: dict[str, Any] = {
+        "id": [row.id for row in unit],
+        "chunk": [0] * len(unit),
+        "sample": [0] * len(unit),
+        "n_tokens": [len(row.input_ids) for row in unit],
+        "n_labels": [row.n_labels for row in unit],
+        "input_ids": [row.input_ids for row in unit],
+        "spans": [_spans(row.spans) for row in unit],
+        "student_input_ids": [row.student_input_ids for row in unit],
+        "student_spans": [_spans(row.student_spans) for row in unit],
+    }
+    encoded = encode(labels, identity.vocab_size)
+    arrays = []
+    for column in schema:
+        if column.name in encoded:
+            arrays.append(encoded[column.name].cast(column.type))
+        elif column.name in columns:
+            arrays.append(pa.array(columns[column.name], column.type))
+        else:
+            arrays.append(pa.nulls(len(unit), column.type))
+    footer = footer_metadata(identity, unit=number, tail_source="exact", entropy_source="none")
+    schema = schema.with_metadata(footer)
+    table = pa.table(arrays, schema=schema)
+    shard = path / shard_name(number)
+    with atomic_path(shard) as tmp, shard_writer(tmp, schema) as writer:
+        writer.write_table(table, row_group_size=rows_per_group)
+    groups, foot = byte_ranges(shard)
+    entry = UnitEntry(
+        unit=number,
+        shard=shard_name(number),
+        rows=len(unit),
+        labels=sum(row.n_labels for row in unit),
+        tokens=sum(len(row.input_ids) for row in unit),
+        rejects=0,
+        row_groups=groups,
+        footer=foot,
+        rejects_sha256=write_rejects(rejects_path(path, number), []),
+        provenance={},
+    )
+    write_entry(path, entry)
+    return entry
+
+
+def _plan_table(unit: list[Row], number: int) -> pa.Table:
+    rows = [
+        {
+            "unit": number,
+            "id": row.id,
+            "chunk": 0,
+            "n_tokens": len(row.input_ids),
+            "n_labels": row.n_labels,
+            "input_ids": row.input_ids,
+            "spans": _spans(row.spans),
+            "student_input_ids": row.student_input_ids,
+            "student_spans": _spans(row.student_spans),
+        }
+        for row in unit
+    ]
+    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+
+
+def _spans(spans: list[tuple[int, int, str]] | None) -> list[dict[str, Any]] | None:
+    if spans is None:
+        return None
+    return [{"start": start, "stop": stop, "kind": kind} for start, stop, kind in spans]

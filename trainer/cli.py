@@ -1,0 +1,122 @@
+"""Command `trainer`. Heavy imports happen inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+from rich.console import Console
+
+from schemas import SoftshardsError, __version__
+from trainer.config import EvaluateConfig, ReportConfig, SliceConfig, TrainConfig
+
+USER_ERROR = 2
+
+app = App(
+    name="trainer",
+    version=__version__,
+    help="Train students on a label set: no teacher in memory. See also `labeler --help`.",
+    help_format="markdown",
+)
+
+
+@app.command
+def train(config: TrainConfig) -> int:
+    """Train a student on a label set.
+
+    Minimises forward KL to the teacher (over its stored top-k and the mass outside it) plus
+    cross-entropy on the actual tokens. The run can be killed at any moment: the same command goes
+    on from the newest checkpoint and gives the very same loss curve. A finished run is reused.
+    Several processes: `accelerate launch -m trainer train ...`.
+
+    Example: `trainer train --labels LABELS --student STUDENT --out RUN --epochs 2`
+    """
+    from schemas import open_label_set
+    from trainer.finished import RESULT, read_finished, run_facts
+
+    labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    if read_finished(config.out, run_facts(config, labels)):
+        _say(f"finished: reused {config.out / RESULT}")
+        return 0
+    from trainer.loop import train as run
+
+    return run(config)
+
+
+@app.command(name="slice")
+def slice_(config: SliceConfig) -> int:
+    """Make a student by leaving layers of the teacher out.
+
+    Removes one layer after the other: each time the one without which the model stays closest to
+    the teacher's labels (KL with tail, on training labels), among those that change their input
+    least. The result is a checkpoint to train; without training it is a poor model.
+
+    Example: `trainer slice --teacher TEACHER --labels LABELS --out STUDENT --keep 20`
+    """
+    from trainer.slicing import slice_teacher
+
+    return slice_teacher(config)
+
+
+@app.command
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure models on a held-out label set, against the teacher that labeled it.
+
+    Per model and per kind of span: perplexity on the actual tokens, forward KL to the teacher with
+    tail, and how often both find the same token likeliest. The teacher's own perplexity comes from
+    its labels; it is not loaded. Models that were measured before are reused.
+
+    Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json`
+    """
+    from trainer.evaluate import evaluate as run
+
+    return run(config)
+
+
+@app.command
+def report(config: ReportConfig) -> int:
+    """Put students, baselines and teacher side by side in one HTML file.
+
+    Takes what `trainer evaluate` and `labeler bench` measured and the logs of training runs.
+
+    Example: `trainer report --eval eval.json --bench bench.json --run kd=RUN_KD --run ce=RUN_CE
+    --baseline untrained=STUDENT --labels LABELS --out report.html`
+    """
+    from trainer.report import report as run
+
+    return run(config)
+
+
+@app.meta.default
+def launcher(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(name="--config")] = None,
+) -> int | None:
+    """Train students on a label set.
+
+    Args:
+        config: YAML file with flags of the command, one a line (`pack_tokens: 1024`). Flags on the
+            command line win; unknown names are refused.
+    """
+    if config is not None:
+        app.config = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
+    return app(tokens, result_action="return_value", exit_on_error=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors of the user's making end it with one message and code 2."""
+    try:
+        code = app.meta(arguments, result_action="return_value")
+    except SoftshardsError as error:
+        _say(f"error: {error}")
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)

@@ -1,0 +1,271 @@
+"""Settings of a training run. Attribute docstrings are the help text of `trainer train`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from schemas.errors import SoftshardsError
+
+OPERATIONAL = frozenset(
+    {
+        *("labels", "out", "resume", "save_every", "keep_checkpoints", "tracker"),
+        *("eval_labels", "eval_every", "gradient_checkpointing", "allow_partial"),
+    }
+)
+"""Settings that do not change what is learned: a resumed run may change them. The label set is
+compared by its digests, not by where it lies."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """All that `trainer train` can be told."""
+
+    labels: Path
+    """Label set to train on: the folder that `labeler label` wrote."""
+
+    student: Path
+    """Student to train: a Hugging Face checkpoint folder with the teacher's tokenizer."""
+
+    out: Path
+    """Folder for checkpoints, log and the trained model (OUT/final)."""
+
+    from_config: bool = False
+    """Ignore the student's weights: start from random ones, drawn from --seed."""
+
+    kl: float = 1.0
+    """Weight of the forward KL to the teacher (top-k and tail). 0 trains on plain CE."""
+
+    ce: float = 1.0
+    """Weight of the cross-entropy on the actual tokens."""
+
+    epochs: int = 1
+    """Passes over the label set."""
+
+    max_steps: int | None = None
+    """Stop after this many steps, or earlier where the epochs end first."""
+
+    lr: float = 3e-4
+    """Peak learning rate of AdamW."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+
+    warmup: float = 0.05
+    """Warm-up: a share of all steps if below 1, else a number of steps."""
+
+    weight_decay: float = 0.01
+    """Weight decay of matrices (not of norms and biases)."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging coefficients."""
+
+    clip: float = 1.0
+    """Largest gradient norm; 0 does not clip."""
+
+    pack_tokens: int = 2048
+    """Tokens in one packed sequence, the micro-batch. No row may be longer."""
+
+    packs_per_step: int = 8
+    """Packs in an optimizer step over all ranks, by gradient accumulation: the global batch."""
+
+    window: int = 8
+    """Row groups that are shuffled together and held in memory."""
+
+    seed: int = 0
+    """Decides the order of the data and random weights."""
+
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 autocast over fp32 weights (losses are computed in fp32 either way)."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    compile: bool = False
+    """Compile the student's body with torch.compile; pads each pack to --pack-tokens."""
+
+    save_every: int = 200
+    """Steps between checkpoints; 0 saves only when stopped by a signal."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
+
+    resume: Literal["auto", "never"] = "auto"
+    """auto goes on from the newest checkpoint in OUT; never refuses an OUT that has any."""
+
+    eval_labels: Path | None = None
+    """Held-out label set to measure while training (into OUT/eval.jsonl)."""
+
+    eval_every: int = 0
+    """Steps between measurements on --eval-labels; 0 never."""
+
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Where to log besides OUT/log.jsonl; needs softshards[trackers]."""
+
+    allow_partial: bool = False
+    """Train on a label set that is still being labeled: the finished units are a fair sample."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            SoftshardsError: naming the flag and what it allows.
+        """
+        for name in ("epochs", "pack_tokens", "packs_per_step", "window", "keep_checkpoints"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("kl", "ce", "weight_decay", "clip", "warmup", "save_every", "eval_every"):
+            value = getattr(self, name)
+            self._require(name, math.isfinite(value) and value >= 0, "0 or more")
+        self._require("kl", self.kl + self.ce > 0, "above 0 where --ce is 0")
+        self._require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0")
+        self._require("betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
+        self._require("seed", self.seed >= 0, "0 or more")
+        self._require("pack_tokens", self.pack_tokens >= 2, "at least 2: a label needs a context")
+        self._require("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        if self.eval_every and self.eval_labels is None:
+            raise SoftshardsError(
+                "--eval-every without anything to measure on",
+                mend="pass --eval-labels with a held-out label set",
+            )
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            flag = "--" + name.replace("_", "-")
+            raise SoftshardsError(f"{flag} is {getattr(self, name)}; it must be {allowed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
+            for name, v in values.items()
+        }
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what is learned, for comparison with an earlier run's."""
+        return {name: v for name, v in self.to_dict().items() if name not in OPERATIONAL}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SliceConfig:
+    """All that `trainer slice` can be told."""
+
+    teacher: Path
+    """Teacher to slice: a Hugging Face checkpoint folder."""
+
+    labels: Path
+    """Label set of *training* data to measure layers on."""
+
+    out: Path
+    """Folder for the student."""
+
+    keep: int | None = None
+    """How many layers to keep; which ones is measured."""
+
+    layers: str | None = None
+    """Which layers to keep instead, counted from 0 and separated by commas: 0,1,5."""
+
+    candidates: int = 4
+    """Layers tried a removal: those that change their input least (block influence)."""
+
+    sample_tokens: int = 2048
+    """Label tokens to measure on."""
+
+    seed: int = 0
+    """Which rows the sample is."""
+
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What to measure in; the student is saved as the teacher was."""
+
+    allow_partial: bool = False
+    """Measure on a label set that is still being labeled."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            SoftshardsError: naming the flag.
+        """
+        if (self.keep is None) == (self.layers is None):
+            raise SoftshardsError("give either --keep or --layers")
+        for name in ("keep", "candidates", "sample_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SoftshardsError(f"--{name.replace('_', '-')} is {value}; it must be >= 1")
+        _ = self.chosen
+
+    @property
+    def chosen(self) -> list[int] | None:
+        """The layers named by --layers, or None."""
+        if self.layers is None:
+            return None
+        try:
+            chosen = [int(part) for part in self.layers.split(",")]
+        except ValueError as error:
+            raise SoftshardsError(f"--layers is {self.layers!r}; it must be like 0,1,5") from error
+        if chosen != sorted(set(chosen)) or chosen[0] < 0:
+            raise SoftshardsError("--layers must be ascending, each layer once, from 0")
+        return chosen
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """All that `trainer evaluate` can be told."""
+
+    labels: Path
+    """Held-out label set to measure on."""
+
+    model: tuple[Path, ...]
+    """Checkpoint folder to measure; once for each model."""
+
+    out: Path
+    """JSON file for the results; models already in it are not measured again."""
+
+    teacher: Path | None = None
+    """Teacher's checkpoint, only to count its parameters and bytes; it is not loaded."""
+
+    pack_tokens: int | None = None
+    """Tokens run at once; by default 2048, or the label set's longest sequence if that is more."""
+
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """What the models run in (log-probabilities are in fp32 either way)."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Print the results as JSON on stdout."""
+
+    allow_partial: bool = False
+    """Measure on a label set that is still being labeled."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """All that `trainer report` can be told."""
+
+    eval: Path
+    """Results of `trainer evaluate`."""
+
+    out: Path
+    """HTML file to write."""
+
+    run: tuple[str, ...] = ()
+    """NAME=DIR of a training run (its OUT); once for each."""
+
+    baseline: tuple[str, ...] = ()
+    """NAME=DIR of a model that was measured but not trained here; once for each."""
+
+    labels: tuple[Path, ...] = ()
+    """Label set to say the origin of; once for each."""
+
+    bench: Path | None = None
+    """Speeds from `labeler bench --out`."""
+
+    title: str = "Distillation report"
+    """Heading of the report."""

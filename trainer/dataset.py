@@ -1,0 +1,315 @@
+"""Stream a label set as packs: verified, decoded and packed one window ahead of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from schemas import Labels, LabelSet, LabelSetError, SoftshardsError, decode, open_label_set
+from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
+from schemas.codec import LABEL_COLUMNS
+from schemas.fingerprint import sha256_json
+from trainer.order import cut_windows, row_group_order
+from trainer.packing import pack_window
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
+
+STATE_VERSION = 1
+LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
+ROW_COLUMNS = (*KEY_COLUMNS, *LENGTH_COLUMNS, "input_ids", "spans", "student_spans", *LABEL_COLUMNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderState:
+    """A place in the endless sequence of packs; all that a resumed reader needs to know.
+
+    `pack` counts packs of the window, whatever the world size. It may point past the window's end:
+    the surplus is then counted on in the next window.
+    """
+
+    version: int = STATE_VERSION
+    seed: int = 0
+    epoch: int = 0
+    window: int = 0
+    pack: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """As JSON-able numbers."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(content: dict[str, int]) -> ReaderState:
+        """The inverse of `to_dict`.
+
+        Raises:
+            SoftshardsError: another version of softshards wrote it.
+        """
+        if content.get("version") != STATE_VERSION:
+            raise SoftshardsError(
+                f"reader state version {content.get('version')}, this softshards reads "
+                f"{STATE_VERSION}",
+                mend="resume with the softshards that wrote the checkpoint",
+            )
+        return ReaderState(**content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The decoded rows of one window, as the student is to see them.
+
+    Attributes:
+        keys: name of each row. tokens: int32, all rows' ids; row i has
+            tokens[token_offsets[i]:token_offsets[i + 1]].
+        labels: all rows' labels; row i has [label_offsets[i], label_offsets[i + 1]).
+        positions: int64 [labels], the place t of each labeled token in its own row.
+        kinds: int64 [labels], index into `schemas.arrow.SPAN_KINDS`.
+    """
+
+    keys: list[str]
+    tokens: NDArray[np.int32]
+    token_offsets: NDArray[np.int64]
+    labels: Labels
+    label_offsets: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Rows that are trained on as one sequence. `state` is where to go on after it."""
+
+    window: Window
+    rows: NDArray[np.int64]
+    state: ReaderState
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows."""
+        offsets = self.window.token_offsets
+        return int((offsets[self.rows + 1] - offsets[self.rows]).sum())
+
+    @property
+    def n_labels(self) -> int:
+        """Labeled positions of all rows."""
+        offsets = self.window.label_offsets
+        return int((offsets[self.rows + 1] - offsets[self.rows]).sum())
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the rows."""
+        return [self.window.keys[row] for row in self.rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCount:
+    """What `epochs` passes over a label set come to."""
+
+    packs: int
+    tokens: int
+    fill: float
+
+
+class LabelDataset:
+    """An iterable over the packs of a label set, resumable at any pack.
+
+    All ranks walk one global sequence of packs and rank r of w takes packs r, r + w, r + 2w, ...,
+    so the sequence is the same at any world size. Each rank reads every window.
+
+    Args:
+        labels: an opened label set, or the folder of a complete one.
+        pack_tokens: most tokens in a pack; no row may be longer.
+        seed: what the order depends on, with the epoch.
+        window: row groups that are shuffled together and held in memory (twice: one window ahead).
+        epochs: passes over the set; None never ends.
+        rank, world_size: which packs of the global sequence to yield.
+        state: where to start; its seed must be `seed`. By default at the beginning.
+
+    Raises:
+        LabelSetError: the set cannot be opened, or holds no label.
+    """
+
+    def __init__(
+        self,
+        labels: LabelSet | Path | str,
+        *,
+        pack_tokens: int,
+        seed: int = 0,
+        window: int = 8,
+        epochs: int | None = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        state: ReaderState | None = None,
+    ) -> None:
+        self.labels = labels if isinstance(labels, LabelSet) else open_label_set(labels)
+        if self.labels.labels == 0:
+            raise LabelSetError("the label set holds no labels", path=self.labels.path)
+        if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
+            raise ValueError("need pack_tokens >= 2, window >= 1 and 0 <= rank < world_size")
+        self.state = state or ReaderState(seed=seed)
+        if self.state.seed != seed:
+            raise ValueError(f"the state belongs to seed {self.state.seed}, not {seed}")
+        self.pack_tokens, self.seed, self.window, self.epochs = pack_tokens, seed, window, epochs
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Generator[Pack]:
+        """Yield this rank's packs from `self.state` on, and keep `self.state` up to date."""
+        epoch, window, at = self.state.epoch, self.state.window, self.state.pack + self.rank
+        place: tuple[int, int] | None = (epoch, window)
+        if self.epochs is not None and epoch >= self.epochs:
+            return
+        pool = ThreadPoolExecutor(1, thread_name_prefix="label-reader")
+        try:
+            ahead: Future[tuple[Window, list[NDArray[np.int64]]]] = pool.submit(
+                self._load, epoch, window
+            )
+            while place is not None:
+                epoch, window = place
+                data, packs = ahead.result()  # the reader's error is raised here, as it is
+                place = self._after(epoch, window)
+                if place is not None:
+                    ahead = pool.submit(self._load, *place)
+                for index in range(at, len(packs), self.world_size):
+                    at = index + self.world_size
+                    self.state = ReaderState(
+                        seed=self.seed, epoch=epoch, window=window, pack=at - self.rank
+                    )
+                    yield Pack(window=data, rows=packs[index], state=self.state)
+                at -= len(packs)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def count(self) -> PackCount:
+        """Count the packs of all epochs; reads the set's length columns, and no labels."""
+        if self.epochs is None:
+            raise ValueError("without a number of epochs there is no end to count to")
+        lengths = [self._lengths(group) for group in range(len(self.labels.row_groups))]
+        packs = tokens = 0
+        for epoch in range(self.epochs):
+            for window, groups in enumerate(self._windows(epoch)):
+                rows = np.concatenate([lengths[group] for group in groups])
+                cut = self._pack(rows, epoch, window, lambda row, g=groups: self._name(g, row))
+                packs, tokens = packs + len(cut), tokens + int(rows.sum())
+        return PackCount(packs=packs, tokens=tokens, fill=tokens / max(1, packs * self.pack_tokens))
+
+    def _windows(self, epoch: int) -> list[NDArray[np.int64]]:
+        order = row_group_order(len(self.labels.row_groups), self.seed, epoch)
+        return cut_windows(order, self.window)
+
+    def _after(self, epoch: int, window: int) -> tuple[int, int] | None:
+        if window + 1 < -(-len(self.labels.row_groups) // self.window):
+            return epoch, window + 1
+        return None if self.epochs is not None and epoch + 1 >= self.epochs else (epoch + 1, 0)
+
+    def _load(self, epoch: int, window: int) -> tuple[Window, list[NDArray[np.int64]]]:
+        groups = [self.labels.row_groups[i] for i in self._windows(epoch)[window]]
+        columns = list(ROW_COLUMNS)
+        table = pa.concat_tables(
+            [self.labels.read_row_group(group, columns, verify=True) for group in groups]
+        )
+        data = decode_window(table)
+        lengths = np.diff(data.token_offsets)
+        return data, self._pack(lengths, epoch, window, lambda row: data.keys[row])
+
+    def _pack(
+        self, lengths: NDArray[np.int64], epoch: int, window: int, row_name: Any
+    ) -> list[NDArray[np.int64]]:
+        return pack_window(
+            lengths,
+            self.pack_tokens,
+            seed=self.seed,
+            epoch=epoch,
+            window=window,
+            row_name=row_name,
+        )
+
+    def _lengths(self, group: int) -> NDArray[np.int64]:
+        """Lengths of a row group's labeled rows; what they are is verified when they are read."""
+        table = self.labels.read_row_group(
+            self.labels.row_groups[group], list(LENGTH_COLUMNS), verify=False
+        )
+        student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
+        lengths = pc.coalesce(student, table["n_tokens"]).to_numpy()
+        return lengths[table["n_labels"].to_numpy() > 0].astype(np.int64)
+
+    def _name(self, groups: NDArray[np.int64], row: int) -> str:
+        columns = [*KEY_COLUMNS, "n_labels"]
+        read = self.labels.read_row_group
+        tables = [read(self.labels.row_groups[g], columns, verify=False) for g in groups]
+        return _keys(_labeled(pa.concat_tables(tables)))[row]
+
+
+def decode_window(table: pa.Table) -> Window:
+    """Rows of a shard to arrays; rows without labels are left out.
+
+    The student's own context is taken where a row has one, the teacher's elsewhere.
+    """
+    table = _labeled(table).combine_chunks()
+    keys = _keys(table)
+    tokens = _either(table, "student_input_ids", "input_ids")
+    spans = _either(table, "student_spans", "spans")
+    decoded = decode(table)
+    flat = spans.flatten()
+    start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))
+    first = np.cumsum(stop - start) - (stop - start)  # the label at which each span begins
+    positions = np.arange((stop - start).sum()) + np.repeat(start - first, stop - start)
+    if len(positions) != len(decoded.labels):
+        raise LabelSetError(
+            f"spans cover {len(positions)} positions and there are {len(decoded.labels)} labels",
+            row=f"{keys[0]} or one of the {len(keys) - 1} after it",
+            mend="run `labeler verify` on the label set",
+        )
+    kind = pc.index_in(flat.field("kind"), pa.array(SPAN_KINDS)).to_numpy(zero_copy_only=False)
+    return Window(
+        keys=keys,
+        tokens=tokens.flatten().to_numpy(),
+        token_offsets=_list_offsets(tokens),
+        labels=decoded.labels,
+        label_offsets=decoded.offsets,
+        positions=positions,
+        kinds=np.repeat(kind.astype(np.int64), stop - start),
+    )
+
+
+def label_set_digests(labels: LabelSet) -> dict[str, str]:
+    """What says that two label sets are the same one, wherever they lie.
+
+    `content` covers the hash of every row group that is there, so that an unfinished set differs
+    from itself once more of it is done.
+    """
+    return {
+        "identity": labels.manifest.identity_digest,
+        "plan": labels.manifest.plan.sha256,
+        "content": sha256_json([group.bytes.sha256 for group in labels.row_groups]),
+    }
+
+
+def _labeled(table: pa.Table) -> pa.Table:
+    has_labels = pc.greater(table["n_labels"], 0)
+    return table if pc.all(has_labels).as_py() else table.filter(has_labels)
+
+
+def _keys(table: pa.Table) -> list[str]:
+    rows = zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True)
+    return [f"{record} (chunk {chunk}, sample {sample})" for record, chunk, sample in rows]
+
+
+def _either(table: pa.Table, first: str, second: str) -> pa.ListArray:
+    """The first column where it is not null, else the second, as one array."""
+    if table[first].null_count == table.num_rows:
+        column = table[second]
+    else:
+        column = pc.if_else(pc.is_valid(table[first]), table[first], table[second])
+    return column.combine_chunks()
+
+
+def _list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
+    offsets = array.offsets.to_numpy()
+    return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)

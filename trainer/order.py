@@ -1,0 +1,44 @@
+"""In which order an epoch visits a label set: pure functions of (seed, epoch, window).
+
+Row groups are shuffled over the whole set, cut into windows of a few row groups, and rows are
+permuted inside their window. A reader therefore holds one window in memory and can start at any
+window without reading what came before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def permutation(n: int, *key: int | str) -> NDArray[np.int64]:
+    """A permutation of range(n) that depends on `key` alone, on any platform and NumPy version.
+
+    NumPy promises stable raw streams of its bit generators, but not stable `shuffle` or
+    `permutation`: so sort raw Philox words, with ties (which do not occur in practice) by index.
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    words = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(n)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def row_group_order(n_groups: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of all row groups in an epoch."""
+    return permutation(n_groups, "row groups", seed, epoch)
+
+
+def cut_windows(order: NDArray[np.int64], window: int) -> list[NDArray[np.int64]]:
+    """Cut an order into windows of `window` row groups; the last may be smaller."""
+    return [order[start : start + window] for start in range(0, len(order), window)]
+
+
+def row_order(n_rows: int, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+    """The order of the rows of a window, which numbers them in the order of its row groups."""
+    return permutation(n_rows, "rows", seed, epoch, window)
+
+
+def pack_order(n_packs: int, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+    """The order of a window's packs: packing sorts by length, and this undoes the sorting."""
+    return permutation(n_packs, "packs", seed, epoch, window)

@@ -1,0 +1,255 @@
+"""A student: any Hugging Face causal LM with the teacher's tokenizer, and a head that knows labels.
+
+The head's op runs inside the head module's own forward: under FSDP the weight is whole only there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from schemas.errors import IdentityError, SoftshardsError
+from schemas.fingerprint import tokenizer_digest
+from schemas.labelset import LabelSet
+from trainer.collate import Attention, Batch
+from trainer.objective import StudentOutput
+from trainer.ops import linear_label_logprobs
+
+PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+HEAD_CHECK_TOKENS = 16
+HEAD_CHECK_TOLERANCE = 2e-3
+
+disable_progress_bar()  # our own bars say more than one of how many tensors were loaded
+
+
+class LabelHead(nn.Linear):
+    """An `lm_head` that, given ids, returns log-probabilities of those instead of all logits.
+
+    A head becomes one by assigning `__class__`: parameters, names and weight tying stay as they
+    are, so checkpoints do too.
+    """
+
+    def forward(
+        self,
+        input: Tensor,
+        ids: Tensor | None = None,
+        target: Tensor | None = None,
+        valid_vocab: int | None = None,
+        softcap: float | None = None,
+    ) -> Any:
+        """Logits [..., V] without `ids`, else what `linear_label_logprobs` returns."""
+        if ids is None:
+            return super().forward(input)
+        return linear_label_logprobs(
+            input,
+            self.weight,
+            ids,
+            target=target,
+            bias=self.bias,
+            softcap=softcap,
+            valid_vocab=valid_vocab,
+        )
+
+
+class Student(nn.Module):
+    """A causal LM whose forward takes a `Batch` and returns label log-probabilities.
+
+    Args:
+        model: the causal LM; its head is turned into a `LabelHead`.
+        valid_vocab: number of real token ids; the head may be padded past them.
+    """
+
+    def __init__(self, model: PreTrainedModel, valid_vocab: int) -> None:
+        super().__init__()
+        head = model.get_output_embeddings()
+        if type(head) is nn.Linear:
+            head.__class__ = LabelHead
+        if not isinstance(head, LabelHead):
+            raise SoftshardsError(
+                f"the output head is a {type(head).__name__}, not a plain linear layer",
+                mend="use a student with an ordinary, unquantised lm_head",
+            )
+        rows = head.weight.shape[0]
+        if rows < valid_vocab:
+            raise SoftshardsError(
+                f"the student's head has {rows} rows and the tokenizer {valid_vocab} ids",
+                mend="resize the student's embeddings, or take a student made for this tokenizer",
+            )
+        self.model, self.valid_vocab = model, valid_vocab
+        text = model.config.get_text_config()
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        # Granite divides its logits, Cohere multiplies them; the same as scaling the input.
+        self.scale = float(getattr(text, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+        self.attention = attention_of(model)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The final hidden states [n, d] that predict the labeled tokens."""
+        states = self.model.base_model(**batch.model_inputs).last_hidden_state[0, batch.rows]
+        return states if self.scale == 1.0 else states * self.scale
+
+    def forward(self, batch: Batch) -> StudentOutput:
+        """Log-probabilities at the labels of a batch."""
+        return self.label_logprobs(self.hidden(batch), batch.topk_ids, batch.targets)
+
+    def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
+        """The head's part of `forward`."""
+        head: Any = self.model.get_output_embeddings()
+        output: StudentOutput = head(hidden, ids, target, self.valid_vocab, self.softcap)
+        return output
+
+
+def load_student(
+    path: Path, labels: LabelSet, *, from_config: bool = False, seed: int = 0
+) -> Student:
+    """Load a student in float32 and check that it fits the label set.
+
+    Args:
+        path: a checkpoint folder; with `from_config` a folder with at least a `config.json`.
+        labels: the label set it is to learn from, or be measured on.
+        from_config: draw random weights from `seed` instead of loading any.
+
+    Raises:
+        IdentityError: its tokenizer is not the teacher's.
+        SoftshardsError: it cannot be loaded, packed, or its head is not one we know how to fuse.
+    """
+    if not (path / "config.json").is_file():
+        raise SoftshardsError(
+            "no model here: config.json is missing",
+            path=path,
+            mend="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+        )
+    check_tokenizer(path, labels, required=not from_config)
+    try:
+        attention = _implementation()
+        if from_config:
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(path), attn_implementation=attention
+            ).float()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, attn_implementation=attention
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
+    student = Student(model, labels.manifest.identity.vocab_size)
+    check_head(student)
+    return student
+
+
+def attention_of(model: PreTrainedModel) -> Attention:
+    """How to keep packed documents apart in this model.
+
+    Raises:
+        SoftshardsError: it has layers that carry state from token to token whatever the mask says.
+    """
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
+    if kinds - PACKABLE_LAYERS:
+        raise SoftshardsError(
+            f"the student has {', '.join(sorted(kinds - PACKABLE_LAYERS))} layers, which would "
+            "leak from one packed document into the next",
+            mend="use a student whose layers are all attention",
+        )
+    if text._attn_implementation == "flash_attention_2":
+        return "varlen"
+    windowed = getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}
+    return "positions" if windowed else "mask"
+
+
+def _implementation() -> str:
+    from transformers.utils import is_flash_attn_2_available
+
+    usable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "flash_attention_2" if usable and is_flash_attn_2_available() else "sdpa"
+
+
+@torch.no_grad()
+def check_head(student: Student) -> None:
+    """Refuse a model whose logits are not what our head computes from its last hidden states.
+
+    Raises:
+        SoftshardsError: it does something to its logits that we do not know of.
+    """
+    if student.attention == "varlen":
+        return  # flash attention runs neither on the CPU nor in float32
+    model, vocab = student.model, student.valid_vocab
+    ids = torch.arange(HEAD_CHECK_TOKENS)[None] * 7919 % vocab
+    training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] * student.scale
+    _, _, found = student.label_logprobs(states, ids[0, :, None], ids[0])
+    model.train(training)
+    expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
+    gap = float((found - expected).abs().max())
+    if not gap < HEAD_CHECK_TOLERANCE:
+        raise SoftshardsError(
+            f"{type(model).__name__} transforms its logits in a way this trainer does not know "
+            f"(log-probabilities differ by {gap:.2g})",
+            mend="use another student architecture, or report this one",
+        )
+
+
+def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> None:
+    """Refuse a student whose tokenizer gives other ids than the teacher's.
+
+    Raises:
+        IdentityError: with both digests, both sizes and an example of what differs.
+    """
+    expected = labels.manifest.identity.tokenizer
+    try:
+        found = tokenizer_digest(path)
+    except FileNotFoundError as error:
+        if not required:
+            return
+        raise IdentityError(
+            "the student has no tokenizer, so nothing says that its ids mean what the teacher's do",
+            path=path,
+            mend=f"if they do, copy the files of {labels.tokenizer_dir} into the folder",
+        ) from error
+    if found != expected:
+        raise IdentityError(
+            "the student's tokenizer is not the teacher's: the labels' ids would mean other "
+            f"tokens\n  digest: student {found[:16]}, teacher {expected[:16]}"
+            f"{_difference(path, labels.tokenizer_dir)}",
+            path=path,
+            mend="take a student of the teacher's family (or `trainer slice` one from the teacher)",
+        )
+
+
+def _difference(student_dir: Path, teacher_dir: Path) -> str:
+    files = [folder / "tokenizer.json" for folder in (student_dir, teacher_dir)]
+    if not all(file.is_file() for file in files):
+        return ""
+    from tokenizers import Tokenizer
+
+    student, teacher = (
+        {number: token for token, number in Tokenizer.from_file(str(f)).get_vocab().items()}
+        for f in files
+    )
+    lines = f"\n  vocabulary: student {len(student)} ids, teacher {len(teacher)}"
+    for number in sorted(student.keys() | teacher.keys()):
+        ours, theirs = student.get(number), teacher.get(number)
+        if ours != theirs:
+            return f"{lines}\n  for example id {number}: student {ours!r}, teacher {theirs!r}"
+    ours_json, theirs_json = (json.loads(f.read_text(encoding="utf-8")) for f in files)
+    parts = [k for k in theirs_json if ours_json.get(k) != theirs_json[k]]
+    parts = [k for k in parts if k not in ("padding", "truncation")]
+    return f"{lines}\n  every id has the same token; what differs: {', '.join(parts)}"
+
+
+def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
+    """Number of parameters (tied ones once), with and without the embeddings and head."""
+    total = sum(p.numel() for p in model.parameters())
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    outer = {id(p): p.numel() for table in tables for p in table.parameters()}
+    return {"parameters": total, "non_embedding": total - sum(outer.values())}
