@@ -44,8 +44,9 @@ class Labels:
 
     def __getitem__(self, rows: slice | NDArray[Any]) -> Labels:
         """The labels at some positions; arrays are views where numpy gives views."""
-        arrays: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Labels(**{name: None if a is None else a[rows] for name, a in arrays.items()})
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken: dict[str, Any] = {n: None if a is None else a[rows] for n, a in arrays.items()}
+        return Labels(**taken)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,8 +94,6 @@ class Manifest(Model):
     status: Literal["running", "complete"]
     identity: Identity
     identity_digest: str
-    tail_source: str
-    entropy_source: str
     plan: FileDigest
     planned_units: int
     tokenizer_files: tuple[FileDigest, ...]

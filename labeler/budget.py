@@ -1,0 +1,78 @@
+"""What a run will cost, said before it starts: bytes, disk, engine memory, time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from labeler.config import LabelConfig
+from schemas import Identity, SoftshardsError
+
+BYTES_A_LABEL = 2.8
+"""Bytes a stored logprob (id and value) under plain/1 with zstd; `benchmarks.codec` measures it."""
+BYTES_A_POSITION = 8.0
+"""Bytes a position beside them: tail, actual token, spans, text."""
+ENGINE_EFFICIENCY = 0.5
+"""Share of the measured matrix-multiply speed that scoring reaches; a rough figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Estimates for a run. `seconds` is rough: within a factor of three."""
+
+    bytes: int
+    free_bytes: int
+    logits_bytes: int
+    seconds: float
+
+
+def estimate(
+    config: LabelConfig, identity: Identity, *, tokens: int, labels: int, weights_bytes: int
+) -> Budget:
+    """Estimate a run over `tokens` prompt or document tokens and `labels` label positions."""
+    item = torch.empty(0, dtype=getattr(torch, identity.dtype)).element_size()
+    parameters = weights_bytes / item
+    work = tokens if config.mode == "score" else tokens + labels
+    speed = _matmul_flops(identity.dtype) * ENGINE_EFFICIENCY
+    return Budget(
+        bytes=int(labels * (identity.k * BYTES_A_LABEL + BYTES_A_POSITION)),
+        free_bytes=shutil.disk_usage(_existing(config.out)).free,
+        logits_bytes=config.max_batched_tokens * identity.vocab_size * 4,
+        seconds=2 * parameters * work / speed,
+    )
+
+
+def require_space(budget: Budget, out: Path) -> None:
+    """Refuse a run that cannot fit on the disk.
+
+    Raises:
+        SoftshardsError: the estimate is more than what is free.
+    """
+    if budget.bytes > budget.free_bytes:
+        raise SoftshardsError(
+            f"the label set would take about {budget.bytes / 1e9:.1f} GB, "
+            f"free are {budget.free_bytes / 1e9:.1f} GB",
+            path=out,
+            mend="lower --k, label less, or choose another disk for --out",
+        )
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _matmul_flops(dtype: str) -> float:
+    """Floating-point operations a second of one matrix product on the device that is there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 1024
+    a = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

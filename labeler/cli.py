@@ -1,0 +1,275 @@
+"""The command `labeler`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from labeler.config import LabelConfig
+from labeler.console import err, human_bytes, human_seconds, out
+from schemas import SoftshardsError, __version__
+
+app = App(
+    name="labeler",
+    version=__version__,
+    help="""Run a teacher once over a corpus or prompts and keep its soft labels as Parquet.
+
+    Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted.""",
+)
+
+
+@app.command
+def label(
+    inputs: list[str],
+    *,
+    settings: LabelConfig,
+    dry_run: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Label a corpus or prompts with a teacher; stop it whenever you like, run it again to go on.
+
+    Writes a label set to --out: one Parquet shard a work unit, each on disk for good before the
+    next begins. The same command continues an unfinished set and leaves a finished one alone.
+
+    Example: `labeler label corpus.jsonl --model ./teacher --out ./labels --k 64`
+
+    Parameters
+    ----------
+    inputs
+        Files (.jsonl, .jsonl.zst, .parquet, .txt) or folders of them.
+    dry_run
+        Print the plan with estimated bytes and time; write nothing, load no teacher.
+    as_json
+        Print the summary as JSON on standard output.
+    """
+    from labeler.vllm_engine import prepare_environment
+
+    prepare_environment()
+    from labeler import run
+
+    if dry_run:
+        _print_plan(inputs, settings, as_json=as_json)
+        return
+    summary = run.label(inputs, settings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(summary)))
+        return
+    size = f"{human_bytes(summary.bytes)}, {summary.bytes / max(1, summary.labels):.0f} B a label"
+    work = f"{summary.units_labeled} units labeled, {summary.units_reused} reused"
+    out.print(
+        f"{summary.out}: {summary.status}, {summary.rows} rows, {summary.labels} labels ({size}), "
+        f"{summary.rejects} rejects; {work}, {human_seconds(summary.seconds)}"
+    )
+
+
+def _print_plan(inputs: list[str], settings: LabelConfig, *, as_json: bool) -> None:
+    from labeler import run
+
+    planned, budget = run.dry_run(inputs, settings)
+    plan = {
+        "units": len(planned.units),
+        "rows": planned.rows,
+        "tokens": planned.total("n_tokens"),
+        "labels": planned.total("n_labels"),
+        "rejects": len(planned.rejects),
+        "estimated_bytes": budget.bytes,
+        "free_bytes": budget.free_bytes,
+        "logits_bytes": budget.logits_bytes,
+        "estimated_seconds": round(budget.seconds),
+    }
+    if as_json:
+        print(json.dumps(plan))
+        return
+    most = " at most" if settings.mode == "generate" else ""
+    out.print(f"rows          {planned.rows} in {len(planned.units)} units")
+    out.print(f"tokens        {plan['tokens']}, labels {plan['labels']}{most}")
+    out.print(f"rejects       {len(planned.rejects)}")
+    for reject in planned.rejects[:5]:
+        out.print(f"              {reject.id}: {reject.reason}")
+    out.print(f"size          about {human_bytes(budget.bytes)}{most}")
+    out.print(f"free disk     {human_bytes(budget.free_bytes)}")
+    out.print(
+        f"engine        {human_bytes(budget.logits_bytes)} of logits a step, beside its model"
+    )
+    out.print(f"time          roughly {human_seconds(budget.seconds)} (within a factor of three)")
+    out.print("nothing was written (--dry-run)")
+
+
+@app.command
+def inspect(
+    labels: Path,
+    *,
+    row: str | None = None,
+    positions: int = 20,
+    rejects: bool = False,
+    allow_partial: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Say what is in a label set; with --row, show what the teacher said token by token.
+
+    Example: `labeler inspect ./labels --row corpus.jsonl:7`
+
+    Parameters
+    ----------
+    labels
+        Folder of the label set.
+    row
+        The id of a row to print with its tokens beside the teacher's top 5 (`first` takes any).
+    positions
+        Labeled positions of that row to print.
+    rejects
+        List what could not be labeled, and why.
+    allow_partial
+        Also open a set that is still being labeled.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler import inspection
+
+    if rejects:
+        inspection.print_rejects(labels, as_json=as_json)
+    elif row is not None:
+        inspection.print_row(labels, row, positions, partial=allow_partial, as_json=as_json)
+    else:
+        inspection.print_summary(labels, partial=allow_partial, as_json=as_json)
+
+
+@app.command
+def verify(
+    labels: Path,
+    *,
+    rescore: int = 0,
+    model: Path | None = None,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    allow_partial: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Check a label set: hashes, schema and invariants; with --rescore, the labels themselves.
+
+    Example: `labeler verify ./labels --rescore 4 --model ./teacher`
+
+    Parameters
+    ----------
+    labels
+        Folder of the label set.
+    rescore
+        Rows to compute again with the transformers reference engine.
+    model
+        Folder of the teacher, for --rescore; by default the one the set was made with.
+    tolerance
+        Largest difference of a logprob that counts as equal, beside the rounding of storage.
+        Raise it for teachers in bfloat16.
+    seed
+        Seed of the choice of rows.
+    allow_partial
+        Also check a set that is still being labeled.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.verification import print_verification
+
+    good = print_verification(
+        labels,
+        rescore=rescore,
+        model=model,
+        tolerance=tolerance,
+        seed=seed,
+        partial=allow_partial,
+        as_json=as_json,
+    )
+    if not good:
+        sys.exit(1)
+
+
+@app.command
+def bench(
+    model: list[str],
+    *,
+    labels: Path,
+    out_file: Annotated[Path | None, Parameter(name="--out")] = None,
+    sequences: int = 16,
+    prompt_tokens: int = 128,
+    new_tokens: int = 64,
+    repeats: int = 3,
+    dtype: str = "float32",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Measure how fast vLLM runs models: tokens/s of reading and of generating, same input for all.
+
+    Each model runs in a process of its own. An --out file that already holds the same measurement
+    is reused.
+
+    Example: `labeler bench teacher=./teacher student=./student --labels ./labels`
+
+    Parameters
+    ----------
+    model
+        Folders of checkpoints, each as FOLDER or NAME=FOLDER.
+    labels
+        A label set, from which the input sequences are taken.
+    out_file
+        Write the figures to this JSON file, for `trainer report --bench`.
+    sequences
+        Sequences a measurement.
+    prompt_tokens
+        Tokens read a sequence.
+    new_tokens
+        Tokens generated a sequence.
+    repeats
+        Measurements a model; the median counts.
+    dtype
+        dtype to run all models in.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler import benching
+
+    workload = benching.Workload(
+        labels=str(labels),
+        sequences=sequences,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        dtype=dtype,
+    )
+    benching.print_bench(model, workload, out_file, as_json=as_json)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Path | None = None,
+) -> None:
+    """Run a command with settings from a file.
+
+    Parameters
+    ----------
+    config
+        YAML file with the command's own flags as keys; flags on the command line win.
+    """
+    if config is not None:
+        if not config.is_file():
+            raise SoftshardsError("no such file", path=config, mend="check --config")
+        app.config = (
+            cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
+        )
+    app(tokens)
+
+
+def main() -> None:
+    """Entry point: errors a user can act on are one message, never a traceback."""
+    try:
+        app.meta()
+    except SoftshardsError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("interrupted; what was finished is safe, the same command goes on from there")
+        sys.exit(130)
