@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ import zstandard
 from schemas import SoftshardsError
 from schemas.fingerprint import sha256_file
 
+ZSTD_BLOCK = 1 << 18
 SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet", ".txt")
 
 
@@ -122,9 +122,7 @@ def _whole_text(file: SourceFile) -> Record | Reject:
 
 def _json_lines(file: SourceFile) -> Iterator[Record | Reject]:
     with file.path.open("rb") as raw:
-        compressed = file.path.name.endswith(".zst")
-        stream: Any = zstandard.ZstdDecompressor().stream_reader(raw) if compressed else raw
-        lines = io.BufferedReader(stream) if compressed else raw
+        lines = _zstd_lines(raw) if file.path.name.endswith(".zst") else raw
         for number, line in enumerate(lines):
             if not line.strip():
                 continue
@@ -140,6 +138,27 @@ def _json_lines(file: SourceFile) -> Iterator[Record | Reject]:
             else:
                 reason = f"line {number + 1} is a JSON {type(columns).__name__}, not an object"
                 yield Reject(id=name, source=file.name, reason=reason)
+
+
+def _zstd_lines(raw: BinaryIO) -> Iterator[bytes]:
+    """Lines of a zstd stream of one or more frames, a block at a time.
+
+    Raises:
+        zstandard.ZstdError: the stream is damaged, or ends inside a frame. (The library's own
+            stream reader takes such an end for the end of the data.)
+    """
+    frame, rest = None, b""
+    while block := raw.read(ZSTD_BLOCK):
+        while block:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            *lines, rest = (rest + frame.decompress(block)).split(b"\n")
+            yield from lines
+            block = frame.unused_data
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise zstandard.ZstdError("the file ends inside a zstd frame: it was cut off")
+    if rest:
+        yield rest
 
 
 def _parquet(file: SourceFile) -> Iterator[Record]:

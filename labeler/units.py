@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import platform
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -154,7 +153,6 @@ def _provenance(engine: Engine, seconds: float) -> dict[str, Any]:
         "softshards": __version__,
         "pyarrow": pa.__version__,
         "device": facts.device,
-        "host": platform.node(),
         "settings": {name: str(value) for name, value in facts.settings.items()},
         "engine_seconds": round(seconds, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

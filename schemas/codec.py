@@ -60,8 +60,8 @@ class DecodedLabels:
 def bucketed_entropy(labels: Labels) -> NDArray[np.float32]:
     """Entropy in nats [n] of the k + 1 outcomes (top-k, tail): a lower bound of the full one."""
     logs = np.concatenate([labels.topk_logprobs, labels.tail_logprob[:, None]], axis=1)
-    logs = logs.astype(np.float64)
-    terms = np.where(np.isfinite(logs), np.exp(logs) * logs, 0.0)
+    logs = np.maximum(logs.astype(np.float64), -1e4)  # 0 log 0 = 0, and exp(-1e4) is 0
+    terms = np.exp(logs) * logs
     return np.asarray(-terms.sum(axis=1), dtype=np.float32)
 
 
@@ -127,8 +127,8 @@ def decode(table: pa.Table) -> DecodedLabels:
     lengths = np.diff(inner)
     k = int(lengths.max(initial=0))
     if (lengths == k).all():
-        ids_2d = ids.astype(np.int32).reshape(-1, k)
-        topk_2d = topk.astype(np.float32).reshape(-1, k)
+        ids_2d = ids.astype(np.int32).reshape(len(lengths), k)
+        topk_2d = topk.astype(np.float32).reshape(len(lengths), k)
     else:
         real = np.arange(k) < lengths[:, None]
         ids_2d = np.full(real.shape, PAD_ID, np.int32)

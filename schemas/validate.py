@@ -158,7 +158,7 @@ def _label_values(
     smallest = np.where(real, logs, np.inf).min(axis=1, initial=np.inf)
     too_likely = ~hit.any(axis=1) & (token > smallest + tolerance)
     yield from broken("the actual token is outside the top-k but more likely than it", too_likely)
-    outside = ~hit.any(axis=1) & (token > tail + 2e-3 + 2 * HALF_STEP * np.abs(tail))
+    outside = ~hit.any(axis=1) & (token > tail + 2e-3 + 2 * HALF_STEP * np.abs(token))
     yield from broken("the actual token outside the top-k is likelier than the tail", outside)
 
 

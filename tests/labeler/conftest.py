@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labeler.config import LabelConfig
+from tests.tiny_model import CHAT_TEMPLATE, TEXT, make_model, make_tokenizer
+
+REAL_TEACHER = Path(__file__).parents[2] / ".cache" / "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random teacher with a chat template and a head padded past its tokenizer."""
+    path = tmp_path_factory.mktemp("teacher")
+    vocab_size = make_tokenizer(path, chat_template=CHAT_TEMPLATE)
+    make_model(path, vocab_size=vocab_size + 20)
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_teacher() -> Path:
+    """SmolLM2-135M-Instruct, as scripts/get_teacher.py writes it."""
+    assert (REAL_TEACHER / "config.json").is_file(), f"run scripts/get_teacher.py {REAL_TEACHER}"
+    return REAL_TEACHER
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """24 short documents, some longer than the tests' --max-length."""
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"id": f"doc{i}", "text": " ".join(TEXT[i % 5 :] * (1 + i % 4))} for i in range(24)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def settings(teacher: Path, tmp_path: Path) -> Callable[..., LabelConfig]:
+    """Settings of a small run with the reference engine; keywords override."""
+
+    def make(**changes: Any) -> LabelConfig:
+        defaults: dict[str, Any] = {
+            "model": teacher,
+            "out": tmp_path / "labels",
+            "engine": "transformers",
+            "k": 8,
+            "max_length": 64,
+            "unit_labels": 300,
+            "row_group_labels": 128,
+        }
+        return LabelConfig(**(defaults | changes))
+
+    return make
+
+
+@pytest.fixture
+def run_labeler() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m labeler ARGUMENTS` as a user would."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "labeler", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+    return run
