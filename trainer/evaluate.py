@@ -1,0 +1,221 @@
+"""Measure models on a held-out label set, against the teacher that labeled it."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.arrow import SPAN_KINDS
+from schemas.atomic import write_atomic
+from schemas.fingerprint import weights_digest
+from trainer.collate import Batch, collate
+from trainer.config import EvaluateConfig
+from trainer.dataset import LabelDataset, label_set_digests
+from trainer.objective import label_losses
+from trainer.progress import ProgressBar
+from trainer.student import Student, load_student, parameter_counts
+
+RESULTS_VERSION = 1
+PACK_TOKENS = 2048
+CHUNK = 256
+"""Positions whose full logits are in memory at once, where the likeliest token is looked for."""
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """Measure every model that OUT does not have yet; return the exit code.
+
+    Raises:
+        SoftshardsError: OUT is about another label set, or a model does not fit it.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    results = _open_results(config, labels)
+    if config.teacher is not None:
+        results["teacher"] |= _teacher_size(config.teacher, labels)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for path in config.model:
+        digest = _digest(path)
+        asked = {"weights": digest, "dtype": config.dtype}
+        known = [r for r in results["models"] if asked.items() <= r.items()]
+        if known:
+            console.print(f"{path}: reused")
+            if str(path) not in known[0]["paths"]:
+                known[0]["paths"].append(str(path))
+            continue
+        student = load_student(path, labels).eval().to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
+            metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
+        size = parameter_counts(student.model) | {"bytes": _bytes(path)}
+        results["models"].append({"paths": [str(path)], **asked, **size, **metrics})
+        _write(config.out, results)
+        whole = metrics["all"]
+        console.print(
+            f"{path}: perplexity {whole['ppl']:.3f}, KL {whole['kl']:.4f} nats, "
+            f"agreement {whole['agreement']:.1%}"
+        )
+    _write(config.out, results)
+    if config.json:
+        sys.stdout.write(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+@torch.no_grad()
+def measure(
+    model: Any,
+    labels: LabelSet,
+    *,
+    device: torch.device,
+    pack_tokens: int | None = None,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Sums over every label of a set, divided by their number.
+
+    Args:
+        model: a `Student`, or one that DDP or FSDP wrapped.
+
+    Returns:
+        For "all" and each span kind present: labels, ce (nats), ppl, kl (nats, forward, bucketed),
+        agreement (share of positions where student and teacher find the same token likeliest),
+        and the teacher's own ce and ppl on the same tokens.
+    """
+    student = model if isinstance(model, Student) else model.module
+    budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
+    sums = torch.zeros(len(SPAN_KINDS), 5, dtype=torch.float64)
+    with ProgressBar("measure", labels.labels, enabled=show) as progress:
+        for pack in LabelDataset(labels, pack_tokens=budget, window=1):
+            batch = collate(pack, attention=student.attention).to(device)
+            hidden = student.hidden(batch)
+            output = student.label_logprobs(hidden, batch.topk_ids, batch.targets)
+            kl, ce = label_losses(output, batch)
+            agrees = _agreement(student, hidden, output[0], output[1], batch)
+            values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob]
+            stacked = torch.stack([v.double() for v in values], 1).cpu()
+            sums.index_add_(0, batch.kinds.cpu(), stacked)
+            progress.advance(len(ce))
+    present = {kind: row for kind, row in zip(SPAN_KINDS, sums) if row[0] > 0}
+    return {
+        "all": _means(sums.sum(0)),
+        "kinds": {kind: _means(row) for kind, row in present.items()},
+    }
+
+
+def _means(sums: Tensor) -> dict[str, float]:
+    count, ce, kl, agreement, teacher = sums.tolist()
+    return {
+        "labels": int(count),
+        "ce": ce / count,
+        "ppl": math.exp(min(ce / count, 700.0)),
+        "kl": kl / count,
+        "agreement": agreement / count,
+        "teacher_ce": teacher / count,
+        "teacher_ppl": math.exp(min(teacher / count, 700.0)),
+    }
+
+
+def _agreement(
+    student: Student, hidden: Tensor, logp: Tensor, log_rest: Tensor, batch: Batch
+) -> Tensor:
+    """1.0 where the student's likeliest token is the teacher's.
+
+    Most positions are decided by the labels alone: another labeled id is likelier, or the
+    teacher's choice has more mass than all unlabeled ids together. Only the rest needs logits.
+    """
+    first = logp[:, 0]
+    agrees = (first >= logp.max(1).values) & (first >= log_rest)
+    open_ = ((first >= logp.max(1).values) & ~agrees).nonzero()[:, 0]
+    head: Any = student.model.get_output_embeddings()
+    for rows in open_.split(CHUNK):
+        # Padding ids and softcap change nothing here: they are cut off, and it is monotonic.
+        logits = head(hidden[rows])[:, : student.valid_vocab]
+        agrees[rows] = logits.argmax(1) == batch.topk_ids[rows, 0]
+    return agrees
+
+
+def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
+    digests = label_set_digests(labels)
+    if config.out.is_file():
+        try:
+            results: dict[str, Any] = json.loads(config.out.read_text(encoding="utf-8"))
+            same = results["label_set"]["digests"] == digests
+            same &= results["version"] == RESULTS_VERSION
+        except (ValueError, KeyError, TypeError) as error:
+            raise SoftshardsError("not results of `trainer evaluate`", path=config.out) from error
+        if not same:
+            raise SoftshardsError(
+                "the results are about another label set",
+                path=config.out,
+                mend="give another --out: numbers of two held-out sets do not compare",
+            )
+        return results
+    manifest = labels.manifest
+    about = {
+        "path": str(labels.path),
+        "digests": digests,
+        "identity": manifest.identity.model_dump(mode="json"),
+        "provenance": manifest.provenance,
+        "rows": labels.rows,
+        "labels": labels.labels,
+    }
+    teacher = {"weights": manifest.identity.weights, **_teacher_metrics(labels)}
+    return {"version": RESULTS_VERSION, "label_set": about, "teacher": teacher, "models": []}
+
+
+def _teacher_metrics(labels: LabelSet) -> dict[str, Any]:
+    """The teacher's cross-entropy and perplexity, from the labels alone."""
+    total, count = 0.0, 0
+    for group in labels.row_groups:
+        column = labels.read_row_group(group, ["token_logprob"])["token_logprob"].combine_chunks()
+        values = column.flatten().to_numpy().astype("float64")
+        total, count = total - float(values.sum()), count + len(values)
+    ce = total / max(1, count)
+    return {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
+
+
+def _teacher_size(path: Path, labels: LabelSet) -> dict[str, Any]:
+    """Parameters and bytes of the teacher's checkpoint, from its headers.
+
+    Raises:
+        SoftshardsError: it is not the teacher that made the labels.
+    """
+    identity = labels.manifest.identity
+    try:
+        digest = weights_digest(path, full=identity.weights_scope == "full")
+    except FileNotFoundError as error:
+        raise SoftshardsError(str(error), mend="give the teacher's checkpoint folder") from error
+    if digest != identity.weights:
+        raise SoftshardsError(
+            f"--teacher has weights {digest[:16]}, the labels were made by {identity.weights[:16]}",
+            path=path,
+        )
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+        model.tie_weights()
+    return {"path": str(path), "bytes": _bytes(path), **parameter_counts(model)}
+
+
+def _digest(path: Path) -> str:
+    try:
+        return weights_digest(path)
+    except FileNotFoundError as error:
+        raise SoftshardsError(
+            "no model here: there are no weights", path=path, mend="give a checkpoint folder"
+        ) from error
+
+
+def _bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in [*path.glob("*.safetensors"), *path.glob("*.bin")])
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(results, indent=1) + "\n")
