@@ -195,12 +195,10 @@ def _teacher_size(path: Path, labels: LabelSet) -> dict[str, Any]:
             f"--teacher has weights {digest[:16]}, the labels were made by {identity.weights[:16]}",
             path=path,
         )
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with init_empty_weights():
+    with torch.device("meta"):  # shapes, no weights
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-        model.tie_weights()
     return {"path": str(path), "bytes": _bytes(path), **parameter_counts(model)}
 
 

@@ -72,7 +72,7 @@ def slice_teacher(config: SliceConfig) -> int:
     }
     _cut(student, kept)
     dtype = _stored_dtype(config)
-    student.model.to(dtype)
+    student.to(dtype)
     student.model.config.dtype = dtype
     save_model(student.model, config.out, tokenizer_dir=config.teacher, extra={SLICE: report})
     return 0

@@ -1,0 +1,274 @@
+"""Teacher, baselines and students side by side: one HTML file, and a table on the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+
+from schemas import SoftshardsError, __version__, open_label_set
+from schemas.atomic import write_atomic
+from schemas.fingerprint import weights_digest
+from trainer.config import ReportConfig
+from trainer.finished import FINAL, RESULT
+
+TEMPLATE = "report.html.jinja"
+INK = "#010203"
+"""Stands for the page's text colour in figures; replaced by `currentColor` in the SVG."""
+COLORS = ("#3b7dd8", "#d9822b", "#2f9e6e", "#a154c8", "#c8455c", "#7a8a2e")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One model of the table; None where something was not measured."""
+
+    name: str
+    role: str
+    path: str
+    ppl: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+    parameters: int | None = None
+    non_embedding: int | None = None
+    bytes: int | None = None
+    tokens_per_s: float | None = None
+    speedup: float | None = None
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+
+def report(config: ReportConfig) -> int:
+    """Write the report and print its table; return the exit code.
+
+    Raises:
+        SoftshardsError: something it needs was not measured, or cannot be read.
+    """
+    results = _read(config.eval, "results of `trainer evaluate`", ("teacher", "models"))
+    bench = _read(config.bench, "results of `labeler bench`", ("models",)) if config.bench else None
+    runs = [_named(value, "--run") for value in config.run]
+    baselines = [_named(value, "--baseline") for value in config.baseline]
+    teacher = _teacher_line(results, bench)
+    lines = [teacher]
+    lines += [_line(n, "baseline", path, results, bench, teacher) for n, path in baselines]
+    lines += [_line(n, "trained", path, results, bench, teacher) for n, path in runs]
+    curves = {name: _log(path) for name, path in runs}
+    html = (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            title=config.title,
+            version=__version__,
+            lines=lines,
+            held_out=results["label_set"],
+            label_sets=[_origin(path) for path in config.labels],
+            engine=(bench or {}).get("engine", {}),
+            figure=Markup(_figure(curves)) if any(curves.values()) else None,
+        )
+    )
+    write_atomic(config.out, html)
+    console = Console()
+    console.print(_table(lines))
+    console.print(f"report: {config.out}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _read(path: Path, what: str, needed: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in needed if name not in content]
+    except (OSError, ValueError, TypeError) as error:
+        raise SoftshardsError(f"cannot be read as {what}", path=path) from error
+    if missing:
+        raise SoftshardsError(f"not {what}: no {', '.join(missing)}", path=path)
+    return content
+
+
+def _named(value: str, flag: str) -> tuple[str, Path]:
+    name, equals, path = value.partition("=")
+    if not (name and equals and path):
+        raise SoftshardsError(f"{flag} {value}: it must be NAME=DIR")
+    if not Path(path).is_dir():
+        raise SoftshardsError(f"{flag} {name}: there is no such folder", path=path)
+    return name, Path(path)
+
+
+def _teacher_line(results: dict[str, Any], bench: dict[str, Any] | None) -> Line:
+    teacher = results["teacher"]
+    path = teacher.get("path", "")
+    measured = [m for m in results["models"] if m["weights"] == teacher["weights"]]
+    size = teacher if "parameters" in teacher else (measured[0] if measured else {})
+    places = [*([path] if path else []), *(p for m in measured for p in m["paths"])]
+    return Line(
+        name="teacher",
+        role="teacher",
+        path=path or ", ".join(places[:1]) or f"weights {teacher['weights'][:16]}",
+        ppl=teacher["ppl"],
+        parameters=size.get("parameters"),
+        non_embedding=size.get("non_embedding"),
+        bytes=size.get("bytes"),
+        tokens_per_s=_speed(bench, "teacher", [Path(p) for p in places]),
+        speedup=1.0 if bench else None,
+    )
+
+
+def _line(
+    name: str,
+    role: str,
+    path: Path,
+    results: dict[str, Any],
+    bench: dict[str, Any] | None,
+    teacher: Line,
+) -> Line:
+    model = path / FINAL if (path / FINAL).is_dir() else path
+    found = _measured(model, results)
+    speed = _speed(bench, name, [model, path])
+    training = None
+    if (path / RESULT).is_file():
+        training = _read(path / RESULT, "the result of `trainer train`", ("steps", "config"))
+    return Line(
+        name=name,
+        role=role,
+        path=str(path),
+        ppl=found["all"]["ppl"],
+        kl=found["all"]["kl"],
+        agreement=found["all"]["agreement"],
+        parameters=found["parameters"],
+        non_embedding=found["non_embedding"],
+        bytes=found["bytes"],
+        tokens_per_s=speed,
+        speedup=speed / teacher.tokens_per_s if speed and teacher.tokens_per_s else None,
+        kinds=found["kinds"],
+        training=training,
+    )
+
+
+def _measured(model: Path, results: dict[str, Any]) -> dict[str, Any]:
+    """What `trainer evaluate` says about a model, found by its weights: paths may have moved."""
+    try:
+        digest = weights_digest(model)
+    except FileNotFoundError as error:
+        raise SoftshardsError("there is no model here", path=model) from error
+    for entry in results["models"]:
+        if entry["weights"] == digest:
+            return entry
+    raise SoftshardsError(
+        "this model was not measured",
+        path=model,
+        mend=f"run `trainer evaluate --model {model}` with the --labels and --out of the others",
+    )
+
+
+def _speed(bench: dict[str, Any] | None, name: str, places: list[Path]) -> float | None:
+    """Scoring speed by path, else by name."""
+    models = (bench or {}).get("models", [])
+    resolved = {place.resolve() for place in places}
+    by_path = [m for m in models if Path(m["model"]).resolve() in resolved]
+    for entry in by_path or [m for m in models if m.get("name") == name]:
+        return float(entry["score_tokens_per_s"])
+    return None
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    path = out / "log.jsonl"
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _origin(path: Path) -> dict[str, Any]:
+    """Where a label set came from."""
+    labels = open_label_set(path, allow_partial=True)
+    manifest = labels.manifest
+    size = sum((labels.path / shard).stat().st_size for shard in labels.shards)
+    return {
+        "path": str(path),
+        "identity": manifest.identity.model_dump(mode="json"),
+        "status": manifest.status,
+        "provenance": manifest.provenance,
+        "rows": labels.rows,
+        "labels": labels.labels,
+        "bytes_per_label": size / max(1, labels.labels),
+    }
+
+
+def _figure(curves: dict[str, list[dict[str, Any]]]) -> str:
+    """Training curves as an SVG element: KL to the teacher and cross-entropy by tokens seen."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    colors = {"text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"}
+    style: Any = dict.fromkeys(colors, INK)
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "softshards", "font.size": 10}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
+        figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
+        panels = (
+            ("kl", "KL to teacher (nats per label)"),
+            ("ce", "cross-entropy (nats per label)"),
+        )
+        for axis, (part, label) in zip(axes, panels):
+            for (name, log), color in zip(curves.items(), COLORS * len(curves)):
+                tokens = [line["tokens"] for line in log]
+                axis.plot(tokens, [line[part] for line in log], label=name, color=color, lw=1.6)
+            axis.set_xlabel("training tokens")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.2, color=INK)
+            legend = axis.legend(frameon=False)
+            for text in legend.get_texts():
+                text.set_parse_math(False)  # a name with dollar signs is a name
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters |= {"number": _number, "size": _size, "percent": _percent, "times": _times}
+    return environment
+
+
+def _table(lines: list[Line]) -> Table:
+    table = Table(title="held-out")
+    columns = ("model", "ppl", "KL", "top-1", "params", "size", "tokens/s", "speed-up")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+    for line in lines:
+        cells = [_number(line.ppl, 2), _number(line.kl, 4), _percent(line.agreement)]
+        cells += [_size(line.parameters, ""), _size(line.bytes, "B")]
+        cells += [_number(line.tokens_per_s, 0), _times(line.speedup)]
+        table.add_row(line.name.replace("[", r"\["), *cells)
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}×"
+
+
+def _size(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".strip()
