@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
 from schemas.atomic import atomic_path
 from schemas.codec import Labels, encode
@@ -26,8 +29,6 @@ from schemas.journal import UnitEntry, rejects_path, shard_name, write_entry, wr
 from schemas.manifest import FileDigest, Identity, Manifest, Totals, write_manifest
 from schemas.plan import write_plan
 from schemas.shard import byte_ranges, footer_metadata
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEXT = [
     "the cat sat on the mat and looked at the dog",

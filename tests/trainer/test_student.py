@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from build_label_set import make_model, make_tokenizer
+from conftest import World
+from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
+
+from schemas import IdentityError, SoftshardsError, open_label_set
+from schemas.fingerprint import tokenizer_digest
+from trainer import student as student_module
+from trainer.collate import collate
+from trainer.config import SliceConfig
+from trainer.dataset import LabelDataset
+from trainer.slicing import slice_teacher
+from trainer.student import LabelHead, Student, check_head, load_student, parameter_counts
+
+
+def test_head_gives_logits_without_ids_and_labels_with_them(world: World) -> None:
+    labels = open_label_set(world.labels)
+    student = load_student(world.student, labels).eval()
+    head = student.model.get_output_embeddings()
+    assert isinstance(head, LabelHead)
+    assert head.weight is student.model.get_input_embeddings().weight  # still tied
+    batch = collate(next(iter(LabelDataset(labels, pack_tokens=128))))
+    with torch.no_grad():
+        logits = student.model(**batch.model_inputs).logits[0, batch.rows, : world.vocab_size]
+        logp, log_rest, target = student(batch)
+    dense = logits.log_softmax(-1)  # the padded ids are not there
+    torch.testing.assert_close(logp, dense.gather(1, batch.topk_ids), atol=1e-5, rtol=0)
+    torch.testing.assert_close(target, dense.gather(1, batch.targets[:, None])[:, 0])
+    total = logp.exp().sum(1) + log_rest.exp()
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+def test_op_runs_inside_the_heads_forward(world: World) -> None:
+    """Under FSDP the weight is whole only between the head's own hooks."""
+    labels = open_label_set(world.labels)
+    student = load_student(world.student, labels)
+    inside: list[str] = []
+    head = student.model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda *_: inside.append("in"))
+    student(collate(next(iter(LabelDataset(labels, pack_tokens=128)))))
+    assert inside == ["in"]
+
+
+def test_student_with_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(world.student, other)
+    make_tokenizer(other, vocab_size=280, text=["zebras quiz foxy jumps over lazy dogs"])
+    with pytest.raises(IdentityError) as caught:
+        load_student(other, open_label_set(world.labels))
+    message = str(caught.value)
+    assert "tokenizer is not the teacher's" in message
+    assert tokenizer_digest(other)[:16] in message
+    assert "for example id" in message
+    assert "vocabulary: student" in message
+    assert "mend:" in message
+
+
+def test_student_without_a_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
+    make_model(tmp_path, vocab_size=world.vocab_size, layers=1)
+    with pytest.raises(IdentityError, match="has no tokenizer"):
+        load_student(tmp_path, open_label_set(world.labels))
+    random = load_student(tmp_path, open_label_set(world.labels), from_config=True)
+    assert parameter_counts(random.model)["parameters"] > 0
+
+
+def test_student_with_too_few_ids_is_refused(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.student, tmp_path, dirs_exist_ok=True)
+    make_model(tmp_path, vocab_size=world.vocab_size - 10, layers=1)
+    with pytest.raises(SoftshardsError, match="rows and the tokenizer"):
+        load_student(tmp_path, open_label_set(world.labels))
+
+
+def test_scaled_and_unknown_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GraniteConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        logits_scaling=8.0,
+    )
+    student = Student(GraniteForCausalLM(config), 60)
+    check_head(student)
+    monkeypatch.setattr(student, "scale", 1.0)
+    monkeypatch.setattr(student_module, "HEAD_CHECK_TOLERANCE", 1e-6)
+    with pytest.raises(SoftshardsError, match="transforms its logits"):
+        check_head(student)
+
+
+def test_random_student_depends_on_the_seed_alone(world: World) -> None:
+    labels = open_label_set(world.labels)
+    one, two, three = (
+        next(load_student(world.student, labels, from_config=True, seed=s).parameters())
+        for s in (1, 1, 2)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+@pytest.fixture(scope="module")
+def deep(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher with two layers that do nothing between its own two."""
+    path = tmp_path_factory.mktemp("deep") / "teacher"
+    shutil.copytree(world.teacher, path)
+    make_model(path, vocab_size=world.vocab_size, layers=4, seed=9)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.load_state_dict(
+        AutoModelForCausalLM.from_pretrained(world.teacher).state_dict(), strict=False
+    )
+    layers = model.model.layers
+    layers[3].load_state_dict(layers[1].state_dict())
+    for idle in (1, 2):
+        torch.nn.init.zeros_(layers[idle].self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layers[idle].mlp.down_proj.weight)
+    model.save_pretrained(path)
+    return path
+
+
+def test_slice_leaves_out_the_layers_that_do_nothing(
+    world: World, deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SliceConfig(
+        teacher=deep, labels=world.labels, out=tmp_path / "s", keep=2, sample_tokens=300
+    )
+    assert slice_teacher(config) == 0
+    report = json.loads((tmp_path / "s" / "slice.json").read_text())
+    assert report["layers"] == [0, 3]
+    assert report["kl"] < 1e-5
+    student = load_student(tmp_path / "s", open_label_set(world.labels))
+    assert student.model.config.num_hidden_layers == 2
+    stamp = (tmp_path / "s" / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert slice_teacher(config) == 0
+    assert "reused" in capsys.readouterr().err
+    assert (tmp_path / "s" / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(SoftshardsError, match="other layers"):
+        slice_teacher(SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "s", keep=3))
+
+
+def test_slice_of_named_layers(world: World, deep: Path, tmp_path: Path) -> None:
+    config = SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "s", layers="0,2")
+    assert slice_teacher(config) == 0
+    assert json.loads((tmp_path / "s" / "slice.json").read_text())["layers"] == [0, 2]
+    with pytest.raises(SoftshardsError, match="only 4 layers"):
+        slice_teacher(
+            SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "x", layers="0,7")
+        )
+    with pytest.raises(SoftshardsError, match="either --keep or --layers"):
+        SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "x")
