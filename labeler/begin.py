@@ -88,6 +88,7 @@ def plan(files: list[SourceFile], config: LabelConfig, teacher: Teacher) -> Plan
             seed=config.seed,
             unit_labels=config.unit_labels,
             strict=config.strict,
+            inputs=", ".join(file.name for file in files[:3]) + (", ..." if files[3:] else ""),
         )
     share = len(planned.rejects) / max(1, len(planned.rejects) + planned.rows)
     if share > config.max_reject_share:

@@ -72,6 +72,8 @@ def labels_from_rows(
         raise CaptureError("the engine returned NaN logprobs")
     if (ids[:, 0] != tokens).any():
         raise CaptureError("the engine's labels are not of the tokens asked: they are shifted")
+    if (tokens >= vocab_size).any():
+        raise CaptureError(f"the engine generated an id outside the tokenizer: {tokens.max()}")
     top_ids, top = drop_padding(ids[:, 1:], logprobs[:, 1:], k=k, vocab_size=vocab_size)
     token = logprobs[:, 0]
     return Labels(

@@ -38,7 +38,12 @@ class Planned:
 
 
 def plan_units(
-    rendered: Iterable[Sequence | Reject], *, seed: int, unit_labels: int, strict: bool
+    rendered: Iterable[Sequence | Reject],
+    *,
+    seed: int,
+    unit_labels: int,
+    strict: bool,
+    inputs: str = "the input",
 ) -> Planned:
     """Assign sequences to units by a seeded hash of their keys, about `unit_labels` labels each.
 
@@ -65,7 +70,7 @@ def plan_units(
         first = f"; the first of {len(rejects)} rejects: {rejects[0].reason}" if rejects else ""
         raise SoftshardsError(
             f"nothing to label: the input has no usable record{first}",
-            path=rejects[0].source if rejects else None,
+            path=inputs,
             row=rejects[0].id if rejects else None,
             mend="check the input and the column flags (`labeler label --help`, group Input)",
         )

@@ -54,6 +54,8 @@ class TransformersEngine:
             _widen_head(model, getattr(torch, head_dtype))
         self._model: Any = model.eval()
         self._model.to(self._device)
+        heads = self._model.get_output_embeddings().weight.shape[0]
+        self._padding = list(range(teacher.vocab_size, heads))
         self.facts = EngineFacts(
             name="transformers",
             version=transformers.__version__,
@@ -88,6 +90,7 @@ class TransformersEngine:
             do_sample=sampling.temperature > 0,
             eos_token_id=list(self._teacher.stop_ids) or None,
             pad_token_id=0,
+            suppress_tokens=self._padding or None,  # padding ids of the head are no tokens
             stop_strings=list(sampling.stop) or None,
             tokenizer=self._teacher.tokenizer if sampling.stop else None,
             **(sampled if sampling.temperature > 0 else {}),

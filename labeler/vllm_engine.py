@@ -104,8 +104,8 @@ class VllmEngine:
                 "--max-sequences or --kv-cache-gb if memory is short",
             ) from error
         model = self._llm.llm_engine.model_config
-        padding = min(max(0, model.get_vocab_size() - teacher.vocab_size), MOST_PADDING)
-        self._asked = min(k + padding, model.get_vocab_size())
+        self._padding = range(teacher.vocab_size, model.get_vocab_size())[:MOST_PADDING]
+        self._asked = min(k + len(self._padding), model.get_vocab_size())
         recorded = {name: v for name, v in arguments.items() if name != "model"}
         recorded["VLLM_BATCH_INVARIANT"] = os.environ.get("VLLM_BATCH_INVARIANT", "0")
         self.facts = EngineFacts(
@@ -129,7 +129,7 @@ class VllmEngine:
             chosen = params or self._generate_params(self._sampling, request)
             engine.add_request(str(number), rendered, chosen)
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            for output in self._step():
                 if output.finished:
                     request = requests[int(output.request_id.split("_")[0])]
                     try:
@@ -137,6 +137,19 @@ class VllmEngine:
                         yield take(request, output)
                     except CaptureError as error:
                         yield Failed(request=request, reason=str(error))
+
+    def _step(self) -> list[Any]:
+        try:
+            return self._llm.llm_engine.step()
+        except Exception as error:  # whatever kills the engine, finished units are safe
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise SoftshardsError(
+                f"the engine failed: {reason}",
+                path=self._teacher.path,
+                mend="finished units are safe, and the same command goes on from there; if memory "
+                "ran out, lower --max-batched-tokens or --max-sequences; "
+                "VLLM_LOGGING_LEVEL=INFO shows vLLM's log",
+            ) from error
 
     def _score_params(self) -> Any:
         return self._sampling_params(
@@ -155,6 +168,8 @@ class VllmEngine:
             top_p=sampling.top_p,
             seed=request.seed,
             stop=list(sampling.stop),
+            # Padding ids of the head are no tokens: never sampled. Raw logprobs do not see this.
+            logit_bias=dict.fromkeys(self._padding, -100.0) or None,
             stop_token_ids=list(self._teacher.stop_ids),
             logprobs=self._asked,
             detokenize=bool(sampling.stop),

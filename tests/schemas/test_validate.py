@@ -49,6 +49,7 @@ BREAKS = {
     "unknown span kind": ("spans", lambda v: v[0][0].__setitem__("kind", "poem")),
     "outside 1..": ("spans", lambda v: v[0][0].__setitem__("stop", 7)),
     "outside the tokenizer": ("topk_ids", lambda v: v[0][0].__setitem__(0, 100)),
+    "input id": ("input_ids", lambda v: v[0].__setitem__(0, 100)),
 }
 
 
