@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import time
 import warnings
@@ -72,7 +73,10 @@ def train(config: TrainConfig) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     facts = run_facts(config, labels)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     accelerator = Accelerator(
+        # Without this, processes that torchrun starts on a CPU would each train alone.
+        cpu=several and not torch.accelerator.is_available(),
         mixed_precision="bf16" if config.dtype == "bf16" else "no",
         log_with=None if config.tracker == "none" else config.tracker,
         project_dir=str(config.out),

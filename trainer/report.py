@@ -22,6 +22,7 @@ from trainer.finished import FINAL, RESULT
 TEMPLATE = "report.html.jinja"
 INK = "#010203"
 """Stands for the page's text colour in figures; replaced by `currentColor` in the SVG."""
+WIDTH = 100
 COLORS = ("#3b7dd8", "#d9822b", "#2f9e6e", "#a154c8", "#c8455c", "#7a8a2e")
 
 
@@ -74,6 +75,8 @@ def report(config: ReportConfig) -> int:
     )
     write_atomic(config.out, html)
     console = Console()
+    if not console.is_terminal:  # a pipe has no width: do not cut numbers off
+        console = Console(width=WIDTH)
     console.print(_table(lines))
     console.print(f"report: {config.out}", soft_wrap=True, highlight=False, markup=False)
     return 0
@@ -242,9 +245,16 @@ def _environment() -> Environment:
 
 def _table(lines: list[Line]) -> Table:
     table = Table(title="held-out")
-    columns = ("model", "ppl", "KL", "top-1", "params", "size", "tokens/s", "speed-up")
+    columns = ("model", "ppl", "KL", "top-1", "params", "size", "tokens/s", "speed")
     for column in columns:
-        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
+        first = column == "model"
+        table.add_column(
+            column,
+            justify="left" if first else "right",
+            no_wrap=True,
+            min_width=None if first else len(column),
+            max_width=20 if first else None,
+        )
     for line in lines:
         cells = [_number(line.ppl, 2), _number(line.kl, 4), _percent(line.agreement)]
         cells += [_size(line.parameters, ""), _size(line.bytes, "B")]

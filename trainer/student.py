@@ -6,6 +6,7 @@ The head's op runs inside the head module's own forward: under FSDP the weight i
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,8 @@ def check_head(student: Student) -> None:
     model.train(training)
     expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
     gap = float((found - expected).abs().max())
+    if not math.isfinite(gap):
+        raise SoftshardsError("the student's logits are not finite: its weights are broken")
     if not gap < HEAD_CHECK_TOLERANCE:
         raise SoftshardsError(
             f"{type(model).__name__} transforms its logits in a way this trainer does not know "

@@ -15,9 +15,7 @@ from trainer.config import EvaluateConfig
 from trainer.evaluate import evaluate
 
 
-def test_metrics_equal_a_dense_float64_reference(
-    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -> None:
     out = tmp_path / "eval.json"
     models = (world.student, world.teacher)
     assert (

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from build_label_set import make_model
+from conftest import World
+from test_dataset import altered
+from transformers import AutoModelForCausalLM
+
+from schemas import SoftshardsError, open_label_set
+from trainer.cli import main
+from trainer.collate import collate
+from trainer.config import TrainConfig
+from trainer.dataset import LabelDataset
+from trainer.loop import train
+from trainer.objective import label_losses, weighted_sum
+from trainer.student import load_student
+
+
+def config(world: World, out: Path, **settings: Any) -> TrainConfig:
+    base: dict[str, Any] = {"pack_tokens": 128, "packs_per_step": 4, "window": 4, "lr": 1e-3}
+    base |= {"labels": world.labels, "student": world.student, "out": out, "epochs": 2}
+    return TrainConfig(**(base | settings))
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def command(world: World, out: Path, *more: str) -> list[str]:
+    flags = ["--labels", world.labels, "--student", world.student, "--out", out]
+    flags += ["--pack-tokens", 128, "--packs-per-step", 1, "--window", 4, "--epochs", 16]
+    flags += ["--save-every", 7, "--lr", "1e-3", "--gradient-checkpointing", *more]
+    return [sys.executable, "-m", "trainer", "train", *map(str, flags)]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    while process.poll() is None:
+        if (out / "log.jsonl").exists() and len(
+            (out / "log.jsonl").read_bytes().split(b"\n")
+        ) > step:
+            return
+        time.sleep(0.002)
+    pytest.fail(f"ended before step {step}: {process.communicate()[1]}")
+
+
+def test_killed_run_resumes_bitwise(world: World, tmp_path: Path) -> None:
+    """kill -9, the same command, SIGTERM, the same command: as if nothing had happened."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    reference = start(command(world, whole))
+    process = start(command(world, broken))
+    wait_for_step(process, broken, 17)
+    process.kill()
+    process.wait()
+    assert len(log_lines(broken)) < 200
+    process = start(command(world, broken))
+    wait_for_step(process, broken, 40)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "stopped by signal 15" in errors
+    assert "Traceback" not in errors
+    process = start(command(world, broken))
+    assert process.wait() == 0, process.communicate()[1]
+    assert reference.wait() == 0
+    assert (broken / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
+    weights = [p / "final" / "model.safetensors" for p in (whole, broken)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    again = start(command(world, broken))
+    _, errors = again.communicate()
+    assert again.returncode == 0
+    assert "finished: reused" in errors
+
+
+def log_lines(out: Path) -> list[bytes]:
+    return (out / "log.jsonl").read_bytes().splitlines()
+
+
+def test_training_learns_from_the_teacher(world: World, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 30, "lr": 1e-2, "student": world.student}
+    assert train(config(world, tmp_path / "kd", ce=0.0, **settings)) == 0
+    assert train(config(world, tmp_path / "ce", kl=0.0, **settings)) == 0
+    kd, ce = log(tmp_path / "kd"), log(tmp_path / "ce")
+    assert kd[-1]["kl"] < 0.5 * kd[0]["kl"]
+    assert ce[-1]["ce"] < ce[0]["ce"] - 1
+    assert kd[-1]["kl"] < ce[-1]["kl"]
+    assert kd[0]["kl"] == ce[0]["kl"]  # CE alone reports KL too
+    assert kd[0]["loss"] == kd[0]["kl"]
+    assert [line["tokens"] for line in kd] == [line["tokens"] for line in ce]
+    result = json.loads((tmp_path / "kd" / "result.json").read_text())
+    assert result["tokens"] == kd[-1]["tokens"]
+    assert result["label_set"]["identity"]["k"] == 8
+
+
+def test_step_is_the_gradient_of_the_mean_over_all_labels(world: World, tmp_path: Path) -> None:
+    """4 packs a step, accumulated one by one, equal one backward pass over all their labels."""
+    labels = open_label_set(world.labels)
+    packs = list(LabelDataset(labels, pack_tokens=128, window=4))[:4]
+    student = load_student(world.student, labels).train()
+    losses = [label_losses(student(b), b) for b in map(collate, packs)]
+    kl, ce = (torch.cat(parts) for parts in zip(*losses))
+    (weighted_sum(kl, ce, 1.0, 0.5) / len(kl)).backward()
+    norm = torch.nn.utils.get_total_norm(
+        [p.grad for p in student.parameters() if p.grad is not None]
+    )
+    train(config(world, tmp_path, ce=0.5, max_steps=1, clip=0.0))
+    line = log(tmp_path)[0]
+    assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+    assert line["loss"] == pytest.approx((kl.mean() + 0.5 * ce.mean()).item(), rel=1e-5)
+    assert line["labels"] == len(kl)
+
+
+def test_two_processes_learn_what_one_does(world: World, tmp_path: Path) -> None:
+    arguments = command(world, tmp_path / "two", "--max-steps", "5")
+    arguments[arguments.index("--packs-per-step") + 1] = "3"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    arguments[arguments.index("--epochs") + 1] = "1"
+    process = start([*torchrun, *arguments[1:]])
+    _, errors = process.communicate()
+    assert process.returncode != 0
+    assert "not a multiple of the 2 processes" in errors
+    arguments[arguments.index("--packs-per-step") + 1] = "4"
+    process = start([*torchrun, *arguments[1:]])
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    train(config(world, tmp_path / "one", packs_per_step=4, epochs=1))
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert [line["tokens"] for line in one] == [line["tokens"] for line in two]
+    assert len(one) == 4  # 13 packs: in the last step one rank has nothing of its own
+    for ours, theirs in zip(one, two):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+
+
+def test_changed_settings_are_refused_field_by_field(world: World, tmp_path: Path) -> None:
+    train(config(world, tmp_path, epochs=1))
+    with pytest.raises(SystemExit) as caught:
+        main([*command(world, tmp_path)[3:]])
+    assert caught.value.code == 2
+
+
+def test_changed_settings_of_an_unfinished_run(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(world, tmp_path, save_every=2))
+    (tmp_path / "result.json").unlink()
+    with pytest.raises(SoftshardsError) as caught:
+        train(config(world, tmp_path, save_every=2, lr=1e-4, kl=0.5))
+    assert "config.kl: then 1.0, now 0.5" in str(caught.value)
+    assert "config.lr: then 0.001, now 0.0001" in str(caught.value)
+    assert "config.ce" not in str(caught.value)
+    with pytest.raises(SoftshardsError, match="--resume is never"):
+        train(config(world, tmp_path, resume="never"))
+    assert train(config(world, tmp_path, save_every=3)) == 0  # how often to save may change
+    assert "going on after step" in capsys.readouterr().err
+
+
+def test_rotation_and_a_damaged_checkpoint(world: World, tmp_path: Path) -> None:
+    train(config(world, tmp_path, save_every=1, keep_checkpoints=2))
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    assert len(kept) == 2
+    (tmp_path / "result.json").unlink()
+    (kept[-1] / "model.pt").write_bytes(b"short")  # falls back to the one before
+    train(config(world, tmp_path, save_every=1))
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+
+
+def test_loss_that_is_not_finite_stops_with_row_ids(world: World, tmp_path: Path) -> None:
+    """One broken embedding: the packs that hold its token are named, and no others."""
+    student = tmp_path / "student"
+    shutil.copytree(world.student, student)
+    make_model(student, vocab_size=world.vocab_size, layers=1, tie_word_embeddings=False)
+    packs = list(LabelDataset(world.labels, pack_tokens=128, window=4))[:4]
+    tokens = [set(collate(pack).input_ids[0].tolist()) for pack in packs]
+    broken = min(tokens[2] - tokens[0] - tokens[1] - tokens[3])
+    model = AutoModelForCausalLM.from_pretrained(student)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[broken] = float("nan")
+    model.save_pretrained(student)
+    with pytest.raises(SoftshardsError, match="not finite at step 1"):
+        train(config(world, tmp_path / "run", student=student))
+    listed = json.loads((tmp_path / "run" / "not-finite-rank0.json").read_text())
+    assert listed["rows"] == [packs[2].keys]
+
+
+def user_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" not in errors
+    assert len(re.findall("^error:", errors, re.MULTILINE)) == 1
+    return errors
+
+
+def test_altered_shard_is_one_clear_error(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(world, tmp_path / "run")[3:]
+    arguments[arguments.index("--labels") + 1] = str(altered(world, tmp_path))
+    errors = user_error(arguments, capsys)
+    assert "part-000001" in errors
+    assert "mend:" in errors
+
+
+def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"labels: {world.labels}\nstudent: {world.student}\nout: {tmp_path / 'run'}\n"
+        "pack_tokens: 128\nkl: 0.25\nlr: 0.5\nmax_steps: 1\n"
+    )
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--config", str(file), "--lr", "0.001"])
+    assert caught.value.code == 0
+    settings = json.loads((tmp_path / "run" / "result.json").read_text())["config"]
+    assert (settings["kl"], settings["lr"], settings["pack_tokens"]) == (0.25, 0.001, 128)
+    file.write_text(file.read_text() + "pack_token: 3\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--config", str(file)])
+    assert caught.value.code
+    assert "pack" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, "--lr is 0.0; it must be above 0"),
+        ({"kl": 0.0, "ce": 0.0}, "--kl is 0.0"),
+        ({"packs_per_step": 0}, "--packs-per-step is 0; it must be at least 1"),
+        ({"eval_every": 5}, "--eval-labels"),
+    ],
+)
+def test_impossible_settings_are_refused(
+    world: World, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SoftshardsError, match=re.escape(message)):
+        config(world, tmp_path, **settings)
+
+
+def test_measuring_while_training(world: World, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers a process's first dtype
+    train(config(world, tmp_path, eval_labels=world.labels, eval_every=2, epochs=1, dtype="bf16"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    lines = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert lines[1]["kl"] > 0
