@@ -1,0 +1,205 @@
+"""T1: time of a training step with label loss against the same step with plain chunked CE.
+
+    python -m benchmarks.step_time [--full]
+
+A step is forward and backward of a random Llama decoder and its head. Label loss: the op, forward
+KL with tail, and CE on the actual token. Plain: chunked CE on its own, written below with the same
+chunking, buffers and recomputation, so that the ratio shows what labels cost and not what chunking
+does. Beside it, CE that makes its gradient in forward (three products instead of four; possible
+only where the loss is known inside the op).
+
+Steps of all kinds alternate, so that load from elsewhere meets them alike; the ratio is the median
+of the rounds' own ratios. On a busy machine look at the quartiles and at the ratio of CPU times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel
+
+from trainer.losses import cross_entropy, forward_kl_with_tail
+from trainer.ops import linear_label_logprobs
+
+DEFAULT = {"layers": 6, "tokens": 256, "rounds": 11, "seconds": 40}
+FULL = {"layers": 30, "tokens": 1024, "rounds": 11, "seconds": 1800}
+WIDTH, FFN, HEADS, VOCAB, K, CHUNK = 576, 1536, 9, 49_152, 64, 128  # SmolLM2-135M but for layers
+TARGET = 1.05
+
+
+class ChunkedCE(torch.autograd.Function):
+    """Mean cross-entropy of a linear head over chunks of tokens, logits recomputed in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        z_all = hidden.new_empty(CHUNK, len(weight))
+        lse = hidden.new_empty(len(hidden))
+        total = hidden.new_zeros(())
+        for rows in chunks(len(hidden)):
+            z = torch.mm(hidden[rows], weight.t(), out=z_all[: rows.stop - rows.start])
+            total -= z.gather(1, target[rows, None]).sum()
+            top = z.amax(1)
+            lse[rows] = z.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
+        ctx.save_for_backward(hidden, weight, target, lse)
+        return (total + lse.sum()) / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, target, lse = ctx.saved_tensors
+        u = u / len(hidden)
+        z_all = hidden.new_empty(CHUNK, len(weight))
+        grad_h, grad_w = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in chunks(len(hidden)):
+            z = torch.mm(hidden[rows], weight.t(), out=z_all[: rows.stop - rows.start])
+            z.sub_(lse[rows, None]).exp_().mul_(u)
+            z.scatter_add_(1, target[rows, None], (-u).expand(len(z), 1))
+            grad_h[rows] = z @ weight
+            grad_w.addmm_(z.t(), hidden[rows])
+        return grad_h, grad_w, None
+
+
+class EagerCE(torch.autograd.Function):
+    """The same loss with its gradient made in forward: no recomputation."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+        z_all = hidden.new_empty(CHUNK, len(weight))
+        grad_h, grad_w = torch.empty_like(hidden), torch.zeros_like(weight)
+        total = hidden.new_zeros(())
+        for rows in chunks(len(hidden)):
+            z = torch.mm(hidden[rows], weight.t(), out=z_all[: rows.stop - rows.start])
+            top, at = z.amax(1), z.gather(1, target[rows, None])
+            mass = z.sub_(top[:, None]).exp_().sum(1)
+            total += (mass.log() + top).sum() - at.sum()
+            z.div_(mass[:, None] * len(hidden))
+            z.scatter_add_(1, target[rows, None], z.new_full((len(z), 1), -1 / len(hidden)))
+            grad_h[rows] = z @ weight
+            grad_w.addmm_(z.t(), hidden[rows])
+        ctx.save_for_backward(grad_h, grad_w)
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_h, grad_w = ctx.saved_tensors
+        return grad_h.mul_(u), grad_w.mul_(u), None
+
+
+def chunks(n: int) -> list[slice]:
+    return [slice(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--full", action="store_true", help="30 layers, 1024 tokens (minutes)")
+    size = FULL if parser.parse_args().full else DEFAULT
+    torch.manual_seed(0)
+    n = size["tokens"]
+    model = LlamaModel(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=WIDTH,
+            intermediate_size=FFN,
+            num_hidden_layers=size["layers"],
+            num_attention_heads=HEADS,
+            num_key_value_heads=3,
+            use_cache=False,
+        )
+    )
+    weight = model.embed_tokens.weight  # tied, as in the model this is shaped after
+    tokens = torch.randint(VOCAB, (1, n + 1))
+    target = tokens[0, 1:]
+    ids = torch.stack([torch.randperm(VOCAB)[:K] for _ in range(n)])
+    teacher = torch.randn(n, K + 1).log_softmax(1)
+
+    def label_loss(hidden: Tensor) -> Tensor:
+        logp, log_rest, target_logp = linear_label_logprobs(
+            hidden, weight, ids, target=target, chunk_size=CHUNK
+        )
+        assert target_logp is not None
+        kl = forward_kl_with_tail(teacher[:, :K], teacher[:, K], logp, log_rest)
+        return (kl + cross_entropy(target_logp)).mean()
+
+    def step(loss: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+        model.zero_grad(set_to_none=True)
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss(model(input_ids=tokens[:, :-1]).last_hidden_state[0]).backward()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "label": label_loss,
+        "plain": lambda hidden: ChunkedCE.apply(hidden, weight, target),
+        "eager": lambda hidden: EagerCE.apply(hidden, weight, target),
+    }
+    check_peers(kinds["plain"], kinds["eager"], weight, target)
+    for loss in kinds.values():
+        step(loss)
+    names = list(kinds)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    begin = time.perf_counter()
+    for i in range(size["rounds"]):
+        for name in names[i % 3 :] + names[: i % 3]:
+            times[name].append(step(kinds[name]))
+        if i >= 2 and time.perf_counter() - begin > size["seconds"]:
+            break
+
+    def ratios(other: str, clock: int = 0) -> list[float]:
+        """Lower quartile, median and upper quartile of label / other over the rounds."""
+        pairs = zip(times["label"], times[other], strict=True)
+        return statistics.quantiles([a[clock] / b[clock] for a, b in pairs], n=4)
+
+    seconds = {name: statistics.median(wall for wall, _ in times[name]) for name in names}
+    print(
+        f"forward + backward, {size['layers']} layers, d={WIDTH} V={VOCAB:,} k={K} n={n}, float32"
+    )
+    for name, label in (
+        ("label", "label loss (op, KL + tail, CE)"),
+        ("plain", "plain chunked CE"),
+        ("eager", "chunked CE, gradient in forward"),
+    ):
+        print(f"  {label:34s}{seconds[name] * 1e3:9.1f} ms")
+    low, ratio, high = ratios("plain")
+    print(f"label / plain chunked CE = {ratio:.3f} ({low:.3f} to {high:.3f}; target {TARGET})")
+    result = {
+        "ratio": ratio,
+        "ratio_quartiles": [low, high],
+        "target": TARGET,
+        "vs_gradient_in_forward": ratios("eager")[1],
+        "cpu_ratio": ratios("plain", clock=1)[1],
+        **{f"{name}_s": value for name, value in seconds.items()},
+        "rounds": len(times["label"]),
+        "layers": size["layers"],
+        "tokens": n,
+        "vocab": VOCAB,
+        "k": K,
+        "d": WIDTH,
+        "chunk": CHUNK,
+    }
+    print(json.dumps(result))
+
+
+def check_peers(
+    plain: Callable[[Tensor], Tensor],
+    eager: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    target: Tensor,
+) -> None:
+    """Refuse to time a baseline that computes something else."""
+    hidden = torch.randn(len(target), WIDTH, requires_grad=True)
+    want = torch.nn.functional.cross_entropy(hidden @ weight.t(), target)
+    want_grads = torch.autograd.grad(want, [hidden, weight])
+    for loss in (plain, eager):
+        got = loss(hidden)
+        torch.testing.assert_close(got, want)
+        for g, w in zip(torch.autograd.grad(got, [hidden, weight]), want_grads, strict=True):
+            torch.testing.assert_close(g, w, atol=1e-6, rtol=1e-3)
+
+
+if __name__ == "__main__":
+    main()
