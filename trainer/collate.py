@@ -14,10 +14,11 @@ from schemas.errors import LabelSetError
 from trainer.dataset import Pack
 from trainer.losses import renormalise_teacher
 
-Attention = Literal["mask", "positions", "varlen"]
+Attention = Literal["mask", "documents", "positions", "varlen"]
 """How documents are kept apart.
 
 mask: an explicit block-diagonal causal mask [1, 1, T, T], for SDPA and eager attention.
+documents: one after the other, by `trainer.attention`; the quickest on a CPU.
 positions: transformers derives the mask from position ids that restart; needed where some layers
     have a sliding window, which one explicit mask could not express.
 varlen: cu_seqlens for flash attention.
@@ -32,6 +33,7 @@ class Batch:
         input_ids, position_ids: [1, T]; positions restart with every document.
         attention_mask: bool [1, 1, T, T], True where a query (third axis) sees a key, or None.
         cu_seqlens: int32 [documents + 1] or None. max_length: tokens of the longest document.
+        document_lengths: tokens of each document, or None.
         rows: [n], the hidden state that predicts label j: the one *before* the labeled token.
         targets: [n], the actual token at label j.
         topk_ids, topk_logprobs: [n, k], the teacher's, padded with -1 and -inf.
@@ -45,6 +47,7 @@ class Batch:
     attention_mask: Tensor | None
     cu_seqlens: Tensor | None
     max_length: int
+    document_lengths: list[int] | None
     rows: Tensor
     targets: Tensor
     topk_ids: Tensor
@@ -73,6 +76,8 @@ class Batch:
         if self.cu_seqlens is not None:
             inputs |= {"cu_seq_lens_q": self.cu_seqlens, "cu_seq_lens_k": self.cu_seqlens}
             inputs |= {"max_length_q": self.max_length, "max_length_k": self.max_length}
+        if self.document_lengths is not None:
+            inputs["document_lengths"] = self.document_lengths
         return inputs
 
 
@@ -116,6 +121,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         attention_mask=block_causal_mask(lengths) if attention == "mask" else None,
         cu_seqlens=_cu_seqlens(lengths) if attention == "varlen" else None,
         max_length=int(lengths.max()),
+        document_lengths=lengths.tolist() if attention == "documents" else None,
         rows=_long(at - 1),
         targets=_long(targets),
         topk_ids=_long(labels.topk_ids),

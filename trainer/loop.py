@@ -125,6 +125,8 @@ def _start(
     if config.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
+        if student.attention == "documents":
+            student.attention = "mask"  # one shape, whatever the documents' lengths
         student.model.base_model.compile(dynamic=False)
     start = ReaderState(seed=config.seed)
     if found:

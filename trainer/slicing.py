@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
-from trainer.collate import Batch, collate
+from trainer.collate import Attention, Batch, collate
 from trainer.config import SliceConfig
 from trainer.dataset import LabelDataset, label_set_digests
 from trainer.export import save_model
@@ -51,7 +51,7 @@ def slice_teacher(config: SliceConfig) -> int:
     kept = config.chosen
     if max(kept or [0]) >= len(stack) or (config.keep or 1) > len(stack):
         raise SoftshardsError(f"the teacher has only {len(stack)} layers, 0 to {len(stack) - 1}")
-    batches = [batch.to(device) for batch in _sample(config, labels)]
+    batches = [batch.to(device) for batch in _sample(config, labels, student.attention)]
     autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bf16")
     removals: list[dict[str, Any]] = []
     with torch.no_grad(), autocast:
@@ -90,13 +90,13 @@ def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
     return asked | {"labels": label_set_digests(labels)}
 
 
-def _sample(config: SliceConfig, labels: LabelSet) -> Iterator[Batch]:
+def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iterator[Batch]:
     """Whole packs of the label set in a seeded order, until there are enough labels."""
     budget = max(PACK_TOKENS, labels.manifest.identity.max_length)
     packs = LabelDataset(labels, pack_tokens=budget, seed=config.seed, window=1)
     total = 0
     for pack in packs:
-        yield collate(pack, attention="mask")
+        yield collate(pack, attention=attention)
         total += pack.n_labels
         if total >= config.sample_tokens:
             return

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from schemas.errors import IdentityError, SoftshardsError
 from schemas.fingerprint import tokenizer_digest
 from schemas.labelset import LabelSet
+from trainer.attention import DOCUMENTS, use_documents
 from trainer.collate import Attention, Batch
 from trainer.objective import StudentOutput
 from trainer.ops import linear_label_logprobs
@@ -141,6 +142,8 @@ def load_student(
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
+    if attention_of(model) == "mask" and not torch.accelerator.is_available():
+        use_documents(model)
     student = Student(model, labels.manifest.identity.vocab_size)
     check_head(student)
     return student
@@ -162,8 +165,9 @@ def attention_of(model: PreTrainedModel) -> Attention:
         )
     if text._attn_implementation == "flash_attention_2":
         return "varlen"
-    windowed = getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}
-    return "positions" if windowed else "mask"
+    if getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}:
+        return "positions"
+    return "documents" if text._attn_implementation == DOCUMENTS else "mask"
 
 
 def _implementation() -> str:

@@ -71,9 +71,13 @@ def test_mask_is_block_diagonal_and_causal() -> None:
     ]
 
 
-@pytest.mark.parametrize("attention", ["mask", "positions"])
-def test_no_cross_document_attention(student: Student, packs: list[Pack], attention: str) -> None:
+@pytest.mark.parametrize("attention", ["mask", "documents", "positions"])
+def test_no_cross_document_attention(
+    world: World, student: Student, packs: list[Pack], attention: str
+) -> None:
     """Changing one document changes no other document's states, by a single bit."""
+    if attention == "positions":
+        student = Student(LlamaForCausalLM.from_pretrained(world.student), world.vocab_size)
     batch = collate(packs[0], attention=attention)  # type: ignore[arg-type]
     starts = (batch.position_ids[0] == 0).nonzero()[:, 0].tolist()
     assert len(starts) > 2
@@ -91,13 +95,15 @@ def test_no_cross_document_attention(student: Student, packs: list[Pack], attent
     assert not same[inside].any()
 
 
-@pytest.mark.parametrize("attention", ["mask", "positions"])
+@pytest.mark.parametrize("attention", ["mask", "documents", "positions"])
 @pytest.mark.parametrize("pad_to", [None, 200])
 def test_packed_loss_equals_unpacked_loss(
     world: World, student: Student, packs: list[Pack], attention: str, pad_to: int | None
 ) -> None:
     rows = {f"{row.id} (chunk 0, sample 0)": row for row in world.rows}
     teacher = LlamaForCausalLM.from_pretrained(world.teacher).eval()
+    if attention == "positions":
+        student = Student(LlamaForCausalLM.from_pretrained(world.student), world.vocab_size)
     pack = packs[0]
     batch = collate(pack, attention=attention, pad_to=pad_to)  # type: ignore[arg-type]
     with torch.no_grad():
