@@ -1,0 +1,55 @@
+"""Frozen label sets, one a format and codec version: whatever is written later, these must open.
+
+`scripts/make_golden` wrote them, once. They are never written again; a new codec adds a folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from schemas import LabelSetError, decode, open_label_set, validate_label_set
+from schemas.manifest import read_manifest
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SETS = sorted(path for path in GOLDEN.iterdir() if (path / "manifest.json").is_file())
+
+
+def test_there_is_a_set_for_each_codec() -> None:
+    assert {read_manifest(path).codec for path in SETS} >= {"plain/1"}
+
+
+@pytest.mark.parametrize("path", SETS, ids=lambda path: path.name)
+def test_a_frozen_set_opens_and_says_what_it_always_said(path: Path) -> None:
+    labels = open_label_set(path)
+    assert list(validate_label_set(labels)) == []
+    expected = json.loads((path / "expected.json").read_text())
+    tables = [labels.read_row_group(group) for group in labels.row_groups]
+    assert [name for t in tables for name in t["id"].to_pylist()] == expected["ids"]
+    first = decode(tables[0]).labels
+    assert first.topk_ids[0].tolist() == expected["first_label"]["topk_ids"]
+    np.testing.assert_allclose(
+        first.topk_logprobs[0], expected["first_label"]["topk_logprobs"], atol=0
+    )
+    assert first.tail_logprob[0] == pytest.approx(expected["first_label"]["tail_logprob"], abs=0)
+    frame = pl.scan_parquet(path / "shards" / "*.parquet").collect()
+    assert frame["id"].to_list() == expected["ids"]
+
+
+def test_an_unknown_version_is_refused_with_what_to_install(tmp_path: Path) -> None:
+    path = SETS[0]
+    content = json.loads((path / "manifest.json").read_text())
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    text = json.dumps(content | {"format_version": "2.3", "something_new": 1})
+    (newer / "manifest.json").write_text(text)
+    with pytest.raises(LabelSetError, match=r"format version 2\.3.*\n.*reads format 2"):
+        read_manifest(newer)
+    text = json.dumps(content | {"codec": "tiny/9", "something_new": 1})
+    (newer / "manifest.json").write_text(text)
+    with pytest.raises(LabelSetError, match="unknown codec 'tiny/9'"):
+        read_manifest(newer)
