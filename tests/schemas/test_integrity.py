@@ -1,4 +1,4 @@
-"""Bytes flipped and files cut, everywhere in a label set: each is detected, or provably harmless."""
+"""Bytes flipped and files cut, all over a label set: each is detected, or provably harmless."""
 
 from __future__ import annotations
 
