@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,6 +132,12 @@ class TrainConfig:
             raise SoftshardsError(
                 "--eval-every without anything to measure on",
                 mend="pass --eval-labels with a held-out label set",
+            )
+
+        if self.tracker != "none" and find_spec(self.tracker) is None:
+            raise SoftshardsError(
+                f"--tracker {self.tracker}: it is not installed",
+                mend="pip install 'softshards[trackers]', or leave it to OUT/log.jsonl",
             )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:

@@ -8,21 +8,16 @@ import math
 import os
 import signal
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
-from filelock import FileLock, Timeout
 from rich.console import Console
 from torch import Tensor
-from transformers import get_scheduler
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
@@ -32,7 +27,9 @@ from trainer.config import TrainConfig
 from trainer.dataset import LabelDataset, Pack, ReaderState
 from trainer.export import save_model
 from trainer.finished import FINAL, Facts, check_same_run, run_facts, write_result
+from trainer.guards import noted_signals, only_one
 from trainer.objective import label_losses, weighted_sum
+from trainer.optim import make_optimizer, make_scheduler
 from trainer.progress import ProgressBar
 from trainer.student import Student, load_student, parameter_counts
 
@@ -87,7 +84,7 @@ def train(config: TrainConfig) -> int:
             f"{accelerator.num_processes} processes"
         )
     main = accelerator.is_main_process
-    with _only_one(config.out, enabled=main), _signals() as caught:
+    with only_one(config.out, enabled=main), noted_signals() as caught:
         run = _start(config, labels, facts, accelerator, console)
         stopped_by = _steps(run, caught)
         if stopped_by and main:
@@ -137,7 +134,7 @@ def _start(
         total_steps = -(-count.packs // config.packs_per_step)
         total_steps = min(total_steps, config.max_steps or total_steps)
         plan = f"{total_steps} steps, {count.packs} packs {count.fill:.1%} full"
-    model, optimizer = accelerator.prepare(student, _optimizer(config, student))
+    model, optimizer = accelerator.prepare(student, make_optimizer(config, student))
     torch.manual_seed(config.seed)
     run = Run(
         config=config,
@@ -146,7 +143,7 @@ def _start(
         student=student,
         model=model,
         optimizer=optimizer,
-        scheduler=_scheduler(config, optimizer.optimizer, total_steps),
+        scheduler=make_scheduler(config, optimizer.optimizer, total_steps),
         facts=facts,
         total_steps=total_steps,
         reader=start,
@@ -269,29 +266,6 @@ def _dataset(config: TrainConfig, labels: LabelSet, state: ReaderState) -> Label
     )
 
 
-def _optimizer(config: TrainConfig, student: Student) -> torch.optim.AdamW:
-    """AdamW that decays matrices only."""
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-
-def _scheduler(config: TrainConfig, optimizer: Any, total_steps: int) -> Any:
-    """The learning rate's schedule; not prepared by Accelerate, which steps it once a process."""
-    warmup = config.warmup if config.warmup >= 1 else config.warmup * total_steps
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    scheduler = get_scheduler(
-        name, optimizer, num_warmup_steps=round(warmup), num_training_steps=total_steps + 1
-    )
-    with warnings.catch_warnings():  # of stepping before the optimizer did: it is meant,
-        warnings.simplefilter("ignore")  # at its place 0 the learning rate is 0
-        scheduler.step()
-    return scheduler
-
-
 def _save(run: Run) -> None:
     """Checkpoint the run as it stands after `run.step`."""
     states = _gather_states(run) | {"scheduler": run.scheduler.state_dict()}
@@ -388,37 +362,3 @@ def _finish(run: Run) -> None:
         }
         write_result(out, content, run.labels)
     run.accelerator.wait_for_everyone()
-
-
-@contextlib.contextmanager
-def _only_one(out: Path, *, enabled: bool) -> Iterator[None]:
-    """Hold the run's folder for this process; a killed holder lets go of it."""
-    if not enabled:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise SoftshardsError("another `trainer train` is writing here", path=out) from error
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT instead of dying of them; the second one does what it always did."""
-    caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, _: FrameType | None) -> None:
-        caught.append(number)
-        for known, handler in before.items():
-            signal.signal(known, handler)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -251,11 +251,17 @@ def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture
         ({"kl": 0.0, "ce": 0.0}, "--kl is 0.0"),
         ({"packs_per_step": 0}, "--packs-per-step is 0; it must be at least 1"),
         ({"eval_every": 5}, "--eval-labels"),
+        ({"tracker": "trackio"}, "--tracker trackio: it is not installed"),
     ],
 )
 def test_impossible_settings_are_refused(
-    world: World, tmp_path: Path, settings: dict[str, Any], message: str
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    message: str,
 ) -> None:
+    monkeypatch.setattr("trainer.config.find_spec", lambda _: None)
     with pytest.raises(SoftshardsError, match=re.escape(message)):
         config(world, tmp_path, **settings)
 
