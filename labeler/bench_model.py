@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.benching import Workload
-from labeler.vllm_engine import bench_arguments, import_vllm
+from labeler.vllm_engine import bench_arguments, import_vllm, load_llm
 from schemas import SoftshardsError, open_label_set
 
 
@@ -29,8 +29,9 @@ def measure(model: Path, workload: Workload) -> dict[str, Any]:
     vllm = import_vllm()
     started = time.perf_counter()
     length = workload.prompt_tokens + workload.new_tokens + 1
-    llm = vllm.LLM(
-        **bench_arguments(model, dtype=workload.dtype, max_length=length, sequences=len(prompts))
+    llm = load_llm(
+        vllm,
+        bench_arguments(model, dtype=workload.dtype, max_length=length, sequences=len(prompts)),
     )
     loaded = time.perf_counter() - started
 

@@ -13,7 +13,7 @@ from labeler.config import LabelConfig
 from schemas import Identity, SoftshardsError
 
 BYTES_A_LABEL = 2.8
-"""Bytes a stored logprob (id and value) under plain/1 with zstd; `benchmarks.codec` measures it."""
+"""Bytes a stored logprob (id and value) under plain/1; `labeler inspect` prints what it came to."""
 BYTES_A_POSITION = 8.0
 """Bytes a position beside them: tail, actual token, spans, text."""
 ENGINE_EFFICIENCY = 0.5

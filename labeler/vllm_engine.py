@@ -73,9 +73,16 @@ def import_vllm() -> Any:
     except (ImportError, RuntimeError) as error:
         raise SoftshardsError(
             f"vLLM cannot be imported: {error}",
-            mend="pip install 'softshards[gpu]' (or [cpu]), or pass --engine transformers",
+            mend="install the extra `gpu` or `cpu` of softshards, or pass --engine transformers",
         ) from error
     return vllm
+
+
+def load_llm(vllm: Any, arguments: dict[str, Any]) -> Any:
+    """`vllm.LLM(**arguments)`, without the warnings it gives about its own code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return vllm.LLM(**arguments)
 
 
 class VllmEngine:
@@ -92,9 +99,7 @@ class VllmEngine:
         self._sampling = config.sampling
         arguments = _engine_arguments(teacher, config, dtype=dtype)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                self._llm = vllm.LLM(**arguments)
+            self._llm = load_llm(vllm, arguments)
         except (ValueError, RuntimeError, OSError, TypeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise SoftshardsError(

@@ -20,7 +20,7 @@ from pydoc_data.topics import topics
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="folder for the three files")
-    parser.add_argument("--train-chars", type=int, default=150_000, help="size of train.jsonl")
+    parser.add_argument("--train-chars", type=int, default=136_000, help="size of train.jsonl")
     parser.add_argument("--heldout-chars", type=int, default=24_000, help="size of heldout.jsonl")
     parser.add_argument("--article-chars", type=int, default=12_000, help="longest stretch of one")
     parser.add_argument("--prompts", type=int, default=32, help="number of questions")

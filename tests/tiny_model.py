@@ -48,7 +48,7 @@ def make_tokenizer(
 def make_model(
     path: Path, *, vocab_size: int, layers: int = 2, seed: int = 0, **config: Any
 ) -> None:
-    """Save a random Llama. The weights are scaled up, so that its distributions are not flat."""
+    """Save a random Llama, sharp enough that its distributions are not flat."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -58,9 +58,10 @@ def make_model(
         "num_attention_heads": 2,  # heads of 32: vLLM on a CPU knows no smaller ones
         "num_key_value_heads": 1,
         "max_position_embeddings": 256,
-        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
         "eos_token_id": 0,
-        "bos_token_id": None,
-        "pad_token_id": None,
+        "bos_token_id": 0,
+        "pad_token_id": 0,
     }
     LlamaForCausalLM(LlamaConfig(**(settings | config))).save_pretrained(path)

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # importlib mode finds no siblings by itself
-
-from build_label_set import Row, build_label_set, make_model, make_tokenizer, random_rows
+from tests.tiny_model import make_model, make_tokenizer
+from tests.trainer.build_label_set import Row, build_label_set, random_rows
 
 
 @dataclass(frozen=True)

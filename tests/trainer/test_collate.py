@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from build_label_set import label_row, teacher_logprobs
-from conftest import World
 from transformers import LlamaForCausalLM
 
 from schemas import open_label_set
+from tests.trainer.build_label_set import label_row, teacher_logprobs
+from tests.trainer.conftest import World
 from trainer.collate import block_causal_mask, collate
 from trainer.dataset import LabelDataset, Pack
 from trainer.objective import label_losses

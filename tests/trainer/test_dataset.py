@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build_label_set import Row, build_label_set
-from conftest import World
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
+from tests.trainer.build_label_set import Row, build_label_set
+from tests.trainer.conftest import World
 from trainer.dataset import LabelDataset, Pack, ReaderState
 
 

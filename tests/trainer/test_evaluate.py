@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_label_set import build_label_set, random_rows, teacher_logprobs
-from conftest import World
 from transformers import LlamaForCausalLM
 
 from schemas import SoftshardsError
+from tests.trainer.build_label_set import build_label_set, random_rows, teacher_logprobs
+from tests.trainer.conftest import World
 from trainer.config import EvaluateConfig
 from trainer.evaluate import evaluate
 

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import World
 
 from schemas import SoftshardsError
+from tests.trainer.conftest import World
 from trainer.config import EvaluateConfig, ReportConfig, TrainConfig
 from trainer.evaluate import evaluate
 from trainer.loop import train

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_label_set import make_model, make_tokenizer
-from conftest import World
 from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 
 from schemas import IdentityError, SoftshardsError, open_label_set
 from schemas.fingerprint import tokenizer_digest
+from tests.tiny_model import make_model, make_tokenizer
+from tests.trainer.conftest import World
 from trainer import student as student_module
 from trainer.collate import collate
 from trainer.config import SliceConfig
