@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_dataset import altered
+from tests.trainer.test_dataset import altered
 from transformers import AutoModelForCausalLM
 
 from schemas import SoftshardsError, open_label_set
