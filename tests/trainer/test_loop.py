@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from tests.trainer.test_dataset import altered
 from transformers import AutoModelForCausalLM
 
 from schemas import SoftshardsError, open_label_set
 from tests.tiny_model import make_model
 from tests.trainer.conftest import World
+from tests.trainer.test_dataset import altered
 from trainer.cli import main
 from trainer.collate import collate
 from trainer.config import TrainConfig
