@@ -21,9 +21,9 @@ def atomic_path(final: Path) -> Iterator[Path]:
     tmp = final.with_name(f"{TMP_PREFIX}{final.name}")
     try:
         yield tmp
-        _fsync(tmp)
+        fsync(tmp)
         tmp.replace(final)
-        _fsync(final.parent)
+        fsync(final.parent)
     except BaseException:
         tmp.unlink(missing_ok=True)
         raise
@@ -43,7 +43,8 @@ def remove_leftovers(directory: Path) -> list[Path]:
     return leftovers
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

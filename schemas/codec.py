@@ -171,7 +171,7 @@ def _column(table: pa.Table, name: str) -> pa.ListArray:
     return column
 
 
-def _list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
+def list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
     """Offsets into `array.flatten()`, which (unlike `.values`) honours slices."""
     offsets = array.offsets.to_numpy()
     return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)
@@ -182,11 +182,11 @@ def _nested(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
     outer = _column(table, name)
     inner = outer.flatten()
-    return _list_offsets(outer), _list_offsets(inner), inner.flatten().to_numpy()
+    return list_offsets(outer), list_offsets(inner), inner.flatten().to_numpy()
 
 
 def _flat(table: pa.Table, name: str, expected: NDArray[np.int64]) -> NDArray[np.float32]:
     column = _column(table, name)
-    if not np.array_equal(_list_offsets(column), expected):
+    if not np.array_equal(list_offsets(column), expected):
         raise ValueError(f"topk_ids and {name} differ in the number of positions")
     return np.asarray(column.flatten().to_numpy(), dtype=np.float32)

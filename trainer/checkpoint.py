@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from schemas.atomic import TMP_PREFIX, write_atomic
+from schemas.atomic import TMP_PREFIX, fsync, write_atomic
 
 CHECKPOINTS = "checkpoints"
 META = "meta.json"
@@ -131,12 +130,3 @@ def truncate_log(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             break
     write_atomic(path, "".join(f"{line}\n" for line in kept))
-
-
-def fsync(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schemas import Labels, LabelSet, LabelSetError, SoftshardsError, decode, open_label_set
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
-from schemas.codec import LABEL_COLUMNS
+from schemas.codec import LABEL_COLUMNS, list_offsets
 from schemas.fingerprint import sha256_json
 from trainer.order import cut_windows, row_group_order
 from trainer.packing import pack_window
@@ -270,7 +270,7 @@ def decode_window(table: pa.Table) -> Window:
     return Window(
         keys=keys,
         tokens=tokens.flatten().to_numpy(),
-        token_offsets=_list_offsets(tokens),
+        token_offsets=list_offsets(tokens),
         labels=decoded.labels,
         label_offsets=decoded.offsets,
         positions=positions,
@@ -308,8 +308,3 @@ def _either(table: pa.Table, first: str, second: str) -> pa.ListArray:
     else:
         column = pc.if_else(pc.is_valid(table[first]), table[first], table[second])
     return column.combine_chunks()
-
-
-def _list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
-    offsets = array.offsets.to_numpy()
-    return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)

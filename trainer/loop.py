@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 from schemas import LabelSet, SoftshardsError, open_label_set
-from schemas.atomic import write_atomic
+from schemas.atomic import fsync, write_atomic
 from trainer import checkpoint
 from trainer.collate import collate
 from trainer.config import TrainConfig
@@ -279,7 +279,7 @@ def _save(run: Run) -> None:
             "seconds": run.seconds,
         }
         keep = run.config.keep_checkpoints
-        checkpoint.fsync(run.config.out / LOG)
+        fsync(run.config.out / LOG)
         checkpoint.save_checkpoint(run.config.out, run.step, meta=meta, states=states, keep=keep)
     run.accelerator.wait_for_everyone()
 
