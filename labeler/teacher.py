@@ -10,6 +10,7 @@ from typing import Any
 
 from labeler.config import LabelConfig
 from schemas import Identity, SoftshardsError
+from schemas.errors import first_line
 from schemas.fingerprint import (
     TOKENIZER_FILES,
     sha256_file,
@@ -75,10 +76,9 @@ def open_teacher(path: Path, *, max_length: int) -> Teacher:
     try:
         model_config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # broken files raise whatever their parser likes
         raise SoftshardsError(
-            f"the model cannot be opened: {reason}", path=path, mend=mend
+            f"the model cannot be opened: {first_line(error)}", path=path, mend=mend
         ) from error
     text_config = model_config.get_text_config()
     context = int(getattr(text_config, "max_position_embeddings", None) or max_length)

@@ -18,6 +18,7 @@ from labeler.engine import EngineFacts, Failed, Labeled, Request
 from labeler.rendering import Span
 from labeler.teacher import Teacher
 from schemas import Labels, Sampling, SoftshardsError
+from schemas.errors import first_line
 
 EXACT_TAIL = "log-sum-exp over the other ids in float32"
 
@@ -45,10 +46,9 @@ class TransformersEngine:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 teacher.path, dtype=getattr(torch, dtype)
             )
-        except (OSError, ValueError, RuntimeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # weights, settings, memory: each raises what it likes
             raise SoftshardsError(
-                f"the model cannot be loaded: {reason}", path=teacher.path
+                f"the model cannot be loaded: {first_line(error)}", path=teacher.path
             ) from error
         if head_dtype != dtype:
             _widen_head(model, getattr(torch, head_dtype))

@@ -24,6 +24,7 @@ from labeler.engine import EngineFacts, Failed, Labeled, Request
 from labeler.rendering import Span
 from labeler.teacher import Teacher
 from schemas import Sampling, SoftshardsError
+from schemas.errors import first_line
 
 MOST_PADDING = 256
 """Padding rows of a head that are over-requested; a row short of k real ids is stored shorter."""
@@ -100,8 +101,8 @@ class VllmEngine:
         arguments = _engine_arguments(teacher, config, dtype=dtype)
         try:
             self._llm = load_llm(vllm, arguments)
-        except (ValueError, RuntimeError, OSError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        except Exception as error:  # weights, settings, memory: each raises what it likes
+            reason = first_line(error)
             raise SoftshardsError(
                 f"vLLM cannot load the teacher: {reason}",
                 path=teacher.path,
@@ -147,7 +148,7 @@ class VllmEngine:
         try:
             return self._llm.llm_engine.step()
         except Exception as error:  # whatever kills the engine, finished units are safe
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = first_line(error)
             raise SoftshardsError(
                 f"the engine failed: {reason}",
                 path=self._teacher.path,

@@ -29,6 +29,12 @@ class SoftshardsError(Exception):
         super().__init__(f"{message}\n  mend: {mend}" if mend else message)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or what it is where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else repr(error)
+
+
 class LabelSetError(SoftshardsError):
     """A label set is missing, damaged, unfinished, or not the one expected."""
 

@@ -39,7 +39,8 @@ class Line:
     parameters: int | None = None
     non_embedding: int | None = None
     bytes: int | None = None
-    tokens_per_s: float | None = None
+    reading: float | None = None  # tokens/s
+    generating: float | None = None  # tokens/s
     speedup: float | None = None
     kinds: dict[str, dict[str, float]] = field(default_factory=dict)
     training: dict[str, Any] | None = None
@@ -108,6 +109,7 @@ def _teacher_line(results: dict[str, Any], bench: dict[str, Any] | None) -> Line
     measured = [m for m in results["models"] if m["weights"] == teacher["weights"]]
     size = teacher if "parameters" in teacher else (measured[0] if measured else {})
     places = [*([path] if path else []), *(p for m in measured for p in m["paths"])]
+    reading, generating = _speeds(bench, "teacher", [Path(p) for p in places])
     return Line(
         name="teacher",
         role="teacher",
@@ -116,8 +118,9 @@ def _teacher_line(results: dict[str, Any], bench: dict[str, Any] | None) -> Line
         parameters=size.get("parameters"),
         non_embedding=size.get("non_embedding"),
         bytes=size.get("bytes"),
-        tokens_per_s=_speed(bench, "teacher", [Path(p) for p in places]),
-        speedup=1.0 if bench else None,
+        reading=reading,
+        generating=generating,
+        speedup=1.0 if generating else None,
     )
 
 
@@ -131,7 +134,7 @@ def _line(
 ) -> Line:
     model = path / FINAL if (path / FINAL).is_dir() else path
     found = _measured(model, results)
-    speed = _speed(bench, name, [model, path])
+    reading, generating = _speeds(bench, name, [model, path])
     training = None
     if (path / RESULT).is_file():
         training = _read(path / RESULT, "the result of `trainer train`", ("steps", "config"))
@@ -145,8 +148,9 @@ def _line(
         parameters=found["parameters"],
         non_embedding=found["non_embedding"],
         bytes=found["bytes"],
-        tokens_per_s=speed,
-        speedup=speed / teacher.tokens_per_s if speed and teacher.tokens_per_s else None,
+        reading=reading,
+        generating=generating,
+        speedup=generating / teacher.generating if generating and teacher.generating else None,
         kinds=found["kinds"],
         training=training,
     )
@@ -168,14 +172,16 @@ def _measured(model: Path, results: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _speed(bench: dict[str, Any] | None, name: str, places: list[Path]) -> float | None:
-    """Scoring speed by path, else by name."""
+def _speeds(
+    bench: dict[str, Any] | None, name: str, places: list[Path]
+) -> tuple[float | None, float | None]:
+    """Tokens/s of reading and of generating, found by path, else by name."""
     models = (bench or {}).get("models", [])
     resolved = {place.resolve() for place in places}
     by_path = [m for m in models if Path(m["model"]).resolve() in resolved]
     for entry in by_path or [m for m in models if m.get("name") == name]:
-        return float(entry["score_tokens_per_s"])
-    return None
+        return float(entry["score_tokens_per_s"]), float(entry["generate_tokens_per_s"])
+    return None, None
 
 
 def _log(out: Path) -> list[dict[str, Any]]:
@@ -245,7 +251,7 @@ def _environment() -> Environment:
 
 def _table(lines: list[Line]) -> Table:
     table = Table(title="held-out")
-    columns = ("model", "ppl", "KL", "top-1", "params", "size", "tokens/s", "speed")
+    columns = ("model", "ppl", "KL", "top-1", "params", "size", "read/s", "gen/s", "speed")
     for column in columns:
         first = column == "model"
         table.add_column(
@@ -258,7 +264,7 @@ def _table(lines: list[Line]) -> Table:
     for line in lines:
         cells = [_number(line.ppl, 2), _number(line.kl, 4), _percent(line.agreement)]
         cells += [_size(line.parameters, ""), _size(line.bytes, "B")]
-        cells += [_number(line.tokens_per_s, 0), _times(line.speedup)]
+        cells += [_number(line.reading, 0), _number(line.generating, 0), _times(line.speedup)]
         table.add_row(line.name.replace("[", r"\["), *cells)
     return table
 

@@ -37,7 +37,7 @@ def measured(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     speeds = ((world.teacher, "teacher", 100.0), (root / "kd" / "final", "kd", 250.0))
     models = [
-        {"model": str(p), "name": n, "score_tokens_per_s": s, "generate_tokens_per_s": 1.0}
+        {"model": str(p), "name": n, "score_tokens_per_s": 9.0, "generate_tokens_per_s": s}
         for p, n, s in speeds
     ]
     (root / "bench.json").write_text(json.dumps({"engine": {"name": "<vllm>"}, "models": models}))
