@@ -197,7 +197,7 @@ def bench(
     sequences: int = 16,
     prompt_tokens: int = 128,
     new_tokens: int = 64,
-    repeats: int = 3,
+    repeats: int = 5,
     dtype: str = "float32",
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
@@ -223,7 +223,7 @@ def bench(
     new_tokens
         Tokens generated a sequence.
     repeats
-        Measurements a model; the median counts.
+        Measurements a model; the best counts.
     dtype
         dtype to run all models in.
     as_json
