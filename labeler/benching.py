@@ -49,7 +49,8 @@ def print_bench(
         err.print(f"{name}: " + ("reusing its figures" if reused else "measuring"))
         figures = reused or _measure(path, workload)
         results.append(figures | {"name": name, "model": str(path), "weights": weights})
-    content = {"workload": asdict(workload), "models": results}
+    engine = {"name": results[0]["engine"], **asdict(workload)}
+    content = {"engine": engine, "models": results}
     if out_file is not None:
         write_atomic(out_file, json.dumps(content, indent=2) + "\n")
     if as_json:
@@ -75,7 +76,7 @@ def _known(out_file: Path | None, workload: Workload) -> dict[str, dict[str, Any
     if out_file is None or not out_file.is_file():
         return {}
     content = json.loads(out_file.read_text(encoding="utf-8"))
-    if content["workload"] != asdict(workload):
+    if {n: v for n, v in content["engine"].items() if n != "name"} != asdict(workload):
         return {}
     return {figures["weights"]: figures for figures in content["models"]}
 

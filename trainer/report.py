@@ -13,13 +13,14 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from schemas import SoftshardsError, __version__, open_label_set
+from schemas import LabelSet, SoftshardsError, __version__, open_label_set
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
 from trainer.config import ReportConfig
 from trainer.finished import FINAL, RESULT
 
 TEMPLATE = "report.html.jinja"
+LEDGER = "ledger.json"
 INK = "#010203"
 """Stands for the page's text colour in figures; replaced by `currentColor` in the SVG."""
 WIDTH = 100
@@ -68,6 +69,7 @@ def report(config: ReportConfig) -> int:
             title=config.title,
             version=__version__,
             lines=lines,
+            several_kinds=any(len(line.kinds) > 1 for line in lines),
             held_out=results["label_set"],
             label_sets=[_origin(path) for path in config.labels],
             engine=(bench or {}).get("engine", {}),
@@ -200,11 +202,29 @@ def _origin(path: Path) -> dict[str, Any]:
         "path": str(path),
         "identity": manifest.identity.model_dump(mode="json"),
         "status": manifest.status,
-        "provenance": manifest.provenance,
+        "facts": _facts(labels),
         "rows": labels.rows,
         "labels": labels.labels,
         "bytes_per_label": size / max(1, labels.labels),
     }
+
+
+def _facts(labels: LabelSet) -> dict[str, str]:
+    """Provenance that a reader cares about, as text: teacher, input files, engine and cost."""
+    provenance = labels.manifest.provenance
+    facts: dict[str, str] = {
+        name: str(provenance[name]) for name in ("teacher", "softshards") if name in provenance
+    }
+    inputs = provenance.get("plan", {}).get("inputs", {})
+    if inputs:
+        facts["input"] = ", ".join(f"{name} (SHA-256 {d[:12]})" for name, d in inputs.items())
+    if (labels.path / LEDGER).is_file():
+        engines = _read(labels.path / LEDGER, "a label set's ledger", ("engines",))["engines"]
+        facts["engine"] = "; ".join(
+            f"{name}: {cost['engine_seconds']:,.0f} s, {cost['tokens_per_s']:,.0f} tokens/s"
+            for name, cost in engines.items()
+        )
+    return facts
 
 
 def _figure(curves: dict[str, list[dict[str, Any]]]) -> str:
