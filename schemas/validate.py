@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS, row_schema
 from schemas.codec import PAD_ID, DecodedLabels, decode
 from schemas.errors import LabelSetError
+from schemas.fingerprint import sha256_file
+from schemas.journal import entry_path, read_entry, rejects_path
 from schemas.labelset import LabelSet
+from schemas.plan import open_plan
 
 HALF_STEP = 2.0**-11
 """Relative rounding error of float16: a logprob x is stored as x (1 +- 2^-11)."""
@@ -22,7 +25,7 @@ HALF_STEP = 2.0**-11
 def validate_label_set(labels: LabelSet) -> Iterator[str]:
     """Read every row group, verified, and yield one sentence a problem found.
 
-    Checked: hashes, schema, counts against the index, all of `validate_table`, keys that occur
+    Checked: plan, journal, hashes, schema, counts, all of `validate_table`, keys that occur
     twice, files in `shards/` that the index does not name, and the totals.
     """
     seen: set[tuple[Any, ...]] = set()
@@ -42,6 +45,7 @@ def validate_label_set(labels: LabelSet) -> Iterator[str]:
             if key in seen:
                 yield f"{where}: row {_name(key)} occurs twice"
             seen.add(key)
+    yield from _side_files(labels)
     yield from _stray_shards(labels)
     totals = labels.manifest.totals
     if totals and (totals.rows, totals.labels) != (labels.rows, labels.labels):
@@ -49,6 +53,26 @@ def validate_label_set(labels: LabelSet) -> Iterator[str]:
             f"the manifest counts {totals.rows} rows and {totals.labels} labels, "
             f"the index {labels.rows} and {labels.labels}"
         )
+
+
+def _side_files(labels: LabelSet) -> Iterator[str]:
+    """Plan and journal: a run that goes on, or appends, would believe them."""
+    try:
+        open_plan(labels.path, labels.manifest.plan)
+    except LabelSetError as error:
+        yield str(error)
+    for unit in range(labels.manifest.planned_units):
+        try:
+            entry = read_entry(labels.path, unit)
+        except LabelSetError as error:
+            yield str(error)
+            continue
+        rejects = rejects_path(labels.path, unit)
+        if entry is None:
+            if labels.manifest.status == "complete":
+                yield f"{entry_path(labels.path, unit)}: the journal entry is missing"
+        elif not rejects.is_file() or sha256_file(rejects) != entry.rejects_sha256:
+            yield f"{rejects}: the rejects are missing or altered"
 
 
 def _stray_shards(labels: LabelSet) -> Iterator[str]:
