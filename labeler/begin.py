@@ -31,7 +31,7 @@ def begin(
         _require_same_plan(settings, manifest.provenance["plan"], config.out)
         return manifest
     planned = plan(files, config, teacher)
-    require_space(budget(planned, config, teacher, identity), config.out)
+    require_space(budget(planned, config, identity), config.out)
     rejects = [vars(reject) for reject in planned.rejects]
     write_rejects(config.out / JOURNAL / PLAN_REJECTS, rejects)
     if rejects:
@@ -90,12 +90,11 @@ def plan(files: list[SourceFile], config: LabelConfig, teacher: Teacher) -> Plan
             strict=config.strict,
             inputs=", ".join(file.name for file in files[:3]) + (", ..." if files[3:] else ""),
         )
-    share = len(planned.rejects) / max(1, len(planned.rejects) + planned.rows)
-    if share > config.max_reject_share:
+    if planned.reject_share > config.max_reject_share:
         first = planned.rejects[0]
         raise SoftshardsError(
-            f"{len(planned.rejects)} records of the input are bad "
-            f"({share:.0%}, more than --max-reject-share); the first: {first.reason}",
+            f"{len(planned.rejects)} records of the input are bad ({planned.reject_share:.0%}, "
+            f"more than --max-reject-share); the first: {first.reason}",
             path=first.source,
             row=first.id,
             mend="check the input and the column flags, or raise --max-reject-share",
@@ -103,13 +102,6 @@ def plan(files: list[SourceFile], config: LabelConfig, teacher: Teacher) -> Plan
     return planned
 
 
-def budget(planned: Planned, config: LabelConfig, teacher: Teacher, identity: Identity) -> Budget:
-    """What labeling this plan will cost."""
-    weights = [*teacher.path.glob("*.safetensors"), *teacher.path.glob("*.bin")]
-    return estimate(
-        config,
-        identity,
-        tokens=planned.total("n_tokens"),
-        labels=planned.total("n_labels"),
-        weights_bytes=sum(path.stat().st_size for path in weights),
-    )
+def budget(planned: Planned, config: LabelConfig, identity: Identity) -> Budget:
+    """What labeling this plan will take in bytes."""
+    return estimate(config, identity, labels=planned.total("n_labels"))

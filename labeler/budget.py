@@ -7,8 +7,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from labeler.config import LabelConfig
 from schemas import Identity, SoftshardsError
 
@@ -22,28 +20,34 @@ ENGINE_EFFICIENCY = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Estimates for a run. `seconds` is rough: within a factor of three."""
+    """Estimates for a run: the label set, the disk it goes to, and the logits of an engine step."""
 
     bytes: int
     free_bytes: int
     logits_bytes: int
-    seconds: float
 
 
-def estimate(
-    config: LabelConfig, identity: Identity, *, tokens: int, labels: int, weights_bytes: int
-) -> Budget:
-    """Estimate a run over `tokens` prompt or document tokens and `labels` label positions."""
-    item = torch.empty(0, dtype=getattr(torch, identity.dtype)).element_size()
-    parameters = weights_bytes / item
-    work = tokens if config.mode == "score" else tokens + labels
-    speed = _matmul_flops(identity.dtype) * ENGINE_EFFICIENCY
+def estimate(config: LabelConfig, identity: Identity, *, labels: int) -> Budget:
+    """Estimate what `labels` label positions take."""
     return Budget(
         bytes=int(labels * (identity.k * BYTES_A_LABEL + BYTES_A_POSITION)),
         free_bytes=shutil.disk_usage(_existing(config.out)).free,
         logits_bytes=config.max_batched_tokens * identity.vocab_size * 4,
-        seconds=2 * parameters * work / speed,
     )
+
+
+def rough_seconds(model: Path, dtype: str, *, tokens: int) -> float:
+    """Engine seconds for reading or generating `tokens`, within a factor of three.
+
+    From the size of the weights and the speed of one matrix product on the device that is there, so
+    only a dry run asks: a real one must not take memory from the engine.
+    """
+    import torch
+
+    files = [*model.glob("*.safetensors"), *model.glob("*.bin")]
+    item = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
+    parameters = sum(path.stat().st_size for path in files) / item
+    return 2 * parameters * tokens / (_matmul_flops(dtype) * ENGINE_EFFICIENCY)
 
 
 def require_space(budget: Budget, out: Path) -> None:
@@ -67,6 +71,8 @@ def _existing(path: Path) -> Path:
 
 def _matmul_flops(dtype: str) -> float:
     """Floating-point operations a second of one matrix product on the device that is there."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = 4096 if device == "cuda" else 1024
     a = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)

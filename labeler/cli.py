@@ -71,7 +71,7 @@ def label(
 def _print_plan(inputs: list[str], settings: LabelConfig, *, as_json: bool) -> None:
     from labeler import run
 
-    planned, budget = run.dry_run(inputs, settings)
+    planned, budget, seconds = run.dry_run(inputs, settings)
     plan = {
         "units": len(planned.units),
         "rows": planned.rows,
@@ -81,7 +81,7 @@ def _print_plan(inputs: list[str], settings: LabelConfig, *, as_json: bool) -> N
         "estimated_bytes": budget.bytes,
         "free_bytes": budget.free_bytes,
         "logits_bytes": budget.logits_bytes,
-        "estimated_seconds": round(budget.seconds),
+        "estimated_seconds": round(seconds),
     }
     if as_json:
         print(json.dumps(plan))
@@ -97,7 +97,7 @@ def _print_plan(inputs: list[str], settings: LabelConfig, *, as_json: bool) -> N
     out.print(
         f"engine        {human_bytes(budget.logits_bytes)} of logits a step, beside its model"
     )
-    out.print(f"time          roughly {human_seconds(budget.seconds)} (within a factor of three)")
+    out.print(f"time          roughly {human_seconds(seconds)} (within a factor of three)")
     out.print("nothing was written (--dry-run)")
 
 

@@ -21,7 +21,6 @@ class Planned:
     Attributes:
         units: tables of PLAN_SCHEMA, one a unit.
         rejects: records that could not be rendered.
-        records: number of records read.
     """
 
     units: list[pa.Table]
@@ -31,6 +30,12 @@ class Planned:
     def rows(self) -> int:
         """Number of sequences to label."""
         return sum(unit.num_rows for unit in self.units)
+
+    @property
+    def reject_share(self) -> float:
+        """Rejects as a share of all records read."""
+        labeled = {name for unit in self.units for name in unit["id"].to_pylist()}
+        return len(self.rejects) / (len(self.rejects) + len(labeled))
 
     def total(self, column: str) -> int:
         """Sum of `n_tokens` or `n_labels` over all units."""

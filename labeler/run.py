@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from labeler.begin import begin, budget, plan
-from labeler.budget import Budget
+from labeler.budget import Budget, rough_seconds
 from labeler.config import LabelConfig
 from labeler.console import err
 from labeler.finalise import finalise, is_closed
@@ -75,12 +75,16 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
     )
 
 
-def dry_run(inputs: Sequence[str], config: LabelConfig) -> tuple[Planned, Budget]:
-    """Plan without writing anything: the units, the rejects and what the run will cost."""
+def dry_run(inputs: Sequence[str], config: LabelConfig) -> tuple[Planned, Budget, float]:
+    """Plan without writing anything: the units and rejects, the bytes, and rough seconds."""
     teacher = open_teacher(config.model, max_length=config.max_length)
     identity = teacher_identity(teacher, config)
     planned = plan(find_files(inputs), config, teacher)
-    return planned, budget(planned, config, teacher, identity)
+    work = planned.total("n_tokens")
+    if config.mode == "generate":
+        work += planned.total("n_labels")
+    seconds = rough_seconds(config.model, identity.dtype, tokens=work)
+    return planned, budget(planned, config, identity), seconds
 
 
 @contextlib.contextmanager
