@@ -21,6 +21,8 @@ app = App(
     help="Train students on a label set: no teacher in memory. See also `labeler --help`.",
     help_format="markdown",
 )
+# `main` says what is safe and what to do.
+app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
 
 
 @app.command
