@@ -10,12 +10,41 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from labeler.verification import rescore_rows
+from labeler.config import LabelConfig
+from labeler.engine import Labeled, Request
+from labeler.rendering import Span
+from labeler.teacher import open_teacher, teacher_identity
+from labeler.transformers_engine import TransformersEngine
+from labeler.units import load_engine
+from labeler.verification import compare, rescore_rows
 from schemas import open_label_set, validate_label_set
 from tests.labeler.test_verification import shift_labels
 
 pytestmark = [pytest.mark.vllm, pytest.mark.teacher]
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def test_before_storage_labels_are_within_a_thousandth(real_teacher: Path, tmp_path: Path) -> None:
+    """The engine's own float32 labels, in process: the same top 64 up to ties, within 1e-3."""
+    opened = open_teacher(real_teacher, max_length=1024)
+    config = LabelConfig(model=real_teacher, out=tmp_path, k=64)
+    ids = opened.encode(topics["compound"])[:600]
+    span = Span(start=1, stop=len(ids), kind="text")
+    request = Request(index=0, sample=0, input_ids=ids, spans=(span,), seed=0)
+    engine = load_engine(opened, config, teacher_identity(opened, config))
+    (fast,) = engine.run([request])
+    engine.close()
+    reference = TransformersEngine(
+        opened, dtype="float32", head_dtype="float32", k=64, sampling=None
+    )
+    (exact,) = reference.run([request])
+    assert isinstance(fast, Labeled)
+    assert isinstance(exact, Labeled)
+    result = compare([(fast.labels, exact.labels)], tolerance=1e-3)
+    print(result)
+    assert result.positions >= 512
+    assert result.max_difference <= 1e-3
+    assert result.other_ids == 0
 
 
 def test_labels_are_the_teachers_and_shifted_ones_are_not(
