@@ -47,12 +47,11 @@ def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
     with pa.memory_map(str(path)) as source:
         data = memoryview(source.read_buffer())
         metadata = pq.ParquetFile(source).metadata
-        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
         table = pq.read_table(source, columns=["n_labels", "n_tokens"])
         start, row, groups = 0, 0, []
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
-            chunks = [group.column(i) for i in range(len(names))]
+            chunks = [group.column(i) for i in range(metadata.num_columns)]
             stop = max(_chunk_start(c) + c.total_compressed_size for c in chunks)
             rows = table.slice(row, group.num_rows)
             groups.append(

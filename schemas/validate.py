@@ -107,7 +107,10 @@ def validate_table(table: pa.Table, *, vocab_size: int, k: int) -> Iterator[str]
     yield from _rows(
         "n_tokens is not the number of tokens", lengths != table["n_tokens"].to_numpy(), keys
     )
-    outside = [bool(ids) and not 0 <= min(ids) <= max(ids) < vocab_size for ids in _ids(table)]
+    outside = [
+        bool(ids) and not 0 <= min(ids) <= max(ids) < vocab_size
+        for ids in table["input_ids"].to_pylist()
+    ]
     yield from _rows("an input id is outside the tokenizer", np.array(outside, bool), keys)
     spans = table["spans"].to_pylist()
     broken = [span_problem(s, int(n), int(c)) for s, n, c in zip(spans, lengths, counts)]
@@ -201,10 +204,6 @@ def _actual_tokens(table: pa.Table) -> NDArray[np.int32]:
 def _rows(what: str, wrong: NDArray[np.bool_], keys: list[tuple[Any, ...]]) -> Iterator[str]:
     if wrong.any():
         yield f"row {_name(keys[int(np.argmax(wrong))])}: {what}"
-
-
-def _ids(table: pa.Table) -> list[list[int]]:
-    return table["input_ids"].to_pylist()
 
 
 def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
