@@ -32,7 +32,7 @@ def estimate(config: LabelConfig, identity: Identity, *, labels: int) -> Budget:
     return Budget(
         bytes=int(labels * (identity.k * BYTES_A_LABEL + BYTES_A_POSITION)),
         free_bytes=shutil.disk_usage(_existing(config.out)).free,
-        logits_bytes=config.max_batched_tokens * identity.vocab_size * 4,
+        logits_bytes=(config.max_batched_tokens or 2048) * identity.vocab_size * 4,
     )
 
 

@@ -98,7 +98,8 @@ def _hash(seed: int, id_: str, chunk: int) -> bytes:
 def _table(unit: int, sequences: list[Sequence]) -> pa.Table:
     ordered = sorted(sequences, key=lambda s: (-len(s.input_ids), s.id, s.chunk))
     rows = [
-        {**asdict(s), "unit": unit, "n_tokens": len(s.input_ids), "spans": [*map(asdict, s.spans)]}
+        {n: v for n, v in asdict(s).items() if n != "templated"}
+        | {"unit": unit, "n_tokens": len(s.input_ids), "spans": [*map(asdict, s.spans)]}
         for s in ordered
     ]
     return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)

@@ -23,7 +23,16 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """A rendered row, keyed by (id, chunk); spans are empty where a generation is to come."""
+    """A rendered row, keyed by (id, chunk); spans are empty where a generation is to come.
+
+    Attributes:
+        parent_id: key of the label set row that this one was made from.
+        input_ids: what the teacher sees: the sequence (score) or the prompt (generate).
+        student_input_ids: what the student is to see instead, or None; student_spans: where the
+            labels of `spans` are in it, one by one of equal length (empty for generate).
+        n_labels: labels that it will have (generate: at most).
+        templated: whether the chat template made it.
+    """
 
     id: str
     chunk: int
@@ -33,6 +42,10 @@ class Sequence:
     input_ids: list[int]
     spans: tuple[Span, ...]
     n_labels: int
+    parent_id: str | None = None
+    student_input_ids: list[int] | None = None
+    student_spans: tuple[Span, ...] | None = None
+    templated: bool = False
 
 
 class BadRecord(Exception):
@@ -105,7 +118,7 @@ def _generate(record: Record, teacher: Teacher, config: LabelConfig) -> Iterator
         prompt = json.dumps(messages, ensure_ascii=False)
     elif columns.get(config.prompt_column) is not None:
         prompt = _text(columns, config.prompt_column)
-        if config.chat_template and teacher.chat_template:
+        if not config.raw_prompts and teacher.chat_template:
             ids = teacher.render_chat([{"role": "user", "content": prompt}])
         else:
             ids = teacher.encode(prompt)

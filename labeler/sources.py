@@ -21,11 +21,15 @@ SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet", ".txt")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One input record: its default id (`relative path:number`), its file, and its columns."""
+    """One input record: its default id (`relative path:number`), its file, and its columns.
+
+    Where the input is a label set, `parent_id` is the key of the row that the record was.
+    """
 
     id: str
     source: str
     columns: dict[str, Any]
+    parent_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

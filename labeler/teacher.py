@@ -115,7 +115,7 @@ def teacher_identity(teacher: Teacher, config: LabelConfig) -> Identity:
         raise SoftshardsError(
             "the model has no weights: no *.safetensors and no *.bin", path=teacher.path
         ) from error
-    templated = config.mode == "generate" and config.chat_template and teacher.chat_template
+    templated = config.mode == "generate" and not config.raw_prompts and teacher.chat_template
     return Identity(
         weights=weights,
         weights_scope=config.weights_digest,

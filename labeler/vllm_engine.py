@@ -240,7 +240,7 @@ def _engine_arguments(teacher: Teacher, config: LabelConfig, *, dtype: str) -> d
         "model": str(teacher.path),
         "dtype": dtype,
         "max_model_len": config.max_length + 1,  # vLLM must sample one token to score a prompt
-        "max_num_batched_tokens": max(config.max_batched_tokens, config.max_sequences),
+        "max_num_batched_tokens": max(config.max_batched_tokens or 2048, config.max_sequences),
         "max_num_seqs": config.max_sequences,
         "max_logprobs": -1,
         "logprobs_mode": "raw_logprobs",

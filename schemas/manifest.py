@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
 
 from schemas.atomic import write_atomic
 from schemas.errors import IdentityError, LabelSetError
@@ -21,8 +22,24 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Sampling(Model):
+class LateFields(Model):
+    """A model that has gained fields since its first sets were written.
+
+    A late field is None by default, and left out of the JSON while it is: so files and digests of
+    settings that do not use it stay what they were.
+    """
+
+    late: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: Callable[[LateFields], dict[str, Any]]) -> dict[str, Any]:
+        return {n: v for n, v in dump(self).items() if v is not None or n not in self.late}
+
+
+class Sampling(LateFields):
     """How generations were sampled. Labels are T = 1 distributions whatever stands here."""
+
+    late: ClassVar[tuple[str, ...]] = ("min_p", "structured")
 
     n: int = 1
     temperature: float = 0.0
@@ -30,13 +47,16 @@ class Sampling(Model):
     max_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
+    min_p: float | None = None
+    structured: dict[str, Any] | None = None
 
 
-class Identity(Model):
+class Identity(LateFields):
     """All that decides what the labels are. Two label sets with equal identity may be joined.
 
     Attributes:
-        weights: digest of the teacher's weights (`weights_scope` says of all bytes or headers).
+        weights: digest of the teacher's weights (`weights_scope`: of all bytes, of headers, or of
+            what a server says of its model).
         model_config_digest: digest of the teacher's `config.json`.
         tokenizer: digest of the tokenizer (`schemas.fingerprint.tokenizer_digest`).
         vocab_size: number of real token ids, `len(tokenizer)`; ids at or past it never occur.
@@ -45,10 +65,16 @@ class Identity(Model):
         mode: `score` (teacher-forced) or `generate`.
         k: number of top logprobs stored a position.
         max_length: longest sequence in tokens; overlap: tokens shared by neighbouring chunks.
+        top_p_labels: mass of the ids stored, where fewer than k suffice; min_k: at least so many.
+        spans: which tokens of chats are labeled; rendering: other rules of rendering (truncation,
+            EOS, what the student does not see); each where it is not the default.
+        engine_args: arguments given to the engine that can change labels.
     """
 
+    late: ClassVar[tuple[str, ...]] = ("top_p_labels", "min_k", "spans", "rendering", "engine_args")
+
     weights: str
-    weights_scope: Literal["full", "header"] = "full"
+    weights_scope: Literal["full", "header", "served"] = "full"
     model_config_digest: str
     tokenizer: str
     vocab_size: int
@@ -61,6 +87,11 @@ class Identity(Model):
     max_length: int
     overlap: int
     sampling: Sampling | None = None
+    top_p_labels: float | None = None
+    min_k: int | None = None
+    spans: str | None = None
+    rendering: dict[str, Any] | None = None
+    engine_args: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -155,12 +186,16 @@ def require_same_identity(expected: Identity, found: Identity, *, path: Path, me
         IdentityError: with one line a field.
     """
     ours, theirs = expected.model_dump(mode="json"), found.model_dump(mode="json")
-    different = [name for name in ours if ours[name] != theirs[name]]
-    if different:
-        lines = "".join(f"\n  {n}: here {theirs[n]!r}, asked {ours[n]!r}" for n in different)
+    if lines := differences(found=theirs, asked=ours):
         raise IdentityError(
             f"the label set was made with other settings:{lines}", path=path, mend=mend
         )
+
+
+def differences(*, found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """One line a setting that differs, for the refusal to go on with something else."""
+    names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
+    return "".join(f"\n  {n}: here {found.get(n)!r}, asked {asked.get(n)!r}" for n in names)
 
 
 def _check_version(format_version: str, codec: str, path: Path) -> None:

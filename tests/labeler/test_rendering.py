@@ -60,7 +60,7 @@ def test_prompt_goes_through_the_chat_template(
     assert row.spans == ()
     assert row.n_labels == 8
     (raw,) = rendered(
-        {"prompt": "the cat"}, opened, settings(**vars(config) | {"chat_template": False})
+        {"prompt": "the cat"}, opened, settings(**vars(config) | {"raw_prompts": True})
     )
     assert opened.tokenizer.decode(raw.input_ids) == "the cat"
     messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
