@@ -231,9 +231,9 @@ class LabelConfig:
     """Identify the teacher by all bytes of its weights, or by file sizes and headers only."""
 
     def __post_init__(self) -> None:
-        positive = ("k", "min_k", "samples", "max_tokens", "unit_labels", "row_group_labels")
-        positive += ("max_batched_tokens", "max_sequences", "limit", "concurrency", "world_size")
-        for name in positive:
+        counts = ("k", "min_k", "samples", "max_tokens", "unit_labels", "row_group_labels")
+        more = ("max_batched_tokens", "max_sequences", "limit", "concurrency", "world_size")
+        for name in counts + more:
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
