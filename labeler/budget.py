@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from labeler.config import LabelConfig
 from schemas import Identity, SoftshardsError
 
@@ -14,6 +16,13 @@ BYTES_A_LABEL = 2.8
 """Bytes a stored logprob (id and value) under plain/1; `labeler inspect` prints what it came to."""
 BYTES_A_POSITION = 8.0
 """Bytes a position beside them: tail, actual token, spans, text."""
+LOGITS_COPIES = 3
+"""Float32 arrays of tokens x vocabulary that an engine step holds at once: logits, their
+log-softmax and what is made on the way."""
+LOGITS_SHARE = 4
+"""The logits of a step may take one part in this many of the free memory."""
+DEFAULT_BATCHED_TOKENS = 2048
+SMALLEST_BATCHED_TOKENS = 256
 ENGINE_EFFICIENCY = 0.5
 """Share of the measured matrix-multiply speed that scoring reaches; a rough figure."""
 
@@ -34,6 +43,49 @@ def estimate(config: LabelConfig, identity: Identity, *, labels: int) -> Budget:
         free_bytes=shutil.disk_usage(_existing(config.out)).free,
         logits_bytes=(config.max_batched_tokens or 2048) * identity.vocab_size * 4,
     )
+
+
+def bound_batched_tokens(config: LabelConfig, identity: Identity) -> int:
+    """Tokens an engine step at most: what was asked for, or 2048 halved until its logits fit.
+
+    They fit when they take at most a quarter of the memory that is free now, before the teacher is
+    loaded. Never fewer than `config.max_sequences`, which vLLM wants.
+
+    Raises:
+        SoftshardsError: even the logits of the smallest step do not fit.
+    """
+    if config.max_batched_tokens is not None:
+        return max(config.max_batched_tokens, config.max_sequences)
+    smallest = max(SMALLEST_BATCHED_TOKENS, config.max_sequences)
+    tokens = max(DEFAULT_BATCHED_TOKENS, smallest)
+    free = free_memory()
+    while logits_bytes(tokens, identity.vocab_size) > free // LOGITS_SHARE:
+        if tokens == smallest:
+            need = logits_bytes(smallest, identity.vocab_size)
+            raise SoftshardsError(
+                f"the logits of an engine step of {smallest} tokens over {identity.vocab_size} ids "
+                f"take {need / 1e9:.2f} GB, more than a quarter of the {free / 1e9:.2f} GB of "
+                "memory that are free",
+                path=config.model,
+                mend="free some memory, lower --max-sequences if it is above "
+                f"{SMALLEST_BATCHED_TOKENS}, or choose a step with --max-batched-tokens",
+            )
+        tokens = max(tokens // 2, smallest)
+    return tokens
+
+
+def logits_bytes(tokens: int, vocab_size: int) -> int:
+    """Bytes that the logits of an engine step of `tokens` take beside the model and its cache."""
+    return LOGITS_COPIES * tokens * vocab_size * 4
+
+
+def free_memory() -> int:
+    """Bytes that are free on the GPU, where there is one, else in main memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    return psutil.virtual_memory().available
 
 
 def rough_seconds(model: Path, dtype: str, *, tokens: int) -> float:
