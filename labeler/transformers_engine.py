@@ -5,7 +5,9 @@ Slow on purpose: it is what the fast engine is checked against, and it runs wher
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from labeler.capture import CaptureError, drop_padding, positions
+from labeler.capture import CaptureError, positions
 from labeler.engine import EngineFacts, Failed, Labeled, Request
 from labeler.rendering import Span
 from labeler.teacher import Teacher
@@ -21,13 +23,15 @@ from schemas import Labels, Sampling, SoftshardsError
 from schemas.errors import first_line
 
 EXACT_TAIL = "log-sum-exp over the other ids in float32"
+CHUNK = 512
+"""Positions whose logits are held at a time: 8,192 of them over 152 k ids would be 5 GB."""
 
 
 class TransformersEngine:
     """A teacher in transformers, on the GPU where there is one.
 
     Raises:
-        SoftshardsError: transformers cannot load the teacher.
+        SoftshardsError: transformers cannot load the teacher, or output is to be constrained.
     """
 
     def __init__(
@@ -39,6 +43,11 @@ class TransformersEngine:
         k: int,
         sampling: Sampling | None,
     ) -> None:
+        if sampling is not None and sampling.structured:
+            raise SoftshardsError(
+                "the transformers engine cannot constrain what it generates",
+                mend="leave --structured away, or pass --engine vllm",
+            )
         self._teacher, self._k, self._sampling = teacher, k, sampling
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         transformers.utils.logging.disable_progress_bar()
@@ -52,6 +61,8 @@ class TransformersEngine:
             ) from error
         if head_dtype != dtype:
             _widen_head(model, getattr(torch, head_dtype))
+        # Sampled as asked, not as the checkpoint suggests (penalties, top-k).
+        model.generation_config = transformers.GenerationConfig()
         self._model: Any = model.eval()
         self._model.to(self._device)
         heads = self._model.get_output_embeddings().weight.shape[0]
@@ -81,7 +92,12 @@ class TransformersEngine:
 
     def _generate(self, request: Request, sampling: Sampling) -> Labeled:
         torch.manual_seed(request.seed)
-        sampled = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        sampled = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": sampling.min_p,
+        }
         ids = torch.tensor([request.input_ids], device=self._device)
         output = self._model.generate(
             ids,
@@ -108,9 +124,16 @@ class TransformersEngine:
     ) -> Labeled:
         where = torch.from_numpy(positions(spans)).to(self._device)
         tokens = torch.tensor(ids, device=self._device)
-        # The distribution of the token at t is the output at t - 1.
-        logits = self._model(tokens[None], logits_to_keep=where - 1).logits[0].float()
-        labels = exact_labels(logits, tokens[where], k=self._k, vocab_size=self._teacher.vocab_size)
+        vocab_size = self._teacher.vocab_size
+        parts = []
+        with _body_run_once(self._model):
+            for chunk in where.split(CHUNK):
+                # The distribution of the token at t is the output at t - 1.
+                output = self._model(tokens[None], logits_to_keep=chunk - 1, use_cache=False)
+                logits = output.logits[0].float()
+                parts.append(exact_labels(logits, tokens[chunk], k=self._k, vocab_size=vocab_size))
+                del output, logits  # before the next chunk's are made
+        labels = parts[0] if len(parts) == 1 else _joined(parts)
         return Labeled(
             request=request, input_ids=ids, spans=spans, labels=labels, finish_reason=reason
         )
@@ -118,6 +141,32 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model's memory."""
         del self._model
+
+
+@contextlib.contextmanager
+def _body_run_once(model: Any) -> Iterator[None]:
+    """Inside, the layers below the head run in the first call only; later ones reuse their output.
+
+    So one call of the model a chunk of positions gives the logits of that chunk alone, through
+    whatever this model does after its head (softcap, scaling).
+    """
+    body = model.base_model
+    if any(module is model.get_output_embeddings() for module in body.modules()):
+        yield  # a model of another build: slower, and as right
+        return
+    run = body.forward
+    outputs: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not outputs:
+            outputs.append(run(*args, **kwargs))
+        return outputs[0]
+
+    body.forward = forward
+    try:
+        yield
+    finally:
+        del body.forward  # the class has its own
 
 
 def _widen_head(model: Any, dtype: torch.dtype) -> None:
@@ -129,6 +178,8 @@ def _widen_head(model: Any, dtype: torch.dtype) -> None:
 
 def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_size: int) -> Labels:
     """Labels from full logits: top-k of the real ids, exact tail, entropy and normaliser.
+
+    Takes three times the memory of the logits, with them.
 
     Args:
         logits: float32 [n, V], of the positions that the labels are of.
@@ -143,20 +194,24 @@ def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_si
     normalizer = torch.logsumexp(logits, dim=-1)
     logprobs = logits - normalizer[:, None]
     top, ids = logprobs[:, :vocab_size].topk(k, dim=-1)
-    entropy = -(logprobs.exp() * logprobs.clamp_min(-1e4)).sum(dim=-1)
     token = logprobs.gather(1, tokens[:, None])[:, 0]
-    tail = logprobs.scatter(1, ids, -torch.inf).logsumexp(dim=-1)
-    top_ids, top_logprobs = drop_padding(
-        ids.int().cpu().numpy(), top.cpu().numpy(), k=k, vocab_size=vocab_size
-    )
+    p = logprobs.exp()
+    entropy = torch.special.entr(p, out=p).sum(dim=-1)
+    tail = logprobs.scatter_(1, ids, -torch.inf).logsumexp(dim=-1)
     return Labels(
-        topk_ids=top_ids,
-        topk_logprobs=top_logprobs,
+        topk_ids=ids.int().cpu().numpy(),
+        topk_logprobs=_numpy(top),
         tail_logprob=_numpy(tail),
         token_logprob=_numpy(token),
         entropy=_numpy(entropy),
         log_normalizer=_numpy(normalizer),
     )
+
+
+def _joined(parts: Sequence[Labels]) -> Labels:
+    names = [field.name for field in dataclasses.fields(Labels)]
+    arrays: Any = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
+    return Labels(**arrays)
 
 
 def _numpy(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
