@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from schemas import Manifest
 from schemas.atomic import write_atomic
@@ -43,13 +44,19 @@ def finalise(out: Path, manifest: Manifest) -> Manifest:
 
 
 def _write_ledger(out: Path, entries: list[UnitEntry]) -> None:
-    """Sum up engine seconds, tokens and labels over all units, by device."""
-    devices: dict[str, dict[str, float]] = {}
+    """Sum up engine seconds, energy, tokens and labels over all units, by device."""
+    devices: dict[str, dict[str, Any]] = {}
     for entry in entries:
         facts = entry.provenance
         name = f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
-        sums = devices.setdefault(name, {"engine_seconds": 0.0, "tokens": 0, "labels": 0})
+        nothing = {"engine_seconds": 0.0, "energy_joules": 0.0, "tokens": 0, "labels": 0}
+        sums = devices.setdefault(name, nothing | {"energy_source": facts.get("energy_source")})
         sums["engine_seconds"] += facts["engine_seconds"]
+        joules = facts.get("energy_joules")
+        if joules is None or sums["energy_joules"] is None:
+            sums["energy_joules"] = None  # not all of it was measured
+        else:
+            sums["energy_joules"] += joules
         sums["tokens"] += entry.tokens
         sums["labels"] += entry.labels
     for sums in devices.values():

@@ -1,0 +1,137 @@
+"""Energy that a stretch of work took, where the machine counts it: NVML for GPUs, RAPL for CPUs.
+
+The counters are of whole devices: what else runs on them counts too.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+POWERCAP = Path("/sys/class/powercap")
+"""Where Linux shows the RAPL counters; on most systems only root may read them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Joules since the meter was started, and which counters they come from."""
+
+    joules: float
+    source: str
+
+
+@dataclass(kw_only=True)
+class _Counter:
+    """A counter of joules; `wraps_at` is where it starts again from 0, if it does."""
+
+    source: str
+    read: Callable[[], float]
+    wraps_at: float | None = None
+    last: float = 0.0
+
+
+class Meter:
+    """Counters that run; `start` makes it."""
+
+    def __init__(self, counters: list[_Counter]) -> None:
+        self._counters, self._joules = counters, 0.0
+        for counter in counters:
+            counter.last = counter.read()
+
+    def read(self) -> Energy | None:
+        """Energy since the start, or None where nothing is counted or a counter failed.
+
+        Read it every few minutes in long work: a RAPL counter starts again from 0 after about
+        260 kJ, which is noticed once a reading.
+        """
+        for counter in self._counters:
+            try:
+                now = counter.read()
+            except Exception:  # a GPU that is gone, a right taken away: the work goes on uncounted
+                self._counters = []
+                break
+            wrapped = counter.wraps_at if now < counter.last and counter.wraps_at else 0.0
+            self._joules += now + wrapped - counter.last
+            counter.last = now
+        if not self._counters:
+            return None
+        sources = dict.fromkeys(counter.source for counter in self._counters)
+        return Energy(joules=self._joules, source=" and ".join(sources))
+
+
+def start(powercap: Path = POWERCAP) -> Meter:
+    """Start a meter over all counters that this process can read.
+
+    Args:
+        powercap: folder with the RAPL counters.
+    """
+    return Meter([*_nvml_counters(), *_rapl_counters(powercap)])
+
+
+def _rapl_counters(powercap: Path) -> list[_Counter]:
+    """The packages and their memory; other domains are parts or sums of these."""
+    counters = []
+    for domain in sorted(powercap.glob("intel-rapl:*")):
+        try:
+            name = (domain / "name").read_text().strip()
+            _rapl_joules(domain / "energy_uj")
+            wraps_at = _rapl_joules(domain / "max_energy_range_uj")
+        except OSError:
+            continue
+        if name.startswith("package") or name == "dram":
+            counters.append(
+                _Counter(
+                    source="RAPL",
+                    read=functools.partial(_rapl_joules, domain / "energy_uj"),
+                    wraps_at=wraps_at,
+                )
+            )
+    return counters
+
+
+def _rapl_joules(path: Path) -> float:
+    return int(path.read_text()) / 1e6
+
+
+def _nvml_counters() -> list[_Counter]:
+    """The GPUs that this process may use; none where NVML or its Python package is not there."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, no driver, no GPU: nothing is counted
+        return []
+    counters = []
+    for gpu in _visible_gpus(pynvml):
+        read = functools.partial(_nvml_joules, pynvml, gpu)
+        try:
+            read()
+        except pynvml.NVMLError:  # older than Volta
+            continue
+        counters.append(_Counter(source="NVML", read=read))
+    return counters
+
+
+def _nvml_joules(pynvml: Any, gpu: Any) -> float:
+    return pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3
+
+
+def _visible_gpus(pynvml: Any) -> list[Any]:
+    """NVML's handles of the GPUs of CUDA_VISIBLE_DEVICES, or of all; by number or by UUID."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    try:
+        return [
+            pynvml.nvmlDeviceGetHandleByIndex(int(name))
+            if name.isdigit()
+            else pynvml.nvmlDeviceGetHandleByUUID(name)
+            for name in names
+        ]
+    except pynvml.NVMLError:  # -1 and the like hide all
+        return []
