@@ -44,7 +44,10 @@ def label(
     Parameters
     ----------
     inputs
-        Files (.jsonl, .jsonl.zst, .parquet, .txt) or folders of them.
+        Files (.jsonl, .json, .csv, .txt, each also .gz or .zst; .parquet, .arrow), folders of them,
+        patterns ('data/*.jsonl'), URLs of any of these (https://, s3://, gs://, hf://, ...), - for
+        JSON lines on standard input, Hugging Face datasets on disk, and label sets, whose rows are
+        labeled again.
     dry_run
         Print the plan with estimated bytes and time; write nothing, load no teacher.
     as_json

@@ -1,4 +1,4 @@
-"""Input files to records. A bad record becomes a reject; only a bad file is an error."""
+"""Inputs to records. A bad record becomes a reject; only a bad file is an error."""
 
 from __future__ import annotations
 
@@ -6,17 +6,28 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
+from labeler.finding import LABEL_SET, SourceFile, find_files
+from labeler.formats import read_items
+from labeler.places import content_digest, named_errors, opened, shown
+from schemas import open_label_set
+from schemas.fingerprint import sha256_json
+from schemas.manifest import read_manifest
 
-from schemas import SoftshardsError
-from schemas.fingerprint import sha256_file
+__all__ = [
+    "Record",
+    "Reject",
+    "SourceFile",
+    "file_digests",
+    "find_files",
+    "parent_sets",
+    "read_records",
+]
 
-ZSTD_BLOCK = 1 << 18
-SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet", ".txt")
+KEY = ("id", "chunk", "sample")
+CARRIED = ("prompt", "generation", "input_ids", "spans", "student_input_ids", "student_spans")
+"""Columns of a label set's row that a record made from it has too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,131 +54,85 @@ class Reject:
     sample: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """A file to read and the name by which its records are known."""
-
-    path: Path
-    name: str
-
-
-def find_files(inputs: Sequence[str]) -> list[SourceFile]:
-    """The files behind `inputs`, sorted; folders are searched through.
-
-    Raises:
-        SoftshardsError: nothing is there, or a file's kind is unknown.
-    """
-    files: list[SourceFile] = []
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p))
-            if not found:
-                raise SoftshardsError(f"no {', '.join(SUFFIXES)} in this folder", path=path)
-            files += [SourceFile(path=p, name=p.relative_to(path).as_posix()) for p in found]
-        elif not path.exists():
-            raise SoftshardsError("no such file or folder", path=path, mend="check the path")
-        elif not _suffix(path):
-            raise SoftshardsError(
-                f"cannot read this kind of file; known are {', '.join(SUFFIXES)}", path=path
-            )
-        else:
-            files.append(SourceFile(path=path, name=path.name))
-    if not files:
-        raise SoftshardsError(
-            "no input given", mend="name files or folders: `labeler label corpus.jsonl ...`"
-        )
-    names = [file.name for file in files]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise SoftshardsError(
-            f"two inputs have the same name, so their records would: {sorted(twice)[0]}",
-            mend="give the folder above them instead, so that their relative paths differ",
-        )
-    return files
-
-
-def file_digests(files: Sequence[SourceFile]) -> dict[str, str]:
-    """SHA-256 of each input file by name: what a resumed run compares."""
-    return {file.name: sha256_file(file.path) for file in files}
-
-
 def read_records(file: SourceFile) -> Iterator[Record | Reject]:
-    """Read one file, record by record, in order and with bounded memory.
+    """Read one input, record by record, in order and with bounded memory.
 
     Raises:
         SoftshardsError: the file as a whole cannot be read.
     """
-    suffix = _suffix(file.path)
-    try:
-        if suffix == ".txt":
-            yield _whole_text(file)
-        elif suffix == ".parquet":
-            yield from _parquet(file)
-        else:
-            yield from _json_lines(file)
-    except (OSError, zstandard.ZstdError, pa.ArrowException) as error:
-        raise SoftshardsError(
-            f"the file cannot be read: {error}", path=file.path, mend="is it complete?"
-        ) from error
+    if file.kind == LABEL_SET:
+        yield from _label_set_rows(file)
+        return
+    first = 0
+    for path in file.paths:
+        where = file.name if file.held else shown(file.fs, path)
+        mend = "is the file complete, and what its name says?"
+        number = -1
+        with named_errors(file.fs, where, mend), opened(file.fs, path, file.kind) as stream:
+            for number, item in read_items(stream, file.kind):
+                name = f"{file.name}:{first + number}"
+                if isinstance(item, dict):
+                    yield Record(id=name, source=file.name, columns=item)
+                else:
+                    yield Reject(id=name, source=file.name, reason=item)
+        first += number + 1
 
 
-def _suffix(path: Path) -> str | None:
-    return next((s for s in sorted(SUFFIXES, key=len)[::-1] if path.name.endswith(s)), None)
+def _label_set_rows(file: SourceFile) -> Iterator[Record]:
+    """Rows of a label set, verified, as records that are tokenised already.
+
+    A row is known by its own id where that can be, otherwise by its whole key.
+    """
+    labels = open_label_set(file.paths[0])
+    for group in labels.row_groups:
+        for row in labels.read_row_group(group, columns=[*KEY, "meta", *CARRIED]).to_pylist():
+            key = "{id}/{chunk}/{sample}".format(**row)
+            name = key if row["chunk"] or row["sample"] else row["id"]
+            meta = json.loads(row["meta"]) if row["meta"] else {}
+            own = {column: row[column] for column in CARRIED if row[column] is not None}
+            columns = meta | own | {"id": name}
+            yield Record(id=name, source=file.name, columns=columns, parent_id=key)
 
 
-def _whole_text(file: SourceFile) -> Record | Reject:
-    try:
-        text = file.path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        return Reject(id=f"{file.name}:0", source=file.name, reason=f"not UTF-8: {error}")
-    return Record(id=f"{file.name}:0", source=file.name, columns={"text": text})
+def file_digests(files: Sequence[SourceFile]) -> dict[str, Any]:
+    """What identifies each input's content, by name: what a resumed run compares.
 
-
-def _json_lines(file: SourceFile) -> Iterator[Record | Reject]:
-    with file.path.open("rb") as raw:
-        lines = _zstd_lines(raw) if file.path.name.endswith(".zst") else raw
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
-            name = f"{file.name}:{number}"
-            try:
-                columns = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                reason = f"line {number + 1} is not JSON: {error}"
-                yield Reject(id=name, source=file.name, reason=reason)
-                continue
-            if isinstance(columns, dict):
-                yield Record(id=name, source=file.name, columns=columns)
-            else:
-                reason = f"line {number + 1} is a JSON {type(columns).__name__}, not an object"
-                yield Reject(id=name, source=file.name, reason=reason)
-
-
-def _zstd_lines(raw: BinaryIO) -> Iterator[bytes]:
-    """Lines of a zstd stream of one or more frames, a block at a time.
+    SHA-256 of a local file (for a dataset: of those of its files), what its store says of a remote
+    one, a label set's digest of its manifest.
 
     Raises:
-        zstandard.ZstdError: the stream is damaged, or ends inside a frame. (The library's own
-            stream reader takes such an end for the end of the data.)
+        SoftshardsError: a file cannot be read.
     """
-    frame, rest = None, b""
-    while block := raw.read(ZSTD_BLOCK):
-        while block:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            *lines, rest = (rest + frame.decompress(block)).split(b"\n")
-            yield from lines
-            block = frame.unused_data
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise zstandard.ZstdError("the file ends inside a zstd frame: it was cut off")
-    if rest:
-        yield rest
+    return {file.name: _digest(file) for file in files}
 
 
-def _parquet(file: SourceFile) -> Iterator[Record]:
-    number = 0
-    for batch in pq.ParquetFile(file.path).iter_batches(batch_size=1024):
-        for columns in batch.to_pylist():
-            yield Record(id=f"{file.name}:{number}", source=file.name, columns=columns)
-            number += 1
+def _digest(file: SourceFile) -> str:
+    if file.kind == LABEL_SET:
+        return read_manifest(Path(file.paths[0])).self_digest
+    with named_errors(file.fs, file.name, "check that it is still there"):
+        digests = [content_digest(file.fs, path) for path in file.paths]
+    return digests[0] if len(digests) == 1 else sha256_json(digests)
+
+
+def parent_sets(files: Sequence[SourceFile]) -> list[dict[str, Any]]:
+    """Facts of the label sets among the inputs, for the lineage of what is made from them.
+
+    Returns:
+        For each: `name`, `self_digest` of its manifest, `identity_digest`, `teacher`, digests of
+        its teacher's `weights` and `tokenizer`, `mode`, and the `ancestry` that it has itself.
+    """
+    return [_facts(file.name, Path(file.paths[0])) for file in files if file.kind == LABEL_SET]
+
+
+def _facts(name: str, path: Path) -> dict[str, Any]:
+    manifest = read_manifest(path)
+    return {
+        "name": name,
+        "self_digest": manifest.self_digest,
+        "identity_digest": manifest.identity_digest,
+        "teacher": manifest.provenance.get("teacher"),
+        "weights": manifest.identity.weights,
+        "tokenizer": manifest.identity.tokenizer,
+        "mode": manifest.identity.mode,
+        "ancestry": manifest.provenance.get("ancestry", []),
+    }
