@@ -3,54 +3,90 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from schemas import Manifest
 from schemas.atomic import write_atomic
 from schemas.index import write_index
-from schemas.journal import UnitEntry, read_entries
-from schemas.manifest import Totals, write_manifest
+from schemas.journal import UnitEntry, entry_path, read_entry, shard_name
+from schemas.manifest import Totals, read_manifest, write_manifest
 
 LEDGER = "ledger.json"
 
 
-def is_closed(out: Path, manifest: Manifest) -> bool:
+def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
+    """Finalise a set if all its units are done; only one process at a time may be in here.
+
+    The manifest is read anew: another process may have closed the set, or appended to it.
+
+    Args:
+        out: the set's folder.
+        changed: whether this process labeled units, so that an index there may be of others.
+
+    Returns:
+        The manifest, sums over what is done, and the units that are not.
+    """
+    manifest = read_manifest(out)
+    missing = [unit for unit in range(manifest.planned_units) if not _is_there(out, unit)]
+    if not missing and (changed or not _is_closed(out, manifest)):
+        manifest = finalise(out, manifest)
+    if not missing and manifest.totals is not None:
+        return manifest, manifest.totals, missing
+    sums = _Sums()
+    for _ in sums.over(out, manifest):
+        pass
+    return manifest, sums.totals(manifest), missing
+
+
+def finalise(out: Path, manifest: Manifest) -> Manifest:
+    """Index the finished units and close the set. Any process may do it, any number of times."""
+    sums = _Sums()
+    pages = write_index(out, sums.over(out, manifest))
+    changes = {"status": "complete", "index_pages": pages, "totals": sums.totals(manifest)}
+    complete = manifest.model_copy(update=changes)
+    write_atomic(out / LEDGER, json.dumps({"engines": sums.ledger()}, indent=2) + "\n")
+    write_manifest(out, complete)
+    return complete
+
+
+def _is_closed(out: Path, manifest: Manifest) -> bool:
     """Whether a set is complete and its index is where it should be."""
     pages = manifest.index_pages
     return manifest.status == "complete" and all((out / page.path).is_file() for page in pages)
 
 
-def finalise(out: Path, manifest: Manifest) -> Manifest:
-    """Index the finished units and close the set. Any process may do it, any number of times."""
-    entries = read_entries(out, manifest.planned_units)
-    complete = manifest.model_copy(
-        update={
-            "status": "complete",
-            "index_pages": write_index(out, entries),
-            "totals": Totals(
-                units=len(entries),
-                rows=sum(e.rows for e in entries),
-                tokens=sum(e.tokens for e in entries),
-                labels=sum(e.labels for e in entries),
-                rejects=sum(e.rejects for e in entries) + manifest.provenance["plan_rejects"],
-                bytes=sum(e.bytes for e in entries),
-            ),
-        }
-    )
-    _write_ledger(out, entries)
-    write_manifest(out, complete)
-    return complete
+def _is_there(out: Path, unit: int) -> bool:
+    return entry_path(out, unit).is_file() and (out / shard_name(unit)).is_file()
 
 
-def _write_ledger(out: Path, entries: list[UnitEntry]) -> None:
-    """Sum up engine seconds, energy, tokens and labels over all units, by device."""
-    devices: dict[str, dict[str, Any]] = {}
-    for entry in entries:
+class _Sums:
+    """Sums over the journal's entries, taken while they are read once."""
+
+    def __init__(self) -> None:
+        names = ("units", "rows", "tokens", "labels", "rejects", "bytes")
+        self._sums = dict.fromkeys(names, 0)
+        self._devices: dict[str, dict[str, Any]] = {}
+
+    def over(self, out: Path, manifest: Manifest) -> Iterator[UnitEntry]:
+        """The entries of all finished units, by unit; each is added up as it passes."""
+        for unit in range(manifest.planned_units):
+            entry = read_entry(out, unit)
+            if entry is not None:
+                self._add(entry)
+                yield entry
+
+    def _add(self, entry: UnitEntry) -> None:
+        self._sums["units"] += 1
+        for name in ("rows", "tokens", "labels", "rejects", "bytes"):
+            self._sums[name] += getattr(entry, name)
         facts = entry.provenance
         name = f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
         nothing = {"engine_seconds": 0.0, "energy_joules": 0.0, "tokens": 0, "labels": 0}
-        sums = devices.setdefault(name, nothing | {"energy_source": facts.get("energy_source")})
+        sums = self._devices.setdefault(
+            name, nothing | {"energy_source": facts.get("energy_source")}
+        )
         sums["engine_seconds"] += facts["engine_seconds"]
         joules = facts.get("energy_joules")
         if joules is None or sums["energy_joules"] is None:
@@ -59,7 +95,15 @@ def _write_ledger(out: Path, entries: list[UnitEntry]) -> None:
             sums["energy_joules"] += joules
         sums["tokens"] += entry.tokens
         sums["labels"] += entry.labels
-    for sums in devices.values():
-        sums["engine_seconds"] = round(sums["engine_seconds"], 3)
-        sums["tokens_per_s"] = round(sums["tokens"] / max(sums["engine_seconds"], 1e-9), 1)
-    write_atomic(out / LEDGER, json.dumps({"engines": devices}, indent=2) + "\n")
+
+    def totals(self, manifest: Manifest) -> Totals:
+        """Sums for the manifest; its rejects are the plan's and the units'."""
+        rejects = self._sums["rejects"] + manifest.provenance["plan_rejects"]
+        return Totals(**self._sums | {"rejects": rejects})
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """Engine seconds, energy, tokens and labels, by engine and device."""
+        for sums in self._devices.values():
+            sums["engine_seconds"] = round(sums["engine_seconds"], 3)
+            sums["tokens_per_s"] = round(sums["tokens"] / max(sums["engine_seconds"], 1e-9), 1)
+        return self._devices

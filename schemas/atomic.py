@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TMP_PREFIX = ".tmp-"
+_OURS = secrets.token_hex(4)
+"""Two processes that write one file at once do not write into each other's temporary one."""
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
     one. On an exception the temporary file is removed and `final` is left as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    tmp = final.with_name(f"{TMP_PREFIX}{final.name}")
+    tmp = final.with_name(f"{TMP_PREFIX}{_OURS}-{final.name}")
     try:
         yield tmp
         fsync(tmp)
@@ -36,7 +39,10 @@ def write_atomic(final: Path, data: bytes | str) -> None:
 
 
 def remove_leftovers(directory: Path) -> list[Path]:
-    """Delete what a killed writer left in `directory`; return what was deleted."""
+    """Delete what killed writers left in `directory`; return what was deleted.
+
+    Only for one that knows that nobody else is writing there.
+    """
     leftovers = sorted(directory.glob(f"**/{TMP_PREFIX}*"))
     for path in leftovers:
         path.unlink()

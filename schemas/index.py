@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,12 +21,13 @@ FOOTER_ROW_GROUP = -1
 UNITS_A_PAGE = 4096
 
 
-def write_index(directory: Path, entries: list[UnitEntry]) -> tuple[FileDigest, ...]:
+def write_index(directory: Path, entries: Iterable[UnitEntry]) -> tuple[FileDigest, ...]:
     """Write the index pages of finished units; the same entries give the same bytes."""
-    pages = []
-    for first in range(0, len(entries), UNITS_A_PAGE):
-        name = f"{INDEX}/page-{first // UNITS_A_PAGE:06d}.parquet"
-        rows = [row for entry in entries[first : first + UNITS_A_PAGE] for row in _rows(entry)]
+    pages: list[FileDigest] = []
+    rest = iter(entries)
+    while some := list(islice(rest, UNITS_A_PAGE)):
+        name = f"{INDEX}/page-{len(pages):06d}.parquet"
+        rows = [row for entry in some for row in _rows(entry)]
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
         options = parquet_options(INDEX_SCHEMA, dictionary=["shard"])
         with atomic_path(directory / name) as tmp:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from schemas.fingerprint import sha256_file, sha256_json
 from schemas.manifest import Model
 
 JOURNAL = "journal"
-PLAN_REJECTS = "plan.rejects.parquet"
+REJECTS_AT_A_TIME = 10_000
 
 
 class ByteRange(Model):
@@ -71,11 +73,18 @@ def rejects_path(directory: Path, unit: int) -> Path:
     return directory / JOURNAL / f"unit-{unit:06d}.rejects.parquet"
 
 
-def write_rejects(path: Path, rejects: list[dict[str, Any]]) -> str:
-    """Write rejects atomically; return the file's digest."""
-    table = pa.Table.from_pylist(rejects, schema=REJECT_SCHEMA)
-    with atomic_path(path) as tmp:
-        pq.write_table(table, tmp, **parquet_options(REJECT_SCHEMA, dictionary=["source"]))
+def plan_rejects_path(directory: Path, plan: str) -> Path:
+    """Path of the records that `plan` had no use for; an appended input has a file of its own."""
+    return directory / JOURNAL / f"{plan.removesuffix('.parquet')}.rejects.parquet"
+
+
+def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> str:
+    """Write rejects atomically, some thousands at a time; return the file's digest."""
+    options = parquet_options(REJECT_SCHEMA, dictionary=["source"])
+    rest = iter(rejects)
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, REJECT_SCHEMA, **options) as writer:
+        while some := list(islice(rest, REJECTS_AT_A_TIME)):
+            writer.write_table(pa.Table.from_pylist(some, schema=REJECT_SCHEMA))
     return sha256_file(path)
 
 

@@ -1,12 +1,17 @@
-"""`plan.parquet`: the deterministic cut of the input into work units.
+"""The plan: the deterministic cut of the input into work units.
 
 Each planned row is already rendered to token ids, so a resumed run needs neither the corpus nor
 the tokenizer again, and cannot be led astray by a corpus that changed meanwhile. It costs about
 two bytes a token, some one per cent of what the labels take.
+
+The manifest names the plan's file: `plan.parquet`, and `plan-0001.parquet` and so on after rows
+were appended. Old row groups keep their place, so a unit's number means the same in all of them.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,16 +26,16 @@ from schemas.manifest import FileDigest
 PLAN = "plan.parquet"
 
 
-def write_plan(directory: Path, units: list[pa.Table]) -> FileDigest:
-    """Write a plan, one row group a unit."""
+def write_plan(directory: Path, units: Iterable[pa.Table], name: str = PLAN) -> FileDigest:
+    """Write a plan, one row group a unit; only one unit is held at a time."""
     options = parquet_options(PLAN_SCHEMA, dictionary=["source", "parent_id"])
     with (
-        atomic_path(directory / PLAN) as tmp,
+        atomic_path(directory / name) as tmp,
         pq.ParquetWriter(tmp, PLAN_SCHEMA, **options) as writer,
     ):
         for unit in units:
             writer.write_table(unit, row_group_size=max(1, unit.num_rows))
-    return FileDigest(path=PLAN, sha256=sha256_file(directory / PLAN))
+    return FileDigest(path=name, sha256=sha256_file(directory / name))
 
 
 def open_plan(directory: Path, expected: FileDigest) -> pq.ParquetFile:
@@ -39,7 +44,7 @@ def open_plan(directory: Path, expected: FileDigest) -> pq.ParquetFile:
     Raises:
         LabelSetError: it is missing or altered.
     """
-    path = directory / PLAN
+    path = directory / expected.path
     if not path.is_file() or sha256_file(path) != expected.sha256:
         raise LabelSetError(
             f"the plan is {'altered' if path.is_file() else 'missing'}",
@@ -52,3 +57,26 @@ def open_plan(directory: Path, expected: FileDigest) -> pq.ParquetFile:
 def read_unit(plan: pq.ParquetFile, unit: int) -> pa.Table:
     """The planned rows of one unit."""
     return plan.read_row_group(unit)
+
+
+def read_units(plan: pq.ParquetFile) -> Iterator[pa.Table]:
+    """The planned rows of all units, one unit at a time."""
+    return (plan.read_row_group(unit) for unit in range(plan.num_row_groups))
+
+
+def is_plan(name: str) -> bool:
+    """Whether a file of this name in a label set is a plan."""
+    return re.fullmatch(r"plan(-\d{4,})?\.parquet", name) is not None
+
+
+def next_plan(current: str) -> str:
+    """Name of the plan that follows: `plan.parquet` -> `plan-0001.parquet` -> ..."""
+    number = int(current.removesuffix(".parquet").removeprefix("plan").lstrip("-") or 0)
+    return f"plan-{number + 1:04d}.parquet"
+
+
+def remove_other_plans(directory: Path, current: str) -> None:
+    """Delete plans that the manifest does not name: what a killed append left."""
+    for path in list(directory.iterdir()):
+        if is_plan(path.name) and path.name != current:
+            path.unlink()

@@ -42,7 +42,7 @@ def test_a_run_makes_a_valid_label_set(corpus: Path, settings: Settings) -> None
 def test_a_finished_set_is_left_alone(corpus: Path, settings: Settings) -> None:
     config = settings()
     label([str(corpus)], config)
-    before = {p: p.stat().st_mtime_ns for p in config.out.rglob("*") if p.name != ".lock"}
+    before = {p: p.stat().st_mtime_ns for p in config.out.rglob("*") if ".lock" not in p.name}
     summary = label([str(corpus)], config)
     assert (summary.units_labeled, summary.units_reused) == (0, len(shard_bytes(config.out)))
     assert before == {p: p.stat().st_mtime_ns for p in before}
@@ -100,6 +100,49 @@ def test_changed_settings_are_refused_field_by_field(corpus: Path, settings: Set
         label([str(corpus)], settings())
 
 
+def test_limit_takes_the_first_records_of_all_inputs(
+    tmp_path: Path, corpus: Path, settings: Settings
+) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"text": "one more about the cat"}) + "\n" * 3)
+    config = settings(limit=3)
+    label([str(corpus), str(more)], config)
+    assert set(scan(config.out).collect()["id"]) == {"doc0", "doc1", "doc2"}
+    with pytest.raises(SoftshardsError, match="limit: here 3, asked 4"):
+        label([str(corpus), str(more)], settings(limit=4))
+
+
+def test_what_a_killed_planner_left_is_in_nobodys_way(corpus: Path, settings: Settings) -> None:
+    config = settings()
+    (config.out / "shards").mkdir(parents=True)
+    left = [".tmp-plan.sqlite", ".tmp-0123-plan.parquet", "shards/.tmp-0123-part-000000.parquet"]
+    for name in left:
+        (config.out / name).write_bytes(b"half")
+    label([str(corpus)], config)
+    assert list(validate_label_set(open_label_set(config.out))) == []
+    assert not list(config.out.rglob(".tmp-*"))
+
+
+def test_the_step_of_the_engine_is_that_of_the_first_call(
+    corpus: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other steps may round otherwise, so a resumed run takes the recorded one, unless told."""
+    steps = []
+    load = labeler.units.load_engine
+
+    def watched(*args: Any, batched_tokens: int) -> Any:
+        steps.append(batched_tokens)
+        return load(*args, batched_tokens=batched_tokens)
+
+    monkeypatch.setattr(labeler.units, "load_engine", watched)
+    config = settings(max_batched_tokens=512)
+    label([str(corpus)], config)
+    for again in (settings(), settings(max_batched_tokens=128)):
+        next((config.out / "shards").iterdir()).unlink()
+        label([str(corpus)], again)
+    assert steps == [512, 512, 128]
+
+
 def test_bad_records_are_rejects_with_their_id(tmp_path: Path, settings: Settings) -> None:
     path = tmp_path / "mixed.jsonl"
     good = [json.dumps({"text": "the cat sat on the mat"})] * 4
@@ -132,20 +175,20 @@ def test_generation_keeps_text_and_finish_reason(tmp_path: Path, settings: Setti
 
 def test_dry_run_writes_nothing(corpus: Path, settings: Settings) -> None:
     config = settings()
-    planned, budget, seconds = dry_run([str(corpus)], config)
+    planned, budget, timing = dry_run([str(corpus)], config)
     assert not config.out.exists()
     assert planned.rows >= 24
     assert budget.bytes > 0
-    assert seconds > 0
+    assert timing.seconds > 0
     label([str(corpus)], config)
-    assert planned.total("n_labels") == open_label_set(config.out).labels
+    assert planned.n_labels == open_label_set(config.out).labels
 
 
 def test_two_processes_do_not_write_one_set(corpus: Path, settings: Settings) -> None:
     config = settings()
     config.out.mkdir()
     with (
-        filelock.FileLock(config.out / ".lock"),
+        filelock.FileLock(config.out / ".lock-0-of-1"),
         pytest.raises(SoftshardsError, match="another process"),
     ):
         label([str(corpus)], config)
