@@ -1,24 +1,18 @@
-"""Records to token ids and spans: what the teacher sees, and where labels are wanted."""
+"""Records to sequences: token ids within --max-length, and the spans where labels are wanted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from labeler.config import LabelConfig
+from labeler.forms import Rendered, prompted, scored
 from labeler.sources import Record, Reject
+from labeler.spans import BadRecord, Span, Tokens, count_labels, first_labels, labels_before
 from labeler.teacher import Teacher
 
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """Labels are wanted for the tokens at start <= t < stop; `kind` is one of SPAN_KINDS."""
-
-    start: int
-    stop: int
-    kind: str
+__all__ = ["BadRecord", "Sequence", "Span", "render"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,113 +42,99 @@ class Sequence:
     templated: bool = False
 
 
-class BadRecord(Exception):
-    """Why a record cannot be rendered; becomes a reject."""
-
-
 def render(
     records: Iterable[Record | Reject], teacher: Teacher, config: LabelConfig
 ) -> Iterator[Sequence | Reject]:
-    """Render records in order; each gives one or more sequences, or one reject."""
+    """Render records in order; each gives one or more sequences, or one reject.
+
+    Raises:
+        SoftshardsError: the tokenizer lacks what the settings ask of it.
+    """
     for record in records:
         if isinstance(record, Reject):
             yield record
             continue
         try:
-            rendering = _generate if config.mode == "generate" else _score
-            yield from rendering(record, teacher, config)
+            yield from _sequences(record, teacher, config)
         except BadRecord as error:
             yield Reject(id=_id(record, config), source=record.source, reason=str(error))
 
 
-def _score(record: Record, teacher: Teacher, config: LabelConfig) -> Iterator[Sequence]:
-    columns = record.columns
-    if config.text_column in columns:
-        text = _text(columns, config.text_column)
-        yield from _chunks(teacher.encode(text), record, config)
+def _sequences(record: Record, teacher: Teacher, config: LabelConfig) -> Iterator[Sequence]:
+    if config.mode == "generate":
+        rendered = prompted(record.columns, teacher, config)
+        _require_room(rendered, config)
+        yield _sequence(record, config, rendered)
         return
-    if config.prompt_column not in columns or config.completion_column not in columns:
-        raise BadRecord(
-            f"it has neither a column {config.text_column!r} nor both "
-            f"{config.prompt_column!r} and {config.completion_column!r}; "
-            f"its columns are {', '.join(map(repr, columns)) or 'none'}"
-        )
-    prompt = _text(columns, config.prompt_column)
-    prompt_ids = teacher.encode(prompt)
-    completion = teacher.encode_more(_text(columns, config.completion_column))
-    ids = prompt_ids + completion
-    if len(ids) > config.max_length:
-        raise BadRecord(_too_long(f"prompt and completion have {len(ids)} tokens", config))
-    start = max(1, len(prompt_ids))
-    if start >= len(ids):
-        raise BadRecord("the completion is empty")
-    span = Span(start=start, stop=len(ids), kind="answer")
-    yield _sequence(record, config, ids, spans=(span,), prompt=prompt)
+    rendered = scored(record.columns, teacher, config)
+    if rendered.document and config.too_long == "chunk":
+        for chunk, tokens in _chunks(rendered.tokens.ids, config):
+            yield _sequence(record, config, replace(rendered, tokens=tokens), chunk)
+    else:
+        yield _sequence(record, config, _fitted(rendered, config))
 
 
-def _chunks(ids: list[int], record: Record, config: LabelConfig) -> Iterator[Sequence]:
+def _chunks(ids: list[int], config: LabelConfig) -> Iterator[tuple[int, Tokens]]:
     """Cut a document; a chunk starts `overlap` tokens early, and labels only what is new."""
-    if len(ids) < 2:
-        raise BadRecord(f"the text has {len(ids)} tokens; a label needs a token before it")
     stride = config.max_length - config.overlap
     for chunk, start in enumerate(range(0, max(1, len(ids) - config.overlap), stride)):
         piece = ids[start : start + config.max_length]
         first = max(1, config.overlap if chunk else 1)
         if len(piece) > first:
             span = Span(start=first, stop=len(piece), kind="text")
-            yield _sequence(record, config, piece, spans=(span,), chunk=chunk)
+            yield chunk, Tokens(ids=piece, spans=(span,))
 
 
-def _generate(record: Record, teacher: Teacher, config: LabelConfig) -> Iterator[Sequence]:
-    columns = record.columns
-    if columns.get(config.messages_column) is not None:
-        messages = columns[config.messages_column]
-        if not teacher.chat_template:
-            raise BadRecord("it has messages, but the teacher has no chat template")
-        try:
-            ids = teacher.render_chat(messages)
-        except Exception as error:  # templates raise whatever their authors chose
-            raise BadRecord(f"the chat template refuses its messages: {error}") from error
-        prompt = json.dumps(messages, ensure_ascii=False)
-    elif columns.get(config.prompt_column) is not None:
-        prompt = _text(columns, config.prompt_column)
-        if not config.raw_prompts and teacher.chat_template:
-            ids = teacher.render_chat([{"role": "user", "content": prompt}])
-        else:
-            ids = teacher.encode(prompt)
-    else:
+def _fitted(rendered: Rendered, config: LabelConfig) -> Rendered:
+    """Cut to --max-length where --too-long says so; the labels left are the student's, too."""
+    both = [t for t in (rendered.tokens, rendered.student) if t is not None]
+    longest = max(len(tokens.ids) for tokens in both)
+    if longest <= config.max_length:
+        return rendered
+    if config.too_long != "truncate":
+        raise BadRecord(f"it has {longest} tokens, more than --max-length {config.max_length}")
+    kept = min(labels_before(tokens.spans, config.max_length) for tokens in both)
+    if not kept:
         raise BadRecord(
-            f"it has neither {config.prompt_column!r} nor {config.messages_column!r}; "
-            f"its columns are {', '.join(map(repr, columns)) or 'none'}"
+            f"it has {longest} tokens; cut to --max-length {config.max_length} no label is left"
         )
-    if not ids:
-        raise BadRecord("the prompt is empty")
-    if len(ids) + config.max_tokens > config.max_length:
-        what = f"the prompt has {len(ids)} tokens, with --max-tokens {len(ids) + config.max_tokens}"
-        raise BadRecord(_too_long(what, config))
-    yield _sequence(record, config, ids, spans=(), prompt=prompt)
+    cut = [Tokens(ids=t.ids[: config.max_length], spans=first_labels(t.spans, kept)) for t in both]
+    return replace(rendered, tokens=cut[0], student=cut[1] if rendered.student else None)
 
 
-def _sequence(
-    record: Record,
-    config: LabelConfig,
-    ids: list[int],
-    *,
-    spans: tuple[Span, ...],
-    prompt: str | None = None,
-    chunk: int = 0,
-) -> Sequence:
-    planned = config.max_tokens * config.samples
-    labels = sum(s.stop - s.start for s in spans) if config.mode == "score" else planned
+def _require_room(rendered: Rendered, config: LabelConfig) -> None:
+    """Refuse a prompt that leaves no room for --max-tokens: it is never cut."""
+    for whose, tokens in (("the", rendered.tokens), ("the student's", rendered.student)):
+        if tokens is None:
+            continue
+        length = len(tokens.ids)
+        if not length:
+            raise BadRecord(f"{whose} prompt is empty")
+        if length + config.max_tokens > config.max_length:
+            raise BadRecord(
+                f"{whose} prompt has {length} tokens, with --max-tokens "
+                f"{length + config.max_tokens}, more than --max-length {config.max_length}"
+            )
+
+
+def _sequence(record: Record, config: LabelConfig, rendered: Rendered, chunk: int = 0) -> Sequence:
+    tokens, student = rendered.tokens, rendered.student
+    if student == tokens:
+        student = None
+    generated = config.max_tokens * config.samples
     return Sequence(
         id=_id(record, config),
         chunk=chunk,
         source=record.source,
-        meta=_meta(record, config),
-        prompt=prompt,
-        input_ids=ids,
-        spans=spans,
-        n_labels=labels,
+        meta=_meta(record, {*rendered.columns, config.id_column}),
+        prompt=rendered.prompt,
+        input_ids=tokens.ids,
+        spans=tokens.spans,
+        n_labels=count_labels(tokens.spans) if config.mode == "score" else generated,
+        parent_id=record.parent_id,
+        student_input_ids=None if student is None else student.ids,
+        student_spans=None if student is None else student.spans,
+        templated=rendered.templated,
     )
 
 
@@ -163,19 +143,6 @@ def _id(record: Record, config: LabelConfig) -> str:
     return record.id if own is None else str(own)
 
 
-def _meta(record: Record, config: LabelConfig) -> str | None:
-    texts = (config.text_column, config.prompt_column, config.completion_column)
-    used = (*texts, config.messages_column, config.id_column)
+def _meta(record: Record, used: set[str]) -> str | None:
     rest = {name: value for name, value in record.columns.items() if name not in used}
     return json.dumps(rest, ensure_ascii=False, default=str) if rest else None
-
-
-def _text(columns: dict[str, Any], name: str) -> str:
-    value = columns[name]
-    if not isinstance(value, str):
-        raise BadRecord(f"column {name!r} is a {type(value).__name__}, not text")
-    return value
-
-
-def _too_long(what: str, config: LabelConfig) -> str:
-    return f"{what}, more than --max-length {config.max_length}"

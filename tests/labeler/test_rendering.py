@@ -80,7 +80,7 @@ def test_prompt_goes_through_the_chat_template(
         ("score", {"prompt": "a cat", "completion": ""}, "completion is empty"),
         ("generate", {"prompt": "a cat " * 50}, "more than --max-length 64"),
         ("generate", {"text": "x"}, "neither 'prompt' nor 'messages'"),
-        ("generate", {"messages": 7}, "chat template refuses"),
+        ("generate", {"messages": 7}, "is a int, not a list"),
     ],
 )
 def test_bad_records_become_rejects(
