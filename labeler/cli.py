@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -15,12 +16,16 @@ from labeler.config import LabelConfig
 from labeler.console import err, human_bytes, human_seconds, out
 from schemas import SoftshardsError, __version__
 
+if TYPE_CHECKING:
+    from labeler.run import RunSummary
+
 app = App(
     name="labeler",
     version=__version__,
     help="""Run a teacher once over a corpus or prompts and keep its soft labels as Parquet.
 
-    Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted.""",
+    Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted
+    (143 by SIGTERM).""",
 )
 # `main` says what is safe and what to do.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
@@ -32,6 +37,7 @@ def label(
     *,
     settings: LabelConfig,
     dry_run: bool = False,
+    calibrate: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Label a corpus or prompts with a teacher; stop it whenever you like, run it again to go on.
@@ -49,61 +55,40 @@ def label(
         JSON lines on standard input, Hugging Face datasets on disk, and label sets, whose rows are
         labeled again.
     dry_run
-        Print the plan with estimated bytes and time; write nothing, load no teacher.
+        Print the plan with estimated bytes, memory and time; write nothing, load no teacher.
+    calibrate
+        With --dry-run: load the teacher all the same, and measure the time on a few rows.
     as_json
         Print the summary as JSON on standard output.
     """
     from labeler.vllm_engine import prepare_environment
 
     prepare_environment()
-    from labeler import run
+    from labeler import plan_report, run
 
+    if calibrate and not dry_run:
+        raise SoftshardsError("--calibrate belongs to --dry-run", mend="give both, or neither")
     if dry_run:
-        _print_plan(inputs, settings, as_json=as_json)
+        plan_report.print_plan(inputs, settings, calibrate=calibrate, as_json=as_json)
         return
     summary = run.label(inputs, settings)
     if as_json:
         print(json.dumps(dataclasses.asdict(summary)))
-        return
+    else:
+        _print_summary(summary)
+    if summary.stopped_by is not None:
+        sys.exit(128 + signal.Signals[summary.stopped_by])
+
+
+def _print_summary(summary: RunSummary) -> None:
     size = f"{human_bytes(summary.bytes)}, {summary.bytes / max(1, summary.labels):.0f} B a label"
     work = f"{summary.units_labeled} units labeled, {summary.units_reused} reused"
     out.print(
         f"{summary.out}: {summary.status}, {summary.rows} rows, {summary.labels} labels ({size}), "
         f"{summary.rejects} rejects; {work}, {human_seconds(summary.seconds)}"
     )
-
-
-def _print_plan(inputs: list[str], settings: LabelConfig, *, as_json: bool) -> None:
-    from labeler import run
-
-    planned, budget, seconds = run.dry_run(inputs, settings)
-    plan = {
-        "units": len(planned.units),
-        "rows": planned.rows,
-        "tokens": planned.total("n_tokens"),
-        "labels": planned.total("n_labels"),
-        "rejects": len(planned.rejects),
-        "estimated_bytes": budget.bytes,
-        "free_bytes": budget.free_bytes,
-        "logits_bytes": budget.logits_bytes,
-        "estimated_seconds": round(seconds),
-    }
-    if as_json:
-        print(json.dumps(plan))
-        return
-    most = " at most" if settings.mode == "generate" else ""
-    out.print(f"rows          {planned.rows} in {len(planned.units)} units")
-    out.print(f"tokens        {plan['tokens']}, labels {plan['labels']}{most}")
-    out.print(f"rejects       {len(planned.rejects)}")
-    for reject in planned.rejects[:5]:
-        out.print(f"              {reject.id}: {reject.reason}")
-    out.print(f"size          about {human_bytes(budget.bytes)}{most}")
-    out.print(f"free disk     {human_bytes(budget.free_bytes)}")
-    out.print(
-        f"engine        {human_bytes(budget.logits_bytes)} of logits a step, beside its model"
-    )
-    out.print(f"time          roughly {human_seconds(seconds)} (within a factor of three)")
-    out.print("nothing was written (--dry-run)")
+    if summary.stopped_by is not None:
+        out.print(f"stopped by {summary.stopped_by}; the same command goes on from there")
 
 
 @app.command
@@ -275,6 +260,6 @@ def main() -> None:
     except SoftshardsError as error:
         err.print(f"error: {error}", style="red", markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         err.print("interrupted; what was finished is safe, the same command goes on from there")
-        sys.exit(130)
+        sys.exit(getattr(error, "exit_code", 130))
