@@ -22,7 +22,7 @@ from labeler.formats import KNOWN, suffix_of
 from labeler.places import is_http, is_local, named_errors, open_place, shown
 from schemas import SoftshardsError
 from schemas.manifest import MANIFEST, read_manifest
-from schemas.plan import PLAN
+from schemas.plan import is_plan
 
 LABEL_SET = "label set"
 STDIN = "stdin"
@@ -68,7 +68,7 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     if twice:
         raise SoftshardsError(
             f"two inputs have the same name, so their records would: {twice[0]}",
-            mend="give the folder above them instead, so that their relative paths differ",
+            mend="give the folder above them, or a pattern: names are relative to these",
         )
     return files
 
@@ -106,10 +106,12 @@ def _matches(fs: AbstractFileSystem, glob: str, *, base: str, pattern: str) -> l
         name = _relative(path, base)
         if above is not None and path.startswith(above):
             continue  # `**` matches a folder and what is in it
+        if "/." in f"/{name}" and "/." not in glob:
+            continue  # hidden, as a shell has it
         if _is_folder(fs, path):
             above = path.rstrip("/") + "/"
             files += _folder(fs, path, name=name, base=base)
-        elif not _name(path).startswith("."):
+        else:
             files.append(_file(fs, path, name))
     if not files:
         raise SoftshardsError("no file matches this", path=pattern, mend="check the pattern")
@@ -209,7 +211,8 @@ def _entries(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def _is_label_set(entries: dict[str, Any]) -> bool:
-    return PLAN in entries and (MANIFEST in entries or "journal" in entries)
+    planned = any(is_plan(name) for name in entries)
+    return planned and (MANIFEST in entries or "journal" in entries)
 
 
 def _name(path: str) -> str:
