@@ -16,7 +16,7 @@ from labeler.console import out, progress
 from labeler.engine import Labeled, Request
 from labeler.rendering import Span
 from labeler.teacher import open_teacher
-from schemas import Identity, Labels, LabelSet, SoftshardsError, decode, open_label_set
+from schemas import PAD_ID, Identity, Labels, LabelSet, SoftshardsError, decode, open_label_set
 from schemas.fingerprint import tokenizer_digest, weights_digest
 from schemas.validate import HALF_STEP, validate_label_set
 
@@ -26,7 +26,8 @@ class Rescore:
     """Stored labels against the reference engine's, over `positions` labels of `rows` rows.
 
     Attributes:
-        max_difference: largest difference of a logprob, in nats, by rank and of the actual token.
+        max_difference: largest difference of a logprob, in nats, of the ids stored and of the
+            actual token.
         beyond_rounding: the same, less half a step of the float16 that it is stored in.
         max_tail_difference: largest difference of the tail's mass.
         other_ids: ids in a stored top-k that the reference has not, ties apart.
@@ -120,10 +121,9 @@ def rescore_rows(
 
 
 def _require_teacher(path: Path, identity: Identity) -> None:
-    found = {
-        "weights": weights_digest(path, full=identity.weights_scope == "full"),
-        "tokenizer": tokenizer_digest(path),
-    }
+    found = {"tokenizer": tokenizer_digest(path)}
+    if identity.weights_scope != "served":  # a server does not show its weights
+        found["weights"] = weights_digest(path, full=identity.weights_scope == "full")
     for name, digest in found.items():
         expected = getattr(identity, name)
         if digest != expected:
@@ -164,15 +164,15 @@ def compare(pairs: list[tuple[Labels, Labels]], *, tolerance: float) -> Rescore:
     worst = beyond = tail = 0.0
     other, hits = 0, {-1: 0, 0: 0, 1: 0}
     for stored, exact in pairs:
-        k = min(stored.topk_ids.shape[1], exact.topk_ids.shape[1])
-        values = np.concatenate([stored.topk_logprobs[:, :k], stored.token_logprob[:, None]], 1)
-        truth = np.concatenate([exact.topk_logprobs[:, :k], exact.token_logprob[:, None]], 1)
+        exact_top, exact_tail = _beside(stored, exact)
+        values = np.concatenate([stored.topk_logprobs, stored.token_logprob[:, None]], 1)
+        truth = np.concatenate([exact_top, exact.token_logprob[:, None]], 1)
         difference = np.abs(values.astype(np.float64) - truth)
-        difference[~np.isfinite(values) & ~np.isfinite(truth)] = 0.0
+        difference[np.isnan(truth) | (~np.isfinite(values) & ~np.isfinite(truth))] = 0.0
         worst = max(worst, float(difference.max(initial=0)))
         rounding = HALF_STEP * np.where(np.isfinite(truth), np.abs(truth), 0)
         beyond = max(beyond, float((difference - rounding).max(initial=0)))
-        masses = np.exp(stored.tail_logprob) - np.exp(exact.tail_logprob)
+        masses = np.exp(stored.tail_logprob) - exact_tail
         tail = max(tail, float(np.abs(masses).max(initial=0)))
         other += _other_ids(stored, exact, tolerance)
         for shift in hits:
@@ -206,12 +206,28 @@ def compare(pairs: list[tuple[Labels, Labels]], *, tolerance: float) -> Rescore:
     )
 
 
+def _beside(stored: Labels, exact: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What the reference says of the ids stored: their logprobs [n, k], and the mass outside [n].
+
+    The stored list may be shorter (cut, or limited by a server) and ties may be in another order.
+    NaN where the reference's top-k has not the id (`_other_ids` counts it), or none is stored.
+    """
+    same = stored.topk_ids[:, :, None] == exact.topk_ids[:, None, :]
+    same &= (stored.topk_ids != PAD_ID)[:, :, None]
+    found = same.any(axis=2)
+    logprobs = np.take_along_axis(exact.topk_logprobs.astype(np.float64), same.argmax(axis=2), 1)
+    mass = np.exp(exact.tail_logprob.astype(np.float64))
+    mass += np.where(same.any(axis=1), 0, np.exp(exact.topk_logprobs)).sum(axis=1)
+    mass -= np.where(found, 0, np.exp(stored.topk_logprobs)).sum(axis=1)
+    return np.where(found, logprobs, np.nan), mass
+
+
 def _other_ids(stored: Labels, exact: Labels, tolerance: float) -> int:
     """Ids stored that are not among the reference's, ties with its last value apart."""
     found = (stored.topk_ids[:, :, None] == exact.topk_ids[:, None, :]).any(axis=2)
     last = exact.topk_logprobs[:, -1:]
     tied = stored.topk_logprobs <= last + tolerance + HALF_STEP * np.abs(last)
-    return int((~found & ~tied).sum())
+    return int((~found & ~tied & (stored.topk_ids != PAD_ID)).sum())
 
 
 def _same_argmax(stored: NDArray[np.int32], exact: NDArray[np.int32], shift: int) -> int:
