@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ from labeler.rendering import Span
 from schemas import PAD_ID, Labels
 
 TAIL_FLOOR = 1e-6
+EXACT_TAIL = "sum over the other ids in float32, in the engine"
 DERIVED_TAIL = "1 - sum of float32 logprobs in float64, clamped at 1e-6"
-"""`tail_source` of engines that report only the top-k."""
+"""`tail_source` of label rows made in the engine, and of engines that report only the top-k."""
 
 
 class CaptureError(Exception):
@@ -66,14 +68,7 @@ def labels_from_rows(
     Raises:
         CaptureError: a logprob is NaN, or column 0 is not the actual token (a shifted label).
     """
-    if ids.shape[0] != len(tokens):
-        raise CaptureError(f"the engine returned {ids.shape[0]} positions, asked {len(tokens)}")
-    if np.isnan(logprobs).any():
-        raise CaptureError("the engine returned NaN logprobs")
-    if (ids[:, 0] != tokens).any():
-        raise CaptureError("the engine's labels are not of the tokens asked: they are shifted")
-    if (tokens >= vocab_size).any():
-        raise CaptureError(f"the engine generated an id outside the tokenizer: {tokens.max()}")
+    _check_rows(ids, logprobs, tokens, vocab_size)
     top_ids, top = drop_padding(ids[:, 1:], logprobs[:, 1:], k=k, vocab_size=vocab_size)
     token = logprobs[:, 0]
     return Labels(
@@ -81,6 +76,74 @@ def labels_from_rows(
         topk_logprobs=top,
         tail_logprob=derived_tail(top_ids, top, tokens, token, vocab_size),
         token_logprob=token,
+    )
+
+
+def labels_from_tensors(
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    *,
+    k: int,
+    vocab_size: int,
+) -> Labels:
+    """Labels from rows as `label_rows.gather_rows` makes them; arrays are views of them.
+
+    Args:
+        ids: [n, 1 + k], the actual token first.
+        values: [n, 1 + k + 3], its logprob, those of the top-k, then tail, entropy, normaliser.
+        tokens: [n] the tokens that the sequence has at these positions.
+        k: ids a position.
+        vocab_size: number of real token ids.
+
+    Raises:
+        CaptureError: a value is NaN, or column 0 is not the actual token (a shifted label).
+    """
+    _check_rows(ids, values, tokens, vocab_size)
+    return Labels(
+        topk_ids=ids[:, 1:],
+        topk_logprobs=values[:, 1 : 1 + k],
+        tail_logprob=values[:, 1 + k],
+        token_logprob=values[:, 0],
+        entropy=values[:, 2 + k],
+        log_normalizer=values[:, 3 + k],
+    )
+
+
+def _check_rows(
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    vocab_size: int,
+) -> None:
+    if ids.shape[0] != len(tokens):
+        raise CaptureError(f"the engine returned {ids.shape[0]} positions, asked {len(tokens)}")
+    if np.isnan(values).any():
+        raise CaptureError("the engine returned NaN logprobs")
+    if (ids[:, 0] != tokens).any():
+        raise CaptureError("the engine's labels are not of the tokens asked: they are shifted")
+    if (tokens >= vocab_size).any():
+        raise CaptureError(f"the engine generated an id outside the tokenizer: {tokens.max()}")
+
+
+def nucleus(labels: Labels, *, mass: float, min_k: int) -> Labels:
+    """Keep the likeliest ids that together hold `mass`, at least `min_k`; the rest joins the tail.
+
+    The cut list ends in PAD_ID. The id that crosses the mass is kept (Holtzman et al. 2020).
+    """
+    probabilities = np.exp(labels.topk_logprobs.astype(np.float64))
+    before = np.cumsum(probabilities, axis=1) - probabilities
+    keep = (before < mass) | (np.arange(probabilities.shape[1]) < min_k)
+    keep &= labels.topk_ids != PAD_ID
+    cut = np.where(keep, 0.0, probabilities).sum(axis=1)
+    with np.errstate(divide="ignore"):  # log 0 is -inf: nothing was cut, or there was no tail
+        tail = np.logaddexp(labels.tail_logprob.astype(np.float64), np.log(cut))
+    widest = int(keep.sum(axis=1).max(initial=1))
+    return dataclasses.replace(
+        labels,
+        topk_ids=np.where(keep, labels.topk_ids, np.int32(PAD_ID))[:, :widest],
+        topk_logprobs=np.where(keep, labels.topk_logprobs, np.float32(-np.inf))[:, :widest],
+        tail_logprob=tail.astype(np.float32),
     )
 
 

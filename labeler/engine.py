@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from labeler.rendering import Span
-from schemas import Labels
+from schemas import Labels, SoftshardsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,12 @@ class EngineFacts:
     settings: dict[str, object]
 
 
+class EngineOutOfMemory(SoftshardsError):
+    """The engine ran out of memory; it can be loaded again with smaller steps."""
+
+
 class Engine(Protocol):
-    """A teacher, loaded. `vllm_engine` and `transformers_engine` each make one."""
+    """A teacher, loaded: `vllm_engine`, `served_engine` and `transformers_engine` each make one."""
 
     facts: EngineFacts
 
