@@ -21,12 +21,12 @@ from schemas.errors import first_line
 GENERATION_BLOCK = re.compile(r"{%-?\s*generation\s*-?%}")
 THINKING = ("<think>", "[THINK]")
 PARTS = re.compile(
-    r"(?P<thinking>(?:<think>|\[THINK\]).*?(?:</think>|\[/THINK\])\s*|^\s*(?:<think>|\[THINK\]).*)"
-    r"|(?P<tool_call><tool_call>.*?</tool_call>\s*|(?:\[TOOL_CALLS\]|<\|python_tag\|>).*)",
+    r"(?P<thinking>(?:<think>|\[THINK\]).*?(?:</think>|\[/THINK\])\n*|^\s*(?:<think>|\[THINK\]).*)"
+    r"|(?P<tool_call><tool_call>.*?</tool_call>\n*|(?:\[TOOL_CALLS\]|<\|python_tag\|>).*)",
     re.DOTALL,
 )
-"""What an assistant says beside its answer; the whitespace after a block belongs to it."""
-REST_OF_THINKING = re.compile(r".*?(?:</think>|\[/THINK\])\s*|.*", re.DOTALL)
+"""What an assistant says beside its answer; the line feeds after a block belong to it."""
+REST_OF_THINKING = re.compile(r".*?(?:</think>|\[/THINK\])\n*|.*", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +115,7 @@ def _turns(
             blocks = blocks[-1:]
         exact = [*_agreed(blocks, exact if len(exact) == len(found) else [(0, len(text))])]
     elif len(exact) < len(found):
-        lost = next(index for index, place in found.items() if place is None)
-        raise BadRecord(
-            f"the chat template rewrites the chat, so that what the assistant said in message "
-            f"{lost} cannot be told exactly; `--spans completion` labels the last turn alone"
-        )
+        raise BadRecord(_inexact([i for i, place in found.items() if place is None], indices[-1]))
     regions = [Region(start=start, stop=stop, kind="answer") for start, stop in exact]
     if config.spans == "turns":
         others = [content(conversation, i) for i in range(len(messages)) if i not in found]
@@ -128,6 +124,18 @@ def _turns(
     if any(a.stop > b.start for a, b in pairwise(regions)):
         raise BadRecord("the chat template renders two of its messages in the same place")
     return regions
+
+
+def _inexact(lost: list[int], last: int) -> str:
+    mend = (
+        "give a template that only adds to a chat (--chat-template), or other --template-kwargs"
+        if last in lost
+        else "`--spans completion` labels the last turn alone"
+    )
+    return (
+        "the chat template rewrites the chat, so that what the assistant said in message "
+        f"{lost[0]} cannot be told exactly; {mend}"
+    )
 
 
 def _agreed(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import cyclopts
 from cyclopts import App, Parameter
 
-from labeler.config import LabelConfig
+from labeler.config import LabelConfig, PreviewConfig
 from labeler.console import err, human_bytes, human_seconds, out
 from schemas import SoftshardsError, __version__
 
@@ -89,6 +89,35 @@ def _print_summary(summary: RunSummary) -> None:
     )
     if summary.stopped_by is not None:
         out.print(f"stopped by {summary.stopped_by}; the same command goes on from there")
+
+
+@app.command
+def preview(
+    inputs: list[str],
+    *,
+    settings: PreviewConfig,
+    rows: int = 3,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Show the first rows as the teacher will see them, with the tokens to be labeled coloured.
+
+    Takes the flags of `label`, needs the teacher's tokenizer only, and writes nothing. Where the
+    output is no terminal, labeled tokens stand in brackets with their kind.
+
+    Example: `labeler preview chats.jsonl --model ./teacher --spans assistant`
+
+    Parameters
+    ----------
+    inputs
+        Files or folders, as `labeler label` takes them.
+    rows
+        Rows to show; rejected records count, too.
+    as_json
+        Print a JSON list with each token and the kind of its label.
+    """
+    from labeler.preview import print_preview
+
+    print_preview(inputs, settings, rows, as_json=as_json)
 
 
 @app.command

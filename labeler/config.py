@@ -281,3 +281,11 @@ class LabelConfig:
             seed=self.seed,
             stop=self.stop,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig(LabelConfig):
+    """The same settings for a command that writes nothing."""
+
+    out: Annotated[Path, Parameter(show=False)] = Path("labels")

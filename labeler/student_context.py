@@ -12,7 +12,7 @@ from labeler.spans import BadRecord, Span, Tokens
 
 SYSTEM_ROLES = ("system", "developer")
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-THINKING_TEXT = re.compile(r"(?:<think>.*?</think>|\[THINK\].*?\[/THINK\])\s*", re.DOTALL)
+THINKING_TEXT = re.compile(r"(?:<think>.*?</think>|\[THINK\].*?\[/THINK\])\n*", re.DOTALL)
 
 
 def student_chat(chat: Chat, columns: dict[str, Any], config: LabelConfig) -> Chat | None:
