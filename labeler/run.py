@@ -58,7 +58,9 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
         Interrupted: by a signal while no unit was in work, or by a second one.
     """
     started = time.perf_counter()
-    teacher = open_teacher(config.model, max_length=config.max_length)
+    teacher = open_teacher(
+        config.model, max_length=config.max_length, chat_template=config.chat_template
+    )
     identity = teacher_identity(teacher, config)
     files = find_files(inputs)
     with stop_on_signals() as stop, own_rank(config.out, config.rank, config.world_size):
@@ -121,7 +123,9 @@ def dry_run(
         inputs: what to label; config: how.
         calibrate: load the teacher and measure its speed on a few rows.
     """
-    teacher = open_teacher(config.model, max_length=config.max_length)
+    teacher = open_teacher(
+        config.model, max_length=config.max_length, chat_template=config.chat_template
+    )
     identity = teacher_identity(teacher, config)
     files = find_files(inputs)
     with (

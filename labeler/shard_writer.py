@@ -129,6 +129,18 @@ def _scalars(plan: dict[str, Any], row: Labeled, text: str | None) -> dict[str, 
         "coverage": float(np.mean(np.exp(labels.topk_logprobs.astype(np.float64)).sum(axis=1))),
         "input_ids": row.input_ids,
         "spans": spans,
-        "student_input_ids": plan["student_input_ids"],
-        "student_spans": plan["student_spans"],
+        **_student_context(plan, row, spans),
     }
+
+
+def _student_context(
+    plan: dict[str, Any], row: Labeled, spans: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the student sees; after a prompt of its own, what was generated after the teacher's."""
+    ids, planned = plan["student_input_ids"], plan["student_spans"]
+    if ids is not None and not planned:
+        prompt = len(row.request.input_ids)
+        shift = len(ids) - prompt
+        ids = [*ids, *row.input_ids[prompt:]]
+        planned = [s | {"start": s["start"] + shift, "stop": s["stop"] + shift} for s in spans]
+    return {"student_input_ids": ids, "student_spans": planned}
