@@ -103,9 +103,10 @@ def _turns(
     if MARK in text or EARLIER_MARK in text:
         raise BadRecord(f"it holds {MARK!r} or {EARLIER_MARK!r}, which the labeler needs itself")
     messages = chat.messages
-    ends = _end_tokens(teacher, text, answered=messages[-1]["role"] == ASSISTANT)
-    conversation = Conversation(messages=messages, render=render, text=text, ends=ends)
     indices = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
+    answered = messages[: indices[-1] + 1] if indices else []
+    ends = _end_tokens(teacher, text if answered == messages else render(answered, False))
+    conversation = Conversation(messages=messages, render=render, text=text, ends=ends)
     if config.spans == "completion":
         indices = indices[-1:]
     found = {index: said(conversation, index) for index in indices}
@@ -148,12 +149,13 @@ def _agreed(
                 yield max(start, first), min(stop, last)
 
 
-def _end_tokens(teacher: Teacher, text: str, *, answered: bool) -> tuple[str, ...]:
-    """Tokens that end a turn: the model's stop tokens, and the one that an answered chat ends with.
+def _end_tokens(teacher: Teacher, answered: str) -> tuple[str, ...]:
+    """Tokens that end a turn: the model's stop tokens, and the one that `answered` ends with.
 
-    The latter is for teachers whose configuration names only the end of a document.
+    That is the chat up to its last answer; its end is for teachers whose configuration names only
+    the end of a document.
     """
-    special = [t for t in teacher.special_tokens if answered and text.rstrip().endswith(t)]
+    special = [t for t in teacher.special_tokens if answered.rstrip().endswith(t)]
     return tuple(dict.fromkeys([*teacher.stop_tokens, *special]))
 
 

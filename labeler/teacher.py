@@ -82,7 +82,7 @@ class Teacher:
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text that starts a sequence and is to be continued: no EOS is added."""
         ids, more = self.encode(text), self.encode_more(text)
-        added = ids[-1:] == [self.tokenizer.eos_token_id] and ids[-1:] != more[-1:]
+        added = ids[len(ids) - len(more) - 1 :] == [*more, self.tokenizer.eos_token_id]
         return ids[:-1] if added and len(ids) > len(more) else ids
 
     def encode_more(self, text: str) -> list[int]:
