@@ -172,11 +172,12 @@ def derived_tail(
 
     The sum is taken in float64. What is left can still be zero or less by the rounding of the
     float32 terms, so it is clamped at 1e-6, and at the actual token's mass where that token is
-    outside. -inf where the ids cover the vocabulary.
+    outside. Where the ids cover the vocabulary it is -inf, unless padding of the head has mass.
     """
-    if ids.shape[1] >= vocab_size:
-        return np.full(len(ids), -np.inf, np.float32)
     rest = 1.0 - np.exp(logprobs.astype(np.float64)).sum(axis=1)
+    if ids.shape[1] >= vocab_size:  # outside is at most the padding of the head
+        with np.errstate(divide="ignore"):
+            return np.log(np.where(rest > TAIL_FLOOR, rest, 0.0)).astype(np.float32)
     outside = ~(ids == tokens[:, None]).any(axis=1)
     floor = np.where(outside, np.exp(token_logprob.astype(np.float64)), 0.0)
     return np.log(np.maximum(rest, np.maximum(floor, TAIL_FLOOR))).astype(np.float32)
