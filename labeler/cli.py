@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 
 from labeler.config import LabelConfig, PreviewConfig
 from labeler.console import err, human_bytes, human_seconds, out
+from labeler.finding import STDIN
 from schemas import SoftshardsError, __version__
 
 if TYPE_CHECKING:
@@ -279,7 +280,9 @@ def _launch(
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
         )
-    app(tokens)
+    # cyclopts takes a lone `-` for an option.
+    before = ("", *tokens)
+    app([STDIN if t == "-" and not b.startswith("-") else t for b, t in zip(before, tokens)])
 
 
 def main() -> None:

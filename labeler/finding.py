@@ -25,7 +25,8 @@ from schemas.manifest import MANIFEST, read_manifest
 from schemas.plan import is_plan
 
 LABEL_SET = "label set"
-STDIN = "stdin"
+STDIN = "/dev/stdin"
+"""Standard input, like `-`."""
 DATASET = {"dataset_info.json", "state.json"}
 """What `datasets.Dataset.save_to_disk` writes beside the data."""
 SPLITS = "dataset_dict.json"
@@ -74,7 +75,7 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
 
 
 def _find(text: str) -> list[SourceFile]:
-    if text == "-":
+    if text in ("-", STDIN):
         return [_standard_input()]
     fs, path = open_place(text)
     with named_errors(fs, text, "check the path, and that you may read it"):
@@ -95,7 +96,7 @@ def _standard_input() -> SourceFile:
     shutil.copyfileobj(sys.stdin.buffer, spool)
     spool.flush()
     fs, paths = LocalFileSystem(), (spool.name,)
-    return SourceFile(name=STDIN, kind=".jsonl", fs=fs, paths=paths, held=spool)
+    return SourceFile(name="stdin", kind=".jsonl", fs=fs, paths=paths, held=spool)
 
 
 def _matches(fs: AbstractFileSystem, glob: str, *, base: str, pattern: str) -> list[SourceFile]:

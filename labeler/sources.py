@@ -134,5 +134,5 @@ def _facts(name: str, path: Path) -> dict[str, Any]:
         "weights": manifest.identity.weights,
         "tokenizer": manifest.identity.tokenizer,
         "mode": manifest.identity.mode,
-        "ancestry": manifest.provenance.get("ancestry", []),
+        "ancestry": manifest.provenance.get("parents", []),
     }
