@@ -25,7 +25,7 @@ STYLES = dict(
         ("black on cyan", "black on green", "black on yellow", "black on magenta", "black on blue"),
     )
 )
-VISIBLE = {"\n": "↵\n", "\t": "⇥\t", "\r": "␍"}
+VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
 OPEN, CLOSE = "⟦", "⟧"
 
 
