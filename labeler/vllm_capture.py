@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from labeler.capture import TAIL_FLOOR
+from labeler.engine import EngineOutOfMemory
 from schemas import Labels
 from schemas.errors import first_line
 
@@ -80,6 +81,9 @@ def install(
         undo: is given what puts everything back.
         k: ids a position; vocab_size: number of real ids.
 
+    Raises:
+        EngineOutOfMemory: memory ran out, whichever path is used.
+
     Returns:
         None, or the reason why the tensor path cannot be used; the engine is then to be closed.
     """
@@ -90,6 +94,8 @@ def install(
             raise AttributeError("no worker has a sampler")
         undo.enter_context(tensor_front_end())
         return difference(public, label_probe(True))
+    except EngineOutOfMemory:
+        raise
     except Exception as error:  # another vLLM, built otherwise, may fail in any way
         return f"the self-test failed: {first_line(error)}"
 

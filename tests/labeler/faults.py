@@ -1,0 +1,112 @@
+"""The labeler's command line with a fault in what is below it: `python -m tests.labeler.faults`.
+
+    python -m tests.labeler.faults FAULT label corpus.jsonl --model ...
+
+Faults that cannot be had on demand (a full disk, a device out of memory, an engine that dies) are
+raised from where they would come: the operating system's call, vLLM's step, vLLM's output.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from labeler import cli, vllm_capture, vllm_engine, vllm_worker
+
+
+def disk_full() -> None:
+    """Nothing can be synced to disk any more once a first unit is journaled."""
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if name.name.endswith("part-000001.parquet"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    os.fsync = full
+
+
+def in_step(number: int, error: Callable[[], Exception]) -> Callable[[], None]:
+    """vLLM's step raises, once, after `number` good ones."""
+
+    def install() -> None:
+        load, steps = vllm_engine.load_llm, [0]
+
+        def load_and_break(vllm: Any, arguments: dict[str, Any]) -> Any:
+            llm = load(vllm, arguments)
+            step = llm.llm_engine.step
+
+            def broken() -> Any:
+                steps[0] += 1
+                if steps[0] == number:
+                    raise error()
+                return step()
+
+            llm.llm_engine.step = broken
+            return llm
+
+        vllm_engine.load_llm = load_and_break
+
+    return install
+
+
+def out_of_memory() -> Exception:
+    """As torch raises it."""
+    import torch
+
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB")
+
+
+def fewer_positions() -> None:
+    """The last label of every third sequence is lost on the way from the engine."""
+    joined, calls = vllm_capture.TensorRows.joined, [0]
+
+    def short(self: vllm_capture.TensorRows) -> Any:
+        calls[0] += 1
+        ids, values = joined(self)
+        cut = -1 if calls[0] % 3 == 0 else None  # not the two of the self-test
+        return ids[:cut], values[:cut]
+
+    vllm_capture.TensorRows.joined = short  # type: ignore[method-assign]
+
+
+def shifted_rows() -> None:
+    """The workers' labels are off by one, as after a change of vLLM's internals."""
+    gather = vllm_worker.gather_rows
+
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        ids, values = gather(*args, **kwargs)
+        return ids, values.roll(1, 0)
+
+    vllm_worker.gather_rows = shifted
+
+
+def no_runner() -> None:
+    """Another vLLM, whose runner has no method of that name."""
+
+    def install(self: Any, k: int, vocab_size: int) -> bool:
+        del k, vocab_size
+        raise AttributeError(f"{type(self.model_runner).__name__} has no sampler")
+
+    vllm_worker.LabelWorker.softshards_install = install  # type: ignore[method-assign]
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "disk-full": disk_full,
+    "out-of-memory": in_step(30, out_of_memory),
+    "engine-crash": in_step(40, lambda: RuntimeError("the engine core died unexpectedly")),
+    "fewer-positions": fewer_positions,
+    "shifted-rows": shifted_rows,
+    "no-runner": no_runner,
+}
+
+if __name__ == "__main__":
+    vllm_engine.prepare_environment()
+    FAULTS[sys.argv.pop(1)]()
+    sys.argv[0] = "labeler"
+    cli.main()
