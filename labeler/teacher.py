@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.config import LabelConfig
+from labeler.engine_args import identity_arguments
 from schemas import Identity, SoftshardsError
 from schemas.errors import first_line
 from schemas.fingerprint import (
@@ -216,6 +217,7 @@ def teacher_identity(teacher: Teacher, config: LabelConfig) -> Identity:
         max_length=config.max_length,
         overlap=config.overlap if config.mode == "score" else 0,
         sampling=config.sampling,
+        engine_args=identity_arguments(config.engine_arg),
         top_p_labels=config.top_p_labels if nucleus else None,
         min_k=config.min_k if nucleus and config.min_k > 1 else None,
         spans=None if config.spans == "assistant" else config.spans,

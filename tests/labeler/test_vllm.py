@@ -12,17 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from labeler.config import LabelConfig
-from labeler.engine import Labeled, Request
-from labeler.rendering import Span
-from labeler.teacher import open_teacher
-from labeler.transformers_engine import TransformersEngine
-from labeler.units import load_engine
-from labeler.verification import compare, rescore_rows
-from schemas import Identity, open_label_set, scan, validate_label_set
+from labeler.verification import rescore_rows
+from schemas import open_label_set, scan, validate_label_set
 from tests.labeler.test_run import shard_bytes
 from tests.tiny_model import TEXT
 
@@ -73,41 +66,6 @@ def test_generations_are_labeled_like_scored_text(
     assert set(frame["spans"].list.get(0).struct.field("kind")) == {"answer"}
     result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
     assert result.good, result.verdict
-
-
-def test_k_of_the_whole_vocabulary(teacher: Path, tmp_path: Path) -> None:
-    """In process: before storage, ids and logprobs equal the reference; the tail is what pads."""
-    opened = open_teacher(teacher, max_length=64)
-    config = LabelConfig(model=teacher, out=tmp_path, k=opened.vocab_size, max_length=64)
-    identity = Identity(
-        weights="",
-        model_config_digest="",
-        tokenizer="",
-        vocab_size=opened.vocab_size,
-        chat_template=None,
-        dtype="float32",
-        head_dtype="float32",
-        mode="score",
-        k=opened.vocab_size,
-        max_length=64,
-        overlap=1,
-    )
-    engine = load_engine(opened, config, identity)
-    ids = np.random.default_rng(0).integers(0, opened.vocab_size, 30).tolist()
-    span = Span(start=1, stop=30, kind="text")
-    request = Request(index=0, sample=0, input_ids=ids, spans=(span,), seed=0)
-    (fast,) = engine.run([request])
-    engine.close()
-    reference = TransformersEngine(
-        opened, dtype="float32", head_dtype="float32", k=identity.k, sampling=None
-    )
-    (exact,) = reference.run([request])
-    assert isinstance(fast, Labeled)
-    assert isinstance(exact, Labeled)
-    assert fast.labels.topk_ids.shape == (29, opened.vocab_size)
-    result = compare([(fast.labels, exact.labels)], tolerance=1e-3)
-    assert result.good or result.max_tail_difference > 1e-3, result.verdict
-    assert result.max_difference < 1e-4
 
 
 def kill_after_first_unit(command: list[str], out: Path) -> None:
