@@ -209,6 +209,48 @@ def verify(
 
 
 @app.command
+def compare(
+    a: Path,
+    b: Path,
+    inputs: list[str] | None = None,
+    *,
+    rows: int = 100,
+    worst: int = 10,
+    allow_partial: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Compare two teachers of one tokenizer, or one teacher run in two ways, at the same tokens.
+
+    Prints KL, agreement and the worst positions, so that a cheaper teacher is chosen knowingly.
+
+    Example: `labeler compare ./labels-bf16 ./labels-fp8`, or
+    `labeler compare bf16.yaml fp8.yaml corpus.jsonl --rows 200`
+
+    Parameters
+    ----------
+    a
+        Folder of a label set; or a YAML file of `labeler label` settings (model, out, ...).
+    b
+        The other one, over the same rows.
+    inputs
+        With settings: what to label, as for `labeler label`.
+    rows
+        With settings: how many records of the input to label.
+    worst
+        Positions to show, those with the largest KL.
+    allow_partial
+        Also compare sets that are still being labeled.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.comparison_report import print_comparison
+
+    print_comparison(
+        a, b, inputs or [], rows=rows, worst=worst, partial=allow_partial, as_json=as_json
+    )
+
+
+@app.command
 def bench(
     model: list[str],
     *,

@@ -1,0 +1,103 @@
+"""How far apart two teachers are at the same positions, from the ids that both have stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas import PAD_ID, Labels
+
+Floats = NDArray[np.float64]
+ENTRIES = 1 << 22
+"""Labels (positions x k) worked on at a time: bounds memory at any k."""
+LOWEST = -1e4
+"""Stands for log 0, so that 0 log 0 is 0 and nothing is infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Two label arrays compared, position by position; natural logarithms.
+
+    Attributes:
+        a_to_b: float64 [n], KL(A||B) over the outcomes that both name and one for all others.
+        b_to_a: float64 [n], KL(B||A) over the same.
+        same_first: bool [n], whether the likeliest id is the same.
+        token_difference: float64 [n], |difference| of the actual token's logprob.
+    """
+
+    a_to_b: Floats
+    b_to_a: Floats
+    same_first: NDArray[np.bool_]
+    token_difference: Floats
+
+
+def diverge(a: Labels, b: Labels) -> Divergence:
+    """Compare two teachers' labels of the same positions.
+
+    Merging outcomes never raises a KL, so these are lower bounds of the KL over the whole
+    vocabulary, and equal to it where both store all of it.
+
+    Args:
+        a: n positions; b: the same n positions, with any k.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} positions are not the same ones")
+    step = max(1, ENTRIES // max(1, a.topk_ids.shape[1] + b.topk_ids.shape[1]))
+    a_to_b, b_to_a = np.empty(len(a)), np.empty(len(a))
+    for start in range(0, len(a), step):
+        some = slice(start, start + step)
+        a_to_b[some], b_to_a[some] = _bucketed_kl(a[some], b[some])
+    return Divergence(
+        a_to_b=a_to_b,
+        b_to_a=b_to_a,
+        same_first=a.topk_ids[:, 0] == b.topk_ids[:, 0],
+        token_difference=np.abs(_logs(a.token_logprob) - _logs(b.token_logprob)),
+    )
+
+
+def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats]:
+    """KL both ways [n], over the common ids and one outcome for the rest, in float64."""
+    where, common = _places(a.topk_ids, b.topk_ids)
+    log_a, log_b_all = _logs(a.topk_logprobs), _logs(b.topk_logprobs)
+    log_b = np.where(common, np.take_along_axis(log_b_all, where, axis=1), LOWEST)
+    unmatched = np.ones(log_b_all.shape, bool)
+    rows, columns = np.nonzero(common)
+    unmatched[rows, where[rows, columns]] = False
+    rest_a = np.exp(_logs(a.tail_logprob)) + np.where(common, 0.0, np.exp(log_a)).sum(axis=1)
+    rest_b = np.exp(_logs(b.tail_logprob)) + np.where(unmatched, np.exp(log_b_all), 0.0).sum(axis=1)
+    log_a = np.where(common, log_a, LOWEST)
+    outcomes_a, outcomes_b = _distribution(log_a, rest_a), _distribution(log_b, rest_b)
+    difference = outcomes_a - outcomes_b
+    return (
+        (np.exp(outcomes_a) * difference).sum(axis=1),
+        -(np.exp(outcomes_b) * difference).sum(axis=1),
+    )
+
+
+def _places(ids: NDArray[np.int32], others: NDArray[np.int32]) -> tuple[NDArray[Any], Any]:
+    """The column of each id [n, k] in the same row of `others` [n, m], and whether it is there."""
+    n, m = others.shape
+    order = np.argsort(others, axis=1)
+    # One sorted array for all rows: each row's ids are lifted above those of the row before.
+    lift = np.arange(n)[:, None] * (int(max(ids.max(initial=0), others.max(initial=0))) + 2)
+    lifted = (np.take_along_axis(others, order, axis=1) + lift).ravel()
+    wanted = (ids + lift).ravel()
+    found = np.minimum(np.searchsorted(lifted, wanted), n * m - 1)
+    there = (lifted[found] == wanted).reshape(ids.shape) & (ids != PAD_ID)
+    columns = np.where(there, found.reshape(ids.shape) - np.arange(n)[:, None] * m, 0)
+    return np.take_along_axis(order, columns, axis=1), there
+
+
+def _distribution(logs: Floats, rest: Floats) -> Floats:
+    """Log-probabilities [n, k + 1] that sum to one exactly, whatever storage has rounded."""
+    with np.errstate(divide="ignore"):
+        log_rest = np.maximum(np.log(rest), LOWEST)
+    outcomes = np.concatenate([logs, log_rest[:, None]], axis=1)
+    return outcomes - np.log(np.exp(outcomes).sum(axis=1, keepdims=True))
+
+
+def _logs(values: NDArray[np.float32]) -> Floats:
+    return np.maximum(values.astype(np.float64), LOWEST)
