@@ -41,6 +41,12 @@ def require_abilities(config: LabelConfig, card: dict[str, Any]) -> None:
             path=config.server_url,
             mend="leave them away, or pass --server-api vllm",
         )
+    if config.engine_arg:
+        raise SoftshardsError(
+            "--engine-arg does nothing to a server that is running",
+            path=config.server_url,
+            mend="start the server with it",
+        )
     scores = config.mode == "score" or bool(config.structured)
     needed = config.max_length + (1 if scores else 0)
     if (card["max_model_len"] or needed) < needed:

@@ -1,0 +1,141 @@
+"""A real vLLM server on this machine, and a proxy before it that loses requests on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A vLLM server of `model`, which can be killed and started again at the same address."""
+
+    model: Path
+    log: Path
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self, *more: str) -> None:
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--model", str(self.model)]
+        command += ["--max-model-len", "128", "--dtype", "float32", "--enforce-eager", *more]
+        command += ["--kv-cache-memory-bytes", str(1 << 28)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env=os.environ | ENVIRONMENT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 240
+        while not self._is_healthy():
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """Kill -9 the server with the engine's process."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as got:
+                return bool(got.status == 200)
+        except OSError:
+            return False
+
+
+@dataclass
+class Proxy:
+    """Passes requests on to `port`, but answers those with the status that `fault` says.
+
+    Attributes:
+        fault: called with the number of a completion request and its body; 0 passes it on.
+        url: its own address.
+        completions: completion requests seen; most: most of them at a time.
+    """
+
+    port: int
+    fault: Callable[[int, bytes], int]
+    url: str = ""
+    completions: int = 0
+    most: int = 0
+
+
+@contextlib.contextmanager
+def proxy(port: int, fault: Callable[[int, bytes], int]) -> Iterator[Proxy]:
+    state = Proxy(port=port, fault=fault)
+    lock = threading.Lock()
+    flying = [0]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._forward("GET", b"")
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with lock:
+                number = state.completions
+                state.completions += 1
+                flying[0] += 1
+                state.most = max(state.most, flying[0])
+            if status := state.fault(number, body):
+                self._reply(status, b'{"error": {"message": "lost on purpose"}}')
+            else:
+                self._forward("POST", body)
+            with lock:
+                flying[0] -= 1
+
+        def _forward(self, method: str, body: bytes) -> None:
+            server = http.client.HTTPConnection("127.0.0.1", port)
+            server.request(method, self.path, body, {"Content-Type": "application/json"})
+            answer = server.getresponse()
+            self._reply(answer.status, answer.read())
+
+        def _reply(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        state.url = f"http://127.0.0.1:{listener.server_address[1]}/v1"
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        yield state
+        listener.shutdown()
