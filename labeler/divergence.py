@@ -26,12 +26,14 @@ class Divergence:
         b_to_a: float64 [n], KL(B||A) over the same.
         same_first: bool [n], whether the likeliest id is the same.
         token_difference: float64 [n], |difference| of the actual token's logprob.
+        common_mass: float64 [n], A's mass of the ids that both name: how much the KL can see.
     """
 
     a_to_b: Floats
     b_to_a: Floats
     same_first: NDArray[np.bool_]
     token_difference: Floats
+    common_mass: Floats
 
 
 def diverge(a: Labels, b: Labels) -> Divergence:
@@ -46,20 +48,21 @@ def diverge(a: Labels, b: Labels) -> Divergence:
     if len(a) != len(b):
         raise ValueError(f"{len(a)} and {len(b)} positions are not the same ones")
     step = max(1, ENTRIES // max(1, a.topk_ids.shape[1] + b.topk_ids.shape[1]))
-    a_to_b, b_to_a = np.empty(len(a)), np.empty(len(a))
+    a_to_b, b_to_a, mass = np.empty(len(a)), np.empty(len(a)), np.empty(len(a))
     for start in range(0, len(a), step):
         some = slice(start, start + step)
-        a_to_b[some], b_to_a[some] = _bucketed_kl(a[some], b[some])
+        a_to_b[some], b_to_a[some], mass[some] = _bucketed_kl(a[some], b[some])
     return Divergence(
         a_to_b=a_to_b,
         b_to_a=b_to_a,
         same_first=a.topk_ids[:, 0] == b.topk_ids[:, 0],
         token_difference=np.abs(_logs(a.token_logprob) - _logs(b.token_logprob)),
+        common_mass=mass,
     )
 
 
-def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats]:
-    """KL both ways [n], over the common ids and one outcome for the rest, in float64."""
+def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats, Floats]:
+    """KL both ways [n], over the common ids and one outcome for the rest; A's mass of these ids."""
     where, common = _places(a.topk_ids, b.topk_ids)
     log_a, log_b_all = _logs(a.topk_logprobs), _logs(b.topk_logprobs)
     log_b = np.where(common, np.take_along_axis(log_b_all, where, axis=1), LOWEST)
@@ -74,6 +77,7 @@ def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats]:
     return (
         (np.exp(outcomes_a) * difference).sum(axis=1),
         -(np.exp(outcomes_b) * difference).sum(axis=1),
+        np.exp(outcomes_a[:, :-1]).sum(axis=1),
     )
 
 

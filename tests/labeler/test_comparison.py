@@ -88,6 +88,7 @@ def test_kl_is_that_of_the_common_ids_and_one_rest(
     for t in range(len(found.a_to_b)):
         p, q = (dict(zip(f.topk_ids[t], np.exp(f.topk_logprobs[t].astype(float)))) for f in full)
         common = set(full[0].topk_ids[t, :k_a]) & set(full[1].topk_ids[t, :k_b])
+        assert found.common_mass[t] == pytest.approx(sum(p[i] for i in common), abs=1e-5)
         masses = [[d[i] for i in common] for d in (p, q)]
         a, b = (np.array([*mass, 1 - sum(mass)]) for mass in masses)
         assert found.a_to_b[t] == pytest.approx((a * np.log(a / b)).sum(), abs=1e-5)
@@ -163,6 +164,8 @@ def test_two_teachers_over_the_same_rows(
     assert facts["positions"] == len(kl)
     for name, value in (("mean", kl.mean()), ("median", np.median(kl)), ("max", kl.max())):
         assert facts["kl_a_to_b"][name] == pytest.approx(value)
+    mass = np.concatenate([one.common_mass for one in found])
+    assert facts["common_mass"] == pytest.approx(mass.mean())
     same = np.concatenate([one.same_first for one in found])
     assert facts["same_first"] == pytest.approx(same.mean())
     for side, by_key in zip(("a", "b"), rows, strict=True):
