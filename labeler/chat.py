@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from labeler.config import LabelConfig
 from labeler.messages import ASSISTANT, Chat
 from labeler.spans import BadRecord, Span, Tokens
 from labeler.teacher import Teacher, template_arguments
-from labeler.turns import EARLIER_MARK, MARK, Conversation, content, said
+from labeler.turns import EARLIER_MARK, MARK, Conversation, content, said, up_to
 from schemas.errors import first_line
 
 GENERATION_BLOCK = re.compile(r"{%-?\s*generation\s*-?%}")
@@ -72,6 +70,8 @@ def _render(
     teacher: Teacher, chat: Chat, config: LabelConfig, *, prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
     """The template's text, and what it marks as `{% generation %}`, in characters."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     if not teacher.chat_template:
         raise BadRecord("it has messages, but the teacher has no chat template")
     tokenizer = teacher.tokenizer
@@ -104,9 +104,12 @@ def _turns(
         raise BadRecord(f"it holds {MARK!r} or {EARLIER_MARK!r}, which the labeler needs itself")
     messages = chat.messages
     indices = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
-    answered = messages[: indices[-1] + 1] if indices else []
-    ends = _end_tokens(teacher, text if answered == messages else render(answered, False))
-    conversation = Conversation(messages=messages, render=render, text=text, ends=ends)
+    conversation = Conversation(
+        messages=messages, render=render, text=text, ends=teacher.stop_tokens
+    )
+    if indices:
+        answered = up_to(conversation, indices[-1]) or ""
+        conversation = replace(conversation, ends=_end_tokens(teacher, answered))
     if config.spans == "completion":
         indices = indices[-1:]
     found = {index: said(conversation, index) for index in indices}
@@ -167,10 +170,6 @@ def _spans(text: str, region: Region, starts: list[int], stops: list[int]) -> It
     """
     first = max(1, bisect_left(starts, region.start))
     end = bisect_right(stops, region.stop)
-    while (
-        end > first and starts[end - 1] >= region.stop
-    ):  # tokens of no characters, of what follows
-        end -= 1
     parts = [region] if region.kind == "prompt" else _parts(text, region)
     for part in parts:
         last = part.stop == region.stop

@@ -51,6 +51,13 @@ def said(chat: Conversation, index: int) -> tuple[int, int] | None:
     return None if start is None or stop is None or start > stop else (start, stop)
 
 
+def up_to(chat: Conversation, index: int) -> str | None:
+    """The chat as if message `index` were its last; None where the template refuses that."""
+    if index == len(chat.messages) - 1:
+        return chat.text
+    return _try(chat, chat.messages[: index + 1])
+
+
 def content(chat: Conversation, index: int) -> tuple[int, int] | None:
     """Where the content of message `index` is in the text; None where the template leaves it out.
 
@@ -111,8 +118,7 @@ def _after_prompt(chat: Conversation, index: int, turn: Message) -> str:
 
 def _stop(chat: Conversation, index: int) -> int | None:
     """Where an assistant's turn ends, with its end-of-turn token."""
-    last = index == len(chat.messages) - 1
-    done = chat.text if last else _try(chat, chat.messages[: index + 1])
+    done = up_to(chat, index)
     if done is not None and chat.text.startswith(done) and done.rstrip().endswith(chat.ends):
         return len(done.rstrip())
     end = re.compile("|".join(map(re.escape, chat.ends)) or "(?!)")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Tokenizer, models, normalizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from labeler.chat import chat_tokens, prompt_tokens
 from labeler.config import LabelConfig
@@ -25,6 +26,7 @@ from tests.labeler.chat_templates import (
     make_chat_teacher,
     make_chat_tokenizer,
 )
+from tests.tiny_model import TEXT
 
 Segments = list[tuple[str, str | None]]
 """Text, and the kind that its tokens are labeled as."""
@@ -367,6 +369,27 @@ def test_spans_are_those_of_the_rendering_written_by_hand(
     assert kinds(tokens) == wanted
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_the_teacher_sees_what_transformers_renders(
+    teachers: dict[str, Teacher], style: str
+) -> None:
+    teacher = teachers[style]
+    tokenizer = teacher.tokenizer
+    tokens = rendered(teacher, {"messages": CHAT})
+    theirs = tokenizer.apply_chat_template(CHAT, return_assistant_tokens_mask=True)
+    assert tokens.ids == theirs["input_ids"]
+    if style == "marked":  # its mask, without the line feed after the end of each turn
+        mask = theirs["assistant_masks"]
+        ends = [t for t in range(len(mask)) if mask[t] and not (mask[t + 1 :] or [0])[0]]
+        assert kinds(tokens) == [
+            "answer" if flag and t not in ends else None for t, flag in enumerate(mask)
+        ]
+    config = LabelConfig(model=teacher.path, out=teacher.path)
+    prompt = prompt_tokens(teacher, read_chat({"messages": CHAT[:1]}, config), config)
+    asked = tokenizer.apply_chat_template(CHAT[:1], add_generation_prompt=True)["input_ids"]
+    assert prompt.ids == asked
+
+
 # What an assistant says is decoded from its labels: text of any kind but what templates cut off.
 texts = st.text(
     st.one_of(st.sampled_from("ab \n\té🐕'"), st.characters(exclude_categories=["Cs", "Co"])),
@@ -430,6 +453,29 @@ def test_a_token_that_is_only_partly_said_has_no_label(
     (span,) = tokens.spans
     said = [teacher.tokenizer.decode([i]) for i in tokens.ids[span.start - 1 : span.stop]]
     assert said == [" the", " cat", " dog"]
+
+
+def test_a_tokenizer_that_puts_blanks_before_words(tmp_path: Path) -> None:
+    """As Llama 2's does: a blank before each stretch of text, bytes for what it does not know."""
+    style = STYLES["mistral"]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    special = ["<unk>", *style.tokens, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(TEXT * 4, trainer)
+    path = make_chat_teacher(tmp_path, style)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.chat_template = style.template
+    fast.save_pretrained(path)
+    teacher = open_teacher(path, max_length=64)
+    assert "▁the▁c" in teacher.tokenizer.get_vocab()
+    (segments,) = (case[3] for case in CASES if case[0] == "mistral" and "tools" not in case[1])
+    tokens = rendered(teacher, {"messages": [system("be brief"), user(""), *CHAT[1:]]})
+    ids, wanted = segmented(teacher, segments)
+    assert tokens.ids == ids
+    assert kinds(tokens) == wanted
 
 
 def with_specials(path: Path, style: Style, single: str) -> Teacher:
