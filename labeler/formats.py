@@ -13,13 +13,18 @@ from typing import Any
 import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zstandard
 
-CODECS = {"gz": "gzip", "zst": "zstd"}
+from labeler.zstd_stream import ZstdStream
+
 SUFFIX = re.compile(r"\.((jsonl|json|csv|txt)(\.(gz|zst))?|parquet|arrow)$")
 KNOWN = ".jsonl, .json, .csv, .txt (each also .gz, .zst), .parquet, .arrow"
 SEEKABLE = (".parquet", ".arrow")
 """Suffixes of files that cannot be read from a stream."""
-READ_ERRORS = (OSError, pa.ArrowException, ijson.JSONError, csv.Error, RecursionError)
+READ_ERRORS = (
+    *(OSError, pa.ArrowException, zstandard.ZstdError),
+    *(ijson.JSONError, csv.Error, RecursionError),
+)
 """What a reader raises when the file as a whole is bad."""
 
 BLOCK = 1 << 18
@@ -52,9 +57,10 @@ def read_items(stream: io.BufferedReader, suffix: str) -> Iterator[Item]:
         READ_ERRORS: the file as a whole is damaged, or is not what its name says.
     """
     kind, _, packing = suffix[1:].partition(".")
-    if packing:
-        # Unlike zstandard's reader, Arrow's says when a stream ends inside a frame.
-        stream = io.BufferedReader(pa.CompressedInputStream(stream, CODECS[packing]), BLOCK)
+    if packing == "zst":
+        stream = io.BufferedReader(ZstdStream(stream), BLOCK)
+    elif packing == "gz":  # unlike the standard library's reader, Arrow's takes no cut for the end
+        stream = io.BufferedReader(pa.CompressedInputStream(stream, "gzip"), BLOCK)
     match kind:
         case "jsonl":
             return _json_lines(stream)
