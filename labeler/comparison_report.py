@@ -107,7 +107,7 @@ def _print(found: Comparison, worst: list[dict[str, Any]]) -> None:
     spreads = {
         "KL(A||B)": found.kl_a_to_b,
         "KL(B||A)": found.kl_b_to_a,
-        "|log p(token)|": found.token_difference,
+        "|Δ log p(token)|": found.token_difference,
     }
     for name, spread in spreads.items():
         table.add_row(name, *_figures(spread))

@@ -132,7 +132,7 @@ def test_ctrl_c_says_what_is_safe(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_help_teaches(run_labeler: Run) -> None:
-    for command in ("label", "inspect", "verify", "bench"):
+    for command in ("label", "inspect", "verify", "compare", "bench"):
         done = run_labeler(command, "--help")
         assert done.returncode == 0
         assert "Example" in done.stdout
