@@ -107,7 +107,7 @@ def test_kill_9_at_random_moments(
     """R1: each kill is of a run of its own, from its start to its end, which is then resumed."""
     kills = request.config.getoption("--kills")
     dice = random.Random(20)
-    small = ["--max-sequences", 8, "--kv-cache-gb", 0.1, "--max-batched-tokens", 256]
+    small = ["--max-sequences", 8, "--kv-cache-gb", 0.1]
     generate = ["--mode", "generate", "--max-tokens", 16, "--temperature", 1.0]
     jobs = {
         "score": job(tmp_path, teacher, *small, rows=160),
