@@ -13,7 +13,7 @@ from labeler.rendering import Sequence
 from labeler.sources import Reject
 from schemas import SoftshardsError
 
-CACHE_KIB = 8192
+CACHE_KIB = 2048
 TABLES = """
 CREATE TABLE rows (row INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE keys (key BLOB PRIMARY KEY, row INTEGER, n_tokens INTEGER, n_labels INTEGER)

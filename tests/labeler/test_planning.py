@@ -186,7 +186,7 @@ def test_memory_stays_flat_over_ten_times_the_rows(tmp_path: Path) -> None:
 
 def test_the_spool_keeps_its_cache_small(tmp_path: Path) -> None:
     with spool(tmp_path / "spool") as rows:
-        assert rows._db.execute("PRAGMA cache_size").fetchone()[0] == -8192
+        assert rows._db.execute("PRAGMA cache_size").fetchone()[0] == -2048
         assert rows._db.execute("PRAGMA journal_mode").fetchone()[0] == "off"
         for number in range(2000):
             rows.add(hashlib.sha256(str(number).encode()).digest(), sequence(str(number), 2000))
