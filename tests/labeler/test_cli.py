@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,24 +108,6 @@ def test_dry_run_says_what_it_will_cost(
     assert plan["rows"] >= 24
     assert plan["estimated_bytes"] > 8 * plan["labels"]
     assert not (tmp_path / "out").exists()
-
-
-def test_ctrl_c_says_what_is_safe(teacher: Path, tmp_path: Path) -> None:
-    source, out = tmp_path / "in.jsonl", tmp_path / "out"
-    rows = [json.dumps({"text": "the cat sat on the mat " * 8})] * 400
-    source.write_text("\n".join(rows))
-    command = [sys.executable, "-m", "labeler", "label", str(source)]
-    process = subprocess.Popen(
-        [*command, *map(str, flags(teacher, out))], stderr=subprocess.PIPE, text=True
-    )
-    while not list(out.glob("journal/unit-*.json")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "interrupted; what was finished is safe" in stderr
-    assert "Traceback" not in stderr
 
 
 def test_help_teaches(run_labeler: Run) -> None:
