@@ -194,7 +194,7 @@ def test_a_signal_finishes_the_unit_in_work(
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, teacher: Path) -> None:
-    run = job(tmp_path, teacher, "--engine", "transformers", rows=400, unit_labels=4000)
+    run = job(tmp_path, teacher, "--engine", "transformers", rows=200, unit_labels=4000)
     whole, out = tmp_path / "whole", tmp_path / "out"
     process, before = start_and_stop(run, out, signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
