@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from labeler import energy, finalise
-from schemas.journal import ByteRange, UnitEntry
+from labeler import energy, run
+from labeler.config import LabelConfig
+from labeler.finalise import LEDGER, finalise
+from schemas.journal import read_entry, write_entry
+from schemas.manifest import read_manifest
 
 RANGE_UJ = 262_143_328_850
 
@@ -69,29 +73,35 @@ def test_nothing_readable_is_nothing_counted(tmp_path: Path) -> None:
     assert energy.start(tmp_path).read() is None
 
 
-@pytest.mark.parametrize(("measured", "total"), [((3.0, 4.5), 7.5), ((3.0, None), None)])
-def test_the_ledger_sums_energy_where_all_of_it_was_measured(
-    tmp_path: Path, measured: tuple[float | None, ...], total: float | None
+def test_units_are_metered_and_the_ledger_sums_them_where_all_were_measured(
+    settings: Callable[..., LabelConfig],
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    nowhere = ByteRange(start=0, stop=0, sha256="")
-    facts = {"engine": "vllm", "engine_version": "1", "device": "cuda", "engine_seconds": 2.0}
-    entries = [
-        UnitEntry(
-            unit=unit,
-            shard="",
-            rows=1,
-            labels=9,
-            tokens=10,
-            rejects=0,
-            row_groups=(),
-            footer=nowhere,
-            rejects_sha256="",
-            provenance=facts | {"energy_joules": joules, "energy_source": "NVML"},
-        )
-        for unit, joules in enumerate(measured)
-    ]
-    finalise._write_ledger(tmp_path, entries)
-    (sums,) = json.loads((tmp_path / finalise.LEDGER).read_text())["engines"].values()
-    assert sums["energy_joules"] == total
-    assert sums["energy_source"] == "NVML"
-    assert sums["engine_seconds"] == 4.0
+    powercap, start = tmp_path / "powercap", energy.start
+    write_domain(powercap, "0", "package-0", 1_000_000)
+    monkeypatch.setattr(energy, "start", lambda: start(powercap))
+    config = settings()
+    run.label([str(corpus)], config)
+    manifest = read_manifest(config.out)
+    assert manifest.planned_units > 2
+    for unit in range(manifest.planned_units):
+        entry = read_entry(config.out, unit)
+        assert entry is not None
+        facts = entry.provenance
+        assert (facts["energy_joules"], facts["energy_source"]) == (0.0, "RAPL")  # it stood still
+        used = {"energy_joules": 1.5}
+        write_entry(config.out, entry.model_copy(update={"provenance": facts | used}))
+    finalise(config.out, manifest)
+    assert joules_of(config.out) == pytest.approx(1.5 * manifest.planned_units)
+    lost = {"energy_joules": None, "energy_source": None}
+    write_entry(config.out, entry.model_copy(update={"provenance": facts | lost}))
+    finalise(config.out, manifest)
+    assert joules_of(config.out) is None
+
+
+def joules_of(out: Path) -> float | None:
+    (sums,) = json.loads((out / LEDGER).read_text())["engines"].values()
+    assert sums["energy_source"] == "RAPL"
+    return sums["energy_joules"]
