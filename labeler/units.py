@@ -67,6 +67,8 @@ def label_units(
             clock = time.perf_counter()
             labeled, failed = session.label(requests, lambda note: bar.update(task, note=note))
             seconds = time.perf_counter() - clock
+            # A served teacher's energy is spent on another machine.
+            used = None if config.engine == "served" else meter.read()
             bar.advance(task, len(requests))
             rejects = [_reject(item, rows, strict=config.strict) for item in failed]
             rejected.add(len(requests), rejects)
@@ -76,7 +78,7 @@ def label_units(
                 labeled=sorted(labeled, key=lambda r: (r.request.index, r.request.sample)),
                 rejects=sorted(rejects, key=lambda r: (r.id, r.chunk or 0, r.sample or 0)),
                 facts=session.engine.facts,
-                provenance=_provenance(session.engine.facts, seconds, meter.read()),
+                provenance=_provenance(session.engine.facts, seconds, used),
             )
             writer.submit(functools.partial(_write, finished, config, teacher, manifest))
             done += 1
