@@ -3,12 +3,12 @@
     python -m benchmarks.capture [--full]
 
 All three paths begin with the tensors that vLLM's worker hands to its front end (made here from
-random logits of 8,192 out of 49,152 ids, by the worker's own function) and end with a shard and a journal entry
-on disk, written by the labeler's writer:
+random logits of 8,192 out of 49,152 ids, by the worker's own function) and end with a shard and a
+journal entry on disk, written by the labeler's writer:
 
-- tensors: the front end keeps the tensors (labeler/vllm_capture.py), arrays are views of them;
+- tensors: the front end keeps the tensors (labeler/vllm_capture.py), arrays are views;
 - flat: vLLM's own front end with `flat_logprobs=True`, its lists turned into arrays at once;
-- dicts: vLLM's own front end as it comes, one `{id: Logprob}` a position, read position by position.
+- dicts: vLLM's own front end as it comes, one `{id: Logprob}` a position, read one by one.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 One engine, loaded once, on the quickstart's teacher and articles; the three take turns:
 
-- labels: the labeler's own loop (`labeler.units`): engine, capture, encoding, compression, shards and
-  journal on disk;
+- labels: the labeler's own loop (`labeler.units`): engine, capture, encoding, compression, shards
+  and journal on disk;
 - dropped: the same requests through the same engine, what comes back is thrown away;
 - prefill: the same prompts without logprobs.
 
