@@ -88,9 +88,9 @@ def spool(path: Path) -> Iterator[Spool]:
     Raises:
         SoftshardsError: the disk is full.
     """
-    made = Spool(path)
     try:
-        yield made
+        with contextlib.closing(Spool(path)) as made:
+            yield made
     except sqlite3.OperationalError as error:
         raise SoftshardsError(
             f"the plan cannot be prepared: {error}",
@@ -98,7 +98,6 @@ def spool(path: Path) -> Iterator[Spool]:
             mend="free some space; planning needs about five bytes a token of the input",
         ) from error
     finally:
-        made.close()
         path.unlink(missing_ok=True)
 
 
