@@ -99,7 +99,7 @@ def no_runner() -> None:
 FAULTS: dict[str, Callable[[], None]] = {
     "disk-full": disk_full,
     "out-of-memory": in_step(30, out_of_memory),
-    "engine-crash": in_step(40, lambda: RuntimeError("the engine core died unexpectedly")),
+    "engine-crash": in_step(30, lambda: RuntimeError("the engine core died unexpectedly")),
     "fewer-positions": fewer_positions,
     "shifted-rows": shifted_rows,
     "no-runner": no_runner,
