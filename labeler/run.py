@@ -14,6 +14,7 @@ from labeler.budget import Budget, engine_memory, require_memory
 from labeler.calibration import Timing, measured_timing, rough_timing
 from labeler.config import LabelConfig
 from labeler.console import err
+from labeler.disk import full_disk_explained
 from labeler.finalise import close
 from labeler.locks import one_at_a_time, own_rank, remove_leftovers_if_alone
 from labeler.planning import Planned
@@ -64,7 +65,7 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
     identity = teacher_identity(teacher, config)
     files = find_files(inputs)
     with stop_on_signals() as stop, own_rank(config.out, config.rank, config.world_size):
-        with one_at_a_time(config.out, "plan"):
+        with one_at_a_time(config.out, "plan"), full_disk_explained("the plan", config.out):
             remove_leftovers_if_alone(config.out, config.rank, config.world_size)
             manifest = begin(files, config, teacher, identity)
         summary = _label_own_units(config, teacher, manifest, stop)
@@ -87,7 +88,7 @@ def _label_own_units(
         require_memory(memory, config.model)
         with stop.finishing_units():
             labeled = label_units(todo, config, teacher, manifest, stop)
-    with one_at_a_time(out, "close"):
+    with one_at_a_time(out, "close"), full_disk_explained("index and manifest", out):
         manifest, totals, missing = close(out, changed=labeled > 0)
     stopped = stop.signal.name if stop.signal and labeled < len(todo) else None
     if missing and not stopped:

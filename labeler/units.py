@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from labeler.background import BackgroundWriter
 from labeler.capture import nucleus
 from labeler.config import LabelConfig
 from labeler.console import err, human_bytes, human_seconds, progress
+from labeler.disk import full_disk_explained
 from labeler.energy import Energy
 from labeler.engine import Engine, EngineFacts, EngineOutOfMemory, Failed, Labeled, Request
 from labeler.rendering import Span
@@ -102,7 +102,7 @@ def _write(finished: _Finished, config: LabelConfig, teacher: Teacher, manifest:
     if config.top_p_labels < 1:
         cut = functools.partial(nucleus, mass=config.top_p_labels, min_k=config.min_k)
         labeled = [dataclasses.replace(row, labels=cut(row.labels)) for row in labeled]
-    with _disk_full_explained(finished.unit, config):
+    with full_disk_explained(f"unit {finished.unit}", config.out):
         entry = write_unit(
             config.out,
             finished.unit,
@@ -322,17 +322,3 @@ def _provenance(facts: EngineFacts, seconds: float, used: Energy | None) -> dict
         "energy_source": used and used.source,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-@contextlib.contextmanager
-def _disk_full_explained(unit: int, config: LabelConfig) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise SoftshardsError(
-            f"the disk is full: unit {unit} could not be written; finished units are safe",
-            path=config.out,
-            mend="free some space and run the same command: it goes on from there",
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,28 @@ def test_disk_full_loses_no_finished_unit(
     assert list(validate_label_set(partial)) == []
     monkeypatch.setattr(labeler.units, "write_unit", write)
     assert label([str(corpus)], config).units_reused == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("plan.parquet", "the plan"), ("ledger.json", "index and manifest")]
+)
+def test_a_full_disk_at_either_end_is_one_clear_error(
+    corpus: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    config = settings()
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SoftshardsError, match=f"the disk is full: {message}"):
+            label([str(corpus)], config)
+    assert not list(config.out.rglob(".tmp-*"))
+    assert label([str(corpus)], config).status == "complete"
 
 
 def test_changed_settings_are_refused_field_by_field(corpus: Path, settings: Settings) -> None:
