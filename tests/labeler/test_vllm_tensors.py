@@ -189,3 +189,20 @@ def test_tensors_come_through_tensor_parallel_workers(
     assert labels.manifest.identity.engine_args is None  # where it runs does not change labels
     result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
     assert result.good, result.verdict
+
+
+def test_sampled_answers_to_prompts_longer_than_a_step(
+    run_labeler: Run, teacher: Path, tmp_path: Path
+) -> None:
+    """On a CPU, vLLM cannot go on sampling after a prompt that was split between steps."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    rows = [{"prompt": f"{TEXT[0]} " * (1 + i % 4) + str(i)} for i in range(30)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--mode", "generate", "--max-tokens", "8", "--temperature", "1"]
+    flags = [*small(teacher, out)[:6], "--max-length", "120", "--max-sequences", "8"]
+    done = run_labeler("label", prompts, *flags, *more, "--max-batched-tokens", "32")
+    assert done.returncode == 0, done.stderr
+    labels = open_label_set(out)
+    assert labels.rows == len(rows)
+    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    assert result.good, result.verdict
