@@ -31,7 +31,8 @@ def test_before_storage_labels_are_within_a_thousandth(real_teacher: Path, tmp_p
     ids = opened.encode(topics["compound"])[:600]
     span = Span(start=1, stop=len(ids), kind="text")
     request = Request(index=0, sample=0, input_ids=ids, spans=(span,), seed=0)
-    engine = load_engine(opened, config, teacher_identity(opened, config))
+    identity = teacher_identity(opened, config)
+    engine = load_engine(opened, config, identity, batched_tokens=256)
     (fast,) = engine.run([request])
     engine.close()
     reference = TransformersEngine(
