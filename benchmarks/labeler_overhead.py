@@ -80,7 +80,7 @@ def main() -> None:
             out=folder / "labels",
             k=arguments.k,
             max_length=512,
-            limit=60 if arguments.full else 8,
+            limit=60 if arguments.full else 3,
             unit_labels=1024,
             max_batched_tokens=1024,
         )
