@@ -16,6 +16,7 @@ from labeler.budget import (
     Budget,
     bound_batched_tokens,
     estimate,
+    labels_a_unit,
     require_space,
 )
 from labeler.config import LabelConfig
@@ -213,7 +214,7 @@ def planning(
     """
     rules = Rules(
         seed=config.seed,
-        unit_labels=config.unit_labels,
+        unit_labels=labels_a_unit(config, teacher.vocab_size),
         strict=config.strict,
         max_reject_share=config.max_reject_share,
     )

@@ -28,6 +28,8 @@ VLLM_SHARE = 0.9
 CPU_CACHE_BYTES = 1 << 30
 """KV cache of vLLM on a CPU, by default."""
 UNQUANTISED = ("F64", "F32", "F16", "BF16")
+UNIT_BYTES = 1 << 30
+"""Memory for the ids and logprobs of one unit."""
 ENGINE_EFFICIENCY = 0.5
 """Share of the measured matrix-multiply speed that scoring reaches; a rough figure."""
 
@@ -150,6 +152,14 @@ def _devices(config: LabelConfig) -> int:
         return 1
     given = engine_arguments(config.engine_arg)
     return given.get("tensor_parallel_size", 1) * given.get("pipeline_parallel_size", 1)
+
+
+def labels_a_unit(config: LabelConfig, vocab_size: int) -> int:
+    """Labels a work unit: what was asked for, or fewer where that many would not fit in memory.
+
+    A unit's labels are in memory twice: one unit is labeled while another is written.
+    """
+    return max(1, min(config.unit_labels, UNIT_BYTES // (8 * min(config.k, vocab_size))))
 
 
 def logits_bytes(tokens: int, vocab_size: int) -> int:

@@ -138,3 +138,9 @@ def test_calibration_needs_a_dry_run(
     done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--calibrate")
     assert_one_error(done, "--calibrate belongs to --dry-run")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_unit_of_whole_vocabularies_has_fewer_labels(settings: Settings) -> None:
+    assert budget.labels_a_unit(settings(k=64, unit_labels=131_072), QWEN) == 131_072
+    labels = budget.labels_a_unit(settings(k=10**9, unit_labels=131_072), QWEN)
+    assert labels * QWEN * 8 <= budget.UNIT_BYTES < (labels + 1) * QWEN * 8
