@@ -142,7 +142,7 @@ class _Session:
             except EngineOutOfMemory as error:
                 self._halve(error)
             # Here nothing holds the failed engine's frames any more.
-            self.engine.close()
+            self.close()
             self.engine = self._load()
 
     def _load(self) -> Engine:
@@ -169,8 +169,10 @@ class _Session:
         self._batched_tokens = smaller
 
     def close(self) -> None:
-        """Free the engine."""
-        self.engine.close()
+        """Free the engine, if one is loaded: loading it again may have failed."""
+        if hasattr(self, "engine"):
+            self.engine.close()
+            del self.engine
 
 
 def _outcomes(
