@@ -4,8 +4,8 @@
 
 One engine, loaded once, on the quickstart's teacher and articles; the three take turns:
 
-- labels: the labeler's own loop (`labeler.units`): engine, capture, encoding, compression, shards
-  and journal on disk;
+- labels: the labeler's own loop (`labeler.runs.units`): engine, capture, encoding, compression,
+  shards and journal on disk;
 - dropped: the same requests through the same engine, what comes back is thrown away;
 - prefill: the same prompts without logprobs.
 
@@ -27,16 +27,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from labeler.vllm_engine import VllmEngine, prepare_environment
+from labeler.engines.vllm_engine import VllmEngine, prepare_environment
 
 prepare_environment()
 
-from labeler import units  # noqa: E402
-from labeler.begin import begin  # noqa: E402
 from labeler.config import LabelConfig  # noqa: E402
-from labeler.sources import find_files  # noqa: E402
-from labeler.stopping import Stop  # noqa: E402
-from labeler.teacher import open_teacher, teacher_identity  # noqa: E402
+from labeler.engines.teacher import open_teacher, teacher_identity  # noqa: E402
+from labeler.inputs.sources import find_files  # noqa: E402
+from labeler.runs import units  # noqa: E402
+from labeler.runs.begin import begin  # noqa: E402
+from labeler.runs.stopping import Stop  # noqa: E402
 from schemas import Manifest  # noqa: E402
 from schemas.journal import JOURNAL  # noqa: E402
 from schemas.plan import open_plan, read_unit  # noqa: E402

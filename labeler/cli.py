@@ -14,11 +14,11 @@ from cyclopts import App, Parameter
 
 from labeler.config import LabelConfig, PreviewConfig
 from labeler.console import err, human_bytes, human_seconds, out
-from labeler.finding import STDIN
+from labeler.inputs.finding import STDIN
 from schemas import SoftshardsError, __version__
 
 if TYPE_CHECKING:
-    from labeler.run import RunSummary
+    from labeler.runs.run import RunSummary
 
 app = App(
     name="labeler",
@@ -62,10 +62,11 @@ def label(
     as_json
         Print the summary as JSON on standard output.
     """
-    from labeler.vllm_engine import prepare_environment
+    from labeler.engines.vllm_engine import prepare_environment
 
     prepare_environment()
-    from labeler import plan_report, run
+    from labeler.planning import report as plan_report
+    from labeler.runs import run
 
     if calibrate and not dry_run:
         raise SoftshardsError("--calibrate belongs to --dry-run", mend="give both, or neither")
@@ -116,7 +117,7 @@ def preview(
     as_json
         Print a JSON list with each token and the kind of its label.
     """
-    from labeler.preview import print_preview
+    from labeler.rendering.preview import print_preview
 
     print_preview(inputs, settings, rows, as_json=as_json)
 
@@ -150,7 +151,7 @@ def inspect(
     as_json
         Print JSON on standard output.
     """
-    from labeler import inspection
+    from labeler.checks import inspection
 
     if rejects:
         inspection.print_rejects(labels, as_json=as_json)
@@ -193,7 +194,7 @@ def verify(
     as_json
         Print JSON on standard output.
     """
-    from labeler.verification import print_verification
+    from labeler.checks.verification import print_verification
 
     good = print_verification(
         labels,
@@ -243,7 +244,7 @@ def compare(
     as_json
         Print JSON on standard output.
     """
-    from labeler.comparison_report import print_comparison
+    from labeler.checks.comparison_report import print_comparison
 
     print_comparison(
         a, b, inputs or [], rows=rows, worst=worst, partial=allow_partial, as_json=as_json
@@ -291,7 +292,7 @@ def bench(
     as_json
         Print JSON on standard output.
     """
-    from labeler import benching
+    from labeler.checks import benching
 
     workload = benching.Workload(
         labels=str(labels),

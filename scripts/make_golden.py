@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from labeler.config import LabelConfig
-from labeler.run import label
+from labeler.runs.run import label
 from schemas import decode, open_label_set
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labeler import cli, vllm_capture, vllm_engine, vllm_worker
+from labeler import cli
+from labeler.engines import vllm_capture, vllm_engine, vllm_worker
 
 
 def disk_full() -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import labeler.units
+import labeler.runs.units
 from labeler.config import LabelConfig
-from labeler.run import label
+from labeler.runs.run import label
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_rejects
 from schemas.manifest import read_manifest
@@ -124,7 +124,7 @@ def test_a_set_that_is_not_finished_can_be_appended_to(
     corpus: Path, more: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings()
-    write, calls = labeler.units.write_unit, [0]
+    write, calls = labeler.runs.units.write_unit, [0]
 
     def fail_later(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -133,7 +133,7 @@ def test_a_set_that_is_not_finished_can_be_appended_to(
         return write(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeler.units, "write_unit", fail_later)
+        patch.setattr(labeler.runs.units, "write_unit", fail_later)
         with pytest.raises(KeyboardInterrupt):
             label([str(corpus)], config)
         calls[0] = 0
@@ -173,14 +173,14 @@ def test_other_settings_are_refused(corpus: Path, more: Path, settings: Settings
 
 DIE = """
 import os, sys
-import labeler.append
+import labeler.runs.append
 name, when, *arguments = sys.argv[1:]
-real = getattr(labeler.append, name)
+real = getattr(labeler.runs.append, name)
 def die(*args, **kwargs):
     if when == "after":
         real(*args, **kwargs)
     os._exit(9)
-setattr(labeler.append, name, die)
+setattr(labeler.runs.append, name, die)
 sys.argv = ["labeler", *arguments]
 from labeler.cli import main
 main()

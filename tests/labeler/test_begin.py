@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from labeler.config import LabelConfig
-from labeler.run import label
+from labeler.runs.run import label
 from schemas import SoftshardsError, scan
 from schemas.manifest import read_manifest
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer

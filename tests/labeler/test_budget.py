@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labeler import budget
 from labeler.config import LabelConfig
-from labeler.teacher import open_teacher, teacher_identity
+from labeler.engines.teacher import open_teacher, teacher_identity
+from labeler.planning import budget
 from schemas import Identity, SoftshardsError
 from tests.labeler.test_cli import assert_one_error, flags
 

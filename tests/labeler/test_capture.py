@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from labeler.capture import CaptureError, derived_tail, flat_rows, labels_from_rows
+from labeler.engines.capture import CaptureError, derived_tail, flat_rows, labels_from_rows
 from schemas import PAD_ID
 
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from labeler.chat import chat_tokens, prompt_tokens
 from labeler.config import LabelConfig
-from labeler.messages import read_chat
-from labeler.spans import BadRecord, Tokens
-from labeler.teacher import Teacher, open_teacher
+from labeler.engines.teacher import Teacher, open_teacher
+from labeler.rendering.chat import chat_tokens, prompt_tokens
+from labeler.rendering.messages import read_chat
+from labeler.rendering.spans import BadRecord, Tokens
 from schemas import SoftshardsError
 from tests.labeler.chat_templates import (
     STYLES,

@@ -13,15 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labeler import run
-from labeler.comparison import compare_sets
-from labeler.comparison_report import print_comparison
+from labeler.checks.comparison import compare_sets
+from labeler.checks.comparison_report import print_comparison
+from labeler.checks.divergence import diverge
 from labeler.config import LabelConfig
-from labeler.divergence import diverge
-from labeler.engine import Labeled, Request
-from labeler.rendering import Span
-from labeler.teacher import open_teacher
-from labeler.transformers_engine import TransformersEngine
+from labeler.engines.engine import Labeled, Request
+from labeler.engines.teacher import open_teacher
+from labeler.engines.transformers_engine import TransformersEngine
+from labeler.rendering.records import Span
+from labeler.runs import run
 from schemas import Labels, SoftshardsError, decode, open_label_set
 from tests.labeler.test_cli import assert_one_error
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from labeler import energy, run
 from labeler.config import LabelConfig
-from labeler.finalise import LEDGER, finalise
+from labeler.runs import energy, run
+from labeler.runs.finalise import LEDGER, finalise
 from schemas.journal import read_entry, write_entry
 from schemas.manifest import read_manifest
 

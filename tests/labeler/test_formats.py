@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeler.sources import Record, Reject, find_files, read_records
+from labeler.inputs.sources import Record, Reject, find_files, read_records
 from schemas import SoftshardsError
 
 ROWS = [{"text": "one"}, {"text": 'two, "2"\nlines'}, {"text": "drei ü"}]

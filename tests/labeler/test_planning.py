@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from labeler.planning import Planned, Rules, plan_units
-from labeler.rendering import Sequence, Span
-from labeler.sources import Reject
-from labeler.spool import spool
+from labeler.inputs.sources import Reject
+from labeler.planning.cut import Planned, Rules, plan_units
+from labeler.planning.spool import spool
+from labeler.rendering.records import Sequence, Span
 from schemas import SoftshardsError
 
 

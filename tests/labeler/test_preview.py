@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labeler import preview
 from labeler.config import LabelConfig
+from labeler.rendering import preview
 from tests.labeler.chat_templates import STYLES, make_chat_teacher
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -10,13 +10,13 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from labeler.checks.verification import compare, rescore_rows
 from labeler.config import LabelConfig
-from labeler.engine import Labeled, Request
-from labeler.rendering import Span
-from labeler.teacher import open_teacher, teacher_identity
-from labeler.transformers_engine import TransformersEngine
-from labeler.units import load_engine
-from labeler.verification import compare, rescore_rows
+from labeler.engines.engine import Labeled, Request
+from labeler.engines.teacher import open_teacher, teacher_identity
+from labeler.engines.transformers_engine import TransformersEngine
+from labeler.rendering.records import Span
+from labeler.runs.units import load_engine
 from schemas import open_label_set, validate_label_set
 from tests.labeler.test_verification import shift_labels
 

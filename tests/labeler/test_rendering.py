@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from labeler.config import LabelConfig
-from labeler.rendering import Sequence, render
-from labeler.sources import Record, Reject
-from labeler.teacher import Teacher, open_teacher, teacher_identity
+from labeler.engines.teacher import Teacher, open_teacher, teacher_identity
+from labeler.inputs.sources import Record, Reject
+from labeler.rendering.records import Sequence, render
 from schemas.fingerprint import sha256_json
 
 

@@ -13,9 +13,9 @@ import filelock
 import polars as pl
 import pytest
 
-import labeler.units
+import labeler.runs.units
 from labeler.config import LabelConfig
-from labeler.run import dry_run, label
+from labeler.runs.run import dry_run, label
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_rejects
 
@@ -68,7 +68,7 @@ def test_disk_full_loses_no_finished_unit(
     corpus: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings()
-    write, calls = labeler.units.write_unit, [0]
+    write, calls = labeler.runs.units.write_unit, [0]
 
     def write_twice_then_fail(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
@@ -76,7 +76,7 @@ def test_disk_full_loses_no_finished_unit(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(labeler.units, "write_unit", write_twice_then_fail)
+    monkeypatch.setattr(labeler.runs.units, "write_unit", write_twice_then_fail)
     with pytest.raises(SoftshardsError, match="disk is full"):
         label([str(corpus)], config)
     with pytest.raises(SoftshardsError, match="not finished"):
@@ -84,7 +84,7 @@ def test_disk_full_loses_no_finished_unit(
     partial = open_label_set(config.out, allow_partial=True)
     assert len(partial.shards) == 2
     assert list(validate_label_set(partial)) == []
-    monkeypatch.setattr(labeler.units, "write_unit", write)
+    monkeypatch.setattr(labeler.runs.units, "write_unit", write)
     assert label([str(corpus)], config).units_reused == 2
 
 
@@ -151,13 +151,13 @@ def test_the_step_of_the_engine_is_that_of_the_first_call(
 ) -> None:
     """Other steps may round otherwise, so a resumed run takes the recorded one, unless told."""
     steps = []
-    load = labeler.units.load_engine
+    load = labeler.runs.units.load_engine
 
     def watched(*args: Any, batched_tokens: int) -> Any:
         steps.append(batched_tokens)
         return load(*args, batched_tokens=batched_tokens)
 
-    monkeypatch.setattr(labeler.units, "load_engine", watched)
+    monkeypatch.setattr(labeler.runs.units, "load_engine", watched)
     config = settings(max_batched_tokens=512)
     label([str(corpus)], config)
     for again in (settings(), settings(max_batched_tokens=128)):

@@ -17,10 +17,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from labeler.checks.verification import rescore_rows
 from labeler.config import LabelConfig
-from labeler.run import label
-from labeler.served_checks import on_half_grid
-from labeler.verification import rescore_rows
+from labeler.engines.served_checks import on_half_grid
+from labeler.runs.run import label
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_entry, read_rejects
 from tests.labeler.serving import Server, free_port, proxy

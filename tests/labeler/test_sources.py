@@ -17,8 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeler.config import LabelConfig
-from labeler.run import label
-from labeler.sources import Record, Reject, file_digests, find_files, parent_sets, read_records
+from labeler.inputs.sources import (
+    Record,
+    Reject,
+    file_digests,
+    find_files,
+    parent_sets,
+    read_records,
+)
+from labeler.runs.run import label
 from schemas import SoftshardsError, open_label_set, scan
 from schemas.fingerprint import tokenizer_digest
 from schemas.manifest import read_manifest, write_manifest

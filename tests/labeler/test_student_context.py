@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from labeler.config import LabelConfig
-from labeler.rendering import Sequence, render
-from labeler.sources import Record, Reject
-from labeler.teacher import Teacher, open_teacher
+from labeler.engines.teacher import Teacher, open_teacher
+from labeler.inputs.sources import Record, Reject
+from labeler.rendering.records import Sequence, render
 from tests.labeler.chat_templates import STYLES, make_chat_teacher
 
 QUESTION = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the cat?"}]

@@ -16,11 +16,11 @@ from transformers import (
     MixtralConfig,
 )
 
-from labeler import transformers_engine
-from labeler.engine import Labeled, Request
-from labeler.rendering import Span
-from labeler.teacher import open_teacher
-from labeler.transformers_engine import TransformersEngine, exact_labels
+from labeler.engines import transformers_engine
+from labeler.engines.engine import Labeled, Request
+from labeler.engines.teacher import open_teacher
+from labeler.engines.transformers_engine import TransformersEngine, exact_labels
+from labeler.rendering.records import Span
 from schemas import Sampling, SoftshardsError
 from tests.tiny_model import make_model, make_tokenizer
 

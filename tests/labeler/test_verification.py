@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from labeler.checks.verification import rescore_rows
 from labeler.config import LabelConfig
-from labeler.run import label
-from labeler.verification import rescore_rows
+from labeler.runs.run import label
 from schemas import LabelSet, SoftshardsError, decode, encode, open_label_set, validate_label_set
 from schemas.arrow import shard_writer
 from schemas.index import write_index

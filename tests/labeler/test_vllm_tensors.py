@@ -15,14 +15,14 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from labeler.checks.verification import rescore_rows
 from labeler.config import LabelConfig
-from labeler.engine import Labeled, Request
-from labeler.label_rows import EXTRAS
-from labeler.rendering import Span
-from labeler.teacher import open_teacher
-from labeler.transformers_engine import TransformersEngine
-from labeler.verification import rescore_rows
-from labeler.vllm_engine import VllmEngine, prepare_environment
+from labeler.engines.engine import Labeled, Request
+from labeler.engines.label_rows import EXTRAS
+from labeler.engines.teacher import open_teacher
+from labeler.engines.transformers_engine import TransformersEngine
+from labeler.engines.vllm_engine import VllmEngine, prepare_environment
+from labeler.rendering.records import Span
 from schemas import Labels, open_label_set, scan, validate_label_set
 from schemas.journal import read_entries
 from tests.labeler.test_vllm import small

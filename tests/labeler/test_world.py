@@ -12,8 +12,8 @@ import filelock
 import pytest
 
 from labeler.config import LabelConfig
-from labeler.finalise import close
-from labeler.run import label
+from labeler.runs.finalise import close
+from labeler.runs.run import label
 from schemas import SoftshardsError, open_label_set, validate_label_set
 from schemas.atomic import atomic_path
 from tests.labeler.test_run import shard_bytes

@@ -1,0 +1,1 @@
+"""What to label: files, folders, URLs and streams, to records."""

@@ -1,0 +1,1 @@
+"""Sequences to work units, and what labeling them will cost."""

@@ -1,0 +1,1 @@
+"""Records to the token ids that the teacher reads, and the spans where labels are wanted."""
