@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.codec import LABEL_COLUMNS
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
 from schemas.index import read_index
@@ -34,6 +35,21 @@ class RowGroup:
     bytes: ByteRange
     footer: ByteRange
 
+    @property
+    def rows(self) -> int:
+        """Sequences to read from it."""
+        return self.bytes.rows
+
+    @property
+    def labels(self) -> int:
+        """Labeled positions of those."""
+        return self.bytes.labels
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of those, labeled or not."""
+        return self.bytes.tokens
+
 
 @dataclass(frozen=True)
 class LabelSet:
@@ -58,17 +74,22 @@ class LabelSet:
     @property
     def rows(self) -> int:
         """Number of sequences."""
-        return sum(group.bytes.rows for group in self.row_groups)
+        return sum(group.rows for group in self.row_groups)
 
     @property
     def labels(self) -> int:
         """Number of labeled positions."""
-        return sum(group.bytes.labels for group in self.row_groups)
+        return sum(group.labels for group in self.row_groups)
 
     @property
     def tokens(self) -> int:
         """Number of tokens, labeled or not."""
-        return sum(group.bytes.tokens for group in self.row_groups)
+        return sum(group.tokens for group in self.row_groups)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The stored columns that `schemas.decode` needs."""
+        return LABEL_COLUMNS
 
     @property
     def tokenizer_dir(self) -> Path:

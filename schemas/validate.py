@@ -39,8 +39,8 @@ def validate_label_set(labels: LabelSet) -> Iterator[str]:
         identity = labels.manifest.identity
         for problem in validate_table(table, vocab_size=identity.vocab_size, k=identity.k):
             yield f"{where}: {problem}"
-        if table.num_rows != group.bytes.rows:
-            yield f"{where}: {table.num_rows} rows, the index says {group.bytes.rows}"
+        if table.num_rows != group.rows:
+            yield f"{where}: {table.num_rows} rows, the index says {group.rows}"
         for key in zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True):
             if key in seen:
                 yield f"{where}: row {_name(key)} occurs twice"

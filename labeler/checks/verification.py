@@ -142,7 +142,7 @@ def _sample(labels: LabelSet, count: int, seed: int) -> list[dict[str, Any]]:
         return hashlib.sha256(f"{seed}:{place}".encode()).digest()
 
     groups = enumerate(labels.row_groups)
-    places = [(g, row) for g, group in groups for row in range(group.bytes.rows)]
+    places = [(g, row) for g, group in groups for row in range(group.rows)]
     chosen = sorted(sorted(places, key=order)[:count])
     rows = []
     for group in sorted({g for g, _ in chosen}):
