@@ -20,8 +20,8 @@ from schemas.fingerprint import tokenizer_digest
 from schemas.labelset import LabelSet
 from trainer.attention import DOCUMENTS, use_documents
 from trainer.collate import Attention, Batch
+from trainer.heads import as_label_head
 from trainer.objective import StudentOutput
-from trainer.ops import linear_label_logprobs
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 HEAD_CHECK_TOKENS = 16
@@ -30,53 +30,20 @@ HEAD_CHECK_TOLERANCE = 2e-3
 disable_progress_bar()  # our own bars say more than one of how many tensors were loaded
 
 
-class LabelHead(nn.Linear):
-    """An `lm_head` that, given ids, returns log-probabilities of those instead of all logits.
-
-    A head becomes one by assigning `__class__`: parameters, names and weight tying stay as they
-    are, so checkpoints do too.
-    """
-
-    def forward(
-        self,
-        input: Tensor,
-        ids: Tensor | None = None,
-        target: Tensor | None = None,
-        valid_vocab: int | None = None,
-        softcap: float | None = None,
-    ) -> Any:
-        """Logits [..., V] without `ids`, else what `linear_label_logprobs` returns."""
-        if ids is None:
-            return super().forward(input)
-        return linear_label_logprobs(
-            input,
-            self.weight,
-            ids,
-            target=target,
-            bias=self.bias,
-            softcap=softcap,
-            valid_vocab=valid_vocab,
-        )
-
-
 class Student(nn.Module):
     """A causal LM whose forward takes a `Batch` and returns label log-probabilities.
 
     Args:
         model: the causal LM; its head is turned into a `LabelHead`.
         valid_vocab: number of real token ids; the head may be padded past them.
+
+    Attributes:
+        chunk_bytes: budget of the head's op (see `linear_label_logprobs`); None for its default.
     """
 
     def __init__(self, model: PreTrainedModel, valid_vocab: int) -> None:
         super().__init__()
-        head = model.get_output_embeddings()
-        if type(head) is nn.Linear:
-            head.__class__ = LabelHead
-        if not isinstance(head, LabelHead):
-            raise SoftshardsError(
-                f"the output head is a {type(head).__name__}, not a plain linear layer",
-                mend="use a student with an ordinary, unquantised lm_head",
-            )
+        head = as_label_head(model.get_output_embeddings())
         rows = head.weight.shape[0]
         if rows < valid_vocab:
             raise SoftshardsError(
@@ -84,17 +51,18 @@ class Student(nn.Module):
                 mend="resize the student's embeddings, or take a student made for this tokenizer",
             )
         self.model, self.valid_vocab = model, valid_vocab
+        self.chunk_bytes: int | None = None
         text = model.config.get_text_config()
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
-        # Granite divides its logits, Cohere multiplies them; the same as scaling the input.
+        # Cohere multiplies its logits, Granite divides them.
         self.scale = float(getattr(text, "logit_scale", None) or 1.0)
         self.scale /= float(getattr(text, "logits_scaling", None) or 1.0)
         self.attention = attention_of(model)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The final hidden states [n, d] that predict the labeled tokens."""
-        states = self.model.base_model(**batch.model_inputs).last_hidden_state[0, batch.rows]
-        return states if self.scale == 1.0 else states * self.scale
+        states: Tensor = self.model.base_model(**batch.model_inputs).last_hidden_state
+        return states[0, batch.rows]
 
     def forward(self, batch: Batch) -> StudentOutput:
         """Log-probabilities at the labels of a batch."""
@@ -103,7 +71,15 @@ class Student(nn.Module):
     def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
         """The head's part of `forward`."""
         head: Any = self.model.get_output_embeddings()
-        output: StudentOutput = head(hidden, ids, target, self.valid_vocab, self.softcap)
+        output: StudentOutput = head(
+            hidden,
+            ids,
+            target,
+            valid_vocab=self.valid_vocab,
+            scale=self.scale,
+            softcap=self.softcap,
+            chunk_bytes=self.chunk_bytes,
+        )
         return output
 
 
@@ -191,7 +167,7 @@ def check_head(student: Student) -> None:
     training = model.training
     model.eval()
     logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0] * student.scale
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     _, _, found = student.label_logprobs(states, ids[0, :, None], ids[0])
     model.train(training)
     expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]

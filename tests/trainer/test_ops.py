@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer import ops
 from trainer.losses import cross_entropy, forward_kl_with_tail
-from trainer.ops import linear_label_logprobs
+from trainer.ops import chunked, label_logprobs, linear_label_logprobs, products
 
 N, D, V, K = 7, 5, 23, 4
 
@@ -181,21 +180,21 @@ def test_invariant_to_chunk_size(chunk_size: int, temperature: float) -> None:
             bias=case.bias, softcap=3.0, chunk_size=size,
         )  # fmt: skip
         results.append((*out, *torch.autograd.grad(mixed_loss(out), leaves)))
-    for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole, atol=1e-12, rtol=0)
+    for whole, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, whole, atol=1e-12, rtol=0)
 
 
 def test_default_chunk_follows_the_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(dtype=torch.float32)
     heights: list[int] = []
-    logits = ops._logits
+    logits = chunked._logits
 
     def spy(*args: Any, out: Tensor) -> None:
         heights.append(len(out))
         logits(*args, out=out)
 
-    monkeypatch.setattr(ops, "CHUNK_BYTES", 2 * V * 4)
-    monkeypatch.setattr(ops, "_logits", spy)
+    monkeypatch.setattr(label_logprobs, "CHUNK_BYTES", 2 * V * 4)
+    monkeypatch.setattr(chunked, "_logits", spy)
     linear_label_logprobs(case.hidden, case.weight, case.ids)
     assert heights == [2, 2, 2, 1]
 
@@ -342,7 +341,7 @@ def test_mixed_dtypes_compute_in_float32_also_under_autocast(
     hidden_dtype: torch.dtype, weight_dtype: torch.dtype, autocast: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(ops, "BLOCK_BYTES", 7 * D * 4)  # several blocks of a 16-bit weight
+    monkeypatch.setattr(products, "BLOCK_BYTES", 7 * D * 4)  # several blocks of a 16-bit weight
     case = make_case(dtype=torch.float32)
     hidden = case.hidden.detach().to(hidden_dtype).requires_grad_()
     weight = case.weight.detach().to(weight_dtype).requires_grad_()
@@ -409,13 +408,13 @@ def test_frozen_inputs_get_no_gradient(frozen: str, monkeypatch: pytest.MonkeyPa
     want = torch.autograd.grad(mixed_loss(out), [getattr(case, x) for x in names])
 
     seen: list[list[bool]] = []
-    backward = ops._linear_backward
+    backward = chunked.project_backward
 
     def spy(g: Tensor, h: Tensor, w: Tensor, grad_h: Tensor | None, grad_w: Tensor | None) -> None:
         seen.append([grad_h is None, grad_w is None])
         backward(g, h, w, grad_h, grad_w)
 
-    monkeypatch.setattr(ops, "_linear_backward", spy)
+    monkeypatch.setattr(chunked, "project_backward", spy)
     cold = case._replace(**{frozen: getattr(case, frozen).detach()})
     out = linear_label_logprobs(cold.hidden, cold.weight, cold.ids, bias=cold.bias)
     got = torch.autograd.grad(mixed_loss(out), [getattr(cold, x) for x in names])
@@ -475,7 +474,7 @@ def test_bfloat16_product_path(temperature: float, monkeypatch: pytest.MonkeyPat
         if fast:
             monkeypatch.setattr(torch, "mm", mm)
             monkeypatch.setattr(
-                ops, "_tensor_cores", lambda a, b: a.dtype == b.dtype == torch.bfloat16
+                products, "tensor_cores", lambda a, b: a.dtype == b.dtype == torch.bfloat16
             )
         out = linear_label_logprobs(
             case.hidden, case.weight, case.ids, target=case.target, temperature=temperature

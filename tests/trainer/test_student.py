@@ -16,8 +16,9 @@ from trainer import student as student_module
 from trainer.collate import collate
 from trainer.config import SliceConfig
 from trainer.dataset import LabelDataset
+from trainer.heads import LabelHead
 from trainer.slicing import slice_teacher
-from trainer.student import LabelHead, Student, check_head, load_student, parameter_counts
+from trainer.student import Student, check_head, load_student, parameter_counts
 
 
 def test_head_gives_logits_without_ids_and_labels_with_them(world: World) -> None:

@@ -1,0 +1,164 @@
+"""Linear head + label log-probabilities in one pass, without ever holding [n, V] logits.
+
+Every label loss needs only k + 1 numbers a position: the student's log-probability of the k
+labeled ids and of everything else together. This op produces them straight from the last hidden
+state and the head's weight, in chunks of tokens, and recomputes the logits in backward.
+
+The tail is a log-sum-exp over the *other* ids, never `1 - sum`: where the labeled ids hold almost
+all the mass, `1 - sum` is pure rounding error, and its gradient with it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from trainer.ops.chunked import ChunkedLabelLogprobs, Settings, buffers, compute_dtype
+
+# Bytes for all [chunk, V] buffers together when the caller names no budget.
+CHUNK_BYTES = 64 * 2**20
+
+LabelLogprobs = tuple[Tensor, Tensor, Tensor | None]
+"""logp [n, k] of the labeled ids, log_rest [n], target_logp [n] or None."""
+
+
+def linear_label_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    *,
+    target: Tensor | None = None,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    low_rank: tuple[Tensor, Tensor] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    chunk_size: int | None = None,
+    chunk_bytes: int | None = None,
+    valid_vocab: int | None = None,
+) -> LabelLogprobs:
+    """Student log-probabilities of the labeled ids, of all other ids together, and of the target.
+
+    Equivalent to (but in O(chunk * V) memory, and exact where the tail is tiny):
+
+        z = hidden @ weight.T + low @ up.T + bias;  z = scale * z
+        z = softcap * tanh(z / softcap);  z[:, valid_vocab:] = -inf
+        p = softmax(z / temperature)
+        logp = log p[ids];  log_rest = log(sum of p over all columns not in ids)
+        target_logp = log_softmax(z)[target]            # always at T = 1
+
+    Args:
+        hidden: [n, d], floating point, as are weight, bias, low and up; dtypes may differ.
+        weight: [V, d], the head's; a tied one gets its gradient from both of its places.
+        ids: int64 [n, k], unique within a row; k = 0 is allowed (log_rest is then 0). An id of -1
+            is padding (ragged top-k): its logp is -inf, it passes no gradient, and it hides no
+            column from the rest.
+        target: int64 [n]; it is never taken out of the rest, labeled or not.
+        temperature: of logp and log_rest.
+        bias: [V].
+        low_rank: low [n, r] and up [V, r], a LoRA adapter on the head: with adapters A [r, d] and
+            B [V, r], low = s * (hidden @ A.T) and up = B. Neither B A nor the sum is ever made.
+        scale: factor on the logits before the cap (Cohere's `logit_scale`, 1 / Granite's
+            `logits_scaling`).
+        softcap: caps logits as above (Gemma).
+        chunk_size: tokens at a time; by default what fits `chunk_bytes`.
+        chunk_bytes: budget for the logits-wide buffers together; by default CHUNK_BYTES. One is
+            alive at T = 1, two with softcap or with a target at T != 1, three with both.
+        valid_vocab: columns at or past it do not exist for the student (a head padded past the
+            tokenizer); their weight gets a zero gradient.
+
+    Returns:
+        logp [n, k], log_rest [n], target_logp [n] or None, in nats, float64 if hidden or weight is
+        float64, else float32. If the ids cover the whole vocabulary log_rest is -inf and whatever
+        gradient arrives for it is dropped.
+
+    Math is in the returned dtype whatever the inputs and inside `torch.autocast` as outside it.
+    Gradients reach hidden, weight, bias, low and up, only where required; those of weight and up
+    accumulate in the returned dtype and are rounded once, at the end. On CUDA, operands that are
+    both bfloat16 are multiplied as such (logits gradient included) with float32 results.
+
+    Raises:
+        ValueError: shapes, dtypes or settings that do not fit and, for CPU tensors, ids or targets
+            out of range and ids repeated in a row. On other devices these values are not read (it
+            would stall the device): an id past V trips the device's own index check, one in
+            [valid_vocab, V) is undefined, and a repeated id gives a wrong log_rest.
+    """
+    vocab = weight.shape[0] if valid_vocab is None else valid_vocab
+    low, up = (None, None) if low_rank is None else low_rank
+    _check_shapes(hidden, weight, ids, target, bias, low, up, vocab)
+    for name, value in (("temperature", temperature), ("scale", scale), ("softcap", softcap)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+    for name, size in (("chunk_size", chunk_size), ("chunk_bytes", chunk_bytes)):
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if chunk_size is None:
+        budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
+        alive = buffers(temperature=temperature, softcap=softcap, with_target=target is not None)
+        width = compute_dtype(hidden, weight).itemsize
+        chunk_size = max(1, budget // (alive * vocab * width))
+    settings = Settings(
+        temperature=temperature, scale=scale, softcap=softcap, vocab=vocab, chunk_size=chunk_size
+    )
+    logp, log_rest, target_logp = _apply(hidden, weight, bias, low, up, ids, target, settings)
+    return logp, log_rest, None if target is None else target_logp
+
+
+def _checked_apply(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    ids, target, settings = args[-3:]
+    _check_values(ids, target, settings.vocab)
+    return cast(Any, ChunkedLabelLogprobs.apply)(*args)
+
+
+# A Python loop over chunks: torch.compile would only unroll it, so it breaks the graph here, once.
+_apply = cast(Any, torch.compiler.disable)(_checked_apply)
+
+
+def _check_shapes(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    target: Tensor | None,
+    bias: Tensor | None,
+    low: Tensor | None,
+    up: Tensor | None,
+    vocab: int,
+) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"need hidden [n, d] and weight [V, d], got {tuple(hidden.shape)} and "
+            f"{tuple(weight.shape)}; flatten [batch, time, d] and select label positions first"
+        )
+    n, full = len(hidden), len(weight)
+    if not 1 <= vocab <= full:
+        raise ValueError(f"valid_vocab must be in 1..{full} (rows of weight), got {vocab}")
+    if ids.dim() != 2 or len(ids) != n or ids.dtype != torch.int64:
+        raise ValueError(f"ids must be int64 [{n}, k], got {ids.dtype} {tuple(ids.shape)}")
+    if target is not None and (target.shape != (n,) or target.dtype != torch.int64):
+        raise ValueError(f"target must be int64 [{n}], got {target.dtype} {tuple(target.shape)}")
+    if bias is not None and bias.shape != (full,):
+        raise ValueError(f"bias must be [{full}], got {tuple(bias.shape)}")
+    if low is not None and up is not None:
+        fits = low.dim() == up.dim() == 2 and low.shape[1] == up.shape[1]
+        if not fits or len(low) != n or len(up) != full:
+            raise ValueError(
+                f"low_rank must be [{n}, r] and [{full}, r], got {tuple(low.shape)} and "
+                f"{tuple(up.shape)}"
+            )
+    if not all(t.is_floating_point() for t in (hidden, weight, bias, low, up) if t is not None):
+        raise ValueError("hidden, weight, bias and low_rank must be floating point")
+
+
+def _check_values(ids: Tensor, target: Tensor | None, vocab: int) -> None:
+    if ids.device.type != "cpu":
+        return
+    ordered = ids.sort(1).values
+    if bool(((ordered < -1) | (ordered >= vocab)).any()):
+        raise ValueError(f"ids must be in 0..{vocab - 1}, or -1 for padding")
+    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+        raise ValueError("ids must be unique within a row: a repeated id would be counted twice")
+    if target is not None and bool(((target < 0) | (target >= vocab)).any()):
+        raise ValueError(f"target must be in 0..{vocab - 1}: select positions, do not pass -100")
