@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trainer.losses import cross_entropy, forward_kl_with_tail
+from trainer.losses import cross_entropy, forward_kl
 from trainer.ops import CHUNK_BYTES, linear_label_logprobs
 
 VOCAB, K = 151_936, 64
@@ -45,7 +45,7 @@ def step(name: str, hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor)
         assert target_logp is not None
     else:
         logp, log_rest, target_logp = materialised(hidden, weight, ids, target)
-    loss = forward_kl_with_tail(teacher[:, :-1], teacher[:, -1], logp, log_rest)
+    loss = forward_kl(teacher[:, :-1], teacher[:, -1], logp, log_rest)
     torch.autograd.backward((loss + cross_entropy(target_logp)).mean())
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
-from trainer.losses import cross_entropy, forward_kl_with_tail
+from trainer.losses import cross_entropy, forward_kl
 from trainer.ops import linear_label_logprobs
 
 DEFAULT = {"layers": 6, "tokens": 256, "rounds": 11, "seconds": 40}
@@ -123,7 +123,7 @@ def main() -> None:
             hidden, weight, ids, target=target, chunk_size=CHUNK
         )
         assert target_logp is not None
-        kl = forward_kl_with_tail(teacher[:, :K], teacher[:, K], logp, log_rest)
+        kl = forward_kl(teacher[:, :K], teacher[:, K], logp, log_rest)
         return (kl + cross_entropy(target_logp)).mean()
 
     def step(loss: Callable[[Tensor], Tensor]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from trainer.collate import Batch
-from trainer.losses import cross_entropy, forward_kl_with_tail
+from trainer.losses import cross_entropy, forward_kl
 
 StudentOutput = tuple[Tensor, Tensor, Tensor]
 """logp [n, k] of the labeled ids, log_rest [n], target_logp [n]."""
@@ -14,7 +14,7 @@ StudentOutput = tuple[Tensor, Tensor, Tensor]
 def label_losses(output: StudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
     """KL to the teacher and cross-entropy on the actual token, each [n] in nats."""
     logp, log_rest, target_logp = output
-    kl = forward_kl_with_tail(batch.topk_logprobs, batch.tail_logprob, logp, log_rest)
+    kl = forward_kl(batch.topk_logprobs, batch.tail_logprob, logp, log_rest)
     return kl, cross_entropy(target_logp)
 
 

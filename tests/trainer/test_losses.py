@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.losses import cross_entropy, forward_kl_with_tail, renormalise_teacher
+from trainer.losses import cross_entropy, forward_kl, renormalise_teacher
 
 INF = math.inf
 
@@ -26,7 +26,7 @@ def buckets(log_p: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def test_equals_the_formula_bucket_by_bucket() -> None:
     teacher, student = rows(5, 12, 0), rows(5, 12, 1)
-    got = forward_kl_with_tail(*buckets(teacher, 4), *buckets(student, 4))
+    got = forward_kl(*buckets(teacher, 4), *buckets(student, 4))
     for row, value in enumerate(got.tolist()):
         t, p = ([*x[row, :4].exp().tolist()] for x in (teacher, student))
         t, p = [*t, 1 - sum(t)], [*p, 1 - sum(p)]
@@ -39,7 +39,7 @@ def test_gradient_is_minus_the_teacher() -> None:
     logp, log_rest = (x.clone().requires_grad_() for x in buckets(student, 4))
     t, tail = buckets(teacher, 4)
     grads = torch.autograd.grad(
-        forward_kl_with_tail(t, tail, logp, log_rest).sum(), [logp, log_rest]
+        forward_kl(t, tail, logp, log_rest).sum(), [logp, log_rest]
     )
     torch.testing.assert_close(grads[0], -t.exp())
     torch.testing.assert_close(grads[1], -tail.exp())
@@ -51,7 +51,7 @@ def test_never_above_dense_and_monotone_in_nested_ids() -> None:
     teacher, student = rows(64, v, 2), rows(64, v, 3)
     dense = (teacher.exp() * (teacher - student)).sum(1)
     values = [
-        forward_kl_with_tail(*buckets(teacher, k), *buckets(student, k)) for k in range(v + 1)
+        forward_kl(*buckets(teacher, k), *buckets(student, k)) for k in range(v + 1)
     ]
     for fewer, more in itertools.pairwise(values):
         assert (more - fewer).min() >= -1e-12
@@ -68,7 +68,7 @@ def test_empty_buckets_owe_nothing() -> None:
     none = torch.full((3,), -INF, dtype=torch.float64)
     logp = torch.cat([student, pad], 1).requires_grad_()
     log_rest = none.clone().requires_grad_()
-    got = forward_kl_with_tail(torch.cat([teacher, pad], 1), none, logp, log_rest)
+    got = forward_kl(torch.cat([teacher, pad], 1), none, logp, log_rest)
     torch.testing.assert_close(got, (teacher.exp() * (teacher - student)).sum(1))
     grads = torch.autograd.grad(got.sum(), [logp, log_rest])
     torch.testing.assert_close(grads[0], torch.cat([-teacher.exp(), 0 * pad.exp()], 1))
@@ -80,7 +80,7 @@ def test_student_mass_without_teacher_mass_is_free_on_its_bucket() -> None:
     teacher = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
     student = torch.tensor([[0.25, 0.25]], dtype=torch.float64).log()
     none, half = torch.tensor([-INF], dtype=torch.float64), torch.tensor([0.5]).double().log()
-    got = forward_kl_with_tail(teacher, none, student, half)
+    got = forward_kl(teacher, none, student, half)
     assert got.item() == pytest.approx(math.log(2), abs=1e-12)
 
 
@@ -88,7 +88,7 @@ def test_teacher_mass_without_student_mass_is_infinite_with_finite_gradient() ->
     t, tail = torch.tensor([[0.75, 0.0], [0.75, 0.25]]).log(), torch.tensor([0.25, 0.0]).log()
     logp = torch.tensor([[0.75, 0.25], [1.0, 0.0]]).log().requires_grad_()
     log_rest = torch.full((2,), -INF, requires_grad=True)
-    loss = forward_kl_with_tail(t, tail, logp, log_rest)
+    loss = forward_kl(t, tail, logp, log_rest)
     assert loss.tolist() == [INF, INF]
     grads = torch.autograd.grad(loss.sum(), [logp, log_rest])
     torch.testing.assert_close(grads[0], torch.tensor([[-0.75, 0.0], [-0.75, -0.25]]))
@@ -98,11 +98,11 @@ def test_teacher_mass_without_student_mass_is_infinite_with_finite_gradient() ->
 def test_stored_dtypes_are_widened_before_any_math() -> None:
     logp, tail = (x.half() for x in buckets(rows(8, 12, 6), 4))
     student, rest = buckets(rows(8, 12, 7), 4)
-    got = forward_kl_with_tail(logp, tail, student.float(), rest.float())
-    want = forward_kl_with_tail(logp.double(), tail.double(), student, rest)
+    got = forward_kl(logp, tail, student.float(), rest.float())
+    want = forward_kl(logp.double(), tail.double(), student, rest)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, atol=1e-5, rtol=0)
-    low = forward_kl_with_tail(logp, tail, student.bfloat16(), rest.bfloat16())
+    low = forward_kl(logp, tail, student.bfloat16(), rest.bfloat16())
     assert low.dtype == torch.float32
 
 
@@ -124,8 +124,8 @@ def test_renormalised_float16_rows_sum_to_one() -> None:
 def test_renormalised_teacher_has_no_negative_kl() -> None:
     logp, tail = buckets(rows(256, 128, 9), 64)
     stored, stored_tail = logp.half().double(), tail.half().double()
-    raw = forward_kl_with_tail(stored, stored_tail, logp, tail)
-    fixed = forward_kl_with_tail(*renormalise_teacher(stored, stored_tail), logp, tail)
+    raw = forward_kl(stored, stored_tail, logp, tail)
+    fixed = forward_kl(*renormalise_teacher(stored, stored_tail), logp, tail)
     assert raw.min() < -1e-6  # not a KL: its rows do not sum to one
     assert fixed.min() >= -1e-12
     assert fixed.max() < 1e-6
@@ -157,7 +157,7 @@ def test_cross_entropy_is_the_negative_target_logprob() -> None:
 
 def test_no_positions() -> None:
     empty, none = torch.zeros(0, 4), torch.zeros(0)
-    assert forward_kl_with_tail(empty, none, empty, none).shape == (0,)
+    assert forward_kl(empty, none, empty, none).shape == (0,)
     assert [x.shape for x in renormalise_teacher(empty, none)] == [(0, 4), (0,)]
     assert cross_entropy(none).shape == (0,)
 
@@ -165,11 +165,11 @@ def test_no_positions() -> None:
 def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
     a, one = torch.zeros(3, 4), torch.zeros(3)
     with pytest.raises(ValueError, match="same ids"):
-        forward_kl_with_tail(a, one, torch.zeros(3, 5), one)
+        forward_kl(a, one, torch.zeros(3, 5), one)
     with pytest.raises(ValueError, match="teacher_log_tail"):
-        forward_kl_with_tail(a, a, a, one)
+        forward_kl(a, a, a, one)
     with pytest.raises(ValueError, match="log_rest"):
-        forward_kl_with_tail(a, one, a, torch.zeros(3, 1))
+        forward_kl(a, one, a, torch.zeros(3, 1))
     with pytest.raises(ValueError, match="floating"):
         renormalise_teacher(a.long(), one)
     with pytest.raises(ValueError, match="target_logp"):

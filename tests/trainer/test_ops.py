@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.losses import cross_entropy, forward_kl_with_tail
+from trainer.losses import cross_entropy, forward_kl
 from trainer.ops import chunked, label_logprobs, linear_label_logprobs, products
 
 N, D, V, K = 7, 5, 23, 4
@@ -124,7 +124,7 @@ def test_finite_differences_of_the_loss_at_temperature_two() -> None:
 
     def loss(hidden: Tensor) -> Tensor:
         logp, log_rest, _ = linear_label_logprobs(hidden, case.weight, case.ids, temperature=2.0)
-        return forward_kl_with_tail(teacher.gather(1, case.ids), log_tail, logp, log_rest).sum()
+        return forward_kl(teacher.gather(1, case.ids), log_tail, logp, log_rest).sum()
 
     (grad,) = torch.autograd.grad(loss(case.hidden), [case.hidden])
     step = 1e-6
@@ -146,7 +146,7 @@ def test_kl_equals_dense_where_buckets_lose_nothing(k: int) -> None:
     rest = torch.ones(N, V, dtype=torch.bool).scatter(1, case.ids, False)
     log_tail = teacher.masked_fill(~rest, -math.inf).logsumexp(1)
     logp, log_rest, _ = linear_label_logprobs(case.hidden, case.weight, case.ids)
-    got = forward_kl_with_tail(teacher.gather(1, case.ids), log_tail, logp, log_rest)
+    got = forward_kl(teacher.gather(1, case.ids), log_tail, logp, log_rest)
     student = (case.hidden @ case.weight.T).log_softmax(1)
     want = (teacher.exp() * (teacher - student)).sum(1)
     assert (log_rest == -math.inf).all() == (k == V)
@@ -288,14 +288,14 @@ def test_no_ids_leaves_plain_cross_entropy() -> None:
 def test_student_equal_to_teacher_has_no_loss_and_no_gradient(dtype: torch.dtype) -> None:
     case = make_case(dtype=dtype)
     logp, log_rest, _ = linear_label_logprobs(case.hidden, case.weight, case.ids)
-    loss = forward_kl_with_tail(logp.detach(), log_rest.detach(), logp, log_rest)
+    loss = forward_kl(logp.detach(), log_rest.detach(), logp, log_rest)
     assert (loss == 0).all()
     tolerance = 100 * torch.finfo(dtype).eps
     leaves = [case.hidden, case.weight]
     for grad in torch.autograd.grad(loss.sum(), leaves, retain_graph=True):
         assert grad.abs().max() <= tolerance
     # The same tolerance sees the gradient of a teacher that is 1 % off.
-    off = forward_kl_with_tail(logp.detach() * 1.01, log_rest.detach(), logp, log_rest)
+    off = forward_kl(logp.detach() * 1.01, log_rest.detach(), logp, log_rest)
     assert torch.autograd.grad(off.sum(), case.hidden)[0].abs().max() > 10 * tolerance
 
 
