@@ -9,6 +9,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from schemas import Sampling, SoftshardsError
+from schemas.version import COMPACT_1, PLAIN_1
+
+CODECS = {"plain": PLAIN_1, "compact": COMPACT_1}
+"""What `--codec` may say, and the version that is written."""
 
 LABELS = Group("Labels", sort_key=2)
 DATA = Group("Input", sort_key=3)
@@ -226,6 +230,10 @@ class LabelConfig:
 
     row_group_labels: Annotated[int, Parameter(group=OUTPUT)] = 16_384
     """Labels a row group: what a reader verifies and decodes at a time."""
+
+    codec: Annotated[Literal["plain", "compact"], Parameter(group=OUTPUT)] = "plain"
+    """plain: any Parquet reader reads it. compact: about 60 % of the bytes, logprobs rounded more
+    coarsely (docs/format.md), read through `schemas`, which the trainer and all commands do."""
 
     weights_digest: Annotated[Literal["full", "header"], Parameter(group=OUTPUT)] = "full"
     """Identify the teacher by all bytes of its weights, or by file sizes and headers only."""

@@ -4,7 +4,9 @@ from schemas.codec import PAD_ID, DecodedLabels, Labels, bucketed_entropy, decod
 from schemas.errors import IdentityError, LabelSetError, SoftshardsError
 from schemas.labelset import LabelSet, RowGroup, open_label_set
 from schemas.manifest import Identity, Manifest, Sampling
+from schemas.rounding import rounding
 from schemas.scan import scan
+from schemas.shard import to_plain
 from schemas.validate import validate_label_set, validate_table
 from schemas.version import FORMAT_VERSION, __version__
 
@@ -26,7 +28,9 @@ __all__ = [
     "decode",
     "encode",
     "open_label_set",
+    "rounding",
     "scan",
+    "to_plain",
     "validate_label_set",
     "validate_table",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.version import PLAIN_1
+
 SPAN_KINDS = ("text", "answer", "thinking", "tool_call", "prompt")
 """What a labeled stretch of tokens is: the trainer can weight and report each kind on its own."""
 
@@ -32,8 +34,11 @@ def id_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
 
 
-def row_schema(vocab_size: int) -> pa.Schema:
-    """Schema of a shard, one sequence a row, for a teacher with `vocab_size` real token ids."""
+def row_schema(vocab_size: int, codec: str = PLAIN_1) -> pa.Schema:
+    """Schema of a shard, one sequence a row, for a teacher with `vocab_size` real token ids.
+
+    Codecs differ in how they store the top-k; `LabelSet` gives the plain columns of either.
+    """
     required = {
         "id": pa.string(),
         "chunk": pa.int32(),
@@ -42,8 +47,7 @@ def row_schema(vocab_size: int) -> pa.Schema:
         "n_labels": pa.int32(),
         "input_ids": pa.list_(pa.int32()),
         "spans": SPANS,
-        "topk_ids": pa.list_(pa.list_(id_type(vocab_size))),
-        "topk_logprobs": pa.list_(pa.list_(pa.float16())),
+        **_topk_fields(vocab_size, codec),
         "tail_logprob": pa.list_(pa.float16()),
         "token_logprob": pa.list_(pa.float16()),
     }
@@ -67,7 +71,31 @@ def row_schema(vocab_size: int) -> pa.Schema:
     }
     fields = {name: pa.field(name, kind, nullable=False) for name, kind in required.items()}
     fields |= {name: pa.field(name, kind) for name, kind in nullable.items()}
-    return pa.schema([fields[name] for name in COLUMN_ORDER])
+    return pa.schema([fields[name] for name in _column_order(codec)])
+
+
+def _topk_fields(vocab_size: int, codec: str) -> dict[str, pa.DataType]:
+    if codec == PLAIN_1:
+        lists = (pa.list_(pa.list_(id_type(vocab_size))), pa.list_(pa.list_(pa.float16())))
+        return dict(zip(TOPK_COLUMNS, lists, strict=True))
+    numbers = pa.list_(pa.int32())
+    kinds = (numbers, pa.binary(), numbers, pa.binary(), numbers, numbers)
+    return dict(zip(COMPACT_COLUMNS, kinds, strict=True))
+
+
+def _column_order(codec: str) -> list[str]:
+    if codec == PLAIN_1:
+        return list(COLUMN_ORDER)
+    at = COLUMN_ORDER.index(TOPK_COLUMNS[0])
+    return [*COLUMN_ORDER[:at], *COMPACT_COLUMNS, *COLUMN_ORDER[at + len(TOPK_COLUMNS) :]]
+
+
+TOPK_COLUMNS = ("topk_ids", "topk_logprobs")
+COMPACT_COLUMNS = (
+    *("topk_k", "topk_gaps", "topk_far"),
+    *("topk_steps", "topk_deep", "topk_floor"),
+)
+"""What codec `compact/1` stores in place of `TOPK_COLUMNS`."""
 
 
 COLUMN_ORDER = (

@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from schemas import compact
+from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, row_schema
 from schemas.codec import LABEL_COLUMNS
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import ByteRange, read_entries
 from schemas.manifest import Manifest, read_manifest
-from schemas.shard import check_footer
+from schemas.shard import check_footer, stored_order
+from schemas.version import PLAIN_1
 
 TOKENIZER = "tokenizer"
 
@@ -65,6 +70,7 @@ class LabelSet:
     manifest: Manifest
     row_groups: tuple[RowGroup, ...]
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
+    _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -101,6 +107,8 @@ class LabelSet:
     ) -> pa.Table:
         """Read a row group from disk, by default only after its bytes proved to be unaltered.
 
+        Whatever the codec, the columns are the plain ones of docs/format.md.
+
         Args:
             group: one of `self.row_groups`.
             columns: the columns to read; all by default.
@@ -127,7 +135,38 @@ class LabelSet:
             if verify:
                 _check_bytes(data, group.bytes, f"row group {group.index}", path)
             reader = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=verify)
-            return reader.read_row_group(group.index, columns=columns)
+            if self.manifest.codec == PLAIN_1:
+                return reader.read_row_group(group.index, columns=columns)
+            return self._read_compact(reader, group, columns, path)
+
+    def _read_compact(
+        self,
+        reader: pq.ParquetFile,
+        group: RowGroup,
+        columns: Sequence[str] | None,
+        path: Path,
+    ) -> pa.Table:
+        """Rows with the plain columns asked for, decoded only where the top-k is among them."""
+        wanted = row_schema(self.manifest.identity.vocab_size).names if columns is None else columns
+        others = [name for name in wanted if name not in TOPK_COLUMNS]
+        if len(others) == len(wanted):
+            return reader.read_row_group(group.index, columns=others)
+        table = reader.read_row_group(group.index, columns=[*others, *COMPACT_COLUMNS])
+        try:
+            order = self._orders.get(group.shard)
+            if order is None:
+                order = self._orders[group.shard] = _order(reader.metadata)
+            plain = compact.unpack(table, order)
+        except ValueError as error:
+            raise _damaged(f"row group {group.index}: {error}", path) from error
+        return plain.select([name for name in plain.column_names if name in wanted])
+
+
+def _order(metadata: pq.FileMetaData) -> NDArray[np.int32]:
+    order = stored_order(metadata.metadata)
+    if order is None:
+        raise ValueError("the footer has no order of ids")
+    return order
 
 
 def _check_bytes(data: memoryview, stretch: ByteRange, what: str, path: Path) -> None:

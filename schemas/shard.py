@@ -1,32 +1,47 @@
-"""One shard file: what its footer says, and the byte ranges that are hashed."""
+"""One shard file: how it is written, what its footer says, and the byte ranges that are hashed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from schemas.arrow import FOOTER_KEY
+from schemas import compact
+from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, row_schema, shard_writer
+from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError
 from schemas.fingerprint import canonical_json, sha256_bytes
 from schemas.journal import ByteRange
 from schemas.manifest import Identity, Manifest
-from schemas.version import FORMAT_VERSION, PLAIN_1
+from schemas.version import COMPACT_1, FORMAT_VERSION, PLAIN_1
+
+ORDER = "topk_order"
+"""Key of a compact shard's order of ids, in the footer's JSON object."""
 
 
 def footer_metadata(
-    identity: Identity, *, unit: int, tail_source: str, entropy_source: str
+    identity: Identity,
+    *,
+    unit: int,
+    tail_source: str,
+    entropy_source: str,
+    order: NDArray[np.int32] | None = None,
 ) -> dict[bytes, bytes]:
     """Key-value metadata that makes a shard safe to use alone.
+
+    `order` (`compact.frequency_order`) makes it the footer of a shard in codec `compact/1`.
 
     It holds nothing that differs between two runs of the same work (no time, host or version), so
     that a resumed run's shards are byte-identical to an uninterrupted one's.
     """
     content = {
         "format_version": FORMAT_VERSION,
-        "codec": PLAIN_1,
+        "codec": PLAIN_1 if order is None else COMPACT_1,
         "k": identity.k,
         "vocab_size": identity.vocab_size,
         "identity": identity.model_dump(mode="json"),
@@ -35,7 +50,43 @@ def footer_metadata(
         "entropy_source": entropy_source,
         "unit": unit,
     }
+    if order is not None:
+        content[ORDER] = compact.order_to_text(order)
     return {FOOTER_KEY: canonical_json(content)}
+
+
+def write_shard(
+    path: Path,
+    tables: Iterable[pa.Table],
+    *,
+    identity: Identity,
+    unit: int,
+    tail_source: str,
+    entropy_source: str,
+    order: NDArray[np.int32] | None = None,
+) -> tuple[tuple[ByteRange, ...], ByteRange]:
+    """Write a shard atomically, one row group a table; return its (row groups, footer).
+
+    Args:
+        path: the shard's place; its folder is there.
+        tables: rows with the plain columns, one table a row group.
+        identity: of the label set; unit: the shard's number in it.
+        tail_source, entropy_source: how these columns were had, for the footer.
+        order: `compact.frequency_order` of all ids in `tables`, to write codec `compact/1`.
+    """
+    codec = PLAIN_1 if order is None else COMPACT_1
+    metadata = footer_metadata(
+        identity, unit=unit, tail_source=tail_source, entropy_source=entropy_source, order=order
+    )
+    schema = row_schema(identity.vocab_size, codec).with_metadata(metadata)
+    places = stored_order(metadata)
+    with atomic_path(path) as tmp:
+        with shard_writer(tmp, schema) as writer:
+            for table in tables:
+                stored = table if places is None else compact.pack(table, places)
+                stored = stored.replace_schema_metadata(metadata)
+                writer.write_table(stored, row_group_size=max(1, stored.num_rows))
+        return byte_ranges(tmp)
 
 
 def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
@@ -72,6 +123,45 @@ def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
 def _chunk_start(chunk: pq.ColumnChunkMetaData) -> int:
     dictionary = chunk.dictionary_page_offset
     return chunk.data_page_offset if dictionary is None else min(dictionary, chunk.data_page_offset)
+
+
+def stored_order(metadata: dict[bytes, bytes] | None) -> NDArray[np.int32] | None:
+    """The order of ids that a shard in codec `compact/1` was written with; None for `plain/1`.
+
+    Args:
+        metadata: the shard's key-value metadata, of its footer or of a table read from it.
+
+    Returns:
+        int32 [vocab_size]: the id at each place.
+
+    Raises:
+        ValueError: it is not a shard's metadata, or the order is damaged.
+    """
+    raw = (metadata or {}).get(FOOTER_KEY)
+    if raw is None:
+        raise ValueError("not a softshards shard: its metadata has no identity")
+    content = json.loads(raw)
+    if ORDER not in content:
+        return None
+    return compact.order_from_text(content[ORDER], content["vocab_size"])
+
+
+def to_plain(table: pa.Table) -> pa.Table:
+    """Rows of one shard, read by any means, with the plain columns of docs/format.md.
+
+    Args:
+        table: rows of one shard in either codec, with the metadata it was read with. Tables of
+            several compact shards must not be joined before: each has its own order of ids.
+
+    Raises:
+        ValueError: a compact column is missing, or the metadata is.
+    """
+    if not any(name in table.column_names for name in COMPACT_COLUMNS):
+        return table
+    order = stored_order(table.schema.metadata)
+    if order is None:
+        raise ValueError("compact columns under the footer of a plain shard")
+    return compact.unpack(table, order)
 
 
 def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path) -> None:

@@ -7,7 +7,10 @@ FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 PLAIN_1 = "plain/1"
 """Codec: uint16 or int32 ids, float16 logprobs, readable by any Parquet reader (docs/format.md)."""
 
-KNOWN_CODECS = (PLAIN_1,)
+COMPACT_1 = "compact/1"
+"""Codec: ids as a set by gaps, logprobs in steps; smaller, and read through `LabelSet` only."""
+
+KNOWN_CODECS = (PLAIN_1, COMPACT_1)
 
 __version__ = "0.1.0"
 """Version of the distribution `softshards`; recorded as provenance, never checked."""

@@ -14,8 +14,8 @@ from labeler.config import LabelConfig
 from labeler.engines.engine_args import engine_arguments
 from schemas import Identity, SoftshardsError
 
-BYTES_A_LABEL = 2.8
-"""Bytes a stored logprob (id and value) under plain/1; `labeler inspect` prints what it came to."""
+BYTES_A_LABEL = {"plain": 2.8, "compact": 1.7}
+"""Bytes a stored logprob (id and value) by codec; `labeler inspect` prints what it came to."""
 BYTES_A_POSITION = 8.0
 """Bytes a position beside them: tail, actual token, spans, text."""
 LOGITS_COPIES = 3
@@ -70,7 +70,7 @@ def estimate(config: LabelConfig, identity: Identity, *, labels: int) -> Budget:
         SoftshardsError: no step of the engine fits in memory.
     """
     return Budget(
-        bytes=int(labels * (identity.k * BYTES_A_LABEL + BYTES_A_POSITION)),
+        bytes=int(labels * (identity.k * BYTES_A_LABEL[config.codec] + BYTES_A_POSITION)),
         free_bytes=shutil.disk_usage(_existing(config.out)).free,
         memory=engine_memory(config, identity),
     )

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from labeler.config import LabelConfig
+from labeler.config import CODECS, LabelConfig
 from labeler.console import err, progress
 from labeler.engines.teacher import Teacher, copy_tokenizer
 from labeler.inputs.sources import (
@@ -79,6 +79,7 @@ def begin(
     _require_same(identity, manifest, config.out)
     recorded = is_recorded(settings, manifest)
     adds = config.append and not recorded
+    _require_same_codec(config, manifest)
     _require_same_plan(settings, manifest, config.out, but_input=adds or recorded)
     if adds:
         parents = _parents(files, identity)
@@ -109,6 +110,7 @@ def _new(
         plan = write_plan(config.out, planned.tables())
     _say_rejects(planned, config.out)
     manifest = Manifest(
+        codec=CODECS[config.codec],
         status="running",
         identity=identity,
         identity_digest=identity.digest,
@@ -161,6 +163,15 @@ def _require_same_plan(
             path=out,
             mend="label into another folder, or give the input and settings it was begun with"
             " (--append adds the records of another input)",
+        )
+
+
+def _require_same_codec(config: LabelConfig, manifest: Manifest) -> None:
+    if manifest.codec != CODECS[config.codec]:
+        raise SoftshardsError(
+            f"the label set is in codec {manifest.codec}, asked {CODECS[config.codec]}",
+            path=config.out,
+            mend=f"pass --codec {manifest.codec.split('/')[0]}; `labeler convert` recodes a set",
         )
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from labeler.engines.engine import EngineFacts, Labeled
 from labeler.inputs.sources import Reject
-from schemas import Identity, bucketed_entropy, encode
-from schemas.arrow import row_schema, shard_writer
-from schemas.atomic import atomic_path
+from schemas import PAD_ID, Identity, bucketed_entropy, encode
+from schemas.arrow import row_schema
+from schemas.compact import frequency_order
 from schemas.journal import UnitEntry, rejects_path, shard_name, write_entry, write_rejects
-from schemas.shard import byte_ranges, footer_metadata
+from schemas.shard import write_shard
+from schemas.version import COMPACT_1, PLAIN_1
 
 
 def write_unit(
@@ -30,6 +32,7 @@ def write_unit(
     facts: EngineFacts,
     row_group_labels: int,
     provenance: dict[str, Any],
+    codec: str = PLAIN_1,
 ) -> UnitEntry:
     """Write a unit's shard and rejects, then journal it.
 
@@ -44,29 +47,26 @@ def write_unit(
         facts: of the engine, for the footer.
         row_group_labels: labels a row group.
         provenance: what else the journal is to say of this unit.
+        codec: how the shard stores the top-k.
 
     Returns:
         The journal entry, already on disk.
     """
-    schema = row_schema(identity.vocab_size).with_metadata(
-        footer_metadata(
-            identity,
-            unit=unit,
-            tail_source=facts.tail_source,
-            entropy_source=facts.entropy_source,
-        )
+    schema = row_schema(identity.vocab_size)
+    stretches = _row_groups(labeled, row_group_labels)
+    tables = (_table(planned, labeled[s], texts[s], schema, identity.vocab_size) for s in stretches)
+    groups, footer = write_shard(
+        out / shard_name(unit),
+        tables,
+        identity=identity,
+        unit=unit,
+        tail_source=facts.tail_source,
+        entropy_source=facts.entropy_source,
+        order=_order(labeled) if codec == COMPACT_1 else None,
     )
-    shard = shard_name(unit)
-    with atomic_path(out / shard) as tmp:
-        with shard_writer(tmp, schema) as writer:
-            for stretch in _row_groups(labeled, row_group_labels):
-                rows = labeled[stretch]
-                table = _table(planned, rows, texts[stretch], schema, identity.vocab_size)
-                writer.write_table(table, row_group_size=max(1, table.num_rows))
-        groups, footer = byte_ranges(tmp)
     entry = UnitEntry(
         unit=unit,
-        shard=shard,
+        shard=shard_name(unit),
         rows=sum(group.rows for group in groups),
         labels=sum(group.labels for group in groups),
         tokens=sum(group.tokens for group in groups),
@@ -78,6 +78,11 @@ def write_unit(
     )
     write_entry(out, entry)
     return entry
+
+
+def _order(labeled: list[Labeled]) -> NDArray[np.int32]:
+    ids = [row.labels.topk_ids[row.labels.topk_ids != PAD_ID] for row in labeled]
+    return frequency_order(np.concatenate([*ids, np.empty(0, np.int32)]))
 
 
 def _row_groups(labeled: list[Labeled], row_group_labels: int) -> Iterator[slice]:

@@ -114,6 +114,7 @@ def _write(finished: _Finished, config: LabelConfig, teacher: Teacher, manifest:
             facts=finished.facts,
             row_group_labels=config.row_group_labels,
             provenance=finished.provenance,
+            codec=manifest.codec,
         )
     if not err.is_terminal:
         seconds = human_seconds(finished.provenance["engine_seconds"])

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from schemas.arrow import row_schema
 from schemas.codec import PAD_ID, Labels, encode
+from schemas.manifest import Identity
 
 
 def random_labels(
@@ -44,6 +45,23 @@ def random_labels(
         token_logprob=logp[np.arange(n), actual].astype(np.float32),
         entropy=None if entropy is None else entropy.astype(np.float32),
         log_normalizer=None if entropy is None else rng.normal(size=n).astype(np.float32),
+    )
+
+
+def identity(*, vocab_size: int, k: int) -> Identity:
+    """An identity of no teacher at all, for shards on their own."""
+    return Identity(
+        weights="0" * 64,
+        model_config_digest="0" * 64,
+        tokenizer="0" * 64,
+        vocab_size=vocab_size,
+        chat_template=None,
+        dtype="float32",
+        head_dtype="float32",
+        mode="score",
+        k=k,
+        max_length=64,
+        overlap=0,
     )
 
 

@@ -1,0 +1,299 @@
+"""Codec `compact/1`: the top-k of each position in about 60 % of the bytes of `plain/1`.
+
+Three things make it small. The ids of a position are stored as a set: in ascending order of how
+often each id occurs in the shard's top-k lists, as gaps, most of which fit a byte. Which id is how
+likely comes back from the values, by sorting. And a logprob is rounded in steps that are fine where
+probability is and coarse where there is none (`STEPS`).
+
+A codec is a function pair on Arrow tables: `pack` replaces the plain columns by stored ones,
+`unpack` is its inverse after rounding. Every value that `unpack` gives is a float16 as it stands,
+so packing again changes nothing. Specification: docs/format.md.
+"""
+
+from __future__ import annotations
+
+import base64
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import zstandard
+from numpy.typing import NDArray
+
+from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
+from schemas.codec import list_offsets
+from schemas.version import COMPACT_1
+
+STEPS = ((0.0, 1 / 64), (2.0, 1 / 32), (5.0, 1 / 16))
+"""(from, step): a logprob -x with x >= `from` is rounded to a multiple of `step`, in nats."""
+
+ESCAPE = 255
+"""A byte that says: the value is too large for a byte and stands in the column of large ones."""
+
+MINUS_INF = 0
+"""The step count of a logprob of -inf; others count from 1."""
+
+MIN_OCCURRENCES = 3
+"""An id that occurs less often in a shard's lists has no place in its order: a place costs 2 B."""
+
+_FINE = np.concatenate([np.arange(a, b, step) for (a, step), (b, _) in pairwise(STEPS)])
+"""-logprob at each code (the number of steps from 0) below the last, coarsest stretch."""
+_COARSE_FROM, _COARSE_STEP = STEPS[-1]
+_NEAR = -np.concatenate([_FINE, _COARSE_FROM + _COARSE_STEP * np.arange(1024)]).astype(np.float16)
+"""Logprobs of the smallest codes, looked up instead of computed."""
+_LARGEST_CODE = len(_FINE) + int((65504 - _COARSE_FROM) / _COARSE_STEP)  # float16 ends there
+
+
+def rounding(logprobs: NDArray[Any]) -> NDArray[np.float64]:
+    """The largest error of a stored logprob, in nats, for each of `logprobs`.
+
+    Half a step, and a half step of the float16 that it was before. The likeliest id of a position
+    is kept the likeliest: where rounding would tie it with another it is moved up one step more.
+    """
+    x = -np.asarray(logprobs, dtype=np.float64)
+    x = np.where(np.isfinite(x), x, 0.0)
+    starts, steps = (np.array(part) for part in zip(*STEPS))
+    return steps[np.searchsorted(starts, x * (1 + 2.0**-10), side="right") - 1] / 2 + x * 2.0**-11
+
+
+def frequency_order(ids: NDArray[Any]) -> NDArray[np.int32]:
+    """Ids of a shard's top-k lists by how often they occur, most often first, ties by id.
+
+    Only those with `MIN_OCCURRENCES`; all others follow in the order of their numbers.
+    """
+    counts = np.bincount(ids)
+    order = np.argsort(-counts, kind="stable")
+    return order[: int((counts >= MIN_OCCURRENCES).sum())].astype(np.int32)
+
+
+def order_to_text(order: NDArray[np.int32]) -> str:
+    """A frequency order as text for a footer: base64 of zstd of split little-endian bytes."""
+    split = order.astype("<i4").view(np.uint8).reshape(-1, 4).T
+    return base64.b64encode(zstandard.ZstdCompressor(level=19).compress(split.tobytes())).decode()
+
+
+def order_from_text(text: str, vocab_size: int) -> NDArray[np.int32]:
+    """Inverse of `order_to_text`, with the ids that have no place of their own appended.
+
+    Returns:
+        int32 [vocab_size]: the id at each place.
+
+    Raises:
+        ValueError: the text is not an order of ids below `vocab_size`.
+    """
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(
+            base64.b64decode(text, validate=True), max_output_size=4 * vocab_size
+        )
+    except (ValueError, zstandard.ZstdError) as error:
+        raise ValueError(f"the footer's order of ids cannot be read: {error}") from error
+    if len(raw) % 4:
+        raise ValueError("the footer's order of ids is cut off")
+    split = np.frombuffer(raw, np.uint8).reshape(4, -1).T
+    order = np.ascontiguousarray(split).view("<i4")[:, 0].astype(np.int32)
+    placed = np.zeros(vocab_size, bool)
+    if len(order) and not 0 <= order.min() <= order.max() < vocab_size:
+        raise ValueError("the footer's order of ids names an id outside the vocabulary")
+    placed[order] = True
+    if placed.sum() != len(order):
+        raise ValueError("the footer's order of ids names an id twice")
+    return np.concatenate([order, np.flatnonzero(~placed).astype(np.int32)])
+
+
+def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
+    """Replace the top-k columns of plain rows by their compact ones.
+
+    Args:
+        table: rows with `topk_ids` and `topk_logprobs`, no id twice in a list.
+        order: int32 [vocab_size], the id at each place (`order_from_text`).
+
+    Returns:
+        The other columns as they are, in the order of `row_schema` for this codec.
+
+    Raises:
+        ValueError: a logprob is above 0 or NaN, or an id is outside the vocabulary or twice in a
+            list.
+    """
+    ids_column, logprobs_column = (table[n].combine_chunks() for n in TOPK_COLUMNS)
+    rows, lists = list_offsets(ids_column), list_offsets(ids_column.flatten())
+    ids = ids_column.flatten().flatten().to_numpy()
+    logprobs = logprobs_column.flatten().flatten().to_numpy()
+    if logprobs.size and not (logprobs <= 0).all():
+        raise ValueError("a logprob is above 0 or NaN")
+    if ids.size and not 0 <= ids.min() <= ids.max() < len(order):
+        raise ValueError(f"an id is outside the vocabulary of {len(order)}")
+    lengths = np.diff(lists)
+    places, codes, real = _squared(ids, logprobs, lengths, order)
+    by_place = np.argsort(places, axis=1, kind="stable")
+    places = np.take_along_axis(places, by_place, 1)
+    gaps = np.diff(places, axis=1, prepend=-1) - 1
+    if (gaps[real] < 0).any():
+        raise ValueError("an id stands twice in a list")
+    finite = real & (codes <= _LARGEST_CODE)
+    floor = np.where(finite, codes, 0).max(axis=1, initial=0)
+    steps = np.where(finite, floor[:, None] - codes + 1, MINUS_INF)
+    steps = np.take_along_axis(steps, by_place, 1)
+    inner = np.concatenate([[0], np.cumsum(lengths)])[rows]  # ids up to each row
+    gap_bytes, far = _escaped(gaps[real], inner)
+    step_bytes, deep = _escaped(steps[real], inner)
+    columns = {
+        "topk_k": _lists(rows, lengths),
+        "topk_gaps": gap_bytes,
+        "topk_far": far,
+        "topk_steps": step_bytes,
+        "topk_deep": deep,
+        "topk_floor": _lists(rows, floor),
+    }
+    return _replaced(table, TOPK_COLUMNS, columns, row_schema(len(order), COMPACT_1))
+
+
+def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
+    """Replace the compact columns of stored rows by the plain ones, most likely id first.
+
+    Args:
+        table: rows with all of the codec's columns.
+        order: int32 [vocab_size], the id at each place (`order_from_text`).
+
+    Raises:
+        ValueError: the columns disagree about how many ids there are, or an id is impossible.
+    """
+    k_column = table["topk_k"].combine_chunks()
+    rows = list_offsets(k_column)
+    lengths = k_column.flatten().to_numpy().astype(np.int64)
+    floor = table["topk_floor"].combine_chunks().flatten().to_numpy().astype(np.int64)
+    gaps = _unescaped(table, "topk_gaps", "topk_far")
+    steps = _unescaped(table, "topk_steps", "topk_deep")
+    if not lengths.sum() == len(gaps) == len(steps) or len(floor) != len(lengths):
+        raise ValueError("the top-k columns differ in the number of ids")
+    k = int(lengths.max(initial=0))
+    constant = bool((lengths == k).all())
+    real = np.ones((len(lengths), k), bool) if constant else np.arange(k) < lengths[:, None]
+    places = _square(gaps + 1, real, constant, fill=0).cumsum(axis=1) - 1
+    if places.size and not 0 <= places[real].min() <= places[real].max() < len(order):
+        raise ValueError("an id is outside the vocabulary")
+    counts = _square(steps, real, constant, fill=0)
+    codes = np.where(counts == MINUS_INF, _LARGEST_CODE + 1, floor[:, None] + 1 - counts)
+    if codes.size and codes[real].min() < 0:
+        raise ValueError("a logprob is above 0")
+    # One number that sorts by likelihood, then by place; what a list has not sorts last.
+    key = np.where(real, (codes << 32) | places, np.iinfo(np.int64).max)
+    key.sort(axis=1)
+    key = key[real]  # each list is as long as before, its ids in front
+    ids = order.take(key & 0xFFFFFFFF)
+    logprobs = _values(key >> 32)
+    inner = np.concatenate([[0], np.cumsum(lengths)])
+    id_values = pa.array(ids.astype(id_type(len(order)).to_pandas_dtype()))
+    columns = {
+        "topk_ids": _nested(rows, inner, id_values),
+        "topk_logprobs": _nested(rows, inner, pa.array(logprobs)),
+    }
+    return _replaced(table, COMPACT_COLUMNS, columns, row_schema(len(order)))
+
+
+def _squared(
+    ids: NDArray[Any],
+    logprobs: NDArray[np.float16],
+    lengths: NDArray[np.int64],
+    order: NDArray[np.int32],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Places, codes [n, k] and which of them are real; padding has the largest place there is."""
+    place_of = np.empty(len(order), np.int64)
+    place_of[order] = np.arange(len(order))
+    k = int(lengths.max(initial=0))
+    real = np.arange(k) < lengths[:, None]
+    places = np.full(real.shape, np.iinfo(np.int64).max >> 1)
+    codes = np.full(real.shape, _LARGEST_CODE + 1)
+    places[real] = place_of[ids]
+    codes[real] = _codes(logprobs)
+    if k > 1:
+        # What `unpack` sorts first must be what stands first: else it goes up one step.
+        first = codes[:, 0]
+        tied = (codes[:, 1:] < first[:, None]) | (
+            (codes[:, 1:] == first[:, None]) & (places[:, 1:] < places[:, :1])
+        )
+        lifted = tied.any(axis=1) & (first <= _LARGEST_CODE)
+        codes[lifted, 0] = codes[lifted].min(axis=1) - 1
+        if codes.min() < 0:
+            raise ValueError("two ids of one list have a probability of 1")
+    return places, codes, real
+
+
+def _codes(logprobs: NDArray[np.float16]) -> NDArray[np.int64]:
+    """Steps from 0 down to each logprob; `_LARGEST_CODE + 1` for -inf."""
+    x = -logprobs.astype(np.float64)
+    codes = np.full(x.shape, _LARGEST_CODE + 1)
+    first = 0
+    for (start, step), (stop, _) in pairwise([*STEPS, (np.inf, 0.0)]):
+        inside = (x >= start) & (x < stop)
+        codes[inside] = first + np.rint((x[inside] - start) / step).astype(np.int64)
+        first += 0 if np.isinf(stop) else round((stop - start) / step)
+    return codes
+
+
+def _values(codes: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Inverse of `_codes`."""
+    near = _NEAR.take(np.minimum(codes, len(_NEAR) - 1))
+    if codes.size == 0 or codes.max() < len(_NEAR):
+        return near
+    far = -(_COARSE_FROM + _COARSE_STEP * (codes - len(_FINE)))
+    far[codes > _LARGEST_CODE] = -np.inf
+    return np.where(codes < len(_NEAR), near, far).astype(np.float16)
+
+
+def _escaped(values: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
+    """Values of all rows as bytes, a binary a row; and those that fit no byte, a list a row."""
+    large = values >= ESCAPE
+    data = np.where(large, ESCAPE, values).astype(np.uint8)
+    offsets = pa.py_buffer(rows.astype(np.int64).tobytes())
+    binaries = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(rows) - 1, [None, offsets, pa.py_buffer(data.tobytes())]
+    ).cast(pa.binary())
+    many = np.concatenate([[0], np.cumsum(large)])[rows]
+    return binaries, _lists(many, values[large])
+
+
+def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int64]:
+    column = table[name].combine_chunks()
+    start, stop = (column.offset, column.offset + len(column))
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[start : stop + 1]
+    data = column.buffers()[2]
+    bytes_ = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    bytes_ = bytes_[offsets[0] : offsets[-1]] if len(offsets) else bytes_[:0]
+    values = bytes_.astype(np.int64)
+    escaped = np.flatnonzero(bytes_ == ESCAPE)
+    others = table[large].combine_chunks().flatten().to_numpy()
+    if len(escaped) != len(others):
+        raise ValueError(f"{name} and {large} differ in the number of large values")
+    values[escaped] = others
+    return values
+
+
+def _square(
+    values: NDArray[np.int64], real: NDArray[np.bool_], constant: bool, *, fill: int
+) -> NDArray[np.int64]:
+    if constant:
+        return values.reshape(real.shape)
+    square = np.full(real.shape, fill, np.int64)
+    square[real] = values
+    return square
+
+
+def _lists(offsets: NDArray[np.int64], values: NDArray[np.int64]) -> pa.Array:
+    return pa.ListArray.from_arrays(
+        pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32))
+    )
+
+
+def _nested(rows: NDArray[np.int64], inner: NDArray[np.int64], values: pa.Array) -> pa.Array:
+    lists = pa.ListArray.from_arrays(pa.array(inner.astype(np.int32)), values)
+    return pa.ListArray.from_arrays(pa.array(rows.astype(np.int32)), lists)
+
+
+def _replaced(
+    table: pa.Table, old: tuple[str, ...], new: dict[str, pa.Array], schema: pa.Schema
+) -> pa.Table:
+    """The table with columns `new` for `old`, in the order of `schema`, without metadata."""
+    columns = {name: table[name] for name in table.column_names if name not in old} | new
+    names = [name for name in schema.names if name in columns]
+    return pa.table([columns[n] for n in names], schema=pa.schema([schema.field(n) for n in names]))
