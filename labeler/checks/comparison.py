@@ -13,11 +13,11 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeler.checks.divergence import diverge
 from labeler.engines.capture import positions
 from labeler.rendering.records import Span
 from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, decode
 from schemas.codec import LABEL_COLUMNS
+from schemas.divergence import diverge
 
 KEY = ("id", "chunk", "sample")
 COLUMNS = (*KEY, "input_ids", "spans", *LABEL_COLUMNS)
@@ -115,7 +115,7 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
     Raises:
         SoftshardsError: the tokenizers differ, nothing can be compared, or a set is damaged.
     """
-    _require_same_tokenizer(a, b)
+    require_same_tokenizer(a, b)
     keys_a, keys_b = _keys(a), _keys(b)
     pairs = keys_a.join(keys_b, on=KEY, suffix="_b").sort("group", "row")
     sums = _Sums(worst)
@@ -147,7 +147,12 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
     )
 
 
-def _require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
+def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
+    """Refuse two sets whose ids mean different tokens.
+
+    Raises:
+        SoftshardsError: with the tokenizers' digests.
+    """
     ours, theirs = a.manifest.identity.tokenizer, b.manifest.identity.tokenizer
     if ours != theirs:
         raise SoftshardsError(

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from labeler.checks.comparison import compare_sets
 from labeler.checks.comparison_report import print_comparison
-from labeler.checks.divergence import diverge
 from labeler.config import LabelConfig
 from labeler.engines.engine import Labeled, Request
 from labeler.engines.teacher import open_teacher
@@ -23,6 +22,7 @@ from labeler.engines.transformers_engine import TransformersEngine
 from labeler.rendering.records import Span
 from labeler.runs import run
 from schemas import Labels, SoftshardsError, decode, open_label_set
+from schemas.divergence import diverge
 from tests.labeler.test_cli import assert_one_error
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
 

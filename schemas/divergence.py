@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import PAD_ID, Labels
+from schemas.codec import PAD_ID, Labels
 
 Floats = NDArray[np.float64]
 ENTRIES = 1 << 22
