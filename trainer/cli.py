@@ -30,8 +30,9 @@ def train(config: TrainConfig) -> int:
     """Train a student on a label set.
 
     Minimises forward KL to the teacher (over its stored top-k and the mass outside it) plus
-    cross-entropy on the actual tokens. The run can be killed at any moment: the same command goes
-    on from the newest checkpoint and gives the very same loss curve. A finished run is reused.
+    cross-entropy on the actual tokens, or whatever sum of losses `--loss` says. The run can be
+    killed at any moment: the same command goes on from the newest checkpoint and gives the very
+    same loss curve. A finished run is reused.
     Several processes: `accelerate launch -m trainer train ...`.
 
     Example: `trainer train --labels LABELS --student STUDENT --out RUN --epochs 2`

@@ -40,6 +40,7 @@ class Batch:
         tail_logprob: [n]; together with topk_logprobs it sums to one, renormalised after storage.
         token_logprob: [n], the teacher's log p of the actual token, as stored.
         kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
+        documents: [n], which of the pack's rows a label is of. sources: input file of each row.
     """
 
     input_ids: Tensor
@@ -55,6 +56,8 @@ class Batch:
     tail_logprob: Tensor
     token_logprob: Tensor
     kinds: Tensor
+    documents: Tensor
+    sources: list[str]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -129,6 +132,8 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         tail_logprob=tail,
         token_logprob=torch.from_numpy(labels.token_logprob),
         kinds=_long(window.kinds[picked]),
+        documents=_long(np.repeat(np.arange(len(rows)), n_labels)),
+        sources=[window.sources[row] for row in rows],
     )
 
 

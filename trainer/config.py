@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from schemas.errors import SoftshardsError
+from trainer.terms import LossTerm, TokenWeighting, parse_losses, parse_weighting
 
 OPERATIONAL = frozenset(
     {
         *("labels", "out", "resume", "save_every", "keep_checkpoints", "tracker"),
         *("eval_labels", "eval_every", "gradient_checkpointing", "allow_partial"),
+        "chunk_bytes",
     }
 )
 """Settings that do not change what is learned: a resumed run may change them. The label set is
@@ -39,11 +41,37 @@ class TrainConfig:
     from_config: bool = False
     """Ignore the student's weights: start from random ones, drawn from --seed."""
 
-    kl: float = 1.0
-    """Weight of the forward KL to the teacher (top-k and tail). 0 trains on plain CE."""
+    loss: tuple[str, ...] = ("forward_kl=1", "ce=1")
+    """NAME=WEIGHT, once for each loss of the sum: forward_kl, reverse_kl, jsd, skew_kl,
+    skew_reverse_kl, tvd (all over top-k and tail), renormalised_kl, ce (the actual tokens).
+    NAME=SHAPE:FROM:TO changes the weight over the run: ce=linear:1:0.1, or cosine.
+    `--loss ce=1` alone is plain training. docs/losses.md says which when."""
 
-    ce: float = 1.0
-    """Weight of the cross-entropy on the actual tokens."""
+    temperature: float = 1.0
+    """Temperature of renormalised_kl, T squared included. The others exist at 1 only."""
+
+    jsd_beta: float = 0.5
+    """beta of jsd: near 0 like forward KL, near 1 like reverse KL."""
+
+    skew_alpha: float = 0.1
+    """alpha of skew_kl and skew_reverse_kl."""
+
+    kind_weight: tuple[str, ...] = ()
+    """KIND=WEIGHT of the labels in such spans, once for each: thinking=0.2. Others count 1."""
+
+    source_weight: tuple[str, ...] = ()
+    """PATTERN=WEIGHT of rows whose input file matches: code/*=2. The first that fits holds."""
+
+    entropy_weight: float = 0.0
+    """c in a label's weight 1 + c H / log(k + 1), H the teacher's entropy: above 0 stresses
+    uncertain positions, below 0 (to -1) certain ones."""
+
+    position_weight: str | None = None
+    """WEIGHT:LENGTH of a label without context, rising or falling to 1 at LENGTH tokens of
+    context: 0.1:64."""
+
+    chunk_bytes: int = 64 * 2**20
+    """Bytes of logits in memory at once in the loss. More is quicker on a GPU."""
 
     epochs: int = 1
     """Passes over the label set."""
@@ -119,10 +147,11 @@ class TrainConfig:
         """
         for name in ("epochs", "pack_tokens", "packs_per_step", "window", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("kl", "ce", "weight_decay", "clip", "warmup", "save_every", "eval_every"):
+        for name in ("weight_decay", "clip", "warmup", "save_every", "eval_every"):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "0 or more")
-        self._require("kl", self.kl + self.ce > 0, "above 0 where --ce is 0")
+        self._require("chunk_bytes", self.chunk_bytes >= 1, "at least 1")
+        _ = self.loss_terms, self.token_weighting
         self._require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0")
         self._require("betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         self._require("seed", self.seed >= 0, "0 or more")
@@ -139,6 +168,23 @@ class TrainConfig:
                 f"--tracker {self.tracker}: it is not installed",
                 mend="pip install 'softshards[trackers]', or leave it to OUT/log.jsonl",
             )
+
+    @property
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        """What --loss says."""
+        return parse_losses(
+            self.loss,
+            temperature=self.temperature,
+            jsd_beta=self.jsd_beta,
+            skew_alpha=self.skew_alpha,
+        )
+
+    @property
+    def token_weighting(self) -> TokenWeighting:
+        """What --kind-weight, --source-weight, --entropy-weight and --position-weight say."""
+        return parse_weighting(
+            self.kind_weight, self.source_weight, self.entropy_weight, self.position_weight
+        )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

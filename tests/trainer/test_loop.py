@@ -25,7 +25,7 @@ from trainer.collate import collate
 from trainer.config import TrainConfig
 from trainer.dataset import LabelDataset
 from trainer.loop import train
-from trainer.objective import label_losses, weighted_sum
+from trainer.objective import label_losses
 from trainer.student import load_student
 
 
@@ -100,8 +100,8 @@ def log_lines(out: Path) -> list[bytes]:
 
 def test_training_learns_from_the_teacher(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 30, "lr": 1e-2, "student": world.student}
-    assert train(config(world, tmp_path / "kd", ce=0.0, **settings)) == 0
-    assert train(config(world, tmp_path / "ce", kl=0.0, **settings)) == 0
+    assert train(config(world, tmp_path / "kd", loss=("forward_kl=1",), **settings)) == 0
+    assert train(config(world, tmp_path / "ce", loss=("ce=1",), **settings)) == 0
     kd, ce = log(tmp_path / "kd"), log(tmp_path / "ce")
     assert kd[-1]["kl"] < 0.5 * kd[0]["kl"]
     assert ce[-1]["ce"] < ce[0]["ce"] - 1
@@ -121,11 +121,11 @@ def test_step_is_the_gradient_of_the_mean_over_all_labels(world: World, tmp_path
     student = load_student(world.student, labels).train()
     losses = [label_losses(student(b), b) for b in map(collate, packs)]
     kl, ce = (torch.cat(parts) for parts in zip(*losses))
-    (weighted_sum(kl, ce, 1.0, 0.5) / len(kl)).backward()
+    ((kl + 0.5 * ce).sum() / len(kl)).backward()
     norm = torch.nn.utils.get_total_norm(
         [p.grad for p in student.parameters() if p.grad is not None]
     )
-    train(config(world, tmp_path, ce=0.5, max_steps=1, clip=0.0))
+    train(config(world, tmp_path, loss=("forward_kl=1", "ce=0.5"), max_steps=1, clip=0.0))
     line = log(tmp_path)[0]
     assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     assert line["loss"] == pytest.approx((kl.mean() + 0.5 * ce.mean()).item(), rel=1e-5)
@@ -167,10 +167,10 @@ def test_changed_settings_of_an_unfinished_run(
     train(config(world, tmp_path, save_every=2))
     (tmp_path / "result.json").unlink()
     with pytest.raises(SoftshardsError) as caught:
-        train(config(world, tmp_path, save_every=2, lr=1e-4, kl=0.5))
-    assert "config.kl: then 1.0, now 0.5" in str(caught.value)
+        train(config(world, tmp_path, save_every=2, lr=1e-4, loss=("ce=1",)))
+    assert "config.loss: then ['forward_kl=1', 'ce=1'], now ['ce=1']" in str(caught.value)
     assert "config.lr: then 0.001, now 0.0001" in str(caught.value)
-    assert "config.ce" not in str(caught.value)
+    assert "config.temperature" not in str(caught.value)
     with pytest.raises(SoftshardsError, match="--resume is never"):
         train(config(world, tmp_path, resume="never"))
     assert train(config(world, tmp_path, save_every=3)) == 0  # how often to save may change
@@ -230,13 +230,14 @@ def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture
     file = tmp_path / "train.yaml"
     file.write_text(
         f"labels: {world.labels}\nstudent: {world.student}\nout: {tmp_path / 'run'}\n"
-        "pack_tokens: 128\nkl: 0.25\nlr: 0.5\nmax_steps: 1\n"
+        "pack_tokens: 128\nloss: [forward_kl=0.25, ce=1]\nlr: 0.5\nmax_steps: 1\n"
     )
     with pytest.raises(SystemExit) as caught:
         main(["train", "--config", str(file), "--lr", "0.001"])
     assert caught.value.code == 0
     settings = json.loads((tmp_path / "run" / "result.json").read_text())["config"]
-    assert (settings["kl"], settings["lr"], settings["pack_tokens"]) == (0.25, 0.001, 128)
+    assert (settings["lr"], settings["pack_tokens"]) == (0.001, 128)
+    assert settings["loss"] == ["forward_kl=0.25", "ce=1"]
     file.write_text(file.read_text() + "pack_token: 3\n")
     with pytest.raises(SystemExit) as caught:
         main(["train", "--config", str(file)])
@@ -248,7 +249,7 @@ def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture
     ("settings", "message"),
     [
         ({"lr": 0.0}, "--lr is 0.0; it must be above 0"),
-        ({"kl": 0.0, "ce": 0.0}, "--kl is 0.0"),
+        ({"loss": ("forward_kl=0", "ce=0")}, "--loss: all weights are 0"),
         ({"packs_per_step": 0}, "--packs-per-step is 0; it must be at least 1"),
         ({"eval_every": 5}, "--eval-labels"),
         ({"tracker": "trackio"}, "--tracker trackio: it is not installed"),
