@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from schemas import compact
 from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, row_schema
 from schemas.codec import LABEL_COLUMNS
 from schemas.errors import LabelSetError
-from schemas.fingerprint import sha256_bytes, tokenizer_digest
+from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import ByteRange, read_entries
 from schemas.manifest import Manifest, read_manifest
 from schemas.shard import check_footer, stored_order
 from schemas.version import PLAIN_1
+from schemas.view import Kept, View, read_view
 
 TOKENIZER = "tokenizer"
 
@@ -33,27 +34,29 @@ class RowGroup:
         shard: path of the shard relative to the set; index: the row group's place in it.
         bytes: its stretch of the file, with row, label and token counts and the hash.
         footer: the shard's footer, the same for all its row groups.
+        kept: what a view keeps of it; None where all rows are.
     """
 
     shard: str
     index: int
     bytes: ByteRange
     footer: ByteRange
+    kept: Kept | None = None
 
     @property
     def rows(self) -> int:
         """Sequences to read from it."""
-        return self.bytes.rows
+        return (self.kept or self.bytes).rows
 
     @property
     def labels(self) -> int:
         """Labeled positions of those."""
-        return self.bytes.labels
+        return (self.kept or self.bytes).labels
 
     @property
     def tokens(self) -> int:
         """Tokens of those, labeled or not."""
-        return self.bytes.tokens
+        return (self.kept or self.bytes).tokens
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,14 @@ class LabelSet:
     Attributes:
         path: the set's folder.
         manifest: its checked manifest.
-        row_groups: all row groups, by unit.
+        row_groups: all row groups, by unit; of a view, those with rows left.
+        view: the view that chose the rows, where it was opened by one.
     """
 
     path: Path
     manifest: Manifest
     row_groups: tuple[RowGroup, ...]
+    view: View | None = None
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
     _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
 
@@ -91,6 +96,13 @@ class LabelSet:
     def tokens(self) -> int:
         """Number of tokens, labeled or not."""
         return sum(group.tokens for group in self.row_groups)
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of all rows and labels there are: the hash of every row group, and the view's."""
+        groups = self.row_groups
+        kept = [g.kept.bits for g in groups if g.kept is not None]
+        return sha256_json([group.bytes.sha256 for group in groups] + ([kept] if kept else []))
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -135,31 +147,37 @@ class LabelSet:
             if verify:
                 _check_bytes(data, group.bytes, f"row group {group.index}", path)
             reader = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=verify)
-            if self.manifest.codec == PLAIN_1:
-                return reader.read_row_group(group.index, columns=columns)
-            return self._read_compact(reader, group, columns, path)
+            try:
+                if self.manifest.codec == PLAIN_1:
+                    return _kept(reader.read_row_group(group.index, columns=columns), group)
+                return self._read_compact(reader, group, columns)
+            except ValueError as error:
+                raise _damaged(f"row group {group.index}: {error}", path) from error
 
     def _read_compact(
         self,
         reader: pq.ParquetFile,
         group: RowGroup,
         columns: Sequence[str] | None,
-        path: Path,
     ) -> pa.Table:
         """Rows with the plain columns asked for, decoded only where the top-k is among them."""
         wanted = row_schema(self.manifest.identity.vocab_size).names if columns is None else columns
         others = [name for name in wanted if name not in TOPK_COLUMNS]
         if len(others) == len(wanted):
-            return reader.read_row_group(group.index, columns=others)
-        table = reader.read_row_group(group.index, columns=[*others, *COMPACT_COLUMNS])
-        try:
-            order = self._orders.get(group.shard)
-            if order is None:
-                order = self._orders[group.shard] = _order(reader.metadata)
-            plain = compact.unpack(table, order)
-        except ValueError as error:
-            raise _damaged(f"row group {group.index}: {error}", path) from error
+            return _kept(reader.read_row_group(group.index, columns=others), group)
+        stored = reader.read_row_group(group.index, columns=[*others, *COMPACT_COLUMNS])
+        order = self._orders.get(group.shard)
+        if order is None:
+            order = self._orders[group.shard] = _order(reader.metadata)
+        plain = compact.unpack(_kept(stored, group), order)
         return plain.select([name for name in plain.column_names if name in wanted])
+
+
+def _kept(table: pa.Table, group: RowGroup) -> pa.Table:
+    """The rows that the view keeps; a table without columns has nothing to leave out."""
+    if group.kept is None or not table.num_columns:
+        return table
+    return table.filter(pa.array(group.kept.mask(table.num_rows)))
 
 
 def _order(metadata: pq.FileMetaData) -> NDArray[np.int32]:
@@ -190,13 +208,15 @@ def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet
     Row groups are checked when they are read.
 
     Args:
-        path: the set's folder.
+        path: the set's folder, or a view of one (`*.view.json`).
         allow_partial: open a set that is still being labeled, with the units done so far. Units
             are drawn by hash, so they are an unbiased sample of the whole.
 
     Raises:
         LabelSetError: it is missing, altered, unfinished, or of an unknown version.
     """
+    if Path(path).is_file():
+        return _open_view(Path(path))
     directory = Path(path)
     manifest = read_manifest(directory)
     if manifest.status == "complete":
@@ -217,6 +237,31 @@ def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet
         for index, stretch in enumerate(stretches)
     )
     return LabelSet(directory, manifest, groups)
+
+
+def _open_view(path: Path) -> LabelSet:
+    """The set that a view is of, with the rows it names.
+
+    A view may be of an unfinished set: it names rows that are there.
+    """
+    view = read_view(path)
+    labels = open_label_set(path.parent / view.label_set, allow_partial=True)
+    mend = "make the view again with `labeler curate`"
+    if labels.manifest.identity_digest != view.identity_digest:
+        raise LabelSetError(f"the view is not of {labels.path}: other labels", path=path, mend=mend)
+    there = {(group.shard, group.index): group for group in labels.row_groups}
+    groups = []
+    for kept in view.kept:
+        group = there.get((kept.shard, kept.row_group))
+        if group is None or group.bytes.sha256 != kept.sha256:
+            raise LabelSetError(
+                f"{labels.path} has changed since the view was made: {kept.shard}, row group "
+                f"{kept.row_group} is another one",
+                path=path,
+                mend=mend,
+            )
+        groups.append(replace(group, kept=kept))
+    return LabelSet(labels.path, labels.manifest, tuple(groups), view)
 
 
 def check_tokenizer(directory: Path, manifest: Manifest) -> None:

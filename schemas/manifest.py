@@ -118,14 +118,17 @@ class Totals(Model):
 
 
 class Manifest(Model):
-    """The first file a reader opens; everything else is reached, and checked, from here."""
+    """The first file a reader opens; everything else is reached, and checked, from here.
+
+    A set that was derived from others (`provenance.derived`) has no plan: nothing is left to label.
+    """
 
     format_version: str = FORMAT_VERSION
     codec: str = PLAIN_1
     status: Literal["running", "complete"]
     identity: Identity
     identity_digest: str
-    plan: FileDigest
+    plan: FileDigest | None
     planned_units: int
     tokenizer_files: tuple[FileDigest, ...]
     index_pages: tuple[FileDigest, ...] = ()
@@ -198,7 +201,12 @@ def differences(*, found: dict[str, Any], asked: dict[str, Any]) -> str:
     return "".join(f"\n  {n}: here {found.get(n)!r}, asked {asked.get(n)!r}" for n in names)
 
 
-def _check_version(format_version: str, codec: str, path: Path) -> None:
+def check_version(format_version: str, path: Path) -> None:
+    """Refuse a file of another major format version.
+
+    Raises:
+        LabelSetError: saying what to install.
+    """
     major = format_version.split(".")[0]
     if major != str(FORMAT_MAJOR):
         raise LabelSetError(
@@ -206,6 +214,10 @@ def _check_version(format_version: str, codec: str, path: Path) -> None:
             path=path,
             mend=f"install a softshards that reads format {major}.x",
         )
+
+
+def _check_version(format_version: str, codec: str, path: Path) -> None:
+    check_version(format_version, path)
     if codec not in KNOWN_CODECS:
         raise LabelSetError(
             f"unknown codec {codec!r}; this softshards reads {', '.join(KNOWN_CODECS)}",

@@ -38,12 +38,14 @@ def write_plan(directory: Path, units: Iterable[pa.Table], name: str = PLAN) -> 
     return FileDigest(path=name, sha256=sha256_file(directory / name))
 
 
-def open_plan(directory: Path, expected: FileDigest) -> pq.ParquetFile:
+def open_plan(directory: Path, expected: FileDigest | None) -> pq.ParquetFile:
     """Open a plan for reading unit by unit (row group i is unit i).
 
     Raises:
-        LabelSetError: it is missing or altered.
+        LabelSetError: it is missing or altered, or the set has none.
     """
+    if expected is None:
+        raise LabelSetError("a set that was derived from others has no plan", path=directory)
     path = directory / expected.path
     if not path.is_file() or sha256_file(path) != expected.sha256:
         raise LabelSetError(

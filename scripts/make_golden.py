@@ -1,4 +1,4 @@
-"""Freeze a tiny label set under tests/golden: python -m scripts.make_golden NAME
+"""Freeze a tiny label set under tests/golden: python -m scripts.make_golden NAME [plain|compact]
 
 Run once for a new format or codec version, never to make a failing test pass.
 """
@@ -36,6 +36,7 @@ def main() -> None:
             engine="transformers",
             max_length=64,
             unit_labels=60,
+            codec="compact" if sys.argv[2:] == ["compact"] else "plain",
             row_group_labels=30,
         )
         label(["corpus.jsonl"], config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 from schemas import Labels, LabelSet, LabelSetError, SoftshardsError, decode, open_label_set
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
-from schemas.fingerprint import sha256_json
+from schemas.labelset import RowGroup
 from trainer.order import cut_windows, row_group_order
 from trainer.packing import pack_window
+from trainer.vocab_map import VocabMap
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
 
 STATE_VERSION = 1
 LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
-ROW_COLUMNS = (*KEY_COLUMNS, *LENGTH_COLUMNS, "input_ids", "spans", "student_spans", *LABEL_COLUMNS)
+ROW_COLUMNS = (
+    *(*KEY_COLUMNS, "source", *LENGTH_COLUMNS),
+    *("input_ids", "spans", "student_spans", *LABEL_COLUMNS),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ class Window:
         labels: all rows' labels; row i has [label_offsets[i], label_offsets[i + 1]).
         positions: int64 [labels], the place t of each labeled token in its own row.
         kinds: int64 [labels], index into `schemas.arrow.SPAN_KINDS`.
+        sources: input file of each row, "" where it is not known.
     """
 
     keys: list[str]
@@ -80,6 +85,7 @@ class Window:
     label_offsets: NDArray[np.int64]
     positions: NDArray[np.int64]
     kinds: NDArray[np.int64]
+    sources: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +137,7 @@ class LabelDataset:
         epochs: passes over the set; None never ends.
         rank, world_size: which packs of the global sequence to yield.
         state: where to start; its seed must be `seed`. By default at the beginning.
+        vocab_map: from the teacher's ids to the student's, where they differ.
 
     Raises:
         LabelSetError: the set cannot be opened, or holds no label.
@@ -147,6 +154,7 @@ class LabelDataset:
         rank: int = 0,
         world_size: int = 1,
         state: ReaderState | None = None,
+        vocab_map: VocabMap | None = None,
     ) -> None:
         self.labels = labels if isinstance(labels, LabelSet) else open_label_set(labels)
         if self.labels.labels == 0:
@@ -157,7 +165,7 @@ class LabelDataset:
         if self.state.seed != seed:
             raise ValueError(f"the state belongs to seed {self.state.seed}, not {seed}")
         self.pack_tokens, self.seed, self.window, self.epochs = pack_tokens, seed, window, epochs
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.vocab_map = rank, world_size, vocab_map
 
     def __iter__(self) -> Generator[Pack]:
         """Yield this rank's packs from `self.state` on, and keep `self.state` up to date."""
@@ -210,11 +218,7 @@ class LabelDataset:
 
     def _load(self, epoch: int, window: int) -> tuple[Window, list[NDArray[np.int64]]]:
         groups = [self.labels.row_groups[i] for i in self._windows(epoch)[window]]
-        columns = list(ROW_COLUMNS)
-        table = pa.concat_tables(
-            [self.labels.read_row_group(group, columns, verify=True) for group in groups]
-        )
-        data = decode_window(table)
+        data = decode_window(self._rows(groups, ROW_COLUMNS, verify=True), self.vocab_map)
         lengths = np.diff(data.token_offsets)
         return data, self._pack(lengths, epoch, window, lambda row: data.keys[row])
 
@@ -232,24 +236,29 @@ class LabelDataset:
 
     def _lengths(self, group: int) -> NDArray[np.int64]:
         """Lengths of a row group's labeled rows; what they are is verified when they are read."""
-        table = self.labels.read_row_group(
-            self.labels.row_groups[group], list(LENGTH_COLUMNS), verify=False
-        )
+        table = self._rows([self.labels.row_groups[group]], LENGTH_COLUMNS, verify=False)
         student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
-        lengths = pc.coalesce(student, table["n_tokens"]).to_numpy()
-        return lengths[table["n_labels"].to_numpy() > 0].astype(np.int64)
+        return pc.coalesce(student, table["n_tokens"]).to_numpy().astype(np.int64)
 
     def _name(self, groups: NDArray[np.int64], row: int) -> str:
-        columns = [*KEY_COLUMNS, "n_labels"]
+        chosen = [self.labels.row_groups[group] for group in groups]
+        return _keys(self._rows(chosen, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
+
+    def _rows(self, groups: list[RowGroup], columns: Sequence[str], *, verify: bool) -> pa.Table:
+        """The rows to train on of some row groups: those with labels that the student can read."""
+        if self.vocab_map is not None:
+            columns = list(dict.fromkeys([*columns, "input_ids", "student_input_ids"]))
         read = self.labels.read_row_group
-        tables = [read(self.labels.row_groups[g], columns, verify=False) for g in groups]
-        return _keys(_labeled(pa.concat_tables(tables)))[row]
+        tables = [read(group, list(columns), verify=verify) for group in groups]
+        table = _labeled(pa.concat_tables(tables))
+        return table if self.vocab_map is None else self.vocab_map.keep(table)
 
 
-def decode_window(table: pa.Table) -> Window:
+def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
     """Rows of a shard to arrays; rows without labels are left out.
 
-    The student's own context is taken where a row has one, the teacher's elsewhere.
+    The student's own context is taken where a row has one, the teacher's elsewhere. With a
+    `vocab_map`, which must know all tokens of the rows, ids are the student's.
     """
     table = _labeled(table).combine_chunks()
     keys = _keys(table)
@@ -267,14 +276,16 @@ def decode_window(table: pa.Table) -> Window:
             mend="run `labeler verify` on the label set",
         )
     kind = pc.index_in(flat.field("kind"), pa.array(SPAN_KINDS)).to_numpy(zero_copy_only=False)
+    flat_tokens = tokens.flatten().to_numpy()
     return Window(
         keys=keys,
-        tokens=tokens.flatten().to_numpy(),
+        tokens=vocab_map.map_tokens(flat_tokens) if vocab_map else flat_tokens,
         token_offsets=list_offsets(tokens),
-        labels=decoded.labels,
+        labels=vocab_map.map_labels(decoded.labels) if vocab_map else decoded.labels,
         label_offsets=decoded.offsets,
         positions=positions,
         kinds=np.repeat(kind.astype(np.int64), stop - start),
+        sources=[source or "" for source in table["source"].to_pylist()],
     )
 
 
@@ -286,8 +297,8 @@ def label_set_digests(labels: LabelSet) -> dict[str, str]:
     """
     return {
         "identity": labels.manifest.identity_digest,
-        "plan": labels.manifest.plan.sha256,
-        "content": sha256_json([group.bytes.sha256 for group in labels.row_groups]),
+        "plan": plan.sha256 if (plan := labels.manifest.plan) else "",
+        "content": labels.content_digest,
     }
 
 

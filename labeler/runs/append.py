@@ -58,22 +58,25 @@ def append(
         before = manifest.provenance.get("parents", [])
         provenance["parents"] = [*before, *(p for p in parents if p not in before)]
     changes: dict[str, Any] = {"provenance": provenance}
+    plan = manifest.plan
+    assert plan is not None, "a derived set is refused before"
     if planned.units or planned.rejects:
-        name = next_plan(manifest.plan.path)
+        name = next_plan(plan.path)
         rejects = map(vars, planned.all_rejects())
         write_rejects(plan_rejects_path(out, name), rejects)
         old = read_units(open_plan(out, manifest.plan))
         new = planned.tables(manifest.planned_units)
+        plan = write_plan(out, chain(old, new), name)
         changes |= {
             "status": "running",
-            "plan": write_plan(out, chain(old, new), name),
+            "plan": plan,
             "planned_units": manifest.planned_units + planned.units,
             "index_pages": (),
             "totals": None,
         }
     appended = manifest.model_copy(update=changes)
     write_manifest(out, appended)
-    remove_other_plans(out, appended.plan.path)
+    remove_other_plans(out, plan.path)
     return appended
 
 

@@ -75,6 +75,12 @@ def begin(
             )
         return _new(files, config, teacher, identity, settings)
     manifest = read_manifest(config.out)
+    if manifest.plan is None:
+        raise SoftshardsError(
+            "this label set was derived from others: there is nothing left to label in it",
+            path=config.out,
+            mend="label into the set it was made from (--append), or into a new folder",
+        )
     remove_other_plans(config.out, manifest.plan.path)
     _require_same(identity, manifest, config.out)
     recorded = is_recorded(settings, manifest)

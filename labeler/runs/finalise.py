@@ -98,7 +98,7 @@ class _Sums:
 
     def totals(self, manifest: Manifest) -> Totals:
         """Sums for the manifest; its rejects are the plan's and the units'."""
-        rejects = self._sums["rejects"] + manifest.provenance["plan_rejects"]
+        rejects = self._sums["rejects"] + manifest.provenance.get("plan_rejects", 0)
         return Totals(**self._sums | {"rejects": rejects})
 
     def ledger(self) -> dict[str, dict[str, Any]]:

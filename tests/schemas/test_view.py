@@ -1,0 +1,106 @@
+"""Views: the rows they name, wherever a label set is taken, and no others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from schemas import LabelSet, LabelSetError, decode, open_label_set
+from schemas.view import Kept, View, packed_bits, write_view
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SETS = sorted(path for path in GOLDEN.iterdir() if (path / "manifest.json").is_file())
+
+
+def every_other(labels: LabelSet, path: Path, *, first: int = 0) -> Path:
+    """A view of every other row of a set, and of nothing of its last row group."""
+    kept = []
+    for group in labels.row_groups[:-1]:
+        counts = labels.read_row_group(group, ["n_labels", "n_tokens"])
+        mask = np.arange(group.rows) % 2 == first
+        chosen = counts.filter(mask)
+        if mask.any():
+            kept.append(
+                Kept(
+                    shard=group.shard,
+                    row_group=group.index,
+                    sha256=group.bytes.sha256,
+                    rows=chosen.num_rows,
+                    labels=sum(chosen["n_labels"].to_pylist()),
+                    tokens=sum(chosen["n_tokens"].to_pylist()),
+                    bits=packed_bits(mask),
+                )
+            )
+    view = View(
+        label_set=str(labels.path.absolute()),
+        identity_digest=labels.manifest.identity_digest,
+        kept=tuple(kept),
+        made={"by": "a test"},
+    )
+    write_view(path, view)
+    return path
+
+
+@pytest.mark.parametrize("golden", SETS, ids=lambda path: path.name)
+def test_a_view_is_read_as_a_label_set_of_its_rows(golden: Path, tmp_path: Path) -> None:
+    whole = open_label_set(golden)
+    view = open_label_set(every_other(whole, tmp_path / "half.view.json"))
+    expected = [
+        name
+        for group in whole.row_groups[:-1]
+        for name in whole.read_row_group(group, ["id"])["id"].to_pylist()[::2]
+    ]
+    tables = [view.read_row_group(group) for group in view.row_groups]
+    assert [name for table in tables for name in table["id"].to_pylist()] == expected
+    assert view.rows == len(expected) < whole.rows
+    assert view.labels == sum(len(decode(table).labels) for table in tables)
+    assert view.tokens == sum(sum(table["n_tokens"].to_pylist()) for table in tables)
+    assert view.content_digest != whole.content_digest
+    other = open_label_set(every_other(whole, tmp_path / "other.view.json", first=1))
+    assert other.content_digest != view.content_digest
+
+
+def test_an_altered_view_is_refused(tmp_path: Path) -> None:
+    path = every_other(open_label_set(SETS[0]), tmp_path / "a.view.json")
+    content = json.loads(path.read_text())
+    content["kept"][0]["rows"] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(LabelSetError, match="the view was altered"):
+        open_label_set(path)
+    path.write_text("{}")
+    with pytest.raises(LabelSetError, match="not a view"):
+        open_label_set(path)
+
+
+def test_a_view_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:
+    """Bits that would name other rows must not pass."""
+    a = tmp_path / "a"
+    shutil.copytree(SETS[0], a)
+    labels = open_label_set(a)
+    path = every_other(labels, tmp_path / "a.view.json")
+    content = View.model_validate_json(path.read_text())
+    other = content.kept[0].model_copy(update={"sha256": "0" * 64})
+    write_view(path, content.model_copy(update={"kept": (other, *content.kept[1:])}))
+    with pytest.raises(LabelSetError, match="has changed since the view was made"):
+        open_label_set(path)
+    write_view(path, content.model_copy(update={"identity_digest": "0" * 64}))
+    with pytest.raises(LabelSetError, match="other labels"):
+        open_label_set(path)
+    write_view(path, content.model_copy(update={"label_set": "nowhere"}))
+    with pytest.raises(LabelSetError, match="no label set here"):
+        open_label_set(path)
+
+
+def test_bits_of_another_number_of_rows_are_refused(tmp_path: Path) -> None:
+    labels = open_label_set(SETS[0])
+    path = every_other(labels, tmp_path / "a.view.json")
+    view = View.model_validate_json(path.read_text())
+    longer = view.kept[0].model_copy(update={"bits": packed_bits(np.ones(99, bool))})
+    write_view(path, view.model_copy(update={"kept": (longer,)}))
+    opened = open_label_set(path)
+    with pytest.raises(LabelSetError, match="not those of"):
+        opened.read_row_group(opened.row_groups[0])
