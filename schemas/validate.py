@@ -50,7 +50,9 @@ def examine(
         try:
             table = labels.read_row_group(group)
         except (LabelSetError, pa.ArrowException, OSError) as error:
-            what, mend = (error.what, error.mend) if isinstance(error, LabelSetError) else (error, None)
+            what, mend = (
+                (error.what, error.mend) if isinstance(error, LabelSetError) else (error, None)
+            )
             yield Finding(kind="damage", where=where, what=str(what), mend=mend)
             continue
         for finding in validate_table(
@@ -136,7 +138,8 @@ def _pairs(parts: list[NDArray[np.uint64]]) -> list[tuple[int, int]]:
 def _side_files(labels: LabelSet) -> Iterator[Finding]:
     """Plan and journal: a run that goes on, or appends, would believe them."""
     try:
-        open_plan(labels.path, labels.manifest.plan)
+        if labels.manifest.plan is not None:
+            open_plan(labels.path, labels.manifest.plan)
     except LabelSetError as error:
         yield Finding(kind="plan", where=str(error.path), what=error.what, mend=error.mend)
     for unit in range(labels.manifest.planned_units):

@@ -8,7 +8,7 @@ import numpy as np
 
 from labeler.rendering.messages import read_list
 from labeler.rendering.spans import BadRecord, Span, Tokens, count_labels
-from schemas.validate import span_problem
+from schemas.invariants import span_problem
 
 STUDENT_IDS, STUDENT_SPANS = "student_input_ids", "student_spans"
 """Columns of a row that comes from a label set, where the student was to see other tokens."""

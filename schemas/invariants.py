@@ -1,0 +1,244 @@
+"""What must hold for the rows of a label set, checked over a whole row group at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from schemas.alignment import Places, flat_list, label_places, shifts
+from schemas.arrow import KEY_COLUMNS, SPAN_KINDS, row_schema
+from schemas.codec import PAD_ID, DecodedLabels, bucketed_entropy, decode
+from schemas.findings import Finding
+from schemas.rounding import HALF_STEP, rounding
+from schemas.version import COMPACT_1, PLAIN_1
+
+Key = tuple[str, int, int]
+SLACK = 1e-3
+"""Nats, or mass, that engines may differ by beside the rounding of storage."""
+
+
+def validate_table(
+    table: pa.Table, *, vocab_size: int, k: int, codec: str = PLAIN_1
+) -> Iterator[Finding]:
+    """Yield a finding a broken invariant of docs/format.md, with the first place it breaks in.
+
+    Args:
+        table: rows of a shard, all plain columns, as `LabelSet.read_row_group` gives them.
+        vocab_size: number of real token ids.
+        k: the largest number of top logprobs a position may have.
+        codec: what the rows were stored in, for its rounding.
+    """
+    if not table.schema.remove_metadata().equals(row_schema(vocab_size)):
+        yield Finding(kind="schema", what="the schema is not that of format version 1")
+        return
+    try:
+        decoded = decode(table)
+    except ValueError as error:
+        yield Finding(kind="schema", what=str(error))
+        return
+    keys: list[Key] = list(zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True))
+    rows = list(_row_counts(table, decoded, keys, vocab_size))
+    yield from rows
+    if any(finding.kind in ("span", "count") for finding in rows):
+        return  # where the labels stand is not known
+    yield from _student_context(table, keys, vocab_size)
+    yield from _label_values(table, decoded, keys, vocab_size, k, codec)
+
+
+def row_name(key: Key) -> str:
+    """A row's key as messages spell it."""
+    return f"row {key[0]} (chunk {key[1]}, sample {key[2]})"
+
+
+def span_problem(spans: list[dict[str, Any]], n_tokens: int, n_labels: int) -> str | None:
+    """Say what is wrong with a row's spans: sorted, disjoint, 1 <= start < stop <= n_tokens."""
+    last = 1
+    for span in spans:
+        if not last <= span["start"] < span["stop"] <= n_tokens:
+            where = f"[{span['start']}, {span['stop']})"
+            return f"span {where} is empty, out of order or outside 1..{n_tokens}"
+        if span["kind"] not in SPAN_KINDS:
+            return f"unknown span kind {span['kind']!r}"
+        last = span["stop"]
+    total = sum(span["stop"] - span["start"] for span in spans)
+    return None if total == n_labels else f"spans cover {total} positions, labels {n_labels}"
+
+
+def _row_counts(
+    table: pa.Table, decoded: DecodedLabels, keys: list[Key], vocab_size: int
+) -> Iterator[Finding]:
+    counts = np.diff(decoded.offsets)
+    tokens, starts = flat_list(table, "input_ids")
+    lengths = np.diff(starts)
+    outside = np.isin(np.arange(len(keys)), _rows_with(_outside(tokens, vocab_size), starts))
+    for kind, what, wrong in (
+        ("count", "n_labels is not the number of labels", counts != table["n_labels"].to_numpy()),
+        ("count", "n_tokens is not the number of tokens", lengths != table["n_tokens"].to_numpy()),
+        ("token", "an input id is outside the tokenizer", outside),
+    ):
+        if wrong.any():
+            yield Finding(kind=kind, what=what, where=row_name(keys[int(np.argmax(wrong))]))
+    spans = table["spans"].to_pylist()
+    for key, row, n_tokens, n_labels in zip(keys, spans, lengths, counts, strict=True):
+        if problem := span_problem(row, int(n_tokens), int(n_labels)):
+            yield Finding(kind="span", what=problem, where=row_name(key))
+            return
+
+
+def _outside(ids: NDArray[Any], vocab_size: int) -> NDArray[np.bool_]:
+    return (ids < 0) | (ids >= vocab_size)
+
+
+def _rows_with(wrong: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows that any of the flat positions marked is in."""
+    return np.unique(np.searchsorted(starts, np.flatnonzero(wrong), side="right") - 1)
+
+
+def _student_context(table: pa.Table, keys: list[Key], vocab_size: int) -> Iterator[Finding]:
+    columns = (table[n].to_pylist() for n in ("spans", "student_input_ids", "student_spans"))
+    for key, spans, ids, student in zip(keys, *columns, strict=True):
+        problem = None
+        if (ids is None) != (student is None):
+            problem = "student_input_ids and student_spans go together"
+        elif ids is not None:
+            ours = [s["stop"] - s["start"] for s in student]
+            problem = span_problem(student, len(ids), sum(ours))
+            if problem is None and ours != [s["stop"] - s["start"] for s in spans]:
+                problem = "student_spans differ in length from spans"
+            if problem is None and _outside(np.array(ids), vocab_size).any():
+                problem = "a student's input id is outside the tokenizer"
+        if problem:
+            yield Finding(kind="student", what=problem, where=row_name(key))
+
+
+def _label_values(
+    table: pa.Table, decoded: DecodedLabels, keys: list[Key], vocab_size: int, k: int, codec: str
+) -> Iterator[Finding]:
+    labels, places = decoded.labels, label_places(table, decoded)
+    broken = partial(_broken, keys=keys, places=places)
+    ids, logs = labels.topk_ids, labels.topk_logprobs.astype(np.float64)
+    tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
+    real = ids != PAD_ID
+    if ids.shape[1] > k:
+        yield Finding(kind="label", what=f"{ids.shape[1]} ids a position, more than k = {k}")
+    nothing = [
+        *((logs, "topk_logprobs"), (tail, "tail_logprob"), (token, "token_logprob")),
+        *((labels.entropy, "entropy"), (labels.log_normalizer, "log_normalizer")),
+    ]
+    for values, name in nothing:
+        if values is not None:
+            finite = ~np.isnan(values) if "logprob" in name else np.isfinite(values)
+            yield from broken(f"{name} is not a number", ~finite.reshape(len(tail), -1).all(axis=1))
+    yield from broken("token id outside the tokenizer", ((ids >= vocab_size) & real).any(axis=1))
+    ordered = np.sort(ids, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PAD_ID)
+    yield from broken("an id occurs twice", twice.any(axis=1))
+    pairs = np.where(real[:, 1:], logs[:, 1:] > logs[:, :-1], False)
+    yield from broken("logprobs are not in descending order", pairs.any(axis=1))
+    above = (logs > 0).any(axis=1) | (tail > 0) | (token > 0)
+    yield from broken("a logprob is above zero", above)
+    lost = np.isneginf(tail) & (real.sum(axis=1) < vocab_size)
+    yield from broken("the tail is zero, and the ids do not cover the vocabulary", lost)
+    slack = rounding(logs, codec)
+    if codec == COMPACT_1 and slack.size:
+        slack[:, 0] *= 3  # the likeliest id may be moved up one step more
+    p = np.exp(logs)
+    mass, bound = p.sum(axis=1) + np.exp(tail), SLACK + 2 * (p * np.expm1(slack)).sum(axis=1)
+    yield from broken("top-k and tail do not sum to one", ~(np.abs(mass - 1) <= bound))
+    if labels.entropy is not None:
+        least = bucketed_entropy(labels)
+        yield from broken(
+            "the entropy is below that of top-k and tail",
+            labels.entropy < least - 0.02 - 0.02 * least - 2 * bound,
+        )
+    yield from _of_the_token(decoded, places, broken, slack)
+    yield from _means(table, decoded, keys, bound)
+
+
+def _of_the_token(
+    decoded: DecodedLabels, places: Places, broken: Callable[..., Any], slack: NDArray[np.float64]
+) -> Iterator[Finding]:
+    """Labels that do not fit the actual token: those of another position are named as such."""
+    labels = decoded.labels
+    ids, logs = labels.topk_ids, labels.topk_logprobs.astype(np.float64)
+    tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
+    real = ids != PAD_ID
+    # 0 for -inf: nothing is rounded there.
+    error = SLACK + HALF_STEP * np.abs(np.where(np.isfinite(token), token, 0.0))
+    hit = (ids == places.tokens_at(0)[:, None]) & real
+    inside = hit.any(axis=1)
+    stored = np.where(hit, logs, 0.0).sum(axis=1)
+    allowed = error + np.where(hit, slack, 0.0).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # -inf less -inf
+        differs = inside & (stored != token) & ~(np.abs(stored - token) <= allowed)
+    smallest = np.where(real, logs, np.inf).min(axis=1, initial=np.inf)
+    last = np.where(real, slack, 0.0).max(axis=1, initial=0.0)
+    too_likely = ~inside & (token > smallest + error + last)
+    above_tail = ~inside & (token > tail + 2 * error)
+    wrong = differs | too_likely | above_tail
+    found = shifts(decoded, places, wrong, error[:, None] + slack)
+    for shift in np.unique(found[found != 0]).tolist():
+        yield from broken(
+            f"its label is that of the token at position {{position}}: labels are shifted by "
+            f"{shift:+d}",
+            found == shift,
+            kind="shift",
+            shift=shift,
+        )
+    wrong &= found == 0
+    for what, which in (
+        ("token_logprob is not that of the actual token in the top-k", differs),
+        ("the actual token is outside the top-k but more likely than it", too_likely),
+        ("the actual token outside the top-k is likelier than the tail", above_tail),
+    ):
+        yield from broken(what, which & wrong)
+
+
+def _means(
+    table: pa.Table, decoded: DecodedLabels, keys: list[Key], bound: NDArray[np.float64]
+) -> Iterator[Finding]:
+    """The scalars of a row against its labels: filters believe them."""
+    labels, offsets = decoded.labels, decoded.offsets
+    if not len(labels):
+        return
+    inside = np.exp(labels.topk_logprobs.astype(np.float64)).sum(axis=1)
+    for name, values, slack in (
+        ("mean_nll", -labels.token_logprob.astype(np.float64), np.full(len(labels), SLACK)),
+        ("coverage", inside, bound),
+    ):
+        for row, (start, stop) in enumerate(pairwise(offsets.tolist())):
+            stated = table[name][row].as_py()
+            if stated is None or start == stop:
+                continue
+            mean = float(values[start:stop].mean())
+            allowed = float(slack[start:stop].mean()) + 2 * HALF_STEP * abs(mean)
+            if np.isfinite(mean) and not abs(mean - stated) <= allowed:
+                what = f"{name} is {stated:.4f}, of the labels it is {mean:.4f}"
+                yield Finding(kind="scalar", what=what, where=row_name(keys[row]))
+                break
+
+
+def _broken(
+    what: str,
+    positions: NDArray[np.bool_],
+    *,
+    keys: list[Key],
+    places: Places,
+    kind: str = "label",
+    shift: int = 0,
+) -> Iterator[Finding]:
+    """A finding at the first of the labels marked, with how many more there are."""
+    if not positions.any():
+        return
+    first = int(np.argmax(positions))
+    position = int(places.position[first])
+    rows, count = len(np.unique(places.row[positions])), int(positions.sum())
+    more = f" ({count} labels in {rows} row{'s' * (rows > 1)})" if count > 1 else ""
+    where = f"{row_name(keys[int(places.row[first])])}, position {position}"
+    yield Finding(kind=kind, what=what.format(position=position + shift) + more, where=where)
