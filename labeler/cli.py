@@ -305,6 +305,105 @@ def bench(
     benching.print_bench(model, workload, out_file, as_json=as_json)
 
 
+@app.command
+def push(
+    labels: Path,
+    repo: str,
+    *,
+    licence: Annotated[str | None, Parameter(name=["--licence", "--license"])] = None,
+    terms: str | None = None,
+    teacher: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    dry_run: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Publish a label set on the Hugging Face Hub, as a dataset with a card.
+
+    The set is checked first, byte by byte. The same command goes on after an interruption, and
+    brings an earlier push up to date. Log in with `hf auth login`, or set HF_TOKEN.
+
+    Example: `labeler push ./labels me/my-labels --licence cc-by-4.0 --terms TERMS.md --dry-run`
+
+    Parameters
+    ----------
+    labels
+        Folder of a complete label set.
+    repo
+        OWNER/NAME of the dataset repository; it is made where it is missing.
+    licence
+        Licence of the set, as the Hub spells it (apache-2.0, cc-by-4.0, other, ...), or unknown.
+        Needed: nothing is guessed.
+    terms
+        Terms of the teacher's outputs: Markdown, or a file with it.
+    teacher
+        Public name of the teacher for the card; by default the last part of its path.
+    private
+        Make the repository private; one that is there and public is refused.
+    revision
+        Branch to push to; it is made where it is missing.
+    endpoint
+        URL of the Hub; by default HF_ENDPOINT.
+    dry_run
+        Check the set, print the card and what would be sent; send nothing.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.sharing import hub
+    from labeler.sharing.card import statement
+
+    stated = statement(licence, terms, teacher)
+    place = hub.Place(repo=repo, revision=revision, endpoint=endpoint)
+    shared, card = hub.push(labels, place, stated, private=private, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(shared) | {"card": card}))
+    elif dry_run:
+        print(card)
+        visibility = "private" if private else "public"
+        err.print(f"would go to {shared.url} ({visibility} if it is new): {shared.sentence()}")
+    else:
+        out.print(f"pushed to {shared.url} at {shared.commit}: {shared.sentence()}", markup=False)
+
+
+@app.command
+def pull(
+    repo: str,
+    out_dir: Annotated[Path, Parameter(name="OUT")],
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Download a label set from the Hugging Face Hub, and check every byte of it.
+
+    The same command goes on after an interruption, and brings an earlier pull up to date.
+
+    Example: `labeler pull someone/their-labels ./labels`
+
+    Parameters
+    ----------
+    repo
+        OWNER/NAME of the dataset repository.
+    out_dir
+        A new folder, or one that the same set was pulled into before.
+    revision
+        Branch, tag or commit.
+    endpoint
+        URL of the Hub; by default HF_ENDPOINT.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.sharing import hub
+
+    shared = hub.pull(out_dir, hub.Place(repo=repo, revision=revision, endpoint=endpoint))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(shared)))
+    else:
+        where = f"{shared.url} at {shared.commit}"
+        out.print(f"{shared.path}: pulled from {where}, good: {shared.sentence()}", markup=False)
+
+
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
