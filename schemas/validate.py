@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS
@@ -33,10 +34,10 @@ def examine(
 ) -> Iterator[Finding]:
     """Read every row group, verified, and yield what is found.
 
-    Checked: hashes, schema, counts, all of `validate_table`, keys that occur twice, plan, journal,
-    files in `shards/` that the index does not name, and the totals. Rows with the same tokens under
-    other keys are a note. One row group is held at a time; what grows with the set is 20 bytes a
-    row.
+    Checked: hashes, schema, counts, all of `validate_table`, keys that occur twice; and, unless
+    it is a view, plan, journal, files in `shards/` that the index does not name, and the totals.
+    Rows with the same tokens under other keys are a note. One row group is held at a time; what
+    grows with the set is 16 bytes a row, and 32 while they are sorted.
 
     Args:
         labels: an opened label set.
@@ -50,25 +51,34 @@ def examine(
         try:
             table = labels.read_row_group(group)
         except (LabelSetError, pa.ArrowException, OSError) as error:
-            what, mend = (
-                (error.what, error.mend) if isinstance(error, LabelSetError) else (error, None)
-            )
-            yield Finding(kind="damage", where=where, what=str(what), mend=mend)
+            what, mend = getattr(error, "what", str(error)), getattr(error, "mend", None)
+            yield Finding(kind="damage", where=where, what=what, mend=mend)
             continue
         for finding in validate_table(
             table, vocab_size=identity.vocab_size, k=identity.k, codec=manifest.codec
         ):
             yield finding.inside(where)
-        if table.num_rows != group.rows:
-            what = f"{table.num_rows} rows, the index says {group.rows}"
-            yield Finding(kind="count", where=where, what=what)
+        there = [table.num_rows, *(pc.sum(table[n]).as_py() or 0 for n in ("n_labels", "n_tokens"))]
+        if there != [group.rows, group.labels, group.tokens]:
+            yield Finding(
+                kind="count",
+                where=where,
+                what="{} rows, {} labels and {} tokens".format(*there)
+                + f", its {'index' if group.kept is None else 'view'} says "
+                f"{group.rows}, {group.labels} and {group.tokens}",
+            )
         rows.add(number, table)
         if done is not None:
             done(group)
     yield from rows.duplicates(labels)
-    yield from _side_files(labels)
-    yield from _stray_shards(labels)
-    totals = manifest.totals
+    if labels.view is None:
+        yield from _beside_the_rows(labels)
+
+
+def _beside_the_rows(labels: LabelSet) -> Iterator[Finding]:
+    """What a set has and a view of it does not show: plan, journal, totals, stray shards."""
+    yield from examine_other_files(labels)
+    totals = labels.manifest.totals
     if totals and (totals.rows, totals.labels) != (labels.rows, labels.labels):
         what = (
             f"the manifest counts {totals.rows} rows and {totals.labels} labels, "
@@ -133,6 +143,12 @@ def _pairs(parts: list[NDArray[np.uint64]]) -> list[tuple[int, int]]:
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     return [(int(order[i]), int(order[i + 1])) for i in same]
+
+
+def examine_other_files(labels: LabelSet) -> Iterator[Finding]:
+    """What is wrong with the files beside the shards, and which shards are too many."""
+    yield from _side_files(labels)
+    yield from _stray_shards(labels)
 
 
 def _side_files(labels: LabelSet) -> Iterator[Finding]:
