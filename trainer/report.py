@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.console import Console
 from rich.table import Table
 
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
@@ -18,13 +15,21 @@ from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
 from trainer.config import ReportConfig
 from trainer.finished import FINAL, RESULT
+from trainer.page import (
+    COLORS,
+    FIGURE_STYLE,
+    INK,
+    environment,
+    number,
+    percent,
+    size,
+    svg,
+    table_console,
+    times,
+)
 
 TEMPLATE = "report.html.jinja"
 LEDGER = "ledger.json"
-INK = "#010203"
-"""Stands for the page's text colour in figures; replaced by `currentColor` in the SVG."""
-WIDTH = 100
-COLORS = ("#3b7dd8", "#d9822b", "#2f9e6e", "#a154c8", "#c8455c", "#7a8a2e")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,7 @@ def report(config: ReportConfig) -> int:
     lines += [_line(n, "trained", path, results, bench, teacher) for n, path in runs]
     curves = {name: _log(path) for name, path in runs}
     html = (
-        _environment()
+        environment()
         .get_template(TEMPLATE)
         .render(
             title=config.title,
@@ -77,9 +82,7 @@ def report(config: ReportConfig) -> int:
         )
     )
     write_atomic(config.out, html)
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: do not cut numbers off
-        console = Console(width=WIDTH)
+    console = table_console()
     console.print(_table(lines))
     console.print(f"report: {config.out}", soft_wrap=True, highlight=False, markup=False)
     return 0
@@ -197,7 +200,7 @@ def _origin(path: Path) -> dict[str, Any]:
     """Where a label set came from."""
     labels = open_label_set(path, allow_partial=True)
     manifest = labels.manifest
-    size = sum((labels.path / shard).stat().st_size for shard in labels.shards)
+    stored = sum((labels.path / shard).stat().st_size for shard in labels.shards)
     return {
         "path": str(path),
         "identity": manifest.identity.model_dump(mode="json"),
@@ -205,7 +208,7 @@ def _origin(path: Path) -> dict[str, Any]:
         "facts": _facts(labels),
         "rows": labels.rows,
         "labels": labels.labels,
-        "bytes_per_label": size / max(1, labels.labels),
+        "bytes_per_label": stored / max(1, labels.labels),
     }
 
 
@@ -234,11 +237,7 @@ def _figure(curves: dict[str, list[dict[str, Any]]]) -> str:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    colors = {"text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"}
-    style: Any = dict.fromkeys(colors, INK)
-    style |= {"svg.fonttype": "none", "svg.hashsalt": "softshards", "font.size": 10}
-    style |= {"axes.spines.top": False, "axes.spines.right": False}
-    with mpl.rc_context(style):
+    with mpl.rc_context(FIGURE_STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
         panels = (
             ("kl", "KL to teacher (nats per label)"),
@@ -254,19 +253,9 @@ def _figure(curves: dict[str, list[dict[str, Any]]]) -> str:
             legend = axis.legend(frameon=False)
             for text in legend.get_texts():
                 text.set_parse_math(False)  # a name with dollar signs is a name
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        text = svg(figure)
         plt.close(figure)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters |= {"number": _number, "size": _size, "percent": _percent, "times": _times}
-    return environment
+    return text
 
 
 def _table(lines: list[Line]) -> Table:
@@ -282,29 +271,8 @@ def _table(lines: list[Line]) -> Table:
             max_width=20 if first else None,
         )
     for line in lines:
-        cells = [_number(line.ppl, 2), _number(line.kl, 4), _percent(line.agreement)]
-        cells += [_size(line.parameters, ""), _size(line.bytes, "B")]
-        cells += [_number(line.reading, 0), _number(line.generating, 0), _times(line.speedup)]
+        cells = [number(line.ppl, 2), number(line.kl, 4), percent(line.agreement)]
+        cells += [size(line.parameters, ""), size(line.bytes, "B")]
+        cells += [number(line.reading, 0), number(line.generating, 0), times(line.speedup)]
         table.add_row(line.name.replace("[", r"\["), *cells)
     return table
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
-
-
-def _size(value: float | None, unit: str) -> str:
-    if value is None:
-        return "–"
-    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.1f} {prefix}{unit}"
-    return f"{value:.0f} {unit}".strip()
