@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -162,6 +162,64 @@ def inspect(
 
 
 @app.command
+def view(
+    labels: Path,
+    other: Path | None = None,
+    *,
+    out_file: Annotated[Path | None, Parameter(name="--out")] = None,
+    rows: int = 20,
+    seed: int = 0,
+    port: int = 0,
+    open_browser: Annotated[bool, Parameter(name="--open")] = True,
+    allow_partial: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Read a label set in the browser: hover a token and see what the teacher thought of it.
+
+    Serves the whole set to this machine alone until Ctrl-C; with --out, writes one page of a sample
+    that needs no server and no network.
+
+    Example: `labeler view ./labels`, `labeler view ./labels --out page.html --rows 20`, or, two
+    teachers on the same rows, `labeler view ./labels-a ./labels-b`
+
+    Parameters
+    ----------
+    labels
+        Folder of the label set.
+    other
+        A second set of the same tokenizer, to be compared token by token. Rows are matched by id,
+        chunk and sample.
+    out_file
+        Write this HTML file instead of serving.
+    rows
+        With --out: rows to draw at random.
+    seed
+        With --out: seed of the draw.
+    port
+        Port to serve on; 0 takes a free one.
+    open_browser
+        Open the page in the default browser.
+    allow_partial
+        Also open a set that is still being labeled.
+    as_json
+        Print the page's address, or the file's path and size, as JSON on standard output.
+    """
+    from labeler.viewer.command import view_labels
+
+    view_labels(
+        labels,
+        other,
+        out_file=out_file,
+        rows=rows,
+        seed=seed,
+        port=port,
+        open_browser=open_browser,
+        partial=allow_partial,
+        as_json=as_json,
+    )
+
+
+@app.command
 def verify(
     labels: Path,
     *,
@@ -207,6 +265,37 @@ def verify(
     )
     if not good:
         sys.exit(1)
+
+
+@app.command
+def convert(
+    labels: Path,
+    out: Path,
+    *,
+    codec: Literal["plain", "compact"] = "compact",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Write a label set, or the rows of a view, in another codec; prove each row as it goes.
+
+    The identity stays the same, and so does all that a trainer sees, but for the rounding that
+    docs/format.md allows. The source is not touched. Can be stopped and run again.
+
+    Example: `labeler convert ./labels ./labels-compact --codec compact`
+
+    Parameters
+    ----------
+    labels
+        Folder of a complete label set, or a view of one.
+    out
+        Folder of the new set.
+    codec
+        plain: any Parquet reader reads it. compact: about 60 % of the bytes.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.derived.convert import print_conversion
+
+    print_conversion(labels, out, codec, as_json=as_json)
 
 
 @app.command

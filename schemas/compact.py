@@ -57,12 +57,14 @@ def rounding(logprobs: NDArray[Any]) -> NDArray[np.float64]:
     return steps[np.searchsorted(starts, x * (1 + 2.0**-10), side="right") - 1] / 2 + x * 2.0**-11
 
 
-def frequency_order(ids: NDArray[Any]) -> NDArray[np.int32]:
-    """Ids of a shard's top-k lists by how often they occur, most often first, ties by id.
+def frequency_order(counts: NDArray[Any]) -> NDArray[np.int32]:
+    """The ids of a shard's top-k lists, the most frequent first, ties by id.
 
     Only those with `MIN_OCCURRENCES`; all others follow in the order of their numbers.
+
+    Args:
+        counts: integers [up to vocab_size], how often each id occurs.
     """
-    counts = np.bincount(ids)
     order = np.argsort(-counts, kind="stable")
     return order[: int((counts >= MIN_OCCURRENCES).sum())].astype(np.int32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,32 @@ def read_rejects(directory: Path) -> pa.Table:
     files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
     tables = [pq.read_table(path, page_checksum_verification=True) for path in files]
     return pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
+
+
+def journal_unit(
+    directory: Path,
+    unit: int,
+    groups: tuple[ByteRange, ...],
+    footer: ByteRange,
+    *,
+    rejects: Sequence[dict[str, Any]],
+    provenance: dict[str, Any],
+) -> UnitEntry:
+    """Write a unit's rejects, then its entry; its shard, of these byte ranges, is in place."""
+    entry = UnitEntry(
+        unit=unit,
+        shard=shard_name(unit),
+        rows=sum(group.rows for group in groups),
+        labels=sum(group.labels for group in groups),
+        tokens=sum(group.tokens for group in groups),
+        rejects=len(rejects),
+        row_groups=groups,
+        footer=footer,
+        rejects_sha256=write_rejects(rejects_path(directory, unit), rejects),
+        provenance=provenance,
+    )
+    write_entry(directory, entry)
+    return entry
 
 
 def write_entry(directory: Path, entry: UnitEntry) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas import compact
-from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, row_schema
+from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS, row_schema
 from schemas.codec import LABEL_COLUMNS
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
@@ -153,6 +155,15 @@ class LabelSet:
                 return self._read_compact(reader, group, columns)
             except ValueError as error:
                 raise _damaged(f"row group {group.index}: {error}", path) from error
+
+    def shard_facts(self, group: RowGroup) -> dict[str, Any]:
+        """What the footer of a row group's shard says: `tail_source`, `entropy_source`, `unit`, ...
+
+        Raises:
+            LabelSetError: as `read_row_group`.
+        """
+        self.read_row_group(group, columns=[], verify=False)
+        return json.loads(self._footers[group.shard].metadata[FOOTER_KEY])
 
     def _read_compact(
         self,

@@ -15,7 +15,7 @@ from labeler.inputs.sources import Reject
 from schemas import PAD_ID, Identity, bucketed_entropy, encode
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
-from schemas.journal import UnitEntry, rejects_path, shard_name, write_entry, write_rejects
+from schemas.journal import UnitEntry, journal_unit, shard_name
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1, PLAIN_1
 
@@ -64,25 +64,14 @@ def write_unit(
         entropy_source=facts.entropy_source,
         order=_order(labeled) if codec == COMPACT_1 else None,
     )
-    entry = UnitEntry(
-        unit=unit,
-        shard=shard_name(unit),
-        rows=sum(group.rows for group in groups),
-        labels=sum(group.labels for group in groups),
-        tokens=sum(group.tokens for group in groups),
-        rejects=len(rejects),
-        row_groups=groups,
-        footer=footer,
-        rejects_sha256=write_rejects(rejects_path(out, unit), [vars(r) for r in rejects]),
-        provenance=provenance,
+    return journal_unit(
+        out, unit, groups, footer, rejects=[vars(r) for r in rejects], provenance=provenance
     )
-    write_entry(out, entry)
-    return entry
 
 
 def _order(labeled: list[Labeled]) -> NDArray[np.int32]:
     ids = [row.labels.topk_ids[row.labels.topk_ids != PAD_ID] for row in labeled]
-    return frequency_order(np.concatenate([*ids, np.empty(0, np.int32)]))
+    return frequency_order(np.bincount(np.concatenate([*ids, np.empty(0, np.int32)])))
 
 
 def _row_groups(labeled: list[Labeled], row_group_labels: int) -> Iterator[slice]:

@@ -1,0 +1,1 @@
+"""Label sets made from label sets: recoded, chosen from, merged, imported."""
