@@ -1,33 +1,182 @@
-"""A label set as a Polars LazyFrame."""
+"""A label set as a Polars LazyFrame that believes nothing altered and reads what a query needs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
+from polars.io.plugins import register_io_source
 
-from schemas.labelset import open_label_set
+from schemas.arrow import COLUMN_ORDER, row_schema
+from schemas.codec import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
+from schemas.labelset import LabelSet, open_label_set
+from schemas.mirror import mirror
+from schemas.polars_ext import FACTS
+from schemas.shard_reader import OpenGroup, ShardReader, Verify
+
+LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS}
+"""Columns that are read after the rows were filtered on the others."""
 
 
-def scan(path: Path | str, *, verify: bool = True, allow_partial: bool = False) -> pl.LazyFrame:
-    """Scan a label set with Polars, by default after every byte of it proved to be unaltered.
+def scan(
+    path: Path | str,
+    *,
+    verify: Verify = "read",
+    allow_partial: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> pl.LazyFrame:
+    """Scan a label set with Polars. The frame has the plain columns of docs/format.md.
 
-    `pl.scan_parquet("LABELS/shards/*.parquet")` gives the same frame, but Polars checks neither
-    hashes nor page checksums: it reads an altered shard without a word.
+    Filters on scalars (all columns but labels) are applied before label columns are read: a row
+    group in which no row is left costs nothing more, and codec `compact/1` is decoded for the rows
+    left alone. `pl.scan_parquet("LABELS/shards/*.parquet")` is not the same: it checks nothing,
+    and knows neither views nor that codec.
 
     Args:
-        path: the set's folder.
-        verify: hash every row group first (once through the files at read speed).
+        path: the set's folder, or a view of one; or the folder's URL (`s3://...`, what fsspec
+            knows), of which manifest, index and tokenizer are copied first.
+        verify: "read" checks footers by their hashes, and each page that is read by its checksum.
+            "full" reads each row group that the query reads whole, and hashes it first.
+            "none" checks footers alone.
         allow_partial: also take a set that is still being labeled.
+        storage_options: of the URL's filesystem, for fsspec.
 
     Returns:
-        LazyFrame with the columns of docs/format.md, one sequence a row.
+        LazyFrame, one sequence a row; `frame.labels.facts` on it tells what `facts` does.
+        An altered shard is a `LabelSetError` when the frame is collected.
 
     Raises:
-        LabelSetError: the set cannot be opened, or a shard is altered.
+        LabelSetError: the set cannot be opened.
     """
+    labels, reader = _open(path, allow_partial=allow_partial, options=storage_options)
+    identity = labels.manifest.identity
+    empty = pl.from_arrow(row_schema(identity.vocab_size).empty_table())
+    frame = register_io_source(
+        _source(labels, reader, verify),
+        schema=dict(pl.DataFrame(empty).schema),
+        is_pure=True,
+        explain_name=f"label set {path}",
+        explain_detail=f"{labels.rows} rows, {labels.labels} labels, k = {identity.k}",
+    )
+    setattr(frame, FACTS, _facts(path, labels))
+    return frame
+
+
+def facts(
+    path: Path | str,
+    *,
+    allow_partial: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a label set says of itself, as JSON values; reads no labels.
+
+    Args:
+        path: as for `scan`.
+        allow_partial: also take a set that is still being labeled.
+        storage_options: of the URL's filesystem, for fsspec.
+
+    Returns:
+        `path`, `codec`, `status`, `rows`, `labels`, `tokens`; `identity` and `provenance` of the
+        manifest, `identity_digest`; of a view, `view`: how it was made.
+
+    Raises:
+        LabelSetError: the set cannot be opened.
+    """
+    labels, _ = _open(path, allow_partial=allow_partial, options=storage_options)
+    return _facts(path, labels)
+
+
+def _facts(path: Path | str, labels: LabelSet) -> dict[str, Any]:
+    manifest = labels.manifest
+    return {
+        "path": str(path),
+        "codec": manifest.codec,
+        "status": manifest.status,
+        "rows": labels.rows,
+        "labels": labels.labels,
+        "tokens": labels.tokens,
+        "identity": manifest.identity.model_dump(mode="json"),
+        "identity_digest": manifest.identity_digest,
+        "provenance": manifest.provenance,
+        "view": None if labels.view is None else labels.view.made,
+    }
+
+
+def _open(
+    path: Path | str, *, allow_partial: bool, options: dict[str, Any] | None
+) -> tuple[LabelSet, ShardReader]:
+    if isinstance(path, str) and "://" in path:
+        url = path.rstrip("/")
+        labels = open_label_set(mirror(url, options or {}), allow_partial=allow_partial)
+        return labels, ShardReader(url, labels.manifest, options or {})
     labels = open_label_set(path, allow_partial=allow_partial)
-    if verify:
+    return labels, ShardReader(str(labels.path), labels.manifest)
+
+
+Source = Callable[
+    [list[str] | None, pl.Expr | None, int | None, int | None], Iterator[pl.DataFrame]
+]
+
+
+def _source(labels: LabelSet, reader: ShardReader, verify: Verify) -> Source:
+    """The function that Polars calls: once an execution, with what it wants."""
+
+    def read(
+        with_columns: list[str] | None,
+        predicate: pl.Expr | None,
+        n_rows: int | None,
+        batch_size: int | None,
+    ) -> Iterator[pl.DataFrame]:
+        wanted = with_columns or ([*COLUMN_ORDER] if with_columns is None else ["id"])
+        conditions = [] if predicate is None else _conjuncts(predicate)
+        left = labels.rows if n_rows is None else n_rows  # counted before the predicate
         for group in labels.row_groups:
-            labels.read_row_group(group, columns=[])
-    return pl.scan_parquet([labels.path / shard for shard in labels.shards])
+            if left <= 0:
+                return
+            with reader.open(group, verify) as opened:
+                frame = _rows(opened, wanted, conditions, left)
+            left -= group.rows
+            yield from frame.iter_slices(batch_size or max(1, frame.height))
+
+    return read
+
+
+def _rows(
+    group: OpenGroup, wanted: list[str], conditions: list[pl.Expr], n_rows: int
+) -> pl.DataFrame:
+    """Rows of a row group that meet all conditions, of its first `n_rows`; labels are read last."""
+    early = [c for c in conditions if _roots(c) and not LABELS.intersection(_roots(c))]
+    late = [c for c in conditions if not _roots(c) or LABELS.intersection(_roots(c))]
+    keep = np.arange(group.group.rows) < n_rows
+    parts = []
+    if names := _distinct(name for c in early for name in _roots(c)):
+        known = pl.DataFrame(group.read(names))
+        keep &= known.select(pl.all_horizontal(early).fill_null(False)).to_series().to_numpy()
+        parts.append(known.filter(keep))
+    more = [*wanted, *(name for c in late for name in _roots(c))]
+    rest = [name for name in _distinct(more) if name not in names]
+    if not keep.any():
+        return pl.DataFrame()
+    if rest:
+        parts.append(pl.DataFrame(group.read(rest, keep)))
+    rows = pl.concat(parts, how="horizontal")
+    return (rows.filter(late) if late else rows).select(wanted)
+
+
+def _roots(condition: pl.Expr) -> list[str]:
+    return condition.meta.root_names()
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
+    """`a & b & c` as [a, b, c]: Polars joins all filters into one."""
+    parts = predicate.meta.pop()
+    if len(parts) == 2 and (parts[1] & parts[0]).meta.eq(predicate):
+        return [*_conjuncts(parts[1]), *_conjuncts(parts[0])]
+    return [predicate]
