@@ -54,10 +54,14 @@ def examine(
             what, mend = getattr(error, "what", str(error)), getattr(error, "mend", None)
             yield Finding(kind="damage", where=where, what=what, mend=mend)
             continue
-        for finding in validate_table(
-            table, vocab_size=identity.vocab_size, k=identity.k, codec=manifest.codec
-        ):
-            yield finding.inside(where)
+        found = list(
+            validate_table(
+                table, vocab_size=identity.vocab_size, k=identity.k, codec=manifest.codec
+            )
+        )
+        yield from (finding.inside(where) for finding in found)
+        if any(finding.kind == "schema" for finding in found):
+            continue
         there = [table.num_rows, *(pc.sum(table[n]).as_py() or 0 for n in ("n_labels", "n_tokens"))]
         if there != [group.rows, group.labels, group.tokens]:
             yield Finding(
