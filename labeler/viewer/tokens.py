@@ -1,0 +1,145 @@
+"""Token ids as text to look at, with characters that are cut across tokens made whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from schemas import SoftshardsError
+
+CUT = "\ufffd"
+"""What a tokenizer decodes bytes to that are no whole character."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What each token id stands for.
+
+    Attributes:
+        texts: by id, the text of a token that is not the first one; for a fragment, its bytes in
+            hexadecimal (`E2 80`).
+        fragments: the bytes of tokens that are no whole characters.
+        special: ids that are markup rather than text.
+    """
+
+    texts: list[str]
+    fragments: dict[int, bytes]
+    special: frozenset[int]
+    _tokenizer: Tokenizer = field(repr=False)
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The text of each row of ids, special tokens included."""
+        return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
+
+    def whole(self, ids: Iterable[int]) -> dict[int, str]:
+        """Characters that neighbouring tokens hold together, by place in `ids`.
+
+        The first token of such a group has the text of all of it, the others have none. A fragment
+        that completes nothing is in no group.
+        """
+        found: dict[int, str] = {}
+        places: list[int] = []
+        data = b""
+        for place, token in enumerate(ids):
+            part = self.fragments.get(token)
+            if part is None:
+                places, data = [], b""
+                continue
+            places, data = [*places, place], data + part
+            text = _characters(data)
+            if text is None:  # no character begins like this: the group begins here, if at all
+                places, data = [place], part
+                text = _characters(part)
+            if text:
+                found |= dict.fromkeys(places, "") | {places[0]: text}
+            if text or text is None:
+                places, data = [], b""
+        return found
+
+    def shown(self, ids: Iterable[int]) -> dict[str, Any]:
+        """The part of the vocabulary that a page needs to show `ids`, as JSON values."""
+        used = sorted(set(ids))
+        return {
+            "texts": {i: self.texts[i] for i in used},
+            "fragments": [i for i in used if i in self.fragments],
+            "special": [i for i in used if i in self.special],
+        }
+
+
+def open_vocabulary(directory: Path, size: int) -> Vocabulary:
+    """The vocabulary of a tokenizer's folder, ids 0 to `size` - 1.
+
+    Raises:
+        SoftshardsError: no tokenizer can be loaded from it.
+    """
+    tokenizer = _load(directory)
+    # A decoder may strip the blank before the first word, so each token comes second.
+    anchor = tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+    [before] = tokenizer.decode_batch([anchor], skip_special_tokens=False)
+    texts = [
+        text.removeprefix(before)
+        for text in tokenizer.decode_batch(
+            [[*anchor, token] for token in range(size)], skip_special_tokens=False
+        )
+    ]
+    fragments = {
+        token: data
+        for token, text in enumerate(texts)
+        if CUT in text and (data := _bytes(tokenizer.id_to_token(token))) is not None
+    }
+    for token, data in fragments.items():
+        texts[token] = data.hex(" ").upper()
+    added = tokenizer.get_added_tokens_decoder().items()
+    special = frozenset(token for token, facts in added if facts.special)
+    return Vocabulary(texts=texts, fragments=fragments, special=special, _tokenizer=tokenizer)
+
+
+def _load(directory: Path) -> Tokenizer:
+    """From tokenizer.json, in a tenth of a second; else by way of transformers, in seconds."""
+    file = directory / "tokenizer.json"
+    try:
+        if file.is_file():
+            return Tokenizer.from_file(str(file))
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(directory).backend_tokenizer
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise SoftshardsError(
+            f"the tokenizer cannot be loaded: {error}",
+            path=directory,
+            mend="copy the tokenizer files again from the teacher's checkpoint",
+        ) from error
+
+
+def _characters(data: bytes) -> str | None:
+    """`data` as text; empty where bytes are missing at its end, None where it is no UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        return "" if error.reason == "unexpected end of data" else None
+
+
+def _bytes(token: str | None) -> bytes | None:
+    """The bytes that a token spells, in either of the two usual spellings, or None."""
+    if token is None:
+        return None
+    if named := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
+        return bytes.fromhex(named[1])
+    if all(character in BYTE_OF for character in token):
+        return bytes(BYTE_OF[character] for character in token)
+    return None
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's printable character of each byte: itself, or one from U+0100 up, in turn."""
+    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(0x100) if byte not in itself]
+    return {chr(b): b for b in itself} | {chr(0x100 + n): b for n, b in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
