@@ -493,6 +493,62 @@ def pull(
         out.print(f"{shared.path}: pulled from {where}, good: {shared.sentence()}", markup=False)
 
 
+@app.command
+def artifact(
+    labels: Path,
+    *,
+    to: Literal["wandb", "trackio"],
+    project: str,
+    name: str | None = None,
+    alias: list[str] | None = None,
+    upload: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Log a label set as an artifact of an experiment tracker, with the sets it was made from.
+
+    The set is checked first, byte by byte. Its files stay where they are: the artifact has their
+    places and hashes, unless --upload is given. Needs softshards[trackers].
+
+    Example: `WANDB_MODE=offline labeler artifact ./labels --to wandb --project students`
+
+    Parameters
+    ----------
+    labels
+        Folder of a complete label set.
+    to
+        The tracker. Where it writes is up to its own settings (WANDB_MODE, TRACKIO_DIR, ...).
+    project
+        Project of the tracker.
+    name
+        Name of the artifact; by default the folder's.
+    alias
+        Another name of this version, beside manifest-DIGEST; may be given several times.
+    upload
+        Hand the files over to the tracker, instead of references to them.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.sharing.artifacts import log_artifact
+
+    logged = log_artifact(
+        labels, to=to, project=project, name=name, aliases=tuple(alias or ()), upload=upload
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(logged)))
+        return
+    how = "uploaded" if logged.uploaded else "referenced"
+    names = ", ".join(logged.aliases)
+    where = f"{logged.to}, project {logged.project}, run {logged.run}"
+    out.print(f"{logged.name} ({names}): {logged.files} files {how}, {where}", markup=False)
+    for parent in logged.parents:
+        out.print(f"made from {parent}", markup=False)
+    for parent in logged.unknown_parents:
+        out.print(
+            f"made from {parent}: {logged.to} could not look it up, so it is in the metadata only",
+            markup=False,
+        )
+
+
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],

@@ -126,7 +126,9 @@ def _facts(whole: WholeSet, teacher: str | None) -> dict[str, str]:
         "teacher's weights": f"`{identity.weights}` (SHA-256, {identity.weights_scope})",
         "teacher's config": f"`{identity.model_config_digest}`",
         "tokenizer": f"`{identity.tokenizer}`, {identity.vocab_size} ids; files in `tokenizer/`",
-        "chat template": f"`{identity.chat_template}`" if identity.chat_template else "none applied",
+        "chat template": f"`{identity.chat_template}`"
+        if identity.chat_template
+        else "none applied",
         "dtype": f"{identity.dtype}, output projection {identity.head_dtype}",
         "quantization": identity.quantization or "none",
         "made by": "scoring given text" if identity.mode == "score" else "generating",
@@ -144,6 +146,10 @@ def _facts(whole: WholeSet, teacher: str | None) -> dict[str, str]:
         "identity digest": f"`{manifest.identity_digest}`",
     }
     return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
+
+
+def _digest(value: str | None) -> str:
+    return "none applied" if value is None else f"`{value}`"
 
 
 def _json(value: dict[str, Any]) -> str:

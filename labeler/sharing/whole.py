@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +11,7 @@ from schemas import LabelSet, open_label_set
 from schemas.atomic import TMP_PREFIX
 from schemas.errors import LabelSetError
 from schemas.manifest import MANIFEST
+from schemas.validate import examine_other_files
 
 PARTS = (
     MANIFEST,
@@ -69,7 +69,9 @@ def open_whole(path: Path) -> WholeSet:
         )
     labels = open_label_set(path)
     check_bytes(labels)
-    files = [file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [
+        file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()
+    ]
     ours = [file for file in files if belongs(file)]
     return WholeSet(
         labels,
@@ -100,14 +102,9 @@ def check_bytes(labels: LabelSet) -> None:
     with progress("row groups") as bar:
         for group in bar.track(labels.row_groups, description="checking"):
             labels.read_row_group(group, columns=[])
-    for problem in _other_files(labels):
+    for finding in examine_other_files(labels):
         raise LabelSetError(
-            problem, path=labels.path, mend=f"see all of it with `labeler verify {labels.path}`"
+            str(finding),
+            path=labels.path,
+            mend=finding.mend or f"see all of it with `labeler verify {labels.path}`",
         )
-
-
-def _other_files(labels: LabelSet) -> Iterator[str]:
-    from schemas.validate import _side_files, _stray_shards
-
-    yield from map(str, _side_files(labels))
-    yield from map(str, _stray_shards(labels))
