@@ -12,9 +12,9 @@ from rich.table import Table
 
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
 from schemas.atomic import write_atomic
-from schemas.fingerprint import weights_digest
 from trainer.config import ReportConfig
 from trainer.finished import FINAL, RESULT
+from trainer.measurements import measured, read_results, speeds
 from trainer.page import (
     COLORS,
     FIGURE_STYLE,
@@ -58,8 +58,12 @@ def report(config: ReportConfig) -> int:
     Raises:
         SoftshardsError: something it needs was not measured, or cannot be read.
     """
-    results = _read(config.eval, "results of `trainer evaluate`", ("teacher", "models"))
-    bench = _read(config.bench, "results of `labeler bench`", ("models",)) if config.bench else None
+    results = read_results(config.eval, "results of `trainer evaluate`", ("teacher", "models"))
+    bench = (
+        read_results(config.bench, "results of `labeler bench`", ("models",))
+        if config.bench
+        else None
+    )
     runs = [_named(value, "--run") for value in config.run]
     baselines = [_named(value, "--baseline") for value in config.baseline]
     teacher = _teacher_line(results, bench)
@@ -88,17 +92,6 @@ def report(config: ReportConfig) -> int:
     return 0
 
 
-def _read(path: Path, what: str, needed: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in needed if name not in content]
-    except (OSError, ValueError, TypeError) as error:
-        raise SoftshardsError(f"cannot be read as {what}", path=path) from error
-    if missing:
-        raise SoftshardsError(f"not {what}: no {', '.join(missing)}", path=path)
-    return content
-
-
 def _named(value: str, flag: str) -> tuple[str, Path]:
     name, equals, path = value.partition("=")
     if not (name and equals and path):
@@ -111,10 +104,10 @@ def _named(value: str, flag: str) -> tuple[str, Path]:
 def _teacher_line(results: dict[str, Any], bench: dict[str, Any] | None) -> Line:
     teacher = results["teacher"]
     path = teacher.get("path", "")
-    measured = [m for m in results["models"] if m["weights"] == teacher["weights"]]
-    size = teacher if "parameters" in teacher else (measured[0] if measured else {})
-    places = [*([path] if path else []), *(p for m in measured for p in m["paths"])]
-    reading, generating = _speeds(bench, "teacher", [Path(p) for p in places])
+    own = [m for m in results["models"] if m["weights"] == teacher["weights"]]
+    size = teacher if "parameters" in teacher else (own[0] if own else {})
+    places = [*([path] if path else []), *(p for m in own for p in m["paths"])]
+    reading, generating = speeds(bench, "teacher", [Path(p) for p in places])
     return Line(
         name="teacher",
         role="teacher",
@@ -138,11 +131,11 @@ def _line(
     teacher: Line,
 ) -> Line:
     model = path / FINAL if (path / FINAL).is_dir() else path
-    found = _measured(model, results)
-    reading, generating = _speeds(bench, name, [model, path])
+    found = measured(model, results)
+    reading, generating = speeds(bench, name, [model, path])
     training = None
     if (path / RESULT).is_file():
-        training = _read(path / RESULT, "the result of `trainer train`", ("steps", "config"))
+        training = read_results(path / RESULT, "the result of `trainer train`", ("steps", "config"))
     return Line(
         name=name,
         role=role,
@@ -159,34 +152,6 @@ def _line(
         kinds=found["kinds"],
         training=training,
     )
-
-
-def _measured(model: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """What `trainer evaluate` says about a model, found by its weights: paths may have moved."""
-    try:
-        digest = weights_digest(model)
-    except FileNotFoundError as error:
-        raise SoftshardsError("there is no model here", path=model) from error
-    for entry in results["models"]:
-        if entry["weights"] == digest:
-            return entry
-    raise SoftshardsError(
-        "this model was not measured",
-        path=model,
-        mend=f"run `trainer evaluate --model {model}` with the --labels and --out of the others",
-    )
-
-
-def _speeds(
-    bench: dict[str, Any] | None, name: str, places: list[Path]
-) -> tuple[float | None, float | None]:
-    """Tokens/s of reading and of generating, found by path, else by name."""
-    models = (bench or {}).get("models", [])
-    resolved = {place.resolve() for place in places}
-    by_path = [m for m in models if Path(m["model"]).resolve() in resolved]
-    for entry in by_path or [m for m in models if m.get("name") == name]:
-        return float(entry["score_tokens_per_s"]), float(entry["generate_tokens_per_s"])
-    return None, None
 
 
 def _log(out: Path) -> list[dict[str, Any]]:
@@ -222,7 +187,9 @@ def _facts(labels: LabelSet) -> dict[str, str]:
     if inputs:
         facts["input"] = ", ".join(f"{name} (SHA-256 {d[:12]})" for name, d in inputs.items())
     if (labels.path / LEDGER).is_file():
-        engines = _read(labels.path / LEDGER, "a label set's ledger", ("engines",))["engines"]
+        engines = read_results(labels.path / LEDGER, "a label set's ledger", ("engines",))[
+            "engines"
+        ]
         facts["engine"] = "; ".join(
             f"{name}: {cost['engine_seconds']:,.0f} s, {cost['tokens_per_s']:,.0f} tokens/s"
             for name, cost in engines.items()
