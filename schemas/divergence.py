@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.codec import PAD_ID, Labels
+from schemas.codec import Labels
+from schemas.matching import match
 
 Floats = NDArray[np.float64]
 ENTRIES = 1 << 22
@@ -63,14 +63,12 @@ def diverge(a: Labels, b: Labels) -> Divergence:
 
 def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats, Floats]:
     """KL both ways [n], over the common ids and one outcome for the rest; A's mass of these ids."""
-    where, common = _places(a.topk_ids, b.topk_ids)
-    log_a, log_b_all = _logs(a.topk_logprobs), _logs(b.topk_logprobs)
-    log_b = np.where(common, np.take_along_axis(log_b_all, where, axis=1), LOWEST)
-    unmatched = np.ones(log_b_all.shape, bool)
-    rows, columns = np.nonzero(common)
-    unmatched[rows, where[rows, columns]] = False
+    same = match(a.topk_ids, b.topk_ids)
+    common, log_a, log_b_all = same.found, _logs(a.topk_logprobs), _logs(b.topk_logprobs)
+    log_b = same.values(log_b_all, LOWEST)
     rest_a = np.exp(_logs(a.tail_logprob)) + np.where(common, 0.0, np.exp(log_a)).sum(axis=1)
-    rest_b = np.exp(_logs(b.tail_logprob)) + np.where(unmatched, np.exp(log_b_all), 0.0).sum(axis=1)
+    others = np.where(same.unmatched, np.exp(log_b_all), 0.0)
+    rest_b = np.exp(_logs(b.tail_logprob)) + others.sum(axis=1)
     log_a = np.where(common, log_a, LOWEST)
     outcomes_a, outcomes_b = _distribution(log_a, rest_a), _distribution(log_b, rest_b)
     difference = outcomes_a - outcomes_b
@@ -79,20 +77,6 @@ def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats, Floats]:
         -(np.exp(outcomes_b) * difference).sum(axis=1),
         np.exp(outcomes_a[:, :-1]).sum(axis=1),
     )
-
-
-def _places(ids: NDArray[np.int32], others: NDArray[np.int32]) -> tuple[NDArray[Any], Any]:
-    """The column of each id [n, k] in the same row of `others` [n, m], and whether it is there."""
-    n, m = others.shape
-    order = np.argsort(others, axis=1)
-    # One sorted array for all rows: each row's ids are lifted above those of the row before.
-    lift = np.arange(n)[:, None] * (int(max(ids.max(initial=0), others.max(initial=0))) + 2)
-    lifted = (np.take_along_axis(others, order, axis=1) + lift).ravel()
-    wanted = (ids + lift).ravel()
-    found = np.minimum(np.searchsorted(lifted, wanted), n * m - 1)
-    there = (lifted[found] == wanted).reshape(ids.shape) & (ids != PAD_ID)
-    columns = np.where(there, found.reshape(ids.shape) - np.arange(n)[:, None] * m, 0)
-    return np.take_along_axis(order, columns, axis=1), there
 
 
 def _distribution(logs: Floats, rest: Floats) -> Floats:
