@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from schemas import compact
-from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS, row_schema
+from schemas.arrow import COLUMN_ORDER
 from schemas.codec import LABEL_COLUMNS
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import ByteRange, read_entries
 from schemas.manifest import Manifest, read_manifest
-from schemas.shard import check_footer, stored_order
-from schemas.version import PLAIN_1
+from schemas.shard_reader import ShardReader
 from schemas.view import Kept, View, read_view
 
 TOKENIZER = "tokenizer"
@@ -76,8 +71,10 @@ class LabelSet:
     manifest: Manifest
     row_groups: tuple[RowGroup, ...]
     view: View | None = None
-    _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
-    _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _reader(self) -> ShardReader:
+        return ShardReader(str(self.path), self.manifest)
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -131,30 +128,9 @@ class LabelSet:
         Raises:
             LabelSetError: the shard is missing, truncated or altered, or is another set's.
         """
-        path = self.path / group.shard
-        if not path.is_file():
-            raise _damaged("the shard is missing", path)
-        with pa.memory_map(str(path)) as source:
-            if source.size() != group.footer.stop:
-                raise _damaged(
-                    f"the shard has {source.size()} bytes, the index says {group.footer.stop}", path
-                )
-            data = memoryview(source.read_buffer())
-            metadata = self._footers.get(group.shard)
-            if metadata is None:
-                _check_bytes(data, group.footer, "the footer", path)
-                metadata = pq.read_metadata(source)
-                check_footer(metadata, self.manifest, path)
-                self._footers[group.shard] = metadata
-            if verify:
-                _check_bytes(data, group.bytes, f"row group {group.index}", path)
-            reader = pq.ParquetFile(source, metadata=metadata, page_checksum_verification=verify)
-            try:
-                if self.manifest.codec == PLAIN_1:
-                    return _kept(reader.read_row_group(group.index, columns=columns), group)
-                return self._read_compact(reader, group, columns)
-            except ValueError as error:
-                raise _damaged(f"row group {group.index}: {error}", path) from error
+        names = COLUMN_ORDER if columns is None else columns
+        with self._reader.open(group, "full" if verify else "none") as opened:
+            return opened.read(names)
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
         """What the footer of a row group's shard says: `tail_source`, `entropy_source`, `unit`, ...
@@ -162,55 +138,7 @@ class LabelSet:
         Raises:
             LabelSetError: as `read_row_group`.
         """
-        self.read_row_group(group, columns=[], verify=False)
-        return json.loads(self._footers[group.shard].metadata[FOOTER_KEY])
-
-    def _read_compact(
-        self,
-        reader: pq.ParquetFile,
-        group: RowGroup,
-        columns: Sequence[str] | None,
-    ) -> pa.Table:
-        """Rows with the plain columns asked for, decoded only where the top-k is among them."""
-        wanted = row_schema(self.manifest.identity.vocab_size).names if columns is None else columns
-        others = [name for name in wanted if name not in TOPK_COLUMNS]
-        if len(others) == len(wanted):
-            return _kept(reader.read_row_group(group.index, columns=others), group)
-        stored = reader.read_row_group(group.index, columns=[*others, *COMPACT_COLUMNS])
-        order = self._orders.get(group.shard)
-        if order is None:
-            order = self._orders[group.shard] = _order(reader.metadata)
-        plain = compact.unpack(_kept(stored, group), order)
-        return plain.select([name for name in plain.column_names if name in wanted])
-
-
-def _kept(table: pa.Table, group: RowGroup) -> pa.Table:
-    """The rows that the view keeps; a table without columns has nothing to leave out."""
-    if group.kept is None or not table.num_columns:
-        return table
-    return table.filter(pa.array(group.kept.mask(table.num_rows)))
-
-
-def _order(metadata: pq.FileMetaData) -> NDArray[np.int32]:
-    order = stored_order(metadata.metadata)
-    if order is None:
-        raise ValueError("the footer has no order of ids")
-    return order
-
-
-def _check_bytes(data: memoryview, stretch: ByteRange, what: str, path: Path) -> None:
-    if sha256_bytes(data[stretch.start : stretch.stop]) != stretch.sha256:
-        raise _damaged(f"{what} was altered (bytes {stretch.start} to {stretch.stop})", path)
-
-
-def _damaged(what: str, path: Path) -> LabelSetError:
-    unit = path.stem.removeprefix("part-")
-    return LabelSetError(
-        what,
-        path=path,
-        mend=f"delete the shard and journal/unit-{unit}.json, then run the same `labeler label` "
-        "command: only this unit is labeled again",
-    )
+        return self._reader.shard_facts(group)
 
 
 def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet:

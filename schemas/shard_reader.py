@@ -6,6 +6,7 @@ first the whole row group by its hash (`"full"`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas import compact
-from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS
+from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
@@ -58,22 +59,30 @@ class ShardReader:
                 or on reading) altered.
         """
         path = f"{self.root}/{group.shard}"
-        try:
-            with self._file(path) as file:
+        with _blamed(group, path):
+            file = self._file(path)
+        with file:
+            with _blamed(group, path):
                 footer = self._footer(file, group, path)
                 if verify == "full":
-                    _check(file, group.bytes, f"row group {group.index}", path)
+                    _hashed(file, group.bytes, f"row group {group.index}", path)
                 parquet = pq.ParquetFile(
                     file,
                     metadata=footer,
                     page_checksum_verification=verify != "none",
                     pre_buffer=_remote(path),
                 )
-                yield OpenGroup(parquet, group, self._order(group, footer))
-        except FileNotFoundError as error:
-            raise damaged("the shard is missing", path) from error
-        except (ValueError, OSError, pa.ArrowException) as error:
-            raise damaged(f"row group {group.index} was altered: {error}", path) from error
+                order = self._order(group, footer)
+            yield OpenGroup(path, parquet, group, order)
+
+    def shard_facts(self, group: RowGroup) -> dict[str, Any]:
+        """The JSON object in the footer of a row group's shard.
+
+        Raises:
+            LabelSetError: as `open`.
+        """
+        with self.open(group, "none"):
+            return json.loads(self._footers[group.shard].metadata[FOOTER_KEY])
 
     def _file(self, path: str) -> Any:
         if not _remote(path):
@@ -91,7 +100,7 @@ class ShardReader:
                 f"the shard has {file.size()} bytes, the index says {group.footer.stop}", path
             )
         if group.shard not in self._footers:
-            data = _check(file, group.footer, "the footer", path)
+            data = _hashed(file, group.footer, "the footer", path)
             metadata = pq.read_metadata(pa.BufferReader(data))
             check_footer(metadata, self.manifest, Path(path))
             self._footers[group.shard] = metadata
@@ -113,9 +122,11 @@ class OpenGroup:
     """An open row group.
 
     Attributes:
-        parquet: the shard; group: the row group; order: of the ids, in codec `compact/1`.
+        path, parquet: the shard; group: the row group.
+        order: of the ids, in codec `compact/1`.
     """
 
+    path: str
     parquet: pq.ParquetFile
     group: RowGroup
     order: NDArray[np.int32] | None
@@ -124,24 +135,42 @@ class OpenGroup:
         """Plain columns of the rows that the view keeps, and of those the ones asked for.
 
         Args:
-            columns: at least one.
+            columns: in this order.
             rows: bool [group.rows], which rows; all by default. Others are not decoded.
+
+        Raises:
+            LabelSetError: a page or the whole row group is altered.
         """
+        if not columns:
+            return pa.table({})
         others = [name for name in columns if name not in TOPK_COLUMNS]
         coded = self.order is not None and len(others) < len(columns)
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
-        table = self.parquet.read_row_group(self.group.index, columns=names)
-        if table.num_rows != self.group.bytes.rows:
-            raise ValueError(f"{table.num_rows} rows in place of {self.group.bytes.rows}")
-        for mask in (self.group.kept and self.group.kept.mask(table.num_rows), rows):
-            if mask is not None:
-                table = table.filter(pa.array(mask))
-        if coded and self.order is not None:
-            table = compact.unpack(table, self.order)
+        with _blamed(self.group, self.path):
+            table = self.parquet.read_row_group(self.group.index, columns=names)
+            if table.num_rows != self.group.bytes.rows:
+                raise ValueError(f"{table.num_rows} rows in place of {self.group.bytes.rows}")
+            if self.group.kept is not None:
+                table = table.filter(pa.array(self.group.kept.mask(table.num_rows)))
+            if rows is not None:
+                table = table.filter(pa.array(rows))
+            if coded and self.order is not None:
+                table = compact.unpack(table, self.order)
         return table.select(list(columns))
 
 
-def _check(file: Any, stretch: ByteRange, what: str, path: str) -> pa.Buffer:
+@contextmanager
+def _blamed(group: RowGroup, path: str) -> Iterator[None]:
+    """Whatever goes wrong while a shard is read is said of the shard."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise damaged("the shard is missing", path) from error
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise damaged(f"row group {group.index} was altered: {error}", path) from error
+
+
+def _hashed(file: Any, stretch: ByteRange, what: str, path: str) -> pa.Buffer:
     file.seek(stretch.start)
     data = file.read_buffer(stretch.stop - stretch.start)
     if sha256_bytes(memoryview(data)) != stretch.sha256:
