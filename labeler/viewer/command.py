@@ -37,10 +37,7 @@ def view_labels(
             mend="give --out a file and --rows at least 1",
         )
     viewer = open_viewer(labels, other, partial=partial)
-    if (
-        viewer.other is not None
-        and viewer.listing.frame["row_b"].null_count() == viewer.labels.rows
-    ):
+    if viewer.other is not None and not viewer.matched:
         err.print(f"note: no row of {labels} is in {other} (by id, chunk and sample)", markup=False)
     if out_file is None:
         serve(viewer, port=port, open_browser=open_browser, as_json=as_json)

@@ -38,13 +38,17 @@ class Viewer:
     vocabulary: Vocabulary
     listing: Listing
 
+    @property
+    def matched(self) -> int:
+        """Rows that the second set has, too."""
+        return 0 if self.other is None else self.listing.frame["row_b"].count()
+
     def facts(self) -> dict[str, Any]:
         """The manifests' facts and what the filters offer."""
         sets = [_set_facts(labels) for labels in (self.labels, self.other) if labels is not None]
         facts = {"sets": sets, **self.listing.facts()}
         if self.other is not None:
-            matched = self.listing.frame["row_b"].drop_nulls()
-            facts["matched"] = len(matched)
+            facts["matched"] = self.matched
         return facts
 
     def row(self, number: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from labeler.viewer.matching import partners
 from labeler.viewer.tokens import Vocabulary
 from schemas import LabelSet, SoftshardsError
 from schemas.arrow import KEY_COLUMNS
@@ -16,6 +17,8 @@ from schemas.arrow import KEY_COLUMNS
 MEANS = ("mean_entropy", "mean_nll", "coverage")
 COLUMNS = (*KEY_COLUMNS, "source", "finish_reason", "n_tokens", "n_labels", *MEANS)
 SORTS = ("number", "id", "n_tokens", "n_labels", *MEANS, "nll_difference")
+HIDDEN = ("parent_id", "group", "row", "group_b", "row_b")
+"""Columns of the frame that no list shows."""
 CHOICES = 200
 """Most sources or finish reasons that a page offers."""
 BINS = 32
@@ -74,7 +77,7 @@ def _number(text: str | None, default: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The rows of a label set, or of two matched by key.
+    """The rows of a label set, with their partners in a second one.
 
     Attributes:
         frame: one line a row: `number`, COLUMNS, its row group and place in that (`group`, `row`);
@@ -89,8 +92,7 @@ class Listing:
     def page(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
         """`limit` rows from `offset` on, with the number of all that match, as JSON values."""
         found = self._matching(query)
-        hidden = ("group", "row", "group_b", "row_b")
-        rows = found.slice(offset, limit).drop(*hidden, strict=False)
+        rows = found.slice(offset, limit).drop(*HIDDEN, strict=False)
         return {"total": found.height, "rows": rows.to_dicts()}
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 (a listing lives as long as the process)
@@ -113,19 +115,16 @@ class Listing:
     @functools.cached_property
     def texts(self) -> pl.Series:
         """What a search looks through, lower case, a row. Read and kept at the first search."""
+        names = ("id", "prompt", "generation")
+        no_text = pl.col("prompt").is_null() & pl.col("generation").is_null()
         parts = []
         for group in self._labels.row_groups:
-            names = ("id", "prompt", "generation")
             rows = pl.DataFrame(self._labels.read_row_group(group, names, verify=False))
-            if rows.select(
-                (pl.col("prompt").is_null() & pl.col("generation").is_null()).any()
-            ).item():
-                ids = self._labels.read_row_group(group, ("input_ids",), verify=False)["input_ids"]
-                rows = rows.with_columns(
-                    prompt=pl.when(pl.col("generation").is_null() & pl.col("prompt").is_null())
-                    .then(pl.Series(self._vocabulary.decode(ids.to_pylist()), dtype=pl.String))
-                    .otherwise("prompt")
-                )
+            if rows.select(no_text.any()).item():
+                table = self._labels.read_row_group(group, ("input_ids",), verify=False)
+                decoded = self._vocabulary.decode(table["input_ids"].to_pylist())
+                text = pl.Series(decoded, dtype=pl.String)
+                rows = rows.with_columns(prompt=pl.when(no_text).then(text).otherwise("prompt"))
             joined = pl.concat_str(names, separator="\n", ignore_nulls=True)
             parts.append(rows.select(joined.str.to_lowercase()).to_series())
         return pl.concat(parts) if parts else pl.Series(dtype=pl.String)
@@ -160,12 +159,12 @@ def list_rows(labels: LabelSet, other: LabelSet | None, vocabulary: Vocabulary) 
     The bytes are not hashed here, which would read the whole set: a row is verified when it is
     shown.
     """
-    frame = _scalars(labels, COLUMNS).with_row_index("number")
+    frame = _scalars(labels, (*COLUMNS, "parent_id")).with_row_index("number")
     if other is not None:
-        theirs = _scalars(other, (*KEY_COLUMNS, "mean_nll")).unique(KEY_COLUMNS, keep="first")
-        frame = frame.join(theirs, on=KEY_COLUMNS, how="left", suffix="_b", maintain_order="left")
-        frame = frame.with_columns(nll_difference=pl.col("mean_nll_b") - pl.col("mean_nll"))
-        frame = frame.drop("mean_nll_b")
+        theirs = _scalars(other, (*KEY_COLUMNS, "parent_id", "mean_nll"))
+        frame = frame.join(partners(frame, theirs), on="number", how="left", maintain_order="left")
+        difference = pl.col("mean_nll_b") - pl.col("mean_nll")
+        frame = frame.with_columns(nll_difference=difference).drop("mean_nll_b")
     return Listing(frame, labels, vocabulary)
 
 

@@ -50,8 +50,11 @@ def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
     ids = {i for content in contents.values() for i in content["ids"]} | {
         i for content in contents.values() for side in content["sides"] for i in stored_ids(side)
     }
+    facts = viewer.facts()
+    for one in facts["sets"]:
+        del one["path"]  # where a set was on this machine is nothing to send around
     return {
-        "facts": viewer.facts(),
+        "facts": facts,
         "rows": [listed[n] | {"text": viewer.listing.texts[n]} for n in numbers],
         "contents": contents,
         "vocabulary": viewer.vocabulary.shown(ids),

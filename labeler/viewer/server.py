@@ -82,9 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The page, or JSON of one of the paths under /api/."""
         if not self._is_local():
             # A name that an attacker's DNS points here would make this page readable to theirs.
-            self._send_json(
-                {"error": "this page is served to this machine only"}, HTTPStatus.FORBIDDEN
-            )
+            self._send_json({"error": "served to this machine only"}, HTTPStatus.FORBIDDEN)
             return
         url = urlsplit(self.path)
         if url.path == "/":
@@ -95,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": f"no such page: {url.path}"}, HTTPStatus.NOT_FOUND)
             return
         try:
-            content = answer(self._viewer, dict(parse_qsl(url.query)))
+            content = answer(self._viewer, dict(parse_qsl(url.query, keep_blank_values=True)))
         except LabelSetError as error:  # a damaged shard
             self._send_json({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
         except SoftshardsError as error:
@@ -110,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
 
     def _is_local(self) -> bool:
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         return self.headers.get("Host") in {f"{name}:{port}" for name in LOCAL_NAMES}
 
     def _send_json(self, content: dict[str, Any], status: HTTPStatus) -> None:

@@ -65,7 +65,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
       lines.push(bar(rank, vocabulary.show(id, false, 40), Math.exp(d.token), most, "actual apart", say(id)));
     }
     const hidden = d.ids.slice(listed.length).reduce((sum, i) => sum + d.probabilities.get(i), 0);
-    const tail = bar(null, [`all ${whole.format(facts.sets[0].vocab_size - d.ids.length)} others`], d.tail, most, "tail", "tail");
+    const tail = bar(null, [`tail, ${whole.format(facts.sets[0].vocab_size - d.ids.length)} ids`], d.tail, most, "tail", "tail");
     return [figuresShown, el("ol", { class: "bars" }, ...lines), more(d.ids.length - listed.length, hidden, d.ids.length), el("ol", { class: "bars" }, tail)];
   }
 
@@ -111,7 +111,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
         el("span", { class: "of-b" }, `B · rank ${rankOf(b, id)} · H ${entropyOf(b)}`)),
       el("ol", { class: "bars" }, ...lines),
       more(union.length - listed.length, hidden, union.length),
-      el("ol", { class: "bars" }, pair(["others"], a.tail, b.tail, most, "tail", "tail")),
+      el("ol", { class: "bars" }, pair(["tail"], a.tail, b.tail, most, "tail", "tail")),
     ];
   }
 
@@ -127,8 +127,6 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
     return el("li", { class: `bar pair ${classes}`, "aria-label": `${name}: A ${words(pa)}, B ${words(pb)}${classes === "actual" ? ", the actual token" : ""}` },
       half(pa, "of-a"), el("span", { class: "chip" }, ...content), half(pb, "of-b"));
   }
-
-  const signed = (x) => (Number.isNaN(x) ? "–" : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}`);
 
   // For a screen reader: one sentence.
   function summary([a, b], id) {

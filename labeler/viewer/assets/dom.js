@@ -30,9 +30,11 @@ function sign(character) {
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 
-// The text with signs in place of what cannot be seen; with `flows`, it breaks lines all the same.
+// The text with signs in place of what cannot be seen. With `flows` it is part of a running text:
+// lines break, and a blank between words is a blank; else the blanks at its start are signs, too.
 function visible(text, flows) {
-  const blank = /^[ \u00a0]+$/.test(text) || /^\s+$/.test(text);
+  const blank = /^\s+$/.test(text);
+  let start = true;
   const parts = [];
   let plain = "";
   const flush = () => {
@@ -40,7 +42,9 @@ function visible(text, flows) {
     plain = "";
   };
   for (const character of text) {
-    if (!UNSEEN.test(character) && !(blank && character === " ")) {
+    const counts = character === " " && (blank || (start && !flows));
+    start &&= character === " ";
+    if (!UNSEEN.test(character) && !counts) {
       plain += character;
       continue;
     }
@@ -62,7 +66,8 @@ function clipped(text, most = LONGEST) {
 
 const whole = new Intl.NumberFormat("en");
 const count = (n, one) => `${whole.format(n)} ${one}${n === 1 ? "" : "s"}`;
-const nats = (x) => (x === null || x === undefined ? "–" : x.toFixed(2));
+const minus = (text) => text.replace(/^-/, "−");
+const nats = (x) => (x === null || x === undefined ? "–" : minus(x.toFixed(2)));
 
 function percent(p) {
   if (p === 0) return "0 %";
@@ -70,9 +75,12 @@ function percent(p) {
   return `${(100 * p).toFixed(p < 0.1 ? 2 : 1)} %`;
 }
 
+const signed = (x) => (Number.isNaN(x) ? "–" : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}`);
+
 function small(x) {
   if (x === null || x === undefined || Number.isNaN(x)) return "–";
-  return Math.abs(x) >= 0.001 || x === 0 ? x.toFixed(4) : x.toExponential(1);
+  if (Math.abs(x) >= 1) return minus(x.toFixed(2));
+  return minus(Math.abs(x) >= 0.001 || x === 0 ? x.toFixed(4) : x.toExponential(1));
 }
 
 function bytes(n) {

@@ -59,8 +59,9 @@ function makeList(source, { onSelect, onTotal, onError }) {
     const part = [row.chunk ? `chunk ${row.chunk}` : null, row.sample ? `sample ${row.sample}` : null];
     const about = [count(row.n_labels, "label"), row.finish_reason, row.source].filter(Boolean);
     const value = MODES[mode].ofRow(row);
-    const pill = el("span", { class: "pill", "data-mode": mode }, figure(mode, value));
-    pill.style.setProperty("--v", strength(value, mode === "kl" ? 0.5 : MODES[mode].most()));
+    const title = mode === "kl" ? "mean NLL of B less A's" : `mean ${MODES[mode].name}`;
+    const pill = el("span", { class: "pill", "data-mode": mode, title }, figure(mode, value));
+    pill.style.setProperty("--v", mode === "kl" ? strength(Math.abs(value), 0.5) : strength(value, MODES[mode].most()));
     node.append(
       el("span", { class: "item-id" }, ...visible(clipped(row.id, 120))),
       pill,

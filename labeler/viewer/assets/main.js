@@ -21,10 +21,10 @@ function header(facts, sample) {
     ];
     $("sets").append(el("div", { class: "set" },
       facts.sets.length > 1 ? el("b", { class: `which ${"ab"[index]}` }, "AB"[index]) : null,
-      el("strong", { title: set.path }, ...visible(set.name)),
+      el("strong", { title: set.path ?? false }, ...visible(set.name)),
       el("dl", {}, ...chips.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...visible(String(value))))))));
     const all = {
-      path: set.path, teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
+      ...(set.path ? { path: set.path } : {}), teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
       status: set.status, dtype: set.dtype, "dtype of head": set.head_dtype, quantization: set.quantization ?? "none",
       vocabulary: whole.format(set.vocab_size), "longest sequence": `${whole.format(set.max_length)} tokens`,
       sampling: set.sampling ? JSON.stringify(set.sampling) : "none", rows: whole.format(set.rows), tokens: whole.format(set.tokens),
@@ -143,6 +143,13 @@ async function start() {
   $("open-list").addEventListener("click", () => toggleList(!document.body.classList.contains("listing")));
   $("close-list").addEventListener("click", () => toggleList(false));
   $("list").addEventListener("click", (event) => event.target.closest(".item") && toggleList(false));
+  $("mono").addEventListener("click", () => {
+    const on = $("text").classList.toggle("mono");
+    $("mono").setAttribute("aria-pressed", String(on));
+  });
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("#manifest")) $("manifest").open = false;
+  });
   $("previous").addEventListener("click", () => list.move(-1));
   $("next").addEventListener("click", () => list.move(1));
 
@@ -157,7 +164,11 @@ async function start() {
     j: () => list.move(1), ArrowDown: () => list.move(1), k: () => list.move(-1), ArrowUp: () => list.move(-1),
     ArrowRight: () => step(1), ArrowLeft: () => step(-1),
     Enter: () => position !== null && pin(position),
-    Escape: () => (document.body.classList.contains("listing") ? toggleList(false) : row && release()),
+    Escape: () => {
+      if ($("manifest").open) $("manifest").open = false;
+      else if (document.body.classList.contains("listing")) toggleList(false);
+      else if (row) release();
+    },
     "/": () => {
       toggleList(true);
       $("search").focus();

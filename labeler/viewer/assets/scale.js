@@ -30,7 +30,7 @@ const MODES = {
       const place = sides[1]?.place.get(sides[0].at[index]);
       return place === undefined ? null : sides[1].aToB[place];
     },
-    ofRow: (row) => (row.nll_difference == null ? null : Math.abs(row.nll_difference)),
+    ofRow: (row) => row.nll_difference ?? null,
   },
 };
 
@@ -46,8 +46,9 @@ function strength(value, most) {
   return Math.max(0, Math.min(1, value / most));
 }
 
+// A row's value in the list, where KL would take all its labels: there, how its NLL differs.
 function figure(mode, value) {
   if (value === null || value === undefined) return "–";
   if (mode === "coverage") return percent(1 - value);
-  return mode === "kl" ? small(value) : nats(value);
+  return mode === "kl" ? signed(value) : nats(value);
 }

@@ -101,6 +101,7 @@ function makeText(vocabulary, { onShow, onPin }) {
     if (!node) return;
     node.classList.add("here");
     node.classList.toggle("pinned", pinned);
+    if (pinned) node.scrollIntoView({ block: "nearest" });
     $("cursor").style.left = `${(100 * (position + 0.5)) / row.ids.length}%`;
   }
 
@@ -138,7 +139,8 @@ function makeText(vocabulary, { onShow, onPin }) {
     const position = labeled(event);
     if (position === null) return;
     reach(position);
-    onShow(position, event.target.matches(":focus-visible"));
+    // A press focuses, too: what it shows is the click's business.
+    if (event.target.matches(":focus-visible")) onShow(position, true);
   });
   text.addEventListener("click", (event) => {
     const position = labeled(event);
@@ -149,7 +151,9 @@ function makeText(vocabulary, { onShow, onPin }) {
     const near = ((event.clientX - box.left) / box.width) * row.ids.length;
     const at = sides[0].at;
     if (!at.length) return;
-    focus(at.reduce((best, position) => (Math.abs(position - near) < Math.abs(best - near) ? position : best)));
+    const nearest = at.reduce((best, position) => (Math.abs(position - near) < Math.abs(best - near) ? position : best));
+    focus(nearest);
+    onShow(nearest, false);
   });
   new ResizeObserver(() => draw()).observe(strip);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
