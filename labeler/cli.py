@@ -223,7 +223,7 @@ def view(
 def verify(
     labels: Path,
     *,
-    rescore: int = 0,
+    rescore: int | Literal["all"] = 0,
     model: Path | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,
@@ -232,16 +232,21 @@ def verify(
 ) -> None:
     """Check a label set: hashes, schema and invariants; with --rescore, the labels themselves.
 
+    Names what is wrong: labels shifted against the tokens, a wrong tokenizer, chat template or
+    teacher, another temperature, a lost tail. Exit code 0: good; 1: something is wrong.
+
     Example: `labeler verify ./labels --rescore 4 --model ./teacher`
 
     Parameters
     ----------
     labels
-        Folder of the label set.
+        Folder of the label set, or a view of one.
     rescore
-        Rows to compute again with the transformers reference engine.
+        Rows to compute again with the transformers reference engine, or `all`: only that finds
+        one wrong label.
     model
-        Folder of the teacher, for --rescore; by default the one the set was made with.
+        Folder of the teacher; by default, for --rescore, the one the set was made with. Its
+        weights, tokenizer and chat template are compared with the set's, too.
     tolerance
         Largest difference of a logprob that counts as equal, beside the rounding of storage.
         Raise it for teachers in bfloat16.
@@ -250,18 +255,18 @@ def verify(
     allow_partial
         Also check a set that is still being labeled.
     as_json
-        Print JSON on standard output.
+        Print JSON on standard output: problems and notes, each with kind, where, what and mend.
     """
     from labeler.checks.verification import print_verification
 
     good = print_verification(
         labels,
-        rescore=rescore,
+        rescore=None if rescore == "all" else rescore,
         model=model,
         tolerance=tolerance,
         seed=seed,
         partial=allow_partial,
-        as_json=as_json,
+        as_machine=as_json,
     )
     if not good:
         sys.exit(1)

@@ -141,7 +141,7 @@ def _label_values(
     yield from broken("an id occurs twice", twice.any(axis=1))
     pairs = np.where(real[:, 1:], logs[:, 1:] > logs[:, :-1], False)
     yield from broken("logprobs are not in descending order", pairs.any(axis=1))
-    above = (logs > 0).any(axis=1) | (tail > 0) | (token > 0)
+    above = (np.column_stack([logs, tail, token]) > 0).any(axis=1)
     yield from broken("a logprob is above zero", above)
     lost = np.isneginf(tail) & (real.sum(axis=1) < vocab_size)
     yield from broken("the tail is zero, and the ids do not cover the vocabulary", lost)
@@ -150,7 +150,7 @@ def _label_values(
         slack[:, 0] *= 3  # the likeliest id may be moved up one step more
     p = np.exp(logs)
     mass, bound = p.sum(axis=1) + np.exp(tail), SLACK + 2 * (p * np.expm1(slack)).sum(axis=1)
-    yield from broken("top-k and tail do not sum to one", ~(np.abs(mass - 1) <= bound))
+    yield from broken("top-k and tail do not sum to one", ~np.less_equal(np.abs(mass - 1), bound))
     if labels.entropy is not None:
         least = bucketed_entropy(labels)
         yield from broken(

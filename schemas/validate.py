@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS
@@ -62,7 +61,10 @@ def examine(
         yield from (finding.inside(where) for finding in found)
         if any(finding.kind == "schema" for finding in found):
             continue
-        there = [table.num_rows, *(pc.sum(table[n]).as_py() or 0 for n in ("n_labels", "n_tokens"))]
+        there = [
+            table.num_rows,
+            *(int(table[n].to_numpy().sum()) for n in ("n_labels", "n_tokens")),
+        ]
         if there != [group.rows, group.labels, group.tokens]:
             yield Finding(
                 kind="count",

@@ -12,7 +12,7 @@ from typing import Any
 
 from labeler.config import CODECS, LabelConfig
 from labeler.console import err, progress
-from labeler.engines.teacher import Teacher, copy_tokenizer
+from labeler.engines.teacher import Teacher, copy_tokenizer, template_arguments
 from labeler.inputs.sources import (
     Record,
     Reject,
@@ -133,10 +133,20 @@ def _new(
             "plan_rejects": planned.rejects,
             "max_batched_tokens": _step(config, identity),
         }
-        | ({"parents": parents} if parents else {}),
+        | ({"parents": parents} if parents else {})
+        | _template(config, teacher, identity),
     )
     write_manifest(config.out, manifest)
     return manifest
+
+
+def _template(config: LabelConfig, teacher: Teacher, identity: Identity) -> dict[str, Any]:
+    """What of the chat template cannot be had from the tokenizer, for rows to be rendered again."""
+    arguments, given = template_arguments(config), config.chat_template is not None
+    if identity.chat_template is None or not (arguments or given):
+        return {}
+    text = teacher.chat_template if given else None
+    return {"chat_template": {"text": text, "arguments": arguments}}
 
 
 def _settings(files: list[SourceFile], config: LabelConfig) -> dict[str, Any]:
