@@ -1,0 +1,266 @@
+"""From students.yaml to named trials. No torch, no Ray."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from cyclopts import App, CycloptsError
+from cyclopts.config import Dict
+
+from schemas import SoftshardsError
+from trainer.config import TrainConfig
+from trainer.slice_config import SliceConfig
+
+TRIALS = "trials"
+STUDENTS = "students"
+SECTIONS = ("base", "slices", "grid", "runs")
+OURS = frozenset({"out", "resume"})
+"""Flags of `trainer train` that the sweep sets."""
+SHARED = frozenset({"labels", "eval_labels", "allow_partial"})
+"""Flags that must be the same in all trials, or they could not be compared."""
+LONGEST_NAME = 120
+
+Settings = dict[str, Any]
+Parts = list[tuple[str, str | None]]
+"""What a name is made of: an axis or flag, and how its value is called (None: spelled out)."""
+Config = TypeVar("Config", TrainConfig, SliceConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One student to train."""
+
+    name: str
+    """Of its folder; made of what is special about it, so that it stays when trials are added."""
+
+    label: str
+    """The name without the seed: trials that differ in nothing else share it."""
+
+    settings: Settings
+    """What `trainer train --config` is given, without --out."""
+
+    config: TrainConfig
+
+    @property
+    def folder(self) -> Path:
+        """OUT/trials/NAME."""
+        return self.config.out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What a students.yaml asks for."""
+
+    trials: list[Trial]
+    slices: list[SliceConfig]
+    """Students to be cut out of a teacher first."""
+
+
+def read_sweep(path: Path, out: Path) -> Sweep:
+    """Read students.yaml.
+
+    Args:
+        path: YAML with `base` (flags of `trainer train`), `grid` (axis -> values, all combinations)
+            and `runs` (a list of flags), and `slices` (name -> flags of `trainer slice`).
+        out: folder of the sweep.
+
+    Raises:
+        SoftshardsError: unreadable, an unknown key (with the nearest known one), a value that a
+            flag does not take, two trials of one name, or no held-out labels.
+    """
+    content = _load(path)
+    base = _checked(_section(content, "base", dict, path), "base", path)
+    for needed in ("labels", "eval_labels"):
+        if needed not in base:
+            why = "train" if needed == "labels" else "measure every student"
+            raise SoftshardsError(f"base has no {needed}: the label set to {why} on", path=path)
+    slices = _slices(_section(content, "slices", dict, path), base, out, path)
+    asked = [*_product(_section(content, "grid", dict, path), path)]
+    asked += [_run(i, run, path) for i, run in enumerate(_section(content, "runs", list, path))]
+    if not asked:
+        raise SoftshardsError("there is no trial in it", path=path, mend="add `grid` or `runs`")
+    trials: dict[str, Trial] = {}
+    for parts, own in asked:
+        settings = base | own
+        if (made := slices.get(str(settings.get("student")))) is not None:
+            settings["student"] = str(made.out)
+        trial = _trial(parts, settings, out, f"trial {own}", path)
+        if trial.name in trials or len(trial.name) > LONGEST_NAME:
+            what = "two trials are called" if trial.name in trials else "the name is too long:"
+            raise SoftshardsError(
+                f"{what} {trial.name}",
+                path=path,
+                mend="name the values in `grid` (`student: {small: PATH, large: PATH}`) or give "
+                "each of `runs` a `name`",
+            )
+        trials[trial.name] = trial
+    return Sweep(trials=list(trials.values()), slices=list(slices.values()))
+
+
+def _trial(parts: Parts, settings: Settings, out: Path, where: str, path: Path) -> Trial:
+    config = _parse(TrainConfig, settings | {"out": str(out)}, where, path)
+    values = config.to_dict()
+    # Spelled from what was parsed: 1e-3 and 0.001 are one name.
+    texts = [(key, _spell(key, values[key]) if text is None else text) for key, text in parts]
+    name = "_".join(text for _, text in texts)
+    return Trial(
+        name=name,
+        label="_".join(text for key, text in texts if key != "seed") or name,
+        settings={key: values[key] for key in settings},
+        config=replace(config, out=out / TRIALS / name),
+    )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SoftshardsError(f"cannot be read as YAML: {error}", path=path) from error
+    if not isinstance(content, dict):
+        raise SoftshardsError(f"it must have the keys {', '.join(SECTIONS)}", path=path)
+    for key in content:
+        if key not in SECTIONS:
+            mend = f"its keys are {', '.join(SECTIONS)}"
+            if _nearest(str(key), TrainConfig):
+                mend += "; flags for all trials belong under `base`"
+            raise SoftshardsError(f"unknown key {key}", path=path, mend=mend)
+    return content
+
+
+def _section(content: dict[str, Any], name: str, kind: type, path: Path) -> Any:
+    value = content.get(name)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        shape = "a list" if kind is list else "a mapping"
+        raise SoftshardsError(f"{name} must be {shape}", path=path)
+    return value
+
+
+def _slices(
+    section: dict[str, Any], base: Settings, out: Path, path: Path
+) -> dict[str, SliceConfig]:
+    found = {}
+    for key, flags in section.items():
+        name, where = _slug(str(key)), f"slices.{key}"
+        if not isinstance(flags, dict):
+            raise SoftshardsError(f"{where} must be flags of `trainer slice`", path=path)
+        own = {_flag(k, where, SliceConfig, path): value for k, value in flags.items()}
+        given = {"labels": base["labels"], **own, "out": str(out / STUDENTS / name)}
+        found[str(key)] = _parse(SliceConfig, given, where, path)
+    return found
+
+
+def _product(grid: dict[str, Any], path: Path) -> Iterator[tuple[Parts, Settings]]:
+    """All combinations of the axes' values, the last axis fastest."""
+    if not grid:
+        return
+    axes = [list(_values(str(axis), values, path)) for axis, values in grid.items()]
+    for chosen in itertools.product(*axes):
+        merged: Settings = {}
+        for _, own in chosen:
+            for flag in own.keys() & merged.keys():
+                raise SoftshardsError(f"grid: {flag} is on two axes", path=path)
+            merged |= own
+        yield [part for part, _ in chosen], merged
+
+
+def _values(
+    axis: str, values: Any, path: Path
+) -> Iterator[tuple[tuple[str, str | None], Settings]]:
+    """Each value of an axis: its part of the name, and the flags it sets."""
+    where = f"grid.{axis}"
+    if isinstance(values, list) and values:
+        flag = _flag(axis, where, TrainConfig, path)
+        for value in values:
+            yield (flag, None), _own({flag: value}, where, path)
+    elif isinstance(values, dict) and values:
+        for label, value in values.items():
+            own = value if isinstance(value, dict) else {axis: value}
+            yield (axis, _slug(str(label))), _own(own, where, path)
+    else:
+        raise SoftshardsError(f"{where} must be a list of values, or names of values", path=path)
+
+
+def _run(index: int, run: Any, path: Path) -> tuple[Parts, Settings]:
+    where = f"runs[{index}]"
+    if not isinstance(run, dict) or not run:
+        raise SoftshardsError(f"{where} must be flags of `trainer train`", path=path)
+    own = _own({key: value for key, value in run.items() if key != "name"}, where, path)
+    parts: Parts = [(flag, None) for flag in own]
+    if "name" in run:
+        parts = [("name", _slug(str(run["name"])))]
+    return parts, own
+
+
+def _own(flags: Settings, where: str, path: Path) -> Settings:
+    own = _checked(flags, where, path)
+    for flag in SHARED & own.keys():
+        raise SoftshardsError(
+            f"{where} sets {flag}, which must be the same for all trials",
+            path=path,
+            mend="set it under `base`; another label set is another sweep",
+        )
+    return own
+
+
+def _checked(flags: Settings, where: str, path: Path) -> Settings:
+    own = {_flag(key, where, TrainConfig, path): value for key, value in flags.items()}
+    for flag in OURS & own.keys():
+        raise SoftshardsError(f"{where} sets {flag}, which is up to the sweep", path=path)
+    return own
+
+
+def _flag(key: Any, where: str, config: type, path: Path) -> str:
+    """The field of `config` that a key means, spelled with - or _."""
+    name = str(key).replace("-", "_")
+    if name in {f.name for f in fields(config)}:
+        return name
+    near = _nearest(name, config)
+    raise SoftshardsError(
+        f"{where}: there is no flag {key}", path=path, mend=f"did you mean {near}?" if near else ""
+    )
+
+
+def _nearest(name: str, config: type) -> str | None:
+    known = [f.name for f in fields(config)]
+    return next(iter(difflib.get_close_matches(name.replace("-", "_"), known, n=1)), None)
+
+
+def _parse(kind: type[Config], settings: Settings, where: str, path: Path) -> Config:
+    """Settings as `trainer train --config` would take them, by the same parser."""
+
+    def take(config: Any) -> Any:
+        return config
+
+    take.__annotations__["config"] = kind
+    app = App(config=Dict(settings))
+    app.default(take)
+    try:
+        command, bound, _ = app.parse_args([], exit_on_error=False, print_error=False)
+        parsed: Config = command(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        raise SoftshardsError(f"{where}: {error}".replace(" from dict", ""), path=path) from error
+    except SoftshardsError as error:
+        raise SoftshardsError(f"{where}: {error}", path=path) from error
+    return parsed
+
+
+def _spell(flag: str, value: Any) -> str:
+    """A value's part of the name: a student's folder, else flag=value."""
+    if flag == "student":
+        return _slug(Path(str(value)).name)
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _slug(f"{flag}={text}")
+
+
+def _slug(text: str) -> str:
+    """Only what is harmless in a file name everywhere."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-.") or "unnamed"
