@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.ops.case import D, K, N, V, Case, dense, extras, make_case, mixed_loss
+from tests.trainer.ops.case import Case, D, K, N, V, dense, extras, make_case, mixed_loss
 from trainer.losses import cross_entropy
 from trainer.ops import chunked, label_logprobs, linear_label_logprobs
 
