@@ -121,7 +121,7 @@ def _label_values(
     table: pa.Table, decoded: DecodedLabels, keys: list[Key], vocab_size: int, k: int, codec: str
 ) -> Iterator[Finding]:
     labels, places = decoded.labels, label_places(table, decoded)
-    broken = partial(_broken, keys=keys, places=places)
+    broken: Callable[..., Iterator[Finding]] = partial(_broken, keys=keys, places=places)
     ids, logs = labels.topk_ids, labels.topk_logprobs.astype(np.float64)
     tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
     real = ids != PAD_ID
@@ -162,7 +162,10 @@ def _label_values(
 
 
 def _of_the_token(
-    decoded: DecodedLabels, places: Places, broken: Callable[..., Any], slack: NDArray[np.float64]
+    decoded: DecodedLabels,
+    places: Places,
+    broken: Callable[..., Iterator[Finding]],
+    slack: NDArray[np.float64],
 ) -> Iterator[Finding]:
     """Labels that do not fit the actual token: those of another position are named as such."""
     labels = decoded.labels
