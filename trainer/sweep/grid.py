@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from cyclopts import App, CycloptsError
-from cyclopts.config import Dict
 
 from schemas import SoftshardsError
 from trainer.config import TrainConfig
 from trainer.slice_config import SliceConfig
+from trainer.sweep.flags import flag_name, nearest, parse, slug, spell
 
 TRIALS = "trials"
 STUDENTS = "students"
@@ -30,7 +27,6 @@ LONGEST_NAME = 120
 Settings = dict[str, Any]
 Parts = list[tuple[str, str | None]]
 """What a name is made of: an axis or flag, and how its value is called (None: spelled out)."""
-Config = TypeVar("Config", TrainConfig, SliceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +101,10 @@ def read_sweep(path: Path, out: Path) -> Sweep:
 
 
 def _trial(parts: Parts, settings: Settings, out: Path, where: str, path: Path) -> Trial:
-    config = _parse(TrainConfig, settings | {"out": str(out)}, where, path)
+    config = parse(TrainConfig, settings | {"out": str(out)}, where, path)
     values = config.to_dict()
     # Spelled from what was parsed: 1e-3 and 0.001 are one name.
-    texts = [(key, _spell(key, values[key]) if text is None else text) for key, text in parts]
+    texts = [(key, spell(key, values[key]) if text is None else text) for key, text in parts]
     name = "_".join(text for _, text in texts)
     return Trial(
         name=name,
@@ -128,7 +124,7 @@ def _load(path: Path) -> dict[str, Any]:
     for key in content:
         if key not in SECTIONS:
             mend = f"its keys are {', '.join(SECTIONS)}"
-            if _nearest(str(key), TrainConfig):
+            if nearest(str(key), TrainConfig):
                 mend += "; flags for all trials belong under `base`"
             raise SoftshardsError(f"unknown key {key}", path=path, mend=mend)
     return content
@@ -149,12 +145,12 @@ def _slices(
 ) -> dict[str, SliceConfig]:
     found = {}
     for key, flags in section.items():
-        name, where = _slug(str(key)), f"slices.{key}"
+        name, where = slug(str(key)), f"slices.{key}"
         if not isinstance(flags, dict):
             raise SoftshardsError(f"{where} must be flags of `trainer slice`", path=path)
-        own = {_flag(k, where, SliceConfig, path): value for k, value in flags.items()}
+        own = {flag_name(k, where, SliceConfig, path): value for k, value in flags.items()}
         given = {"labels": base["labels"], **own, "out": str(out / STUDENTS / name)}
-        found[str(key)] = _parse(SliceConfig, given, where, path)
+        found[str(key)] = parse(SliceConfig, given, where, path)
     return found
 
 
@@ -178,13 +174,13 @@ def _values(
     """Each value of an axis: its part of the name, and the flags it sets."""
     where = f"grid.{axis}"
     if isinstance(values, list) and values:
-        flag = _flag(axis, where, TrainConfig, path)
+        flag = flag_name(axis, where, TrainConfig, path)
         for value in values:
             yield (flag, None), _own({flag: value}, where, path)
     elif isinstance(values, dict) and values:
         for label, value in values.items():
             own = value if isinstance(value, dict) else {axis: value}
-            yield (axis, _slug(str(label))), _own(own, where, path)
+            yield (axis, slug(str(label))), _own(own, where, path)
     else:
         raise SoftshardsError(f"{where} must be a list of values, or names of values", path=path)
 
@@ -196,7 +192,7 @@ def _run(index: int, run: Any, path: Path) -> tuple[Parts, Settings]:
     own = _own({key: value for key, value in run.items() if key != "name"}, where, path)
     parts: Parts = [(flag, None) for flag in own]
     if "name" in run:
-        parts = [("name", _slug(str(run["name"])))]
+        parts = [("name", slug(str(run["name"])))]
     return parts, own
 
 
@@ -212,55 +208,7 @@ def _own(flags: Settings, where: str, path: Path) -> Settings:
 
 
 def _checked(flags: Settings, where: str, path: Path) -> Settings:
-    own = {_flag(key, where, TrainConfig, path): value for key, value in flags.items()}
+    own = {flag_name(key, where, TrainConfig, path): value for key, value in flags.items()}
     for flag in OURS & own.keys():
         raise SoftshardsError(f"{where} sets {flag}, which is up to the sweep", path=path)
     return own
-
-
-def _flag(key: Any, where: str, config: type, path: Path) -> str:
-    """The field of `config` that a key means, spelled with - or _."""
-    name = str(key).replace("-", "_")
-    if name in {f.name for f in fields(config)}:
-        return name
-    near = _nearest(name, config)
-    raise SoftshardsError(
-        f"{where}: there is no flag {key}", path=path, mend=f"did you mean {near}?" if near else ""
-    )
-
-
-def _nearest(name: str, config: type) -> str | None:
-    known = [f.name for f in fields(config)]
-    return next(iter(difflib.get_close_matches(name.replace("-", "_"), known, n=1)), None)
-
-
-def _parse(kind: type[Config], settings: Settings, where: str, path: Path) -> Config:
-    """Settings as `trainer train --config` would take them, by the same parser."""
-
-    def take(config: Any) -> Any:
-        return config
-
-    take.__annotations__["config"] = kind
-    app = App(config=Dict(settings))
-    app.default(take)
-    try:
-        command, bound, _ = app.parse_args([], exit_on_error=False, print_error=False)
-        parsed: Config = command(*bound.args, **bound.kwargs)
-    except CycloptsError as error:
-        raise SoftshardsError(f"{where}: {error}".replace(" from dict", ""), path=path) from error
-    except SoftshardsError as error:
-        raise SoftshardsError(f"{where}: {error}", path=path) from error
-    return parsed
-
-
-def _spell(flag: str, value: Any) -> str:
-    """A value's part of the name: a student's folder, else flag=value."""
-    if flag == "student":
-        return _slug(Path(str(value)).name)
-    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
-    return _slug(f"{flag}={text}")
-
-
-def _slug(text: str) -> str:
-    """Only what is harmless in a file name everywhere."""
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-.") or "unnamed"

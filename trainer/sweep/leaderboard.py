@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -108,11 +109,12 @@ def ranked(rows: list[Row]) -> list[Row]:
 
 def groups(rows: list[Row]) -> list[Group]:
     """Finished trials over their seeds, by mean KL, with the Pareto front marked."""
-    by_label: dict[str, list[Row]] = {}
+    alike: dict[str, list[Row]] = {}
     for each in rows:
         if each.status == "finished":
-            by_label.setdefault(each.label, []).append(each)
-    found = sorted((_group(label, own) for label, own in by_label.items()), key=lambda g: g.kl.mean)
+            rest = {name: value for name, value in each.settings.items() if name != "seed"}
+            alike.setdefault(json.dumps(rest, sort_keys=True), []).append(each)
+    found = sorted((_group(own) for own in alike.values()), key=lambda group: group.kl.mean)
     timed = all(group.generating for group in found)
     costs = [_costs(group, timed) for group in found]
     return [
@@ -130,13 +132,13 @@ def to_json(rows: list[Row], found: list[Group], results: dict[str, Any]) -> dic
     }
 
 
-def _group(label: str, own: list[Row]) -> Group:
+def _group(own: list[Row]) -> Group:
     first = own[0]
     assert first.parameters is not None
     assert first.bytes is not None
     known = [each.generating for each in own if each.generating is not None]
     return Group(
-        label=label,
+        label=" / ".join(dict.fromkeys(each.label for each in own)),
         names=[each.name for each in own],
         ppl=_spread(each.ppl for each in own),
         kl=_spread(each.kl for each in own),

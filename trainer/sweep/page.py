@@ -30,7 +30,7 @@ def html(
         k=results["label_set"]["identity"]["k"],
         rows=rows,
         groups=groups,
-        front={group.label for group in groups if group.front},
+        front={name for group in groups if group.front for name in group.names},
         several=_several(groups),
         timed=timed,
         figure=Markup(_figure(groups, timed)) if groups else None,
@@ -39,10 +39,10 @@ def html(
 
 def show(console: Console, rows: list[Row], groups: list[Group]) -> None:
     """Print the tables; * marks the Pareto front."""
-    front = {group.label for group in groups if group.front}
+    front = {name for group in groups if group.front for name in group.names}
     table = _table("leaderboard", "trial", "KL", "ppl", "top-1", "params", "size", "gen/s", "state")
     for row in rows:
-        star = "* " if row.label in front and row.status == "finished" else "  "
+        star = "* " if row.name in front else "  "
         cells = [number(row.kl, 4), number(row.ppl, 2), percent(row.agreement)]
         cells += [size(row.parameters, ""), size(row.bytes, "B"), number(row.generating, 0)]
         table.add_row(star + row.name, *cells, row.status)
