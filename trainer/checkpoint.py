@@ -59,7 +59,7 @@ def save_checkpoint(
         meta: JSON-able facts: what the run is, and where it stands.
         states: file stem -> object for `torch.save`.
     """
-    final = out / CHECKPOINTS / f"step-{step:08d}"
+    final = out / CHECKPOINTS / step_name(step)
     with atomic_directory(final) as tmp:
         for name, state in states.items():
             torch.save(state, tmp / f"{name}.pt")
@@ -74,14 +74,32 @@ def save_checkpoint(
 def newest_checkpoint(out: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that is complete, with its facts."""
     for path in sorted((out / CHECKPOINTS).glob("step-*"), reverse=True):
-        try:
-            meta = json.loads((path / META).read_text(encoding="utf-8"))
-            sizes = {name: (path / name).stat().st_size for name in meta["files"]}
-        except (OSError, ValueError, KeyError):
-            continue
-        if sizes == meta["files"] and meta["version"] == CHECKPOINT_VERSION:
-            return path, meta
+        if found := read_checkpoint(path):
+            return found
     return None
+
+
+def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """A checkpoint with its facts, or None where it is not complete."""
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        sizes = {name: (path / name).stat().st_size for name in meta["files"]}
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = sizes == meta["files"] and meta["version"] == CHECKPOINT_VERSION
+    return (path, meta) if whole else None
+
+
+def forget_later(out: Path, step: int) -> None:
+    """Delete checkpoints past `step`: what follows makes them again, in this order."""
+    for path in (out / CHECKPOINTS).glob("step-*"):
+        if path.name > step_name(step):
+            shutil.rmtree(path)
+
+
+def step_name(step: int) -> str:
+    """Name of a checkpoint's folder."""
+    return f"step-{step:08d}"
 
 
 def load_state(checkpoint: Path, name: str) -> Any:

@@ -11,7 +11,9 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from schemas import SoftshardsError, __version__
-from trainer.config import EvaluateConfig, ReportConfig, SliceConfig, TrainConfig
+from trainer.config import EvaluateConfig, ReportConfig, TrainConfig
+from trainer.slice_config import SliceConfig
+from trainer.sweep.config import SweepConfig
 
 USER_ERROR = 2
 
@@ -51,11 +53,12 @@ def train(config: TrainConfig) -> int:
 
 @app.command(name="slice")
 def slice_(config: SliceConfig) -> int:
-    """Make a student by leaving layers of the teacher out.
+    """Make a student by leaving layers and feed-forward neurons of the teacher out.
 
-    Removes one layer after the other: each time the one without which the model stays closest to
-    the teacher's labels (KL with tail, on training labels), among those that change their input
-    least. The result is a checkpoint to train; without training it is a poor model.
+    `--keep` removes one layer after the other: each time the one without which the model stays
+    closest to the teacher's labels (KL with tail, on training labels), among those that change
+    their input least. `--layers` and `--stride` say which layers stay. `--ffn-keep` then narrows
+    the feed-forward blocks. The result is a checkpoint to train; untrained it is a poor model.
 
     Example: `trainer slice --teacher TEACHER --labels LABELS --out STUDENT --keep 20`
     """
@@ -91,6 +94,28 @@ def report(config: ReportConfig) -> int:
     from trainer.report import report as run
 
     return run(config)
+
+
+@app.command
+def sweep(students: Path, *, settings: SweepConfig) -> int:
+    """Train many students from one label set, and rank them.
+
+    Each trial is a `trainer train` of its own under OUT/trials, run by Ray Tune: side by side where
+    devices allow, stopped early where asked. Kill it at any moment: the same command reuses what is
+    finished and goes on with the rest. Ends in a leaderboard: quality against size against speed.
+    The exit code is 1 where a trial failed; the others are trained all the same.
+
+    Example: `trainer sweep students.yaml --out SWEEP --dry-run`
+
+    Parameters
+    ----------
+    students
+        YAML: `base` (flags of `trainer train` for all trials), `grid` (flag: list of values; all
+        combinations), `runs` (a list of trials), `slices` (students made by `trainer slice`).
+    """
+    from trainer.sweep.run import sweep as run
+
+    return run(students, settings)
 
 
 @app.meta.default

@@ -17,6 +17,7 @@ OPERATIONAL = frozenset(
     {
         *("labels", "out", "resume", "save_every", "keep_checkpoints", "tracker"),
         *("eval_labels", "eval_every", "gradient_checkpointing", "allow_partial"),
+        *("keep_best", "shard", "memory_gb", "dry_run", "json"),
         "chunk_bytes",
     }
 )
@@ -79,11 +80,36 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many steps, or earlier where the epochs end first."""
 
-    lr: float = 3e-4
-    """Peak learning rate of AdamW."""
+    lora_r: int = 0
+    """Rank of LoRA adapters (by peft) to train instead of the weights; 0 trains the weights.
+    OUT/final has them merged, OUT/final/adapter alone."""
 
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    lora_alpha: float = 0.0
+    """LoRA's alpha: the adapters count alpha / r. 0 takes twice --lora-r."""
+
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Layers to adapt, once for each: q_proj, down_proj, ...; all-linear is all but the head."""
+
+    optimizer: Literal["adamw", "adamw_fused", "adamw_8bit"] = "adamw_fused"
+    """AdamW step by step, in one kernel, or with 8-bit states (torchao)."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+
+    schedule: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
+    ] = "cosine"
+    """How the learning rate goes after the warm-up: a name of transformers.get_scheduler."""
+
+    schedule_args: dict[str, float] | None = None
+    """What the schedule takes: --schedule-args.min_lr_rate 0.1 for cosine_with_min_lr."""
 
     warmup: float = 0.05
     """Warm-up: a share of all steps if below 1, else a number of steps."""
@@ -92,7 +118,7 @@ class TrainConfig:
     """Weight decay of matrices (not of norms and biases)."""
 
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averaging coefficients."""
+    """The optimizer's averaging coefficients."""
 
     clip: float = 1.0
     """Largest gradient norm; 0 does not clip."""
@@ -124,14 +150,38 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints to keep."""
 
-    resume: Literal["auto", "never"] = "auto"
-    """auto goes on from the newest checkpoint in OUT; never refuses an OUT that has any."""
+    resume: Literal["auto", "never"] | Path = "auto"
+    """auto goes on from the newest checkpoint in OUT; never refuses an OUT that has any; a
+    checkpoint's folder goes on from there, and forgets the later ones in OUT."""
 
     eval_labels: Path | None = None
-    """Held-out label set to measure while training (into OUT/eval.jsonl)."""
+    """Held-out label set to measure before the first step and after the last (OUT/eval.jsonl)."""
 
     eval_every: int = 0
-    """Steps between measurements on --eval-labels; 0 never."""
+    """Steps between further measurements on --eval-labels; 0 for none."""
+
+    patience: int = 0
+    """Stop after so many measurements in a row without a lower KL; 0 trains to the end."""
+
+    keep_best: bool = False
+    """Keep the model of the lowest held-out KL in OUT/best. OUT/final is the last one."""
+
+    shard: bool = False
+    """Share the weights among the processes (FSDP2) instead of giving each a copy (DDP)."""
+
+    memory_gb: float | None = None
+    """Memory a process may use, in GB: more is refused before the first step. By default what is
+    free; 0 does not look."""
+
+    vocab_map: bool = False
+    """Take a student whose tokenizer shares almost all tokens with the teacher's (Qwen2.5 and
+    Qwen3): ids are matched by token, and what that covers is printed."""
+
+    dry_run: bool = False
+    """Print steps, packs, parameters and memory, and train nothing."""
+
+    json: Annotated[bool, Parameter(negative="")] = False
+    """Print the --dry-run as JSON."""
 
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Where to log besides OUT/log.jsonl; needs softshards[trackers]."""
@@ -147,7 +197,10 @@ class TrainConfig:
         """
         for name in ("epochs", "pack_tokens", "packs_per_step", "window", "keep_checkpoints"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("weight_decay", "clip", "warmup", "save_every", "eval_every"):
+        for name in (
+            *("weight_decay", "clip", "warmup", "save_every", "eval_every", "patience"),
+            *("lora_r", "lora_alpha"),
+        ):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "0 or more")
         self._require("chunk_bytes", self.chunk_bytes >= 1, "at least 1")
@@ -157,12 +210,18 @@ class TrainConfig:
         self._require("seed", self.seed >= 0, "0 or more")
         self._require("pack_tokens", self.pack_tokens >= 2, "at least 2: a label needs a context")
         self._require("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
-        if self.eval_every and self.eval_labels is None:
+        self._require("memory_gb", (self.memory_gb or 0) >= 0, "0 or more")
+        for name in ("eval_every", "patience", "keep_best"):
+            if getattr(self, name) and self.eval_labels is None:
+                raise SoftshardsError(
+                    f"--{name.replace('_', '-')} without anything to measure on",
+                    mend="pass --eval-labels with a held-out label set",
+                )
+        if self.patience and not self.eval_every:
             raise SoftshardsError(
-                "--eval-every without anything to measure on",
-                mend="pass --eval-labels with a held-out label set",
+                "--patience counts measurements, and there are none on the way",
+                mend="pass --eval-every with a number of steps",
             )
-
         if self.tracker != "none" and find_spec(self.tracker) is None:
             raise SoftshardsError(
                 f"--tracker {self.tracker}: it is not installed",
@@ -201,70 +260,10 @@ class TrainConfig:
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what is learned, for comparison with an earlier run's."""
-        return {name: v for name, v in self.to_dict().items() if name not in OPERATIONAL}
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class SliceConfig:
-    """All that `trainer slice` can be told."""
-
-    teacher: Path
-    """Teacher to slice: a Hugging Face checkpoint folder."""
-
-    labels: Path
-    """Label set of *training* data to measure layers on."""
-
-    out: Path
-    """Folder for the student."""
-
-    keep: int | None = None
-    """How many layers to keep; which ones is measured."""
-
-    layers: str | None = None
-    """Which layers to keep instead, counted from 0 and separated by commas: 0,1,5."""
-
-    candidates: int = 4
-    """Layers tried a removal: those that change their input least (block influence)."""
-
-    sample_tokens: int = 2048
-    """Label tokens to measure on."""
-
-    seed: int = 0
-    """Which rows the sample is."""
-
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    """What to measure in; the student is saved as the teacher was."""
-
-    allow_partial: bool = False
-    """Measure on a label set that is still being labeled."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises:
-            SoftshardsError: naming the flag.
-        """
-        if (self.keep is None) == (self.layers is None):
-            raise SoftshardsError("give either --keep or --layers")
-        for name in ("keep", "candidates", "sample_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SoftshardsError(f"--{name.replace('_', '-')} is {value}; it must be >= 1")
-        _ = self.chosen
-
-    @property
-    def chosen(self) -> list[int] | None:
-        """The layers named by --layers, or None."""
-        if self.layers is None:
-            return None
-        try:
-            chosen = [int(part) for part in self.layers.split(",")]
-        except ValueError as error:
-            raise SoftshardsError(f"--layers is {self.layers!r}; it must be like 0,1,5") from error
-        if chosen != sorted(set(chosen)) or chosen[0] < 0:
-            raise SoftshardsError("--layers must be ascending, each layer once, from 0")
-        return chosen
+        settings = {name: v for name, v in self.to_dict().items() if name not in OPERATIONAL}
+        if self.patience:  # then the measurements decide when the run ends
+            settings["eval_every"] = self.eval_every
+        return settings
 
 
 @Parameter(name="*")

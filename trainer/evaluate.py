@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
-from trainer.collate import Batch, collate
+from trainer.collate import collate
 from trainer.config import EvaluateConfig
 from trainer.dataset import LabelDataset, label_set_digests
 from trainer.objective import label_losses
@@ -25,8 +27,6 @@ from trainer.student import Student, load_student, parameter_counts
 
 RESULTS_VERSION = 1
 PACK_TOKENS = 2048
-CHUNK = 256
-"""Positions whose full logits are in memory at once, where the likeliest token is looked for."""
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -74,12 +74,13 @@ def measure(
     *,
     device: torch.device,
     pack_tokens: int | None = None,
-    show: bool = True,
+    among: Accelerator | None = None,
 ) -> dict[str, Any]:
     """Sums over every label of a set, divided by their number.
 
     Args:
         model: a `Student`, or one that DDP or FSDP wrapped.
+        among: the processes that share the packs; all have to call this. By default one alone.
 
     Returns:
         For "all" and each span kind present: labels, ce (nats), ppl, kl (nats, forward, bucketed),
@@ -89,17 +90,22 @@ def measure(
     student = model if isinstance(model, Student) else model.module
     budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
     sums = torch.zeros(len(SPAN_KINDS), 5, dtype=torch.float64)
-    with ProgressBar("measure", labels.labels, enabled=show) as progress:
-        for pack in LabelDataset(labels, pack_tokens=budget, window=1):
+    rank, world = (among.process_index, among.num_processes) if among else (0, 1)
+    packs = iter(LabelDataset(labels, pack_tokens=budget, window=1, vocab_map=student.vocab_map))
+    with ProgressBar("measure", labels.labels, enabled=rank == 0) as progress:
+        while group := list(islice(packs, world)):
+            # Under FSDP every rank must run as often as the others: one without a pack of its own
+            # runs the first, and does not count it.
+            pack, counts = (group[rank], 1.0) if rank < len(group) else (group[0], 0.0)
             batch = collate(pack, attention=student.attention).to(device)
-            hidden = student.hidden(batch)
-            output = student.label_logprobs(hidden, batch.topk_ids, batch.targets)
+            output, agrees = model(batch, with_agreement=True)
             kl, ce = label_losses(output, batch)
-            agrees = _agreement(student, hidden, output[0], output[1], batch)
             values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob]
             stacked = torch.stack([v.double() for v in values], 1).cpu()
-            sums.index_add_(0, batch.kinds.cpu(), stacked)
-            progress.advance(len(ce))
+            sums.index_add_(0, batch.kinds.cpu(), stacked * counts)
+            progress.advance(sum(pack.n_labels for pack in group))
+    if among is not None:
+        sums = among.reduce(sums.to(device), "sum").cpu()
     present = {kind: row for kind, row in zip(SPAN_KINDS, sums) if row[0] > 0}
     return {
         "all": _means(sums.sum(0)),
@@ -118,25 +124,6 @@ def _means(sums: Tensor) -> dict[str, float]:
         "teacher_ce": teacher / count,
         "teacher_ppl": math.exp(min(teacher / count, 700.0)),
     }
-
-
-def _agreement(
-    student: Student, hidden: Tensor, logp: Tensor, log_rest: Tensor, batch: Batch
-) -> Tensor:
-    """1.0 where the student's likeliest token is the teacher's.
-
-    Most positions are decided by the labels alone: another labeled id is likelier, or the
-    teacher's choice has more mass than all unlabeled ids together. Only the rest needs logits.
-    """
-    first = logp[:, 0]
-    agrees = (first >= logp.max(1).values) & (first >= log_rest)
-    open_ = ((first >= logp.max(1).values) & ~agrees).nonzero()[:, 0]
-    head: Any = student.model.get_output_embeddings()
-    for rows in open_.split(CHUNK):
-        # Padding ids and softcap change nothing here: they are cut off, and it is monotonic.
-        logits = head(hidden[rows])[:, : student.valid_vocab]
-        agrees[rows] = logits.argmax(1) == batch.topk_ids[rows, 0]
-    return agrees
 
 
 def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:

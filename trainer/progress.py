@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -54,6 +56,15 @@ class ProgressBar:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Make room on the terminal for another bar."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count work that was done."""

@@ -5,8 +5,8 @@ The head's op runs inside the head module's own forward: under FSDP the weight i
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from schemas.errors import IdentityError, SoftshardsError
-from schemas.fingerprint import tokenizer_digest
+from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
+from trainer.agreement import agreement
 from trainer.attention import DOCUMENTS, use_documents
 from trainer.collate import Attention, Batch
 from trainer.heads import as_label_head
 from trainer.objective import StudentOutput
+from trainer.tokenizer_check import check_tokenizer
+from trainer.vocab_map import VocabMap, read_vocab_map
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 HEAD_CHECK_TOKENS = 16
@@ -36,12 +38,15 @@ class Student(nn.Module):
     Args:
         model: the causal LM; its head is turned into a `LabelHead`.
         valid_vocab: number of real token ids; the head may be padded past them.
+        vocab_map: from the teacher's ids to the student's, where they differ.
 
     Attributes:
         chunk_bytes: budget of the head's op (see `linear_label_logprobs`); None for its default.
     """
 
-    def __init__(self, model: PreTrainedModel, valid_vocab: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, valid_vocab: int, vocab_map: VocabMap | None = None
+    ) -> None:
         super().__init__()
         head = as_label_head(model.get_output_embeddings())
         rows = head.weight.shape[0]
@@ -50,7 +55,7 @@ class Student(nn.Module):
                 f"the student's head has {rows} rows and the tokenizer {valid_vocab} ids",
                 mend="resize the student's embeddings, or take a student made for this tokenizer",
             )
-        self.model, self.valid_vocab = model, valid_vocab
+        self.model, self.valid_vocab, self.vocab_map = model, valid_vocab, vocab_map
         self.chunk_bytes: int | None = None
         text = model.config.get_text_config()
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
@@ -64,9 +69,19 @@ class Student(nn.Module):
         states: Tensor = self.model.base_model(**batch.model_inputs).last_hidden_state
         return states[0, batch.rows]
 
-    def forward(self, batch: Batch) -> StudentOutput:
-        """Log-probabilities at the labels of a batch."""
-        return self.label_logprobs(self.hidden(batch), batch.topk_ids, batch.targets)
+    def forward(self, batch: Batch, *, with_agreement: bool = False) -> Any:
+        """Log-probabilities at the labels of a batch, a `StudentOutput`.
+
+        `with_agreement` adds bool [n], where student and teacher find the same token likeliest;
+        it is computed here because under FSDP the weights are whole only here.
+        """
+        hidden = self.hidden(batch)
+        output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
+        if not with_agreement:
+            return output
+        head = self.model.get_output_embeddings()
+        logp, log_rest, _ = output
+        return output, agreement(head, hidden, logp, log_rest, batch.topk_ids, self.valid_vocab)
 
     def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
         """The head's part of `forward`."""
@@ -84,7 +99,13 @@ class Student(nn.Module):
 
 
 def load_student(
-    path: Path, labels: LabelSet, *, from_config: bool = False, seed: int = 0
+    path: Path,
+    labels: LabelSet,
+    *,
+    from_config: bool = False,
+    seed: int = 0,
+    map_vocab: bool = False,
+    adapt: Callable[[PreTrainedModel], Any] | None = None,
 ) -> Student:
     """Load a student in float32 and check that it fits the label set.
 
@@ -92,10 +113,55 @@ def load_student(
         path: a checkpoint folder; with `from_config` a folder with at least a `config.json`.
         labels: the label set it is to learn from, or be measured on.
         from_config: draw random weights from `seed` instead of loading any.
+        map_vocab: take a tokenizer that shares almost all tokens with the teacher's.
+        adapt: changes the model in place before its head is looked at (LoRA).
 
     Raises:
         IdentityError: its tokenizer is not the teacher's.
         SoftshardsError: it cannot be loaded, packed, or its head is not one we know how to fuse.
+    """
+    check_model_folder(path)
+    vocab_map = read_vocab_map(labels, path) if map_vocab else None
+    if vocab_map is None:
+        check_tokenizer(path, labels, required=not from_config)
+    model = load_model(path, from_config=from_config, seed=seed)
+    if attention_of(model) == "mask" and not torch.accelerator.is_available():
+        use_documents(model)
+    if adapt is not None:
+        adapt(model)
+    vocab = vocab_map.student_vocab if vocab_map else labels.manifest.identity.vocab_size
+    student = Student(model, vocab, vocab_map)
+    check_head(student)
+    return student
+
+
+def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTrainedModel:
+    """Load a causal LM in float32, or make one with random weights.
+
+    Raises:
+        SoftshardsError: there is none, or transformers cannot load it.
+    """
+    check_model_folder(path)
+    try:
+        attention = _implementation()
+        if from_config:
+            torch.manual_seed(seed)
+            config = AutoConfig.from_pretrained(path)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            return model.float()
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse a folder that holds no model.
+
+    Raises:
+        SoftshardsError: with where to get one.
     """
     if not (path / "config.json").is_file():
         raise SoftshardsError(
@@ -103,26 +169,6 @@ def load_student(
             path=path,
             mend="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
         )
-    check_tokenizer(path, labels, required=not from_config)
-    try:
-        attention = _implementation()
-        if from_config:
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(path), attn_implementation=attention
-            ).float()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation=attention
-            )
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
-    if attention_of(model) == "mask" and not torch.accelerator.is_available():
-        use_documents(model)
-    student = Student(model, labels.manifest.identity.vocab_size)
-    check_head(student)
-    return student
 
 
 def attention_of(model: PreTrainedModel) -> Attention:
@@ -180,54 +226,6 @@ def check_head(student: Student) -> None:
             f"(log-probabilities differ by {gap:.2g})",
             mend="use another student architecture, or report this one",
         )
-
-
-def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> None:
-    """Refuse a student whose tokenizer gives other ids than the teacher's.
-
-    Raises:
-        IdentityError: with both digests, both sizes and an example of what differs.
-    """
-    expected = labels.manifest.identity.tokenizer
-    try:
-        found = tokenizer_digest(path)
-    except FileNotFoundError as error:
-        if not required:
-            return
-        raise IdentityError(
-            "the student has no tokenizer, so nothing says that its ids mean what the teacher's do",
-            path=path,
-            mend=f"if they do, copy the files of {labels.tokenizer_dir} into the folder",
-        ) from error
-    if found != expected:
-        raise IdentityError(
-            "the student's tokenizer is not the teacher's: the labels' ids would mean other "
-            f"tokens\n  digest: student {found[:16]}, teacher {expected[:16]}"
-            f"{_difference(path, labels.tokenizer_dir)}",
-            path=path,
-            mend="take a student of the teacher's family (or `trainer slice` one from the teacher)",
-        )
-
-
-def _difference(student_dir: Path, teacher_dir: Path) -> str:
-    files = [folder / "tokenizer.json" for folder in (student_dir, teacher_dir)]
-    if not all(file.is_file() for file in files):
-        return ""
-    from tokenizers import Tokenizer
-
-    student, teacher = (
-        {number: token for token, number in Tokenizer.from_file(str(f)).get_vocab().items()}
-        for f in files
-    )
-    lines = f"\n  vocabulary: student {len(student)} ids, teacher {len(teacher)}"
-    for number in sorted(student.keys() | teacher.keys()):
-        ours, theirs = student.get(number), teacher.get(number)
-        if ours != theirs:
-            return f"{lines}\n  for example id {number}: student {ours!r}, teacher {theirs!r}"
-    ours_json, theirs_json = (json.loads(f.read_text(encoding="utf-8")) for f in files)
-    parts = [k for k in theirs_json if ours_json.get(k) != theirs_json[k]]
-    parts = [k for k in parts if k not in ("padding", "truncation")]
-    return f"{lines}\n  every id has the same token; what differs: {', '.join(parts)}"
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:

@@ -14,7 +14,7 @@ from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.conftest import World
 from trainer import student as student_module
 from trainer.collate import collate
-from trainer.config import SliceConfig
+from trainer.slice_config import SliceConfig
 from trainer.dataset import LabelDataset
 from trainer.heads import LabelHead
 from trainer.slicing import slice_teacher

@@ -1,0 +1,68 @@
+"""A run under way: what it is, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from accelerate import Accelerator
+
+from schemas import LabelSet
+from trainer.config import TrainConfig
+from trainer.dataset import LabelDataset, Pack, ReaderState
+from trainer.finished import Facts
+from trainer.student import Student
+
+LOG = "log.jsonl"
+EVAL_LOG = "eval.jsonl"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run; the fields from `reader` on are where it stands.
+
+    Attributes:
+        model: the student as Accelerate wrapped it (DDP, FSDP2, or not at all).
+        tokens: how many were trained on. seconds: spent in steps.
+        evals: the measurements on --eval-labels so far, each with its step.
+    """
+
+    config: TrainConfig
+    labels: LabelSet
+    accelerator: Accelerator
+    student: Student
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    facts: Facts
+    total_steps: int
+    reader: ReaderState
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    evals: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and talks."""
+        return bool(self.accelerator.is_main_process)
+
+    def packs(self) -> Generator[Pack]:
+        """All packs that are left, of all ranks."""
+        return open_dataset(self.config, self.labels, self.student, self.reader).__iter__()
+
+
+def open_dataset(
+    config: TrainConfig, labels: LabelSet, student: Student, state: ReaderState
+) -> LabelDataset:
+    """The packs of a run from `state` on."""
+    return LabelDataset(
+        labels,
+        pack_tokens=config.pack_tokens,
+        seed=config.seed,
+        window=config.window,
+        epochs=config.epochs,
+        state=state,
+        vocab_map=student.vocab_map,
+    )
