@@ -25,7 +25,7 @@ from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
 from schemas.codec import list_offsets
 from schemas.version import COMPACT_1
 
-STEPS = ((0.0, 1 / 64), (2.0, 1 / 32), (5.0, 1 / 16))
+STEPS = ((0.0, 1 / 64), (4.0, 1 / 32), (6.0, 1 / 16))
 """(from, step): a logprob -x with x >= `from` is rounded to a multiple of `step`, in nats."""
 
 ESCAPE = 255
