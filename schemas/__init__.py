@@ -5,7 +5,7 @@ from schemas.errors import IdentityError, LabelSetError, SoftshardsError
 from schemas.labelset import LabelSet, RowGroup, open_label_set
 from schemas.manifest import Identity, Manifest, Sampling
 from schemas.rounding import rounding
-from schemas.scan import scan
+from schemas.scan import facts, scan
 from schemas.shard import to_plain
 from schemas.validate import validate_label_set, validate_table
 from schemas.version import FORMAT_VERSION, __version__
@@ -27,6 +27,7 @@ __all__ = [
     "bucketed_entropy",
     "decode",
     "encode",
+    "facts",
     "open_label_set",
     "rounding",
     "scan",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -148,8 +149,7 @@ class OpenGroup:
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
         with _blamed(self.group, self.path):
             table = self.parquet.read_row_group(self.group.index, columns=names)
-            if table.num_rows != self.group.bytes.rows:
-                raise ValueError(f"{table.num_rows} rows in place of {self.group.bytes.rows}")
+            _require_all_values(table, self.parquet.metadata.row_group(self.group.index))
             if self.group.kept is not None:
                 table = table.filter(pa.array(self.group.kept.mask(table.num_rows)))
             if rows is not None:
@@ -157,6 +157,23 @@ class OpenGroup:
             if coded and self.order is not None:
                 table = compact.unpack(table, self.order)
         return table.select(list(columns))
+
+
+def _require_all_values(table: pa.Table, group: pq.RowGroupMetaData) -> None:
+    """Checksums cover pages, not their headers, which say how many values to take of a page."""
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    for chunk in chunks:
+        name = chunk.path_in_schema.split(".")[0]
+        if name in table.column_names and (found := _values(table[name])) != chunk.num_values:
+            raise ValueError(f"column {name} has {found} values in place of {chunk.num_values}")
+
+
+def _values(column: pa.ChunkedArray) -> int:
+    """Values of a column as Parquet counts them: an empty or null list counts as one."""
+    if not pa.types.is_list(column.type):
+        return len(column)
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
+    return (pc.sum(pc.equal(lengths, 0)).as_py() or 0) + _values(pc.list_flatten(column))
 
 
 @contextmanager

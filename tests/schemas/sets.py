@@ -1,0 +1,84 @@
+"""Whole label sets of random labels in either codec, without the labeler."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.arrow import row_schema
+from schemas.compact import frequency_order
+from schemas.index import write_index
+from schemas.journal import journal_unit, shard_name
+from schemas.manifest import read_manifest, write_manifest
+from schemas.shard import write_shard
+from schemas.version import COMPACT_1, PLAIN_1
+from tests.schemas.samples import shard_table
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-1-plain-1"
+CODECS = (PLAIN_1, COMPACT_1)
+
+
+def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> Path:
+    """A finished label set: `shards` are the tables of their row groups, over 300 ids.
+
+    Its tokenizer is that of the golden set.
+    """
+    manifest = read_manifest(GOLDEN)
+    (path / "shards").mkdir(parents=True)
+    (path / "journal").mkdir()
+    shutil.copytree(GOLDEN / "tokenizer", path / "tokenizer")
+    entries = []
+    for unit, tables in enumerate(shards):
+        ids = pa.concat_tables(tables)["topk_ids"].combine_chunks().flatten().flatten().to_numpy()
+        groups, footer = write_shard(
+            path / shard_name(unit),
+            tables,
+            identity=manifest.identity,
+            unit=unit,
+            tail_source="exact",
+            entropy_source="full",
+            order=None if codec == PLAIN_1 else frequency_order(np.bincount(ids)),
+        )
+        entries.append(journal_unit(path, unit, groups, footer, rejects=[], provenance={}))
+    write_manifest(
+        path,
+        manifest.model_copy(
+            update={
+                "codec": codec,
+                "planned_units": len(shards),
+                "index_pages": write_index(path, entries),
+                "totals": None,
+                "plan": None,
+            }
+        ),
+    )
+    return path
+
+
+def varied_table(first: int, rows: int, *, longest: int = 25, vocab: int = 300) -> pa.Table:
+    """Rows `row/{first}`, ... of lengths from 1 on, with scalars to filter on, some null."""
+    rng = np.random.default_rng(first)
+    lengths = [1, *rng.integers(2, longest, rows - 1).tolist()]
+    table = shard_table(lengths, k=6, vocab=vocab)
+    nll = [None if i % 4 == 0 else float(x) for i, x in enumerate(rng.random(rows))]
+    values = {
+        "id": [f"row/{first + i}" for i in range(rows)],
+        "source": [("a.jsonl", "b.jsonl", None)[i % 3] for i in range(rows)],
+        "mean_nll": nll,
+        "coverage": rng.random(rows).tolist(),
+    }
+    for name, column in values.items():
+        place = table.column_names.index(name)
+        field = row_schema(vocab).field(name)
+        table = table.set_column(place, field, pa.array(column, field.type))
+    return table
+
+
+def varied_set(path: Path, codec: str) -> Path:
+    """Three shards of two row groups of four rows."""
+    shards = [[varied_table(8 * s, 4), varied_table(8 * s + 4, 4)] for s in range(3)]
+    return write_set(path, shards, codec)
