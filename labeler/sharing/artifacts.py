@@ -97,7 +97,7 @@ def log_artifact(
                 artifact = _artifact(tracker, whole, name, metadata, upload=upload)
                 run.log_artifact(artifact, aliases=list(names))
             finally:
-                run.finish()
+                tracker.finish()
     except Exception as error:  # the trackers have no common error
         raise SoftshardsError(
             f"{to} refuses: {first_line(error)}",

@@ -134,8 +134,6 @@ def pull(out: Path, place: Place) -> Shared:
         SoftshardsError: `out` holds something else, or the Hub refuses.
         LabelSetError: what came is no whole label set, or was altered.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
-
     _check_name(place.repo)
     with hub_errors(place.url):
         commit = place.api.dataset_info(place.repo, revision=place.revision).sha
@@ -153,14 +151,15 @@ def pull(out: Path, place: Place) -> Shared:
     if totals is not None:
         what = f"{human_bytes(totals.bytes)} of labels, {totals.rows} rows"
         err.print(f"{place.url} at {commit} -> {out}: {what}")
-    where = {"repo_id": place.repo, "repo_type": KIND, "revision": commit}
-    here = {"endpoint": place.endpoint, "local_dir": out}
+    api = place.api
     with hub_errors(place.url):
         # The manifest last: a folder without one is taken for a label set by nobody.
         patterns = [CARD, *(part for part in PARTS if part != MANIFEST)]
-        snapshot_download(**where, **here, allow_patterns=patterns, library_name="softshards")
-        hf_hub_download(**where, **here, filename=MANIFEST, library_name="softshards")
-        there = place.api.list_repo_files(place.repo, repo_type=KIND, revision=commit)
+        api.snapshot_download(
+            place.repo, repo_type=KIND, revision=commit, local_dir=out, allow_patterns=patterns
+        )
+        api.hf_hub_download(place.repo, MANIFEST, repo_type=KIND, revision=commit, local_dir=out)
+        there = api.list_repo_files(place.repo, repo_type=KIND, revision=commit)
     _drop_stale(out, set(there))
     try:
         whole = open_whole(out)
@@ -202,9 +201,15 @@ def _check_name(repo: str) -> None:
 
 def _make_repository(place: Place, private: bool) -> None:
     """Make repository and branch where they are missing; refuse a public one to --private."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     api = place.api
-    api.create_repo(place.repo, repo_type=KIND, private=private or None, exist_ok=True)
-    if private and not api.dataset_info(place.repo).private:
+    try:
+        public = not api.dataset_info(place.repo).private
+    except RepositoryNotFoundError:  # a token may be good for pushing, and not for making one
+        api.create_repo(place.repo, repo_type=KIND, private=private or None, exist_ok=True)
+        public = not api.dataset_info(place.repo).private
+    if private and public:
         raise SoftshardsError(
             "the repository is there already, and public; nothing was sent",
             path=place.url,

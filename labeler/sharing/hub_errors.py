@@ -48,4 +48,6 @@ def hub_errors(url: str) -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     """What the server said, else what the library says."""
     said = getattr(error, "server_message", None)
+    if isinstance(error, ValueError) and not said:
+        return " ".join(str(error).split())
     return str(said) if said else f"{type(error).__name__}: {first_line(error)}"

@@ -1,5 +1,6 @@
 """A stand-in for the Hugging Face Hub on this machine: what `huggingface_hub` asks of dataset
-repositories when it does not use Xet, and faults on purpose.
+repositories, and faults on purpose. Large files come and go by HTTP, or through Xet: then the real
+`hf_xet` keeps them in a folder in place of a server.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import hashlib
 import http.server
 import json
 import re
+import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import hf_xet
 
 TOKEN = "hf_a-token-that-nobody-may-print"
 
@@ -61,6 +67,8 @@ class Hub:
             half of the body, `hang` never answers.
         log: `METHOD path` of all requests; ranges: `Range` headers of the downloads.
         hanging: set once a request hangs.
+        xet: folder in place of Xet's servers, if large files are to go through Xet; xet_hashes:
+            what Xet calls a file, by its SHA-256 (see `know`).
     """
 
     url: str = ""
@@ -71,6 +79,15 @@ class Hub:
     ranges: list[str] = field(default_factory=list)
     hanging: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
+    xet: Path | None = None
+    xet_hashes: dict[str, str] = field(default_factory=dict)
+
+    def know(self, folder: Path) -> None:
+        """Take the names of large files in `folder`, as the Hub has them from Xet's servers."""
+        files = [path for path in folder.rglob("*") if path.is_file() and _is_large(path.name)]
+        for path, named in zip(files, hf_xet.hash_files(list(map(str, files))), strict=True):
+            oid = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.xet_hashes[oid], self.blobs[oid] = named.hash, path.read_bytes()
 
 
 class Answer(Exception):
@@ -88,9 +105,7 @@ def hub() -> Iterator[Hub]:
     class Handler(_Handler):
         hub = state
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        server.block_on_close = False
+    with _Server(("127.0.0.1", 0), Handler) as server:
         state.url = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -98,6 +113,16 @@ def hub() -> Iterator[Hub]:
         finally:
             state.closing.set()
             server.shutdown()
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that were killed are no error of ours."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -140,6 +165,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             r"POST /api/validate-yaml": self._validate_yaml,
             r"GET /api/datasets/([^/]+/[^/]+)(?:/revision/(.+))?": self._info,
             r"GET /api/datasets/([^/]+/[^/]+)/tree/([^/]+)": self._tree,
+            r"GET /api/datasets/([^/]+/[^/]+)/xet-(?:read|write)-token/(.+)": self._xet_token,
             r"POST /api/datasets/([^/]+/[^/]+)/branch/(.+)": self._branch,
             r"POST /api/datasets/([^/]+/[^/]+)/preupload/(.+)": self._preupload,
             r"POST /api/datasets/([^/]+/[^/]+)/commit/(.+)": self._commit,
@@ -199,7 +225,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _tree(self, name: str, revision: str) -> None:
         _, files = self._at(name, revision)
-        self._json([_entry(path, data) for path, data in files.items()])
+        entries = [_entry(path, data) for path, data in files.items()]
+        named = [entry | self._xet_name(entry["check"], "xetHash") for entry in entries]
+        self._reply(200, json.dumps(named).encode())
+
+    def _xet_token(self, _name: str, _revision: str) -> None:
+        place, expires = f"local://{self.hub.xet}", int(time.time()) + 3600
+        headers = {"X-Xet-Cas-Url": place, "X-Xet-Access-Token": "x"}
+        headers["X-Xet-Token-Expiration"] = str(expires)
+        body = {"casUrl": place, "exp": expires, "accessToken": "x"}
+        raise Answer(200, body, **headers)
 
     def _branch(self, name: str, branch: str, _body: bytes) -> None:
         repo = self._repo(name)
@@ -258,6 +293,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = files[path]
         headers = {"X-Repo-Commit": sha, "ETag": f'"{_entry(path, data)["check"]}"'}
         headers["X-Linked-Size"] = str(len(data))
+        headers |= self._xet_name(_entry(path, data)["check"], "X-Xet-Hash")
+        token = f"{self.hub.url}/api/datasets/{name}/xet-read-token/{sha}"
+        headers["Link"] = f'<{token}>; rel="xet-auth"'
         first = 0
         if (asked := self.headers.get("Range")) and self.command == "GET":
             self.hub.ranges.append(asked)
@@ -265,8 +303,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{len(data) - 1}/{len(data)}"
         self._reply(206 if first else 200, data[first:], **headers)
 
-    def _json(self, value: Any) -> None:
-        self._reply(200, json.dumps(value).encode())
+    def _xet_name(self, oid: str, field: str) -> dict[str, str]:
+        return {field: self.hub.xet_hashes[oid]} if oid in self.hub.xet_hashes else {}
 
     def _reply(self, status: int, content: bytes, **headers: str) -> None:
         self.send_response(status)
