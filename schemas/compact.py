@@ -163,27 +163,27 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     k_column = table["topk_k"].combine_chunks()
     rows = list_offsets(k_column)
     lengths = k_column.flatten().to_numpy().astype(np.int64)
-    floor = table["topk_floor"].combine_chunks().flatten().to_numpy().astype(np.int64)
+    floor = table["topk_floor"].combine_chunks().flatten().to_numpy()
     gaps = _unescaped(table, "topk_gaps", "topk_far")
     steps = _unescaped(table, "topk_steps", "topk_deep")
     if not lengths.sum() == len(gaps) == len(steps) or len(floor) != len(lengths):
         raise ValueError("the top-k columns differ in the number of ids")
     k = int(lengths.max(initial=0))
-    constant = bool((lengths == k).all())
-    real = np.ones((len(lengths), k), bool) if constant else np.arange(k) < lengths[:, None]
-    places = _square(gaps + 1, real, constant, fill=0).cumsum(axis=1) - 1
-    if places.size and not 0 <= places[real].min() <= places[real].max() < len(order):
+    real = None if (lengths == k).all() else np.arange(k) < lengths[:, None]
+    if not 0 <= gaps.min(initial=0) <= gaps.max(initial=0) < len(order):
         raise ValueError("an id is outside the vocabulary")
-    counts = _square(steps, real, constant, fill=0)
-    codes = np.where(counts == MINUS_INF, _LARGEST_CODE + 1, floor[:, None] + 1 - counts)
-    if codes.size and codes[real].min() < 0:
-        raise ValueError("a logprob is above 0")
-    # One number that sorts by likelihood, then by place; what a list has not sorts last.
-    key = np.where(real, (codes << 32) | places, np.iinfo(np.int64).max)
-    key.sort(axis=1)
-    key = key[real]  # each list is as long as before, its ids in front
-    ids = order.take(key & 0xFFFFFFFF)
-    logprobs = _values(key >> 32)
+    gaps += 1
+    # Sums of k gaps fit 32 bits but where lists are long and the vocabulary is large.
+    wide = np.int32 if k * len(order) < 1 << 31 else np.int64
+    places = _square(gaps, real, len(lengths), fill=0).cumsum(axis=1, dtype=wide)
+    places -= 1
+    counts = _square(steps, real, len(lengths), fill=1)
+    codes = (floor[:, None] + 1) - counts
+    codes[counts == MINUS_INF] = _LARGEST_CODE + 1
+    if places.max(initial=0) >= len(order) or codes.min(initial=0) < 0:
+        raise ValueError("an id is outside the vocabulary, or a logprob is above 0")
+    codes, ids = _sorted(codes, places, real, len(order))
+    ids, logprobs = order.take(ids), _values(codes)
     inner = np.concatenate([[0], np.cumsum(lengths)])
     id_values = pa.array(ids.astype(id_type(len(order)).to_pandas_dtype()))
     columns = {
@@ -191,6 +191,24 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
         "topk_logprobs": _nested(rows, inner, pa.array(logprobs)),
     }
     return _replaced(table, COMPACT_COLUMNS, columns, row_schema(len(order)))
+
+
+def _sorted(
+    codes: NDArray[Any], places: NDArray[Any], real: NDArray[np.bool_] | None, vocab_size: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(codes, places) of all lists, each by likelihood, then by place; what no list has, left out.
+
+    The two are packed into one number, which sorts several times faster than an index does.
+    """
+    bits = max(1, (vocab_size - 1).bit_length())
+    small = int(codes.max(initial=0)).bit_length() + bits < 32
+    kind: Any = np.uint32 if small else np.uint64
+    key = (codes.astype(kind) << kind(bits)) | places.astype(kind)
+    if real is not None:
+        key[~real] = np.iinfo(kind).max  # sorts last, so that a list's own ids stay in front
+    key.sort(axis=1)
+    key = key.ravel() if real is None else key[real]
+    return key >> kind(bits), key & kind((1 << bits) - 1)
 
 
 def _squared(
@@ -233,12 +251,12 @@ def _codes(logprobs: NDArray[np.float16]) -> NDArray[np.int64]:
     return codes
 
 
-def _values(codes: NDArray[np.int64]) -> NDArray[np.float16]:
+def _values(codes: NDArray[Any]) -> NDArray[np.float16]:
     """Inverse of `_codes`."""
-    near = _NEAR.take(np.minimum(codes, len(_NEAR) - 1))
     if codes.size == 0 or codes.max() < len(_NEAR):
-        return near
-    far = -(_COARSE_FROM + _COARSE_STEP * (codes - len(_FINE)))
+        return _NEAR.take(codes)
+    near = _NEAR.take(np.minimum(codes, len(_NEAR) - 1))
+    far = -(_COARSE_FROM + _COARSE_STEP * (codes.astype(np.float64) - len(_FINE)))
     far[codes > _LARGEST_CODE] = -np.inf
     return np.where(codes < len(_NEAR), near, far).astype(np.float16)
 
@@ -255,14 +273,14 @@ def _escaped(values: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[pa.Arr
     return binaries, _lists(many, values[large])
 
 
-def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int64]:
+def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int32]:
     column = table[name].combine_chunks()
     start, stop = (column.offset, column.offset + len(column))
     offsets = np.frombuffer(column.buffers()[1], np.int32)[start : stop + 1]
     data = column.buffers()[2]
     bytes_ = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
     bytes_ = bytes_[offsets[0] : offsets[-1]] if len(offsets) else bytes_[:0]
-    values = bytes_.astype(np.int64)
+    values = bytes_.astype(np.int32)
     escaped = np.flatnonzero(bytes_ == ESCAPE)
     others = table[large].combine_chunks().flatten().to_numpy()
     if len(escaped) != len(others):
@@ -272,11 +290,12 @@ def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int64]:
 
 
 def _square(
-    values: NDArray[np.int64], real: NDArray[np.bool_], constant: bool, *, fill: int
-) -> NDArray[np.int64]:
-    if constant:
-        return values.reshape(real.shape)
-    square = np.full(real.shape, fill, np.int64)
+    values: NDArray[np.int32], real: NDArray[np.bool_] | None, rows: int, *, fill: int
+) -> NDArray[np.int32]:
+    """Flat values as [rows, k]; `fill` where a row has fewer (`real` says where not)."""
+    if real is None:
+        return values.reshape(rows, -1) if rows else values.reshape(0, 0)
+    square = np.full(real.shape, fill, np.int32)
     square[real] = values
     return square
 
