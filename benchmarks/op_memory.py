@@ -5,8 +5,13 @@
 Memory is peak resident set (VmHWM, Linux) of a fresh process for each measurement, above what was
 resident just before: unlike a profiler of tensor allocations it also sees what kernels and the BLAS
 library take inside, and unlike a peak in a shared process it cannot be hidden by an earlier one.
-The outputs and the gradients of weight and hidden are subtracted, from both sides: the op holds all
+The outputs and the gradients of weight and hidden are subtracted, from all sides: the op holds all
 of them at its peak, materialised logits may not, so the ratio errs against the op.
+
+Beside it the losses of TRL and Liger that run on a CPU (`benchmarks/peers.py`). They and, by
+default, materialised logits are measured at a quarter of the tokens: what materialises grows with
+them in proportion, and is scaled; Liger's is flat from there on (its chunk). --full measures
+materialised logits at all tokens, which takes 14 GB and minutes.
 """
 
 from __future__ import annotations
@@ -20,12 +25,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.peers import PEERS
 from trainer.losses import cross_entropy, forward_kl
-from trainer.ops import CHUNK_BYTES, linear_label_logprobs
+from trainer.ops import linear_label_logprobs
+from trainer.ops.label_logprobs import CHUNK_BYTES
 
-VOCAB, K = 151_936, 64
-DEFAULT = {"n": 1024, "d": 64}
-FULL = {"n": 4096, "d": 896}  # the width of the smallest student with this vocabulary
+VOCAB, K, N = 151_936, 64, 4096
+DEFAULT_WIDTH, FULL_WIDTH = 64, 896  # 896: the smallest student with this vocabulary
+FEW = 1024
 TARGET = 1 / 20
 
 
@@ -38,8 +45,11 @@ def materialised(
 
 
 def step(name: str, hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor) -> None:
-    # Made before the student's numbers, small ([n, k + 1]) and the same for both sides.
+    # Made before the student's numbers, small, and the same for all.
     teacher = torch.linspace(0, -6, ids.shape[1] + 1).log_softmax(0).expand(len(ids), -1)
+    if name in PEERS:
+        PEERS[name](hidden, weight, hidden.detach().flip(0), target).backward()
+        return
     if name == "op":
         logp, log_rest, target_logp = linear_label_logprobs(hidden, weight, ids, target=target)
         assert target_logp is not None
@@ -81,51 +91,57 @@ def status_bytes(field: str) -> int:
 
 def measure(name: str, n: int, d: int) -> int:
     command = [sys.executable, "-m", "benchmarks.op_memory", "--measure", name, str(n), str(d)]
-    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} failed at n={n}:\n{done.stderr}")
+    return int(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--full", action="store_true", help="n = 4096 (needs 16 GB and minutes)")
+    parser.add_argument("--full", action="store_true", help="d = 896, and 14 GB of memory")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         print(measure_here(args.measure[0], *map(int, args.measure[1:])))
         return
 
-    size = FULL if args.full else DEFAULT
-    n, d = size["n"], size["d"]
+    d = FULL_WIDTH if args.full else DEFAULT_WIDTH
+    logits = N * VOCAB * 4
+    dense_n = N if args.full else FEW
     print(
-        f"one loss step in float32, n={n} V={VOCAB:,} k={K} d={d}; peak resident set above start,"
+        f"one loss step in float32, V={VOCAB:,} k={K} d={d}; peak resident set above start,\n"
+        "without weights, gradients and outputs, each in a fresh process"
     )
-    print("without weights, gradients and outputs, each in a fresh process")
-    op, op_quarter = measure("op", n, d), measure("op", n // 4, d)
-    dense = measure("materialised", n, d)
-    logits = n * VOCAB * 4
-    for label, value in (
-        ("op", op),
-        (f"op, n={n // 4}", op_quarter),
-        ("materialised logits", dense),
-        ("(one float32 [n, V] tensor)", logits),
-    ):
-        print(f"  {label:30s}{value / 2**20:10.1f} MiB")
-    print(
-        f"op / materialised = 1/{dense / op:.0f} (target 1/20); n x 4 costs x {op / op_quarter:.2f}"
-    )
+    op = _show("op", N, d)
+    op_few = _show("op", FEW, d)
+    dense = _show("materialised", dense_n, d) * N / dense_n
+    peers = {name: _show(name, FEW, d) for name in PEERS}
+    print(f"op / materialised = 1/{dense / op:.0f} at n={N} (target 1/20)")
+    print(f"op, n={N} / n={FEW} = {op / op_few:.2f}")
     result = {
         "ratio": op / dense,
         "target": TARGET,
         "of_one_logits_tensor": op / logits,
-        "growth_at_4n": op / op_quarter,
+        "growth": op / op_few,
         "op_bytes": op,
         "materialised_bytes": dense,
+        "materialised_n": dense_n,
+        "peers": {name: {"bytes": v, "op_to_it": op_few / v} for name, v in peers.items()},
+        "peers_n": FEW,
         "chunk_bytes": CHUNK_BYTES,
-        "n": n,
+        "n": N,
         "vocab": VOCAB,
         "k": K,
         "d": d,
     }
     print(json.dumps(result))
+
+
+def _show(name: str, n: int, d: int) -> int:
+    value = measure(name, n, d)
+    print(f"  {name:20s} n={n:<6d}{value / 2**20:10.1f} MiB", flush=True)
+    return value
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ class LoraLabelHead(LoraLinear):
         active = [] if self.disable_adapters or self.merged else self.active_adapters
         names = [name for name in active if name in self.lora_A]
         low = [self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name] for name in names]
-        up = [self.lora_B[name].weight for name in names]
-        base = self.get_base_layer()
+        adapters: Any = self.lora_B
+        up = [adapters[name].weight for name in names]
+        base: Any = self.get_base_layer()
         return linear_label_logprobs(
             x,
             base.weight,
