@@ -6,7 +6,9 @@ A step is forward and backward of a random Llama decoder and its head. Label los
 KL with tail, and CE on the actual token. Plain: chunked CE on its own, written below with the same
 chunking, buffers and recomputation, so that the ratio shows what labels cost and not what chunking
 does. Beside it, CE that makes its gradient in forward (three products instead of four; possible
-only where the loss is known inside the op).
+only where the loss is known inside the op), and the losses of TRL and Liger that run on a CPU
+(`benchmarks/peers.py`): they hold a dense teacher, whose head is part of their step and whose body
+is not.
 
 Steps of all kinds alternate, so that load from elsewhere meets them alike; the ratio is the median
 of the rounds' own ratios. On a busy machine look at the quartiles and at the ratio of CPU times.
@@ -21,16 +23,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 
+from benchmarks.peers import PEERS, Loss
 from trainer.losses import cross_entropy, forward_kl
 from trainer.ops import linear_label_logprobs
 
-DEFAULT = {"layers": 6, "tokens": 256, "rounds": 11, "seconds": 40}
-FULL = {"layers": 30, "tokens": 1024, "rounds": 11, "seconds": 1800}
-WIDTH, FFN, HEADS, VOCAB, K, CHUNK = 576, 1536, 9, 49_152, 64, 128  # SmolLM2-135M but for layers
+DEFAULT = {"layers": 6, "tokens": 256, "rounds": 11, "seconds": 25, "peer_rounds": 1}
+FULL = {"layers": 30, "tokens": 4096, "rounds": 11, "seconds": 3600, "peer_rounds": 3}
+WIDTH, FFN, HEADS = 576, 1536, 9  # SmolLM2-135M but for layers and vocabulary
+VOCAB, K, CHUNK = 151_936, 64, 128
+LOGITS_HELD = {"trl_jsd": 9, "trl_top_k_tail": 5}
+"""[n, V] tensors of a peer that are alive at once, as `benchmarks.op_memory` finds."""
 TARGET = 1.05
 
 
@@ -97,7 +104,9 @@ def chunks(n: int) -> list[slice]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--full", action="store_true", help="30 layers, 1024 tokens (minutes)")
+    parser.add_argument(
+        "--full", action="store_true", help="30 layers, 4096 tokens (about an hour)"
+    )
     size = FULL if parser.parse_args().full else DEFAULT
     torch.manual_seed(0)
     n = size["tokens"]
@@ -137,7 +146,7 @@ def main() -> None:
         "plain": lambda hidden: ChunkedCE.apply(hidden, weight, target),
         "eager": lambda hidden: EagerCE.apply(hidden, weight, target),
     }
-    check_peers(kinds["plain"], kinds["eager"], weight, target)
+    check_baselines(kinds["plain"], kinds["eager"], weight, target)
     for loss in kinds.values():
         step(loss)
     names = list(kinds)
@@ -148,6 +157,8 @@ def main() -> None:
             times[name].append(step(kinds[name]))
         if i >= 2 and time.perf_counter() - begin > size["seconds"]:
             break
+
+    peers = time_peers(step, label_loss, weight, target, size["peer_rounds"])
 
     def ratios(other: str, clock: int = 0) -> list[float]:
         """Lower quartile, median and upper quartile of label / other over the rounds."""
@@ -165,6 +176,8 @@ def main() -> None:
     ):
         print(f"  {label:34s}{seconds[name] * 1e3:9.1f} ms")
     low, ratio, high = ratios("plain")
+    for name, peer in peers.items():
+        print(f"  {name:34s}{peer['seconds'] * 1e3:9.1f} ms" if peer else f"  {name}: does not fit")
     print(f"label / plain chunked CE = {ratio:.3f} ({low:.3f} to {high:.3f}; target {TARGET})")
     result = {
         "ratio": ratio,
@@ -172,6 +185,7 @@ def main() -> None:
         "target": TARGET,
         "vs_gradient_in_forward": ratios("eager")[1],
         "cpu_ratio": ratios("plain", clock=1)[1],
+        "peers": peers,
         **{f"{name}_s": value for name, value in seconds.items()},
         "rounds": len(times["label"]),
         "layers": size["layers"],
@@ -184,7 +198,39 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def check_peers(
+def time_peers(
+    step: Callable[[Callable[[Tensor], Tensor]], tuple[float, float]],
+    label_loss: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    target: Tensor,
+    rounds: int,
+) -> dict[str, dict[str, float] | None]:
+    """Seconds of a step with each peer's loss, and of the label loss's relative to it.
+
+    None for a peer whose logits do not fit into the memory that is free.
+    """
+    teacher_hidden = torch.randn(len(target), WIDTH)
+    found: dict[str, dict[str, float] | None] = {}
+    for name, peer in PEERS.items():
+        need = LOGITS_HELD.get(name, 0) * len(target) * VOCAB * 4
+        if need > psutil.virtual_memory().available:
+            found[name] = None
+            continue
+
+        def loss(hidden: Tensor, peer: Loss = peer) -> Tensor:
+            return peer(hidden, weight, teacher_hidden, target)
+
+        step(loss)
+        pairs = [(step(label_loss), step(loss)) for _ in range(rounds)]
+        found[name] = {
+            "seconds": statistics.median(theirs[0] for _, theirs in pairs),
+            "label_to_it": statistics.median(ours[0] / theirs[0] for ours, theirs in pairs),
+            "label_to_it_cpu": statistics.median(ours[1] / theirs[1] for ours, theirs in pairs),
+        }
+    return found
+
+
+def check_baselines(
     plain: Callable[[Tensor], Tensor],
     eager: Callable[[Tensor], Tensor],
     weight: Tensor,
