@@ -55,7 +55,7 @@ def diverge(a: Labels, b: Labels) -> Divergence:
     return Divergence(
         a_to_b=a_to_b,
         b_to_a=b_to_a,
-        same_first=a.topk_ids[:, 0] == b.topk_ids[:, 0],
+        same_first=(a.topk_ids[:, :1] == b.topk_ids[:, :1]).all(axis=1),
         token_difference=np.abs(_logs(a.token_logprob) - _logs(b.token_logprob)),
         common_mass=mass,
     )

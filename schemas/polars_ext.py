@@ -3,7 +3,7 @@
 Importing `schemas` registers the namespace `labels` on expressions, DataFrames and LazyFrames.
 Everything works on the plain columns of docs/format.md, whole columns at a time. Expressions take
 a column as a label set has it, one sequence a row (`list[list]`), or after `explode()`, one
-position a row (`list`), and give one level less or the same.
+position a row (`list`). Build one anew for each: Polars keeps the type that it first had.
 """
 
 from __future__ import annotations

@@ -56,5 +56,7 @@ def texts(ids: pl.Series, text: Callable[[list[int]], str]) -> pl.Series:
         inner = texts(ids.explode(empty_as_null=False, keep_nulls=False), text)
         return positions.listed(inner, ids.list.len().fill_null(0), ids.is_not_null())
     known = ids.drop_nulls().unique()
+    if known.is_empty():
+        return ids.cast(pl.String)
     words = pl.Series([text([i]) for i in known.to_list()], dtype=pl.String)
     return ids.replace_strict(known, words, return_dtype=pl.String)
