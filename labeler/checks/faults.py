@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 from labeler.checks.differences import Compared
 from schemas import Labels
 from schemas.alignment import SHIFTS
-from schemas.divergence import diverge
 from schemas.matching import match
 
-NEARER = 0.05
-"""A label is of another position where its KL to the teacher's there is this share of that here."""
-FAR = 1e-3
-"""KL in nats below which it does not matter which of two positions a label is of."""
-ANOTHER = 1e-2
-"""Mean KL in nats above which differences are not those of a dtype or a kernel."""
+NEARER = 0.1
+"""A label is of another position where its distance there is at most this share of that here."""
+FAR = 0.02
+"""Distance below which it does not matter which of two positions a label is of."""
+ANOTHER = 0.05
+"""Mean distance above which differences are not those of a dtype or a kernel."""
 LINE = 0.999
 """Squared correlation above which stored logprobs are the teacher's, scaled."""
 SCALED = 0.02
@@ -32,7 +31,7 @@ class Fault:
 
     Attributes:
         kind: `shift`, `temperature`, `tail-lost`, `tail`, `token`, `teacher` or `values`.
-        value: the shift, the temperature, or the mean KL in nats.
+        value: the shift, the temperature, the mass given away in nats, or the mean `distance`.
         row: the row's name; positions: its positions that are wrong; kinds: of their spans.
         of: number of labels in the row.
         worst: largest difference of a logprob beyond rounding.
@@ -78,7 +77,7 @@ def judge(
     faults: list[Fault] = []
     if not off.any():
         return faults
-    shifts, kl = _shifts(stored, reference, where, off)
+    shifts, here = _shifts(stored, reference, where, off)
     for shift in SHIFTS:
         if (which := off & (shifts == shift)).any():
             faults.append(fault("shift", shift, which))
@@ -90,7 +89,7 @@ def judge(
             if (off & which).any():
                 faults.append(fault(kind, 0.0, off & which))
         return faults
-    kind, value = "values", float(kl[off].mean())
+    kind, value = "values", float(here[off].mean())
     if off.sum() > len(where) / 2:
         kind, value = _scale(stored[off], reference[where[off] - 1]) or (
             "teacher" if value > ANOTHER else "values",
@@ -103,26 +102,37 @@ def judge(
 def _shifts(
     stored: Labels, reference: Labels, where: NDArray[np.int64], off: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The shift of each label that is wrong here and right there [n], and KL(stored||teacher) [n].
+    """The shift of each label that is wrong here and right there [n], and the distance here [n].
 
     Where one shift explains most of a row's wrong labels it explains them all: at its ends they
     may be of positions that the row does not have.
     """
     found = np.zeros(len(where), np.int64)
     here = np.zeros(len(where))
-    here[off] = diverge(stored[off], reference[where[off] - 1]).a_to_b
+    here[off] = distance(stored[off], reference[where[off] - 1])
     least = np.where(off & (here > FAR), NEARER * here, -1.0)
     for shift in SHIFTS:
         there = where + shift - 1
         tried = np.flatnonzero((least >= 0) & (there >= 0) & (there < len(reference)))
         if tried.size:
-            kl = diverge(stored[tried], reference[there[tried]]).a_to_b
-            better = kl < least[tried]
-            found[tried[better]], least[tried[better]] = shift, kl[better]
+            far = distance(stored[tried], reference[there[tried]])
+            better = far < least[tried]
+            found[tried[better]], least[tried[better]] = shift, far[better]
     for shift in SHIFTS:
         if (found == shift).sum() > off.sum() / 2:
             found[off] = shift
     return found, here
+
+
+def distance(stored: Labels, exact: Labels) -> NDArray[np.float64]:
+    """How far labels are apart, float64 [n]: 0 the same, 1 nothing in common.
+
+    The sum of |p - q| over the ids that either names, as a share of their mass in both.
+    """
+    same = match(stored.topk_ids, exact.topk_ids)
+    p, q = (np.exp(v.astype(np.float64)) for v in (stored.topk_logprobs, exact.topk_logprobs))
+    apart = np.abs(p - same.values(q, 0.0)).sum(axis=1) + np.where(same.unmatched, q, 0).sum(axis=1)
+    return apart / np.maximum(p.sum(axis=1) + q.sum(axis=1), 1e-12)
 
 
 def _scale(stored: Labels, exact: Labels) -> tuple[str, float] | None:

@@ -76,11 +76,12 @@ def check_teacher(labels: LabelSet, path: Path) -> Iterator[Finding]:
         found["weights"] = weights_digest(path, full=identity.weights_scope == "full")
     for name, digest in found.items():
         if digest != expected[name]:
+            kind = "tokenizer" if name == "tokenizer" else "teacher"
             yield Finding(
-                kind="tokenizer" if name == "tokenizer" else "teacher",
+                kind=kind,
                 where=str(path),
-                what=f"wrong {'tokenizer' if name == 'tokenizer' else 'teacher'}: its {name} have "
-                f"digest {digest[:16]}..., the labels were made with {expected[name][:16]}...",
+                what=f"wrong {kind}: the digest of its {name} is {digest[:16]}..., that of the "
+                f"labels' {expected[name][:16]}...",
                 mend="give the checkpoint that made the set with --model",
             )
     config = sha256_json(json.loads((path / "config.json").read_bytes()))
@@ -130,7 +131,7 @@ def _some_rows(labels: LabelSet) -> list[dict[str, Any]]:
 
 
 def _texts(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Iterator[Finding]:
-    """Ids decoded, against prompts and generations; of rows without either, tokenised again."""
+    """Ids decoded, against prompts and generations; then tokenised again, against themselves."""
     told = [(row, agrees) for row in rows if (agrees := _says_its_text(row, teacher)) is not None]
     wrong = [row for row, agrees in told if not agrees]
     if wrong:
@@ -145,12 +146,14 @@ def _texts(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Iterator[Finding
         )
     pairs, back = 0, 0
     for row in rows:
-        if row["prompt"] is None and row["generation"] is None and row["parent_id"] is None:
-            ids = row["input_ids"]
+        # What a model wrote need not be as the tokenizer writes it, here or in the parent's set.
+        written = row["generation"] is not None and row["spans"]
+        ids = row["input_ids"][: row["spans"][0]["start"]] if written else row["input_ids"]
+        if row["parent_id"] is None and len(ids) > 1:
             again = Counter(pairwise(teacher.encode_more(teacher.tokenizer.decode(ids))))
             back += (again & Counter(pairwise(ids))).total()
             pairs += len(ids) - 1
-    if pairs >= ENOUGH_PAIRS and back < COME_BACK * pairs:
+    if not wrong and pairs >= ENOUGH_PAIRS and back < COME_BACK * pairs:
         yield Finding(
             kind="tokenizer",
             what="wrong tokenizer: decoded and tokenised again, only "

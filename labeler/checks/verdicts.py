@@ -66,8 +66,8 @@ def _sentence(kind: str, faults: Sequence[Fault], tolerance: float) -> tuple[str
         )
     if kind == "teacher":
         return (
-            f"labels are of another teacher: the same tokens, other weights (mean KL {value:.2g} "
-            "nats from this one)",
+            "labels are of another teacher: the same tokens, other weights (of the top-k's mass, "
+            f"{value:.0%} is not where this one has it)",
             "give the checkpoint that made the set with --model, or " + REDO,
         )
     if kind == "tail":

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labeler.checks.verification import rescore_rows
+from labeler.checks.rescoring import rescore_rows
 from schemas import open_label_set, scan, validate_label_set
 from schemas.journal import read_entries, read_rejects
 from tests.labeler.test_vllm import small

@@ -10,7 +10,8 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from labeler.checks.verification import compare, rescore_rows
+from labeler.checks.differences import compare
+from labeler.checks.rescoring import rescore_rows
 from labeler.config import LabelConfig
 from labeler.engines.engine import Labeled, Request
 from labeler.engines.teacher import open_teacher, teacher_identity
@@ -18,7 +19,7 @@ from labeler.engines.transformers_engine import TransformersEngine
 from labeler.rendering.records import Span
 from labeler.runs.units import load_engine
 from schemas import open_label_set, validate_label_set
-from tests.labeler.test_verification import shift_labels
+from tests.labeler.forging import relabel, reseal, rolled
 
 pytestmark = [pytest.mark.vllm, pytest.mark.teacher]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,11 +42,10 @@ def test_before_storage_labels_are_within_a_thousandth(real_teacher: Path, tmp_p
     (exact,) = reference.run([request])
     assert isinstance(fast, Labeled)
     assert isinstance(exact, Labeled)
-    result = compare([(fast.labels, exact.labels)], tolerance=1e-3)
-    print(result)
-    assert result.positions >= 512
-    assert result.max_difference <= 1e-3
-    assert result.other_ids == 0
+    result = compare(fast.labels, exact.labels, tolerance=1e-3)
+    assert len(result.difference) >= 512
+    assert result.difference.max() <= 1e-3
+    assert result.other_ids.sum() == 0
 
 
 def test_labels_are_the_teachers_and_shifted_ones_are_not(
@@ -67,6 +67,7 @@ def test_labels_are_the_teachers_and_shifted_ones_are_not(
     assert result.other_ids == 0
     assert result.beyond_rounding <= 1e-3
     assert result.argmax_agreement[0] > 0.99
-    shifted = rescore_rows(shift_labels(labels, 1), 3, None, tolerance=1e-3, seed=0)
+    moved = reseal(labels, lambda table: relabel(table, rolled(1)))
+    shifted = rescore_rows(moved, 3, None, tolerance=1e-3, seed=0)
     assert not shifted.good
     assert "shifted by -1" in shifted.verdict

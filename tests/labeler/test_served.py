@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from labeler.checks.verification import rescore_rows
+from labeler.checks.rescoring import rescore_rows
 from labeler.config import LabelConfig
 from labeler.engines.served_checks import on_half_grid
 from labeler.runs.run import label

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler.checks.verification import rescore_rows
+from labeler.checks.rescoring import rescore_rows
 from schemas import open_label_set, scan, validate_label_set
 from tests.tiny_model import TEXT
 

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from labeler.checks.verification import rescore_rows
+from labeler.checks.rescoring import rescore_rows
 from labeler.config import LabelConfig
 from labeler.engines.engine import Labeled, Request
 from labeler.engines.label_rows import EXTRAS
