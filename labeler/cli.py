@@ -408,6 +408,7 @@ def push(
     terms: str | None = None,
     teacher: str | None = None,
     private: bool = False,
+    replace: bool = False,
     revision: str | None = None,
     endpoint: str | None = None,
     dry_run: bool = False,
@@ -416,7 +417,7 @@ def push(
     """Publish a label set on the Hugging Face Hub, as a dataset with a card.
 
     The set is checked first, byte by byte. The same command goes on after an interruption, and
-    brings an earlier push up to date. Log in with `hf auth login`, or set HF_TOKEN.
+    sends nothing twice. Log in with `hf auth login`, or set HF_TOKEN.
 
     Example: `labeler push ./labels me/my-labels --licence cc-by-4.0 --terms TERMS.md --dry-run`
 
@@ -435,6 +436,8 @@ def push(
         Public name of the teacher for the card; by default the last part of its path.
     private
         Make the repository private; one that is there and public is refused.
+    replace
+        Put the set in the place of the one that is there, or of its earlier state.
     revision
         Branch to push to; it is made where it is missing.
     endpoint
@@ -449,7 +452,9 @@ def push(
 
     stated = statement(licence, terms, teacher)
     place = hub.Place(repo=repo, revision=revision, endpoint=endpoint)
-    shared, card = hub.push(labels, place, stated, private=private, dry_run=dry_run)
+    shared, card = hub.push(
+        labels, place, stated, private=private, replace=replace, dry_run=dry_run
+    )
     if as_json:
         print(json.dumps(dataclasses.asdict(shared) | {"card": card}))
     elif dry_run:
@@ -465,13 +470,14 @@ def pull(
     repo: str,
     out_dir: Annotated[Path, Parameter(name="OUT")],
     *,
+    replace: bool = False,
     revision: str | None = None,
     endpoint: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
     """Download a label set from the Hugging Face Hub, and check every byte of it.
 
-    The same command goes on after an interruption, and brings an earlier pull up to date.
+    The same command goes on after an interruption.
 
     Example: `labeler pull someone/their-labels ./labels`
 
@@ -481,6 +487,8 @@ def pull(
         OWNER/NAME of the dataset repository.
     out_dir
         A new folder, or one that the same set was pulled into before.
+    replace
+        Put the set in the place of another, or of an earlier state, that was pulled into OUT.
     revision
         Branch, tag or commit.
     endpoint
@@ -490,7 +498,8 @@ def pull(
     """
     from labeler.sharing import hub
 
-    shared = hub.pull(out_dir, hub.Place(repo=repo, revision=revision, endpoint=endpoint))
+    place = hub.Place(repo=repo, revision=revision, endpoint=endpoint)
+    shared = hub.pull(out_dir, place, replace=replace)
     if as_json:
         print(json.dumps(dataclasses.asdict(shared)))
     else:

@@ -78,18 +78,25 @@ class Shared:
 
 
 def push(
-    path: Path, place: Place, stated: Statement, *, private: bool = False, dry_run: bool = False
+    path: Path,
+    place: Place,
+    stated: Statement,
+    *,
+    private: bool = False,
+    replace: bool = False,
+    dry_run: bool = False,
 ) -> tuple[Shared, str]:
     """Upload a label set and its card. The same command goes on with what an earlier one left.
 
     The card goes first, for the Hub checks it, the manifest last: a repository with a manifest
-    holds a whole set. Files of an earlier state of the set leave with the manifest's commit.
+    holds a whole set. Files of a set that is replaced leave with the manifest's commit.
 
     Args:
         path: folder of a complete label set.
         place: the repository, which is made where it is missing, and its branch.
         stated: licence, terms, and the teacher's name.
         private: make it private, and refuse one that is public.
+        replace: put the set in the place of another, or of an earlier state of itself.
         dry_run: send nothing, ask nothing.
 
     Returns:
@@ -107,7 +114,8 @@ def push(
     err.print(f"{whole.path} -> {place.url}: {_shared(whole, place, None).sentence()}")
     with hub_errors(place.url):
         _make_repository(place, private)
-        _refuse_another(place, whole.labels.manifest)
+        there = None if replace else _remote_manifest(place, place.revision)
+        _refuse_another(there, whole.labels.manifest, place.url)
         _commit(place, "card", {CARD: card.encode()})
         place.api.upload_folder(
             repo_id=place.repo,
@@ -123,12 +131,13 @@ def push(
     return _shared(whole, place, commit), card
 
 
-def pull(out: Path, place: Place) -> Shared:
-    """Download a label set, and check every byte of it. The same command goes on, or updates.
+def pull(out: Path, place: Place, *, replace: bool = False) -> Shared:
+    """Download a label set, and check every byte of it. The same command goes on.
 
     Args:
         out: an empty or new folder, or one that this set was pulled into before.
         place: the repository and its revision, which is resolved to one commit at the start.
+        replace: put the set in the place of one that was pulled here before.
 
     Raises:
         SoftshardsError: `out` holds something else, or the Hub refuses.
@@ -146,7 +155,7 @@ def pull(out: Path, place: Place) -> Shared:
             mend="check the name and --revision; a push that was interrupted is finished by the "
             "same `labeler push` command",
         )
-    _check_target(out, manifest)
+    _check_target(out, manifest, replace=replace)
     totals = manifest.totals
     if totals is not None:
         what = f"{human_bytes(totals.bytes)} of labels, {totals.rows} rows"
@@ -219,14 +228,19 @@ def _make_repository(place: Place, private: bool) -> None:
         api.create_branch(place.repo, repo_type=KIND, branch=str(place.revision), exist_ok=True)
 
 
-def _refuse_another(place: Place, manifest: Manifest) -> None:
-    there = _remote_manifest(place, place.revision)
-    if there is not None and there.identity_digest != manifest.identity_digest:
-        raise SoftshardsError(
-            "the repository holds a label set of another identity (other teacher or settings)",
-            path=place.url,
-            mend="push to another name or to another --revision",
-        )
+def _refuse_another(there: Manifest | None, ours: Manifest, where: Path | str) -> None:
+    """Refuse to put a set in the place of another state or another set without being told to."""
+    if there is None or there.self_digest == ours.self_digest:
+        return
+    which = "other teacher or settings"
+    if there.identity_digest == ours.identity_digest:
+        which = "same teacher and settings: other rows, an earlier state, or another codec"
+    raise SoftshardsError(
+        f"there is a label set already, with manifest {there.self_digest[:16]} in place of "
+        f"{ours.self_digest[:16]} ({which})",
+        path=where,
+        mend="choose another place, or pass --replace to put this set in its place",
+    )
 
 
 def _remote_manifest(place: Place, revision: str | None) -> Manifest | None:
@@ -278,7 +292,7 @@ def _drop_stale(out: Path, there: set[str]) -> None:
             path.unlink()
 
 
-def _check_target(out: Path, manifest: Manifest) -> None:
+def _check_target(out: Path, manifest: Manifest, *, replace: bool) -> None:
     """Refuse to pull over anything but an earlier pull of the same set."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -286,9 +300,5 @@ def _check_target(out: Path, manifest: Manifest) -> None:
         raise SoftshardsError(
             "there is something here that was not pulled", path=out, mend="give a new folder"
         )
-    if (out / MANIFEST).is_file():
-        here = read_manifest(out)
-        if here.identity_digest != manifest.identity_digest:
-            raise SoftshardsError(
-                "another label set was pulled into this folder", path=out, mend="give a new folder"
-            )
+    if (out / MANIFEST).is_file() and not replace:
+        _refuse_another(read_manifest(out), manifest, out)

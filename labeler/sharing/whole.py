@@ -65,7 +65,8 @@ def open_whole(path: Path) -> WholeSet:
         raise LabelSetError(
             "this is a file, not the folder of a label set; a view only names rows of one",
             path=path,
-            mend="write the rows of a view out with `labeler curate --materialise`, and give that",
+            mend="write a view's rows out as a set of their own, with `labeler curate "
+            "--materialise` or `labeler convert`, and give that",
         )
     labels = open_label_set(path)
     check_bytes(labels)

@@ -18,6 +18,7 @@ from huggingface_hub import DatasetCard, constants
 
 import schemas
 from labeler.cli import main
+from schemas.manifest import write_manifest
 from schemas.validate import validate_label_set
 from tests.labeler.hub import TOKEN, Hub, hub
 from tests.tiny_model import TEXT
@@ -284,15 +285,24 @@ def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: P
 def test_newer_state_replaces_older(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path
 ) -> None:
-    """Files of an older state leave the repository, and a folder that it was pulled into."""
-    good(labeler(*push(labels)))
-    repo, out = server.repos[REPO], tmp_path / "pulled"
-    old = repo.head() | {"plan-0007.parquet": b"old", "other/file.txt": b"not ours"}
-    repo.branches["main"].append(old)
-    assert good(labeler("pull", REPO, out, "--json"))["files"] == len(contents(labels)) + 1
-    good(labeler(*push(labels)))
-    assert set(repo.head()) == set(old) - {"plan-0007.parquet"}
+    """Only when told to; files of the older state leave repository and folder."""
+    older, out = tmp_path / "older", tmp_path / "pulled"
+    shutil.copytree(labels, older)
+    (older / "plan-0007.parquet").write_bytes(b"of an earlier state")
+    manifest = schemas.open_label_set(older).manifest
+    changed = {"provenance": manifest.provenance | {"note": "of an earlier state"}}
+    write_manifest(older, manifest.model_copy(update=changed))
+    good(labeler(*push(older)))
+    repo = server.repos[REPO]
+    repo.branches["main"].append(repo.head() | {"other/file.txt": b"not ours"})
     good(labeler("pull", REPO, out, "--json"))
+    assert_same_set(out, older)
+
+    assert_error(labeler(*push(labels)), "an earlier state", "--replace")
+    good(labeler(*push(labels, "--replace")))
+    assert set(repo.head()) == {*contents(labels), "README.md", ".gitattributes", "other/file.txt"}
+    assert_error(labeler("pull", REPO, out), "an earlier state", "--replace")
+    good(labeler("pull", REPO, out, "--replace", "--json"))
     assert_same_set(out, labels)
 
 
@@ -309,9 +319,15 @@ def test_branches_and_other_sets(labeler: Run, server: Hub, labels: Path, tmp_pa
     shutil.copytree(labels, foreign)
     assert_error(labeler("pull", REPO, foreign, "--revision", "v1"), "was not pulled")
     golden = Path("tests/golden/format-1-plain-1")
-    assert_error(labeler(*push(golden, "--revision", "v1")), "of another identity")
+    other = labeler(*push(golden, "--revision", "v1"))
+    assert_error(other, "a label set already", "other teacher or settings", "--replace")
     good(labeler("push", golden, "me/golden", "--licence", "unknown", "--json"))
-    assert_error(labeler("pull", "me/golden", tmp_path / "a"), "another label set was pulled")
+    assert_error(labeler("pull", "me/golden", tmp_path / "a"), "a label set already", "--replace")
+    assert_same_set(tmp_path / "a", labels)
+    good(labeler("pull", "me/golden", tmp_path / "a", "--replace", "--json"))
+    assert contents(tmp_path / "a").items() == contents(golden).items() - {
+        ("expected.json", (golden / "expected.json").read_bytes())  # no part of the set
+    }
 
 
 def test_refusals_of_the_hub(
@@ -354,7 +370,7 @@ def test_not_fit_to_push(
         path.write_text("{}")
     elif state == "running":
         manifest = schemas.open_label_set(path).manifest.model_copy(update={"status": "running"})
-        schemas.manifest.write_manifest(path, manifest)
+        write_manifest(path, manifest)
     else:
         shard = path / "shards" / "part-000000.parquet"
         shard.write_bytes(b"PAR2" + shard.read_bytes()[4:])
