@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas import compact
 from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS
+from schemas.codec import list_offsets
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
@@ -70,11 +70,11 @@ class ShardReader:
                 parquet = pq.ParquetFile(
                     file,
                     metadata=footer,
-                    page_checksum_verification=verify != "none",
+                    page_checksum_verification=verify == "read",  # the hash covers them, too
                     pre_buffer=_remote(path),
                 )
                 order = self._order(group, footer)
-            yield OpenGroup(path, parquet, group, order)
+            yield OpenGroup(path, parquet, group, order, verify)
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
         """The JSON object in the footer of a row group's shard.
@@ -125,12 +125,14 @@ class OpenGroup:
     Attributes:
         path, parquet: the shard; group: the row group.
         order: of the ids, in codec `compact/1`.
+        verify: how its bytes are checked.
     """
 
     path: str
     parquet: pq.ParquetFile
     group: RowGroup
     order: NDArray[np.int32] | None
+    verify: Verify
 
     def read(self, columns: Sequence[str], rows: NDArray[np.bool_] | None = None) -> pa.Table:
         """Plain columns of the rows that the view keeps, and of those the ones asked for.
@@ -149,7 +151,8 @@ class OpenGroup:
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
         with _blamed(self.group, self.path):
             table = self.parquet.read_row_group(self.group.index, columns=names)
-            _require_all_values(table, self.parquet.metadata.row_group(self.group.index))
+            if self.verify == "read":
+                _require_all_values(table, self.parquet.metadata.row_group(self.group.index))
             if self.group.kept is not None:
                 table = table.filter(pa.array(self.group.kept.mask(table.num_rows)))
             if rows is not None:
@@ -161,19 +164,20 @@ class OpenGroup:
 
 def _require_all_values(table: pa.Table, group: pq.RowGroupMetaData) -> None:
     """Checksums cover pages, not their headers, which say how many values to take of a page."""
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    for chunk in chunks:
+    for chunk in (group.column(index) for index in range(group.num_columns)):
         name = chunk.path_in_schema.split(".")[0]
-        if name in table.column_names and (found := _values(table[name])) != chunk.num_values:
-            raise ValueError(f"column {name} has {found} values in place of {chunk.num_values}")
+        if name in table.column_names:
+            found = sum(_values(array) for array in table[name].chunks)
+            if found != chunk.num_values:
+                raise ValueError(f"column {name} has {found} values in place of {chunk.num_values}")
 
 
-def _values(column: pa.ChunkedArray) -> int:
+def _values(array: pa.Array) -> int:
     """Values of a column as Parquet counts them: an empty or null list counts as one."""
-    if not pa.types.is_list(column.type):
-        return len(column)
-    lengths = pc.fill_null(pc.list_value_length(column), 0)
-    return (pc.sum(pc.equal(lengths, 0)).as_py() or 0) + _values(pc.list_flatten(column))
+    if not pa.types.is_list(array.type):
+        return len(array)
+    empty = int((np.diff(list_offsets(array)) == 0).sum())
+    return empty + _values(array.flatten())
 
 
 @contextmanager
