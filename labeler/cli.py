@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 
 from labeler.config import LabelConfig, PreviewConfig
 from labeler.console import err, human_bytes, human_seconds, out
+from labeler.curation.config import CurateConfig
 from labeler.inputs.finding import STDIN
 from schemas import SoftshardsError, __version__
 
@@ -304,6 +305,101 @@ def convert(
 
 
 @app.command
+def repair(
+    labels: Path,
+    *,
+    model: Path | None = None,
+    dry_run: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Rebuild what is damaged in a label set from what is good, and list the units to redo.
+
+    Nothing is deleted: damaged files are moved into LABELS/quarantine. Manifest, index, journal,
+    plan and tokenizer are rebuilt where something vouches for them; the same `labeler label`
+    command then labels the units that are lost, and those alone. Exit code 0: the set is whole;
+    1: something is left to do.
+
+    Example: `labeler repair ./labels --dry-run`, then `labeler repair ./labels`
+
+    Parameters
+    ----------
+    labels
+        Folder of the label set.
+    model
+        Folder of the teacher, to copy tokenizer files from; by default the one the set names.
+    dry_run
+        Say what would be done; change nothing.
+    as_json
+        Print JSON on standard output: moved, rebuilt, redo and left.
+    """
+    from labeler.checks.repair import print_repair
+
+    if not print_repair(labels, model=model, dry_run=dry_run, as_json=as_json):
+        sys.exit(1)
+
+
+@app.command
+def curate(
+    labels: Path,
+    *,
+    settings: CurateConfig,
+    dry_run: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Choose rows of a label set by rules; write a view of them, and say what was removed and why.
+
+    A view is a small file that every command and the trainer take in place of the set. Rules are
+    applied in the order of this help, whatever the order of the flags.
+
+    Example: `labeler curate ./labels --out good.view.json --where "mean_nll < 4" --dedup near`
+
+    Parameters
+    ----------
+    labels
+        Folder of a label set, or a view of one.
+    dry_run
+        Report, and write nothing.
+    as_json
+        Print the report as JSON on standard output.
+    """
+    from labeler.curation.curate import print_curation
+
+    print_curation(labels, settings, dry_run=dry_run, as_json=as_json)
+
+
+@app.command
+def merge(
+    sets: list[Path],
+    *,
+    codec: Literal["plain", "compact"] | None = None,
+    on_duplicate: Literal["refuse", "first"] = "refuse",
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Make one label set of several of the same teacher, labeled in the same way.
+
+    Shards stay shards, and every row is compared with its source. The sources are not touched. Can
+    be stopped and run again.
+
+    Example: `labeler merge ./labels-a ./labels-b ./labels`
+
+    Parameters
+    ----------
+    sets
+        Folders of two or more complete label sets, or views; last, the folder of the new set.
+    codec
+        Codec of the new set; by default that of the first.
+    on_duplicate
+        Where a row's id, chunk and sample occur in several sets. refuse: say which, and stop.
+        first: take the row of the set that is named first.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.derived.merge import print_merge
+
+    print_merge(sets[:-1], sets[-1], codec=codec, on_duplicate=on_duplicate, as_json=as_json)
+
+
+@app.command
 def compare(
     a: Path,
     b: Path,
@@ -447,11 +543,12 @@ def push(
     as_json
         Print JSON on standard output.
     """
-    from labeler.sharing import hub
+    from labeler.sharing import push as hub
     from labeler.sharing.card import statement
+    from labeler.sharing.place import Place
 
     stated = statement(licence, terms, teacher)
-    place = hub.Place(repo=repo, revision=revision, endpoint=endpoint)
+    place = Place(repo=repo, revision=revision, endpoint=endpoint)
     shared, card = hub.push(
         labels, place, stated, private=private, replace=replace, dry_run=dry_run
     )
@@ -496,9 +593,10 @@ def pull(
     as_json
         Print JSON on standard output.
     """
-    from labeler.sharing import hub
+    from labeler.sharing import pull as hub
+    from labeler.sharing.place import Place
 
-    place = hub.Place(repo=repo, revision=revision, endpoint=endpoint)
+    place = Place(repo=repo, revision=revision, endpoint=endpoint)
     shared = hub.pull(out_dir, place, replace=replace)
     if as_json:
         print(json.dumps(dataclasses.asdict(shared)))

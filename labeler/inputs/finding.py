@@ -23,6 +23,7 @@ from labeler.inputs.places import is_http, is_local, named_errors, open_place, s
 from schemas import SoftshardsError
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.plan import is_plan
+from schemas.view import VIEW_SUFFIX, read_view
 
 LABEL_SET = "label set"
 STDIN = "/dev/stdin"
@@ -38,7 +39,7 @@ class SourceFile:
 
     Attributes:
         name: relative to the folder or pattern that was given.
-        kind: its suffix (`formats.suffix_of`), or LABEL_SET.
+        kind: its suffix (`formats.suffix_of`), or LABEL_SET, also for a view of one.
         fs: the file system that it is on.
         paths: of its files there: one, but for a dataset in several.
         held: what must live as long as this does (the copy of standard input).
@@ -54,8 +55,8 @@ class SourceFile:
 def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     """The files behind paths, folders, patterns, URLs and `-`, in the order in which to read them.
 
-    Folders are searched through, sorted by name, without hidden files, links to folders, and label
-    sets. A Hugging Face dataset on disk is one file for each split.
+    Folders are searched through, sorted by name, without hidden files, links to folders, label sets
+    and views of them. A Hugging Face dataset on disk is one file for each split.
 
     Raises:
         SoftshardsError: nothing is there, a file's kind is unknown, or a driver is missing.
@@ -120,6 +121,8 @@ def _matches(fs: AbstractFileSystem, glob: str, *, base: str, pattern: str) -> l
 
 
 def _file(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
+    if name.endswith(VIEW_SUFFIX):
+        return _label_set(fs, path, name)
     kind = suffix_of(name)
     if kind is None:
         raise SoftshardsError(
@@ -163,6 +166,8 @@ def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[SourceFi
         path = entry["name"]
         if entry["type"] == "directory":
             yield from _search(fs, path, base)
+        elif name.endswith(VIEW_SUFFIX):  # like a label set: only where it is named
+            continue
         elif suffix_of(name) and (entry["type"] == "file" or fs.isfile(path)):  # or a link to one
             yield _file(fs, path, _relative(path, base))
 
@@ -174,7 +179,9 @@ def _label_set(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
             path=shown(fs, path),
             mend="copy the folder, and name the copy",
         )
-    if read_manifest(Path(path)).status != "complete":
+    if name.endswith(VIEW_SUFFIX):  # of rows that are there, whether the set is finished or not
+        read_view(Path(path))
+    elif read_manifest(Path(path)).status != "complete":
         raise SoftshardsError(
             "the label set is not finished",
             path=path,
@@ -212,8 +219,9 @@ def _entries(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
 
 
 def _is_label_set(entries: dict[str, Any]) -> bool:
-    planned = any(is_plan(name) for name in entries)
-    return planned and (MANIFEST in entries or "journal" in entries)
+    if any(is_plan(name) for name in entries):
+        return MANIFEST in entries or "journal" in entries
+    return {MANIFEST, "journal", "shards"} <= entries.keys()  # derived from others: no plan
 
 
 def _name(path: str) -> str:

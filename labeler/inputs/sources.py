@@ -11,9 +11,8 @@ from typing import Any
 from labeler.inputs.finding import LABEL_SET, SourceFile, find_files
 from labeler.inputs.formats import read_items
 from labeler.inputs.places import content_digest, named_errors, opened, shown
-from schemas import open_label_set
+from schemas import LabelSet, open_label_set
 from schemas.fingerprint import sha256_json
-from schemas.manifest import read_manifest
 
 __all__ = [
     "Record",
@@ -98,7 +97,7 @@ def file_digests(files: Sequence[SourceFile]) -> dict[str, Any]:
     """What identifies each input's content, by name: what a resumed run compares.
 
     SHA-256 of a local file (for a dataset: of those of its files), what its store says of a remote
-    one, a label set's digest of its manifest.
+    one, a label set's digest of its manifest, a view's of itself.
 
     Raises:
         SoftshardsError: a file cannot be read.
@@ -108,10 +107,15 @@ def file_digests(files: Sequence[SourceFile]) -> dict[str, Any]:
 
 def _digest(file: SourceFile) -> str:
     if file.kind == LABEL_SET:
-        return read_manifest(Path(file.paths[0])).self_digest
+        return _set_digest(open_label_set(file.paths[0]))
     with named_errors(file.fs, file.name, "check that it is still there"):
         digests = [content_digest(file.fs, path) for path in file.paths]
     return digests[0] if len(digests) == 1 else sha256_json(digests)
+
+
+def _set_digest(labels: LabelSet) -> str:
+    """A set's digest of its manifest, or a view's of itself: it names the bytes of its rows."""
+    return labels.manifest.self_digest if labels.view is None else labels.view.self_digest
 
 
 def parent_sets(files: Sequence[SourceFile]) -> list[dict[str, Any]]:
@@ -119,14 +123,16 @@ def parent_sets(files: Sequence[SourceFile]) -> list[dict[str, Any]]:
 
     Returns:
         For each: `name`, `self_digest` of its manifest, `identity_digest`, `teacher`, digests of
-        its teacher's `weights` and `tokenizer`, `mode`, and the `ancestry` that it has itself.
+        its teacher's `weights` and `tokenizer`, `mode`, and the `ancestry` that it has itself; of a
+        view of one also `view`, how it was made.
     """
     return [_facts(file.name, Path(file.paths[0])) for file in files if file.kind == LABEL_SET]
 
 
 def _facts(name: str, path: Path) -> dict[str, Any]:
-    manifest = read_manifest(path)
-    return {
+    labels = open_label_set(path)
+    manifest = labels.manifest
+    facts: dict[str, Any] = {
         "name": name,
         "self_digest": manifest.self_digest,
         "identity_digest": manifest.identity_digest,
@@ -136,3 +142,4 @@ def _facts(name: str, path: Path) -> dict[str, Any]:
         "mode": manifest.identity.mode,
         "ancestry": manifest.provenance.get("parents", []),
     }
+    return facts if labels.view is None else facts | {"view": labels.view.made}

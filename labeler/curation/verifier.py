@@ -1,0 +1,232 @@
+"""A user's verifier: a Python function or a command, run on rows with a time limit.
+
+It runs in processes of its own. One that crashes, hangs or returns nonsense costs its row alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from schemas import SoftshardsError
+from schemas.errors import first_line
+from schemas.fingerprint import sha256_file
+
+AHEAD = 64
+"""Rows handed over at a time; results are safe after so many."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verifier said of a row.
+
+    Attributes:
+        number: its number; 1 or 0 for true and false; None where it said nothing.
+        passed: whether the row is kept, as far as the verifier is concerned.
+        fault: why nothing was said: a crash, the time limit, nonsense.
+    """
+
+    number: float | None
+    passed: bool
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """What to run.
+
+    Attributes:
+        target: `module:function`, or a command.
+        is_command: which of them.
+        timeout: seconds a row; jobs: processes at a time.
+    """
+
+    target: str
+    is_command: bool
+    timeout: float
+    jobs: int
+
+    @property
+    def version(self) -> str:
+        """What a stored verdict depends on: the target, its file's content, the time limit."""
+        files = _files(self.target) if self.is_command else [_module_file(self.target)]
+        digests = [sha256_file(file) for file in files if file is not None]
+        return json.dumps([self.target, digests, self.timeout])
+
+    @contextmanager
+    def running(self) -> Iterator[Callable[[Sequence[dict[str, Any]]], list[Verdict]]]:
+        """A function from some rows to their verdicts, as long as this is open.
+
+        Raises:
+            SoftshardsError: there is no such function or program, or pebble is not installed.
+        """
+        if self.is_command:
+            words = _words(self.target)
+            with ThreadPoolExecutor(self.jobs) as pool:
+                yield lambda rows: list(pool.map(lambda r: _ask(words, r, self.timeout), rows))
+            return
+        with _function_pool(self) as verify:
+            yield verify
+
+
+def verdict_of(value: Any) -> Verdict:
+    """The verdict that a returned value is."""
+    if isinstance(value, bool):
+        return Verdict(float(value), value)
+    if hasattr(value, "item"):  # a number of numpy's or torch's
+        value = value.item()
+        return verdict_of(value)
+    if isinstance(value, int | float) and not math.isnan(value):
+        return Verdict(float(value), True)
+    return Verdict(None, False, f"returned {value!r:.60}, neither true or false nor a number")
+
+
+@contextmanager
+def _function_pool(
+    verifier: Verifier,
+) -> Iterator[Callable[[Sequence[dict[str, Any]]], list[Verdict]]]:
+    try:
+        from pebble import ProcessPool
+    except ImportError as error:
+        raise SoftshardsError(
+            "--verify needs the package pebble", mend="pip install 'softshards[curation]'"
+        ) from error
+    load_function(verifier.target)  # its absence is said once, here
+    context = multiprocessing.get_context("spawn")  # Polars has threads: no fork
+    pool = ProcessPool(
+        verifier.jobs, initializer=_prepare, initargs=(verifier.target,), context=context
+    )
+
+    def verify(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
+        futures = [pool.schedule(_call, (row,), timeout=verifier.timeout) for row in rows]
+        return [_result(future, verifier.timeout) for future in futures]
+
+    try:
+        yield verify
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _result(future: Any, timeout: float) -> Verdict:
+    from pebble import ProcessExpired
+
+    try:
+        return verdict_of(future.result())
+    except TimeoutError:
+        return Verdict(None, False, f"time limit of {timeout:g} s")
+    except ProcessExpired as error:
+        return Verdict(None, False, f"its process died (exit code {error.exitcode})")
+    except Exception as error:  # whatever the user's function raises
+        return Verdict(None, False, f"{type(error).__name__}: {first_line(error)}")
+
+
+_loaded: Callable[[dict[str, Any]], Any]
+
+
+def _prepare(target: str) -> None:
+    """In a worker: its output must not mix with ours, and Ctrl-C is for the parent."""
+    global _loaded
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)
+    _loaded = load_function(target)
+
+
+def _call(row: dict[str, Any]) -> Any:
+    return _loaded(row)
+
+
+def load_function(target: str) -> Callable[[dict[str, Any]], Any]:
+    """The function that `module:function` names; modules are also looked for in the working folder.
+
+    Raises:
+        SoftshardsError: there is none.
+    """
+    module, _, name = target.partition(":")
+    _here_too()
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a user's module may raise anything
+        raise SoftshardsError(
+            f"--verify {target}: {type(error).__name__}: {first_line(error)}",
+            mend="give module:function, importable from here: `--verify checks:is_right`",
+        ) from error
+    if not callable(found):
+        raise SoftshardsError(f"--verify {target} is no function")
+    return found
+
+
+def _here_too() -> None:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _module_file(target: str) -> Path | None:
+    _here_too()
+    try:
+        spec = find_spec(target.partition(":")[0])
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
+
+
+def _words(command: str) -> list[str]:
+    import shutil
+
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise SoftshardsError(f"--verify-command {command!r}: {error}") from error
+    if not words or shutil.which(words[0]) is None:
+        raise SoftshardsError(
+            f"--verify-command {command!r}: there is no such program",
+            mend="check its name, and that it may be executed; it is not run by a shell",
+        )
+    return words
+
+
+def _files(command: str) -> list[Path]:
+    """The files among a command's words: programs in PATH are not looked into."""
+    return [path for word in _words(command) if (path := Path(word)).is_file()]
+
+
+def _ask(words: list[str], row: dict[str, Any], timeout: float) -> Verdict:
+    """Run a command on a row; at the time limit it is killed with all that it has started."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        try:
+            said, errors = process.communicate(json.dumps(row), timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Verdict(None, False, f"time limit of {timeout:g} s")
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        return Verdict(None, False, f"killed by {name}")
+    if process.returncode != 0:
+        lines = errors.strip().splitlines()
+        # Exit code 1 without a word is how a test says no.
+        fault = f"exit code {process.returncode}: {lines[-1]}" if lines else None
+        return Verdict(0.0, False, fault)
+    try:
+        return verdict_of(float(said)) if said.strip() else Verdict(1.0, True)
+    except ValueError:
+        return Verdict(1.0, True)
