@@ -107,7 +107,7 @@ class Viewer:
         sides = [
             _packed(labels, at, self._vocab_size),
             _packed(b, shared[keep], self._vocab_size)
-            | {"a_to_b": _floats(found.a_to_b), "b_to_a": _floats(found.b_to_a)},
+            | {n: _floats(getattr(found, n)) for n in ("a_to_b", "b_to_a", "common_mass")},
         ]
         parts = parted < max(len(ids), len(other_ids))
         return {"sides": sides, "parted": parted if parts else None}

@@ -52,7 +52,10 @@ def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
     }
     facts = viewer.facts()
     for one in facts["sets"]:
-        del one["path"]  # where a set was on this machine is nothing to send around
+        # Where things are on this machine is nothing to send around.
+        del one["path"]
+        if one["teacher"] and Path(one["teacher"]).is_absolute():
+            one["teacher"] = Path(one["teacher"]).name
     return {
         "facts": facts,
         "rows": [listed[n] | {"text": viewer.listing.texts[n]} for n in numbers],

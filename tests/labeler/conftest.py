@@ -31,6 +31,14 @@ def real_teacher() -> Path:
     return REAL_TEACHER
 
 
+@pytest.fixture(scope="session")
+def viewed_sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What `tests.labeler.viewed` makes."""
+    from tests.labeler.viewed import label_hostile_corpus
+
+    return label_hostile_corpus(tmp_path_factory.mktemp("viewed"), teacher)
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """24 short documents, some longer than the tests' --max-length."""

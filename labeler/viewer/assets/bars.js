@@ -59,17 +59,15 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
     ]);
     const listed = everything ? d.ids : d.ids.slice(0, FIRST);
     const most = Math.max(d.probabilities.get(d.ids[0]) ?? 0, d.tail, 1e-9);
-    const lines = listed.map((i, index) => bar(index + 1, vocabulary.show(i, false, 40), d.probabilities.get(i), most, i === id ? "actual" : "", say(i)));
+    const lines = listed.map((i, index) => bar(index + 1, vocabulary.show(i, false, 40), d.probabilities.get(i), most, i === id ? "actual" : "", vocabulary.say(i)));
     if (!listed.includes(id)) {
       const rank = d.probabilities.has(id) ? d.ids.indexOf(id) + 1 : null;
-      lines.push(bar(rank, vocabulary.show(id, false, 40), Math.exp(d.token), most, "actual apart", say(id)));
+      lines.push(bar(rank, vocabulary.show(id, false, 40), Math.exp(d.token), most, "actual apart", vocabulary.say(id)));
     }
     const hidden = d.ids.slice(listed.length).reduce((sum, i) => sum + d.probabilities.get(i), 0);
     const tail = bar(null, [`tail, ${whole.format(facts.sets[0].vocab_size - d.ids.length)} ids`], d.tail, most, "tail", "tail");
     return [figuresShown, el("ol", { class: "bars" }, ...lines), more(d.ids.length - listed.length, hidden, d.ids.length), el("ol", { class: "bars" }, tail)];
   }
-
-  const say = (id) => spoken(vocabulary.texts[id]);
 
   function bar(rank, content, p, most, classes, name) {
     const length = el("span", { class: "length" });
@@ -102,10 +100,10 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
     if (!listed.includes(id)) listed.push(id);
     const of = (d, i) => (i === id ? Math.exp(d.token) : d.probabilities.get(i));
     const most = Math.max(either(union[0]), a.tail, b.tail, 1e-9);
-    const lines = listed.map((i) => pair(vocabulary.show(i, false, 40), of(a, i), of(b, i), most, i === id ? "actual" : "", say(i)));
+    const lines = listed.map((i) => pair(vocabulary.show(i, false, 40), of(a, i), of(b, i), most, i === id ? "actual" : "", vocabulary.say(i)));
     const hidden = union.filter((i) => !listed.includes(i)).reduce((sum, i) => sum + (a.probabilities.get(i) ?? 0), 0);
     return [
-      figures([["KL(A‖B)", small(b.aToB), "nats; a lower bound: ids that both store, and one outcome for all others"], ["KL(B‖A)", small(b.bToA)], ["Δ log p", signed(b.token - a.token), "of the actual token, B less A"]]),
+      figures([["KL(A‖B)", small(b.aToB), "nats; a lower bound: ids that both store, and one outcome for all others"], ["KL(B‖A)", small(b.bToA), "nats; a lower bound"], ["Δ log p", signed(b.token - a.token), "of the actual token, B less A"], ["seen", percent(b.seen), "A's mass of the ids that both store: KL is blind to differences inside the rest"]]),
       el("div", { class: "pair pair-head" },
         el("span", { class: "of-a" }, `A · rank ${rankOf(a, id)} · H ${entropyOf(a)}`),
         el("span", { class: "of-b" }, `B · rank ${rankOf(b, id)} · H ${entropyOf(b)}`)),
@@ -130,7 +128,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
 
   // For a screen reader: one sentence.
   function summary([a, b], id) {
-    const first = a.ids.length ? `likeliest ${say(a.ids[0])}, ${percent(a.probabilities.get(a.ids[0]))}; ` : "";
+    const first = a.ids.length ? `likeliest ${vocabulary.say(a.ids[0])}, ${percent(a.probabilities.get(a.ids[0]))}; ` : "";
     const kl = b ? `; KL ${small(b.aToB)}` : "";
     return `actual ${percent(Math.exp(a.token))}, rank ${rankOf(a, id)}; ${first}entropy ${nats(a.entropy)} nats, tail ${percent(a.tail)}${kl}`;
   }

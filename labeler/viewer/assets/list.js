@@ -90,7 +90,8 @@ function makeList(source, { onSelect, onTotal, onError }) {
     }
   }
 
-  async function ask(newQuery, keep) {
+  // `wanted`: the number of the row to open instead of the first.
+  async function ask(newQuery, wanted) {
     query = newQuery;
     generation += 1;
     pages = new Map();
@@ -102,8 +103,9 @@ function makeList(source, { onSelect, onTotal, onError }) {
       onTotal(answer.total);
       selected = -1;
       list.scrollTop = 0;
-      const at = answer.rows.findIndex((row) => row.number === keep);
-      if (total) await select(Math.max(0, at));
+      const at = answer.rows.findIndex((row) => row.number === wanted);
+      const far = source.numbered && wanted < total ? wanted : 0; // a row past the first page
+      if (total) await select(at < 0 ? far : at);
       else draw();
     } catch (error) {
       onError(error);

@@ -2,6 +2,7 @@
 
 function makeVocabulary({ texts, fragments, special }) {
   const vocabulary = { texts, fragments: new Set(fragments), special: new Set(special) };
+  vocabulary.say = (id) => (vocabulary.fragments.has(id) ? `byte ${texts[id]}` : spoken(texts[id] ?? `id ${id}`));
   vocabulary.show = (id, flows, most = LONGEST) => {
     const text = texts[id];
     if (text === undefined) return [`id ${id}`];
@@ -54,6 +55,7 @@ async function start() {
   const vocabulary = makeVocabulary(packed);
   const wanted = /^#(\d+)(?::(\d+))?$/.exec(location.hash)?.slice(1).map(Number) ?? [];
   let row = null;
+  let latest = null;
   let sides = [];
   let position = null;
   let pinned = false;
@@ -63,7 +65,7 @@ async function start() {
   const text = makeText(vocabulary, { onShow: (at, byKey) => pinned || show(at, byKey), onPin: pin });
   const card = makeCard(vocabulary, facts, { onUnpin: release, onMore: () => show(position, false) });
   const list = makeList(source, { onSelect: open, onTotal: total, onError: fail });
-  const filters = makeFilters(facts, (query) => list.ask(query, row?.number));
+  const filters = makeFilters(facts, (query) => list.ask(query));
 
   function total(found) {
     const all = sample ? null : facts.sets[0].rows;
@@ -73,14 +75,17 @@ async function start() {
 
   async function open(listed, index, all) {
     if (row?.number === listed.number && $("text").querySelector(".t")) return;
+    latest = listed.number;
     let answer;
     try {
       answer = await source.row(listed.number);
     } catch (error) {
+      if (latest !== listed.number) return;
       row = null;
       fail(error);
       return;
     }
+    if (latest !== listed.number) return; // the next row was asked for meanwhile
     row = answer;
     sides = row.sides.map(unpack);
     pinned = false;

@@ -21,6 +21,7 @@ function served() {
     return content;
   };
   return {
+    numbered: true, // without a query, a row's place in the list is its number
     start: () => ask("api/start"),
     rows: (query, offset, limit) => ask("api/rows", { ...query, offset, limit }),
     row: (number) => ask("api/row", { number }),
@@ -79,6 +80,7 @@ function unpack(side) {
     entropyIsWhole: side.entropy_is_whole,
     aToB: side.a_to_b === undefined ? null : floats(side.a_to_b),
     bToA: side.b_to_a === undefined ? null : floats(side.b_to_a),
+    seen: side.common_mass === undefined ? null : floats(side.common_mass),
   };
 }
 
@@ -115,5 +117,6 @@ function distribution(side, position) {
     entropyIsWhole: side.entropyIsWhole,
     aToB: side.aToB?.[index],
     bToA: side.bToA?.[index],
+    seen: side.seen?.[index],
   };
 }

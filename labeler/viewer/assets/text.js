@@ -34,7 +34,7 @@ function makeText(vocabulary, { onShow, onPin }) {
       if (kind === undefined) return node;
       node.classList.add("labeled");
       node.setAttribute("role", "button");
-      node.setAttribute("aria-label", `${spoken(node.textContent)}, position ${position}, ${kind}`);
+      node.setAttribute("aria-label", `${row.whole[position] ? spoken(row.whole[position]) : vocabulary.say(id)}, position ${position}, ${kind}`);
       node.tabIndex = -1;
       tokens.set(position, node);
       return node;
@@ -168,6 +168,10 @@ function kinds(row) {
   return found;
 }
 
+// A token's name for a screen reader, which passes over blanks and signs.
+const BLANKS = { " ": "space", "\n": "new line", "\t": "tab", "": "nothing" };
+
 function spoken(text) {
-  return text.trim() ? clipped(text.trim(), 60) : "blank";
+  if (!text.trim()) return BLANKS[text] ?? "blanks";
+  return clipped(visible(text.trim()).map((part) => part.textContent ?? part).join(""), 60);
 }

@@ -1,0 +1,46 @@
+"""The Chromium of this machine, found by name: the viewer's page is clicked, not guessed at."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+VARIABLE = "SOFTSHARDS_BROWSER"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_browser() -> str:
+    """Path of a Chromium; the test fails where there is none, for a skip would look like a pass."""
+    found = next(filter(None, map(shutil.which, (os.environ.get(VARIABLE, ""), *NAMES))), None)
+    if found is None:
+        pytest.fail(
+            f"no Chromium on PATH ({', '.join(NAMES)}): install one, name one in {VARIABLE}, or "
+            'leave these tests out with -m "not browser"'
+        )
+    return found
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[Browser]:
+    """A headless browser with a profile of its own."""
+    path = find_browser()
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
