@@ -128,6 +128,7 @@ def inspect(
     labels: Path,
     *,
     row: str | None = None,
+    start: int = 0,
     positions: int = 20,
     rejects: bool = False,
     allow_partial: bool = False,
@@ -135,16 +136,21 @@ def inspect(
 ) -> None:
     """Say what is in a label set; with --row, show what the teacher said token by token.
 
+    Prints facts, histograms, figures by source and kind of span, and the rows that stand out.
+
     Example: `labeler inspect ./labels --row corpus.jsonl:7`
 
     Parameters
     ----------
     labels
-        Folder of the label set.
+        Folder of the label set, or a view of one.
     row
-        The id of a row to print with its tokens beside the teacher's top 5 (`first` takes any).
+        The id of a row to print, coloured by entropy, with its tokens beside the teacher's top 5:
+        `first` for any, id/chunk=2 or id/sample=1 where there are several.
+    start
+        The first of that row's labels to print beside its top 5, counted from 0.
     positions
-        Labeled positions of that row to print.
+        How many of them to print.
     rejects
         List what could not be labeled, and why.
     allow_partial
@@ -152,14 +158,14 @@ def inspect(
     as_json
         Print JSON on standard output.
     """
-    from labeler.checks import inspection
+    from labeler.checks import inspection_report, row_view
 
     if rejects:
-        inspection.print_rejects(labels, as_json=as_json)
+        inspection_report.print_rejects(labels, as_json=as_json)
     elif row is not None:
-        inspection.print_row(labels, row, positions, partial=allow_partial, as_json=as_json)
+        row_view.print_row(labels, row, start, positions, partial=allow_partial, as_json=as_json)
     else:
-        inspection.print_summary(labels, partial=allow_partial, as_json=as_json)
+        inspection_report.print_summary(labels, partial=allow_partial, as_json=as_json)
 
 
 @app.command
