@@ -1,0 +1,162 @@
+"""`labeler inspect --row`: a row as running text coloured by entropy, and its top-k by position."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.table import Table
+from rich.text import Text
+
+from labeler.checks.outliers import names
+from labeler.console import out
+from labeler.viewer.tokens import Vocabulary, open_vocabulary
+from schemas import LabelSet, LabelSetError, bucketed_entropy, decode, open_label_set
+
+TOP = 5
+RUNNING = 400
+"""Tokens of the running text."""
+VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
+STEPS = ((0.1, "green4"), (0.5, "chartreuse4"), (1.5, "dark_goldenrod"), (3.0, "dark_orange3"))
+"""Entropy below so many nats is shown in this colour; all above in `HIGH`."""
+HIGH = "red3"
+
+
+def print_row(
+    path: Path, name: str, start: int, positions: int, *, partial: bool, as_json: bool
+) -> None:
+    """Print a row: its text coloured by entropy, then tokens beside the teacher's top 5 and tail.
+
+    Args:
+        path: the label set or view.
+        name: the row's id, or id/chunk=N/sample=N, or `first`.
+        start: the first labeled position printed, counted from 0 among the labels.
+        positions: how many are.
+        partial: also take an unfinished set.
+        as_json: print JSON.
+
+    Raises:
+        LabelSetError: there is no such row.
+    """
+    labels = open_label_set(path, allow_partial=partial)
+    row = find_row(labels, name)
+    vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
+    lines = row_labels(row, vocabulary)
+    key = {part: row[part][0].as_py() for part in ("id", "chunk", "sample", "source")}
+    if as_json:
+        print(json.dumps({**key, "labels": lines[start : start + positions]}))
+        return
+    title = f"{key['id']} (chunk {key['chunk']}, sample {key['sample']}): {len(lines)} labels"
+    out.print(Text(title, style="bold"))
+    out.print(_legend())
+    out.print()
+    out.print(_running(row["input_ids"][0].as_py(), lines, vocabulary))
+    out.print()
+    out.print(_table(lines[start : start + positions]))
+    if start + positions < len(lines):
+        out.print(f"next: --start {start + positions}", style="dim")
+
+
+def find_row(labels: LabelSet, name: str) -> pa.Table:
+    """The first row of this name, or any for `first`, as a one-row table, verified.
+
+    Raises:
+        LabelSetError: there is no such row.
+    """
+    for group in labels.row_groups:
+        keys = labels.read_row_group(group, ["id", "chunk", "sample"]).to_pylist()
+        for index, key in enumerate(keys):
+            if name in ("first", key["id"], *names([key])):
+                return labels.read_row_group(group).slice(index, 1)
+    raise LabelSetError(
+        "no row has this id",
+        path=labels.path,
+        row=name,
+        mend="ids are in the column `id`; `--row first` shows one",
+    )
+
+
+def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Each label of a row as JSON values: position, token, its logprob, entropy, tail, top 5."""
+    labels = decode(row).labels
+    ids = row["input_ids"][0].as_py()
+    entropy = bucketed_entropy(labels) if labels.entropy is None else labels.entropy
+    places = [
+        (t, span["kind"])
+        for span in row["spans"][0].as_py()
+        for t in range(span["start"], span["stop"])
+    ]
+    probs = np.exp(labels.topk_logprobs[:, :TOP].astype(np.float64))
+    lines = []
+    for i, (position, kind) in enumerate(places):
+        top = zip(labels.topk_ids[i, :TOP].tolist(), probs[i].tolist(), strict=True)
+        lines.append(
+            {
+                "position": position,
+                "kind": kind,
+                "id": ids[position],
+                "token": vocabulary.texts[ids[position]],
+                "logprob": round(max(float(labels.token_logprob[i]), -1e4), 3),
+                "entropy": round(float(entropy[i]), 3),
+                "tail": round(float(np.exp(labels.tail_logprob[i])), 4),
+                "hit": int(labels.topk_ids[i, 0]) == ids[position],
+                "top": [[vocabulary.texts[j], round(p, 3)] for j, p in top if j >= 0],
+            }
+        )
+    return lines
+
+
+def _color(entropy: float) -> str:
+    return next((color for limit, color in STEPS if entropy < limit), HIGH)
+
+
+def _legend() -> Text:
+    legend = Text("entropy in nats: ", style="dim")
+    for limit, color in STEPS:
+        legend.append(f" < {limit:g} ", style=f"white on {color}")
+    legend.append(f" {STEPS[-1][0]:g} + ", style=f"white on {HIGH}")
+    return legend.append("  no label", style="dim").append("  (↵ line feed, ⇥ tab)", style="dim")
+
+
+def _running(ids: list[int], lines: list[dict[str, Any]], vocabulary: Vocabulary) -> Text:
+    """The first tokens of the row, each on the colour of its entropy; unlabeled ones dim."""
+    entropy = {line["position"]: line["entropy"] for line in lines}
+    whole = vocabulary.whole(ids[:RUNNING])
+    text = Text()
+    for place, token in enumerate(ids[:RUNNING]):
+        shown = "".join(map(_visible, whole.get(place, vocabulary.texts[token])))
+        style = f"white on {_color(entropy[place])}" if place in entropy else "dim"
+        text.append(shown, style=style)
+    if len(ids) > RUNNING:
+        text.append(f" ... {len(ids) - RUNNING} more tokens", style="dim")
+    return text
+
+
+def _visible(character: str) -> str:
+    if character in VISIBLE:
+        return VISIBLE[character]
+    return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def _table(lines: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("position", "token", "log p", "entropy", "tail", f"teacher's top {TOP}: p"):
+        right = column in ("position", "log p", "entropy", "tail")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for line in lines:
+        tops = Text("  ").join(
+            Text(f"{token!r} {p:.2f}", style="bold" if token == line["token"] else "")
+            for token, p in line["top"]
+        )
+        table.add_row(
+            str(line["position"]),
+            Text(repr(line["token"]), style="green" if line["hit"] else ""),
+            f"{line['logprob']:.2f}",
+            Text(f"{line['entropy']:.2f}", style=_color(line["entropy"])),
+            f"{line['tail']:.4f}",
+            tops,
+        )
+    return table
