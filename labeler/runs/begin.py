@@ -33,6 +33,7 @@ from labeler.planning.cut import Planned, Rules, plan_units
 from labeler.planning.spool import spool
 from labeler.rendering.records import Sequence, render
 from labeler.runs.append import append, is_recorded, known_rows
+from labeler.runs.replan import adopt, is_lost, plan_again
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.atomic import TMP_PREFIX
 from schemas.journal import plan_rejects_path, write_rejects
@@ -83,10 +84,16 @@ def begin(
         )
     remove_other_plans(config.out, manifest.plan.path)
     _require_same(identity, manifest, config.out)
+    if "plan" not in manifest.provenance:
+        own = settings | ({"inputs": {}, "limit": None} if config.append else {})
+        manifest = adopt(own, _step(config, identity), manifest, config.out)
     recorded = is_recorded(settings, manifest)
     adds = config.append and not recorded
     _require_same_codec(config, manifest)
     _require_same_plan(settings, manifest, config.out, but_input=adds or recorded)
+    if is_lost(config.out, manifest):
+        with planning(files, config, teacher, config.out / SPOOL) as planned:
+            plan_again(planned, config.out, manifest)
     if adds:
         parents = _parents(files, identity)
         known = known_rows(config.out, manifest)

@@ -54,6 +54,27 @@ def one_at_a_time(out: Path, work: str) -> Iterator[None]:
         lock.release()
 
 
+@contextlib.contextmanager
+def alone(out: Path, work: str) -> Iterator[None]:
+    """Be the only process at a set, for work that no other may see half done.
+
+    Raises:
+        SoftshardsError: another one labels.
+    """
+    with own_rank(out, 0, 1), one_at_a_time(out, work), contextlib.ExitStack() as held:
+        for path in out.glob(".lock-*"):
+            if path.name != _rank_lock(0, 1):
+                try:
+                    held.enter_context(filelock.FileLock(path).acquire(blocking=False))
+                except filelock.Timeout as error:
+                    raise SoftshardsError(
+                        "another process is labeling into this folder",
+                        path=out,
+                        mend="wait, or stop it",
+                    ) from error
+        yield
+
+
 def remove_leftovers_if_alone(out: Path, rank: int, world_size: int) -> None:
     """Delete what killed processes left, unless a living one may still be writing it."""
     own = _rank_lock(rank, world_size)
