@@ -18,8 +18,8 @@ from trainer.sweep.flags import flag_name, nearest, parse, slug, spell
 TRIALS = "trials"
 STUDENTS = "students"
 SECTIONS = ("base", "slices", "grid", "runs")
-OURS = frozenset({"out", "resume"})
-"""Flags of `trainer train` that the sweep sets."""
+OURS = frozenset({"out", "resume", "dry_run", "json"})
+"""Flags of `trainer train` that are up to the sweep."""
 SHARED = frozenset({"labels", "eval_labels", "allow_partial"})
 """Flags that must be the same in all trials, or they could not be compared."""
 LONGEST_NAME = 120

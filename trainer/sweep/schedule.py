@@ -9,7 +9,6 @@ eval.jsonl says, so that early stopping goes on as if there had been no break.
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import tempfile
 import time
@@ -28,18 +27,6 @@ from trainer.guards import noted_signals
 from trainer.sweep import process
 from trainer.sweep.config import SweepConfig
 from trainer.sweep.folder import STOPPED, complete_lines, tokens_seen
-
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
-    "RAY_AIR_NEW_OUTPUT": "0",  # which does not heed verbose=0
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_memory_monitor_refresh_ms": "0",  # its memory is small; the trials' is not its business
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals stop the sweep by `Asked`
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # most reports are of progress, without a KL
-    "TUNE_MAX_PENDING_TRIALS_PG": "1",
-}
-"""Environment of Ray, which reads all of its switches from there."""
 
 REPORT_SECONDS = 2.0
 """A trial reports at least this often, and can be stopped as often."""
@@ -206,7 +193,6 @@ def _resources(config: SweepConfig, machine: dict[str, float]) -> dict[str, floa
 @contextmanager
 def _ray() -> Iterator[tuple[str, dict[str, float]]]:
     """A Ray of our own on this machine; yields a folder for its state, and what it can use."""
-    os.environ |= QUIET
     with tempfile.TemporaryDirectory(prefix="softshards-", ignore_cleanup_errors=True) as folder:
         ray.init(
             address="local",
@@ -214,7 +200,6 @@ def _ray() -> Iterator[tuple[str, dict[str, float]]]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=100 * 1024**2,
-            _node_ip_address="127.0.0.1",
             _temp_dir=folder,
         )
         try:

@@ -10,6 +10,7 @@ from schemas import LabelSet, SoftshardsError
 from trainer.finished import run_facts
 from trainer.progress import ProgressBar
 from trainer.sweep.config import SweepConfig
+from trainer.sweep.environment import prepare_ray
 from trainer.sweep.folder import tokens_planned, tokens_seen, write_settings, write_stopped
 from trainer.sweep.grid import Trial
 
@@ -25,6 +26,7 @@ def train_all(trials: list[Trial], left: list[Trial], config: SweepConfig, label
     """
     if find_spec("ray") is None:
         raise SoftshardsError("Ray is not installed", mend="pip install 'softshards[sweep]'")
+    prepare_ray()
     from trainer.sweep.schedule import run_trials
 
     for trial in left:
