@@ -15,14 +15,14 @@ from trainer.terms import LossTerm, TokenWeighting, parse_losses, parse_weightin
 
 OPERATIONAL = frozenset(
     {
-        *("labels", "out", "resume", "save_every", "keep_checkpoints", "tracker"),
+        *("labels", "mix", "out", "resume", "save_every", "keep_checkpoints", "tracker"),
         *("eval_labels", "eval_every", "gradient_checkpointing", "allow_partial"),
         *("keep_best", "shard", "memory_gb", "dry_run", "json"),
         "chunk_bytes",
     }
 )
-"""Settings that do not change what is learned: a resumed run may change them. The label set is
-compared by its digests, not by where it lies."""
+"""Settings that do not change what is learned: a resumed run may change them. Label sets are
+compared by their digests, not by where they lie."""
 
 
 @Parameter(name="*")
@@ -32,6 +32,10 @@ class TrainConfig:
 
     labels: Path
     """Label set to train on: the folder that `labeler label` wrote."""
+
+    mix: tuple[str, ...] = ()
+    """PATH or PATH=WEIGHT of a further label set of the same tokenizer, once for each. WEIGHT: how
+    often an epoch, which is one pass over --labels, passes over it; 2, or 0.25."""
 
     student: Path
     """Student to train: a Hugging Face checkpoint folder with the teacher's tokenizer."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from schemas import Labels, LabelSet, LabelSetError, SoftshardsError, decode, open_label_set
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
-from schemas.labelset import RowGroup
-from trainer.order import cut_windows, row_group_order
+from trainer.mixture import Part, epoch_order
+from trainer.order import cut_windows
 from trainer.packing import pack_window
 from trainer.vocab_map import VocabMap
 
@@ -130,7 +130,8 @@ class LabelDataset:
     so the sequence is the same at any world size. Each rank reads every window.
 
     Args:
-        labels: an opened label set, or the folder of a complete one.
+        labels: an opened label set, or the folder of a complete one, or a mixture of several
+            (`trainer.mixture.open_mixture`).
         pack_tokens: most tokens in a pack; no row may be longer.
         seed: what the order depends on, with the epoch.
         window: row groups that are shuffled together and held in memory (twice: one window ahead).
@@ -145,7 +146,7 @@ class LabelDataset:
 
     def __init__(
         self,
-        labels: LabelSet | Path | str,
+        labels: LabelSet | Path | str | tuple[Part, ...],
         *,
         pack_tokens: int,
         seed: int = 0,
@@ -156,9 +157,11 @@ class LabelDataset:
         state: ReaderState | None = None,
         vocab_map: VocabMap | None = None,
     ) -> None:
-        self.labels = labels if isinstance(labels, LabelSet) else open_label_set(labels)
-        if self.labels.labels == 0:
-            raise LabelSetError("the label set holds no labels", path=self.labels.path)
+        if isinstance(labels, Path | str):
+            labels = open_label_set(labels)
+        self.parts = (Part(labels=labels),) if isinstance(labels, LabelSet) else labels
+        if self.parts[0].labels.labels == 0:
+            raise LabelSetError("the label set holds no labels", path=self.parts[0].labels.path)
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
             raise ValueError("need pack_tokens >= 2, window >= 1 and 0 <= rank < world_size")
         self.state = state or ReaderState(seed=seed)
@@ -198,26 +201,30 @@ class LabelDataset:
         """Count the packs of all epochs; reads the set's length columns, and no labels."""
         if self.epochs is None:
             raise ValueError("without a number of epochs there is no end to count to")
-        lengths = [self._lengths(group) for group in range(len(self.labels.row_groups))]
+        lengths = {
+            (part, group): self._lengths(part, group)
+            for part in range(len(self.parts))
+            for group in range(len(self.parts[part].labels.row_groups))
+        }
         packs = tokens = 0
         for epoch in range(self.epochs):
             for window, groups in enumerate(self._windows(epoch)):
-                rows = np.concatenate([lengths[group] for group in groups])
+                rows = np.concatenate([lengths[int(part), int(group)] for part, group in groups])
                 cut = self._pack(rows, epoch, window, lambda row, g=groups: self._name(g, row))
                 packs, tokens = packs + len(cut), tokens + int(rows.sum())
         return PackCount(packs=packs, tokens=tokens, fill=tokens / max(1, packs * self.pack_tokens))
 
     def _windows(self, epoch: int) -> list[NDArray[np.int64]]:
-        order = row_group_order(len(self.labels.row_groups), self.seed, epoch)
-        return cut_windows(order, self.window)
+        """(part, row group) [up to `window`, 2] of each window of an epoch."""
+        return cut_windows(epoch_order(self.parts, self.seed, epoch), self.window)
 
     def _after(self, epoch: int, window: int) -> tuple[int, int] | None:
-        if window + 1 < -(-len(self.labels.row_groups) // self.window):
+        if window + 1 < len(self._windows(epoch)):
             return epoch, window + 1
         return None if self.epochs is not None and epoch + 1 >= self.epochs else (epoch + 1, 0)
 
     def _load(self, epoch: int, window: int) -> tuple[Window, list[NDArray[np.int64]]]:
-        groups = [self.labels.row_groups[i] for i in self._windows(epoch)[window]]
+        groups = self._windows(epoch)[window]
         data = decode_window(self._rows(groups, ROW_COLUMNS, verify=True), self.vocab_map)
         lengths = np.diff(data.token_offsets)
         return data, self._pack(lengths, epoch, window, lambda row: data.keys[row])
@@ -234,22 +241,24 @@ class LabelDataset:
             row_name=row_name,
         )
 
-    def _lengths(self, group: int) -> NDArray[np.int64]:
+    def _lengths(self, part: int, group: int) -> NDArray[np.int64]:
         """Lengths of a row group's labeled rows; what they are is verified when they are read."""
-        table = self._rows([self.labels.row_groups[group]], LENGTH_COLUMNS, verify=False)
+        table = self._rows(np.array([[part, group]]), LENGTH_COLUMNS, verify=False)
         student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
         return pc.coalesce(student, table["n_tokens"]).to_numpy().astype(np.int64)
 
     def _name(self, groups: NDArray[np.int64], row: int) -> str:
-        chosen = [self.labels.row_groups[group] for group in groups]
-        return _keys(self._rows(chosen, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
+        return _keys(self._rows(groups, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
 
-    def _rows(self, groups: list[RowGroup], columns: Sequence[str], *, verify: bool) -> pa.Table:
+    def _rows(self, groups: NDArray[np.int64], columns: Sequence[str], *, verify: bool) -> pa.Table:
         """The rows to train on of some row groups: those with labels that the student can read."""
         if self.vocab_map is not None:
             columns = list(dict.fromkeys([*columns, "input_ids", "student_input_ids"]))
-        read = self.labels.read_row_group
-        tables = [read(group, list(columns), verify=verify) for group in groups]
+        tables = []
+        for part, group in groups:
+            labels = self.parts[part].labels
+            row_group = labels.row_groups[group]
+            tables.append(labels.read_row_group(row_group, list(columns), verify=verify))
         table = _labeled(pa.concat_tables(tables))
         return table if self.vocab_map is None else self.vocab_map.keep(table)
 

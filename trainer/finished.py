@@ -11,6 +11,7 @@ from schemas.atomic import write_atomic
 from schemas.fingerprint import sha256_file, sha256_json, weights_digest
 from trainer.config import TrainConfig
 from trainer.dataset import label_set_digests
+from trainer.mixture import mixture_facts, open_mixture
 
 FINAL = "final"
 RESULT = "result.json"
@@ -19,14 +20,18 @@ Facts = dict[str, dict[str, Any]]
 
 
 def run_facts(config: TrainConfig, labels: LabelSet) -> Facts:
-    """All that decides what a run gives: settings, starting weights and label set, by digest.
+    """All that decides what a run gives: settings, starting weights and label sets, by digest.
 
     Raises:
         SoftshardsError: there is no student to start from.
     """
     settings = config.decisive()
     settings["student"] = student_digest(config.student, from_config=config.from_config)
-    return {"config": settings, "labels": label_set_digests(labels)}
+    digests: dict[str, Any] = {**label_set_digests(labels)}
+    if config.mix:
+        parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
+        digests["mix"] = mixture_facts(parts)
+    return {"config": settings, "labels": digests}
 
 
 def student_digest(path: Path, *, from_config: bool) -> str:

@@ -21,6 +21,7 @@ from trainer.finishing import finish
 from trainer.guards import noted_signals, only_one
 from trainer.heldout import best, has_stalled, is_due, measure_heldout
 from trainer.lora import add_lora
+from trainer.mixture import Part, open_mixture
 from trainer.objective import objective_of
 from trainer.optim import make_optimizer, make_scheduler
 from trainer.planning import Plan, make_plan, refuse_what_does_not_fit
@@ -48,16 +49,17 @@ def train(config: TrainConfig) -> int:
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
     facts = run_facts(config, labels)
     accelerator = make_accelerator(config)
     if config.dry_run:
         student = _load(config, labels)
         if accelerator.is_main_process:
-            make_plan(config, labels, student, accelerator).show(as_json=config.json)
+            make_plan(config, parts, student, accelerator).show(as_json=config.json)
         return 0
     main = accelerator.is_main_process
     with only_one(config.out, enabled=main), noted_signals() as caught:
-        run = _start(config, labels, facts, accelerator, console)
+        run = _start(config, parts, facts, accelerator, console)
         stopped_by = _steps(run, caught, console)
         if stopped_by and main:
             console.print(
@@ -74,23 +76,24 @@ def train(config: TrainConfig) -> int:
 
 def _start(
     config: TrainConfig,
-    labels: LabelSet,
+    parts: tuple[Part, ...],
     facts: Facts,
     accelerator: Accelerator,
     console: Console,
 ) -> Run:
     """Build the run: a new one, or from a checkpoint."""
     found = _checkpoint(config, facts)
+    labels = parts[0].labels
     student = _load(config, labels)
-    plan = make_plan(config, labels, student, accelerator, steps=_total_steps(found))
+    plan = make_plan(config, parts, student, accelerator, steps=_total_steps(found))
     refuse_what_does_not_fit(config, plan)
     if accelerator.is_main_process:
-        _introduce(config, labels, student, plan, found, console)
+        _introduce(config, parts, student, plan, found, console)
     model, optimizer = prepare(accelerator, student, make_optimizer(config, student))
     torch.manual_seed(config.seed)
     run = Run(
         config=config,
-        labels=labels,
+        parts=parts,
         accelerator=accelerator,
         student=student,
         model=model,
@@ -166,20 +169,26 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
 
 def _introduce(
     config: TrainConfig,
-    labels: LabelSet,
+    parts: tuple[Part, ...],
     student: Student,
     plan: Plan,
     found: Found | None,
     console: Console,
 ) -> None:
     if student.vocab_map is not None:
-        console.print(f"vocabulary map: {coverage(student.vocab_map, labels)}")
+        for part in parts:
+            console.print(f"vocabulary map: {coverage(student.vocab_map, part.labels)}")
     what = f"{plan.steps} steps, {plan.packs} packs {plan.fill or 0:.1%} full"
     if found:
         what = f"going on after step {found[1]['step']} of {plan.steps}"
+    data = " + ".join(
+        f"{part.labels.rows} rows, {part.labels.labels} labels"
+        + ("" if part.weight == 1 else f" (passed over {part.weight:g} times an epoch)")
+        for part in parts
+    )
     console.print(
-        f"student {plan.parameters / 1e6:.1f} M parameters, {labels.rows} rows, "
-        f"{labels.labels} labels, about {plan.memory.total / 1e9:.1f} GB; {what}"
+        f"student {plan.parameters / 1e6:.1f} M parameters, {data}, "
+        f"about {plan.memory.total / 1e9:.1f} GB; {what}"
     )
     for warning in objective_of(config).warnings:
         console.print(f"warning: {warning}")

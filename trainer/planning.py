@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from schemas import LabelSet, SoftshardsError
+from schemas import SoftshardsError
 from trainer.config import TrainConfig
 from trainer.dataset import ReaderState
 from trainer.memory import Memory, available_bytes, estimate
+from trainer.mixture import Part
 from trainer.processes import is_sharded
 from trainer.run import open_dataset
 from trainer.student import Student, parameter_counts
@@ -59,7 +60,7 @@ class Plan:
 
 def make_plan(
     config: TrainConfig,
-    labels: LabelSet,
+    parts: tuple[Part, ...],
     student: Student,
     accelerator: Accelerator,
     *,
@@ -68,18 +69,19 @@ def make_plan(
     """Count and estimate. `steps`: those of the run that is being resumed."""
     count = None
     if steps is None:
-        count = open_dataset(config, labels, student, ReaderState(seed=config.seed)).count()
+        count = open_dataset(config, parts, student, ReaderState(seed=config.seed)).count()
         steps = -(-count.packs // config.packs_per_step)
         steps = min(steps, config.max_steps or steps)
     device = accelerator.device
+    tokens = sum(part.labels.tokens for part in parts)
     # A pack of a small label set cannot be full; but compiled shapes are padded.
-    pack_tokens = config.pack_tokens if config.compile else min(config.pack_tokens, labels.tokens)
+    pack_tokens = config.pack_tokens if config.compile else min(config.pack_tokens, tokens)
     memory = estimate(
         student,
         config,
         pack_tokens=pack_tokens,
-        k=labels.manifest.identity.k,
-        window_bytes=0 if device.type == "cuda" else _window_bytes(config, labels),
+        k=max(part.labels.manifest.identity.k for part in parts),
+        window_bytes=0 if device.type == "cuda" else _window_bytes(config, parts),
         world=accelerator.num_processes,
         sharded=is_sharded(accelerator),
     )
@@ -138,11 +140,14 @@ def _available(config: TrainConfig, device: torch.device, student: Student) -> i
     return free // shared
 
 
-def _window_bytes(config: TrainConfig, labels: LabelSet) -> int:
+def _window_bytes(config: TrainConfig, parts: tuple[Part, ...]) -> int:
     """Decoded labels in memory: a window, the one ahead, and what is being decoded of it."""
-    identity, groups = labels.manifest.identity, labels.row_groups
-    window = sorted((group.labels for group in groups), reverse=True)[: config.window]
-    return 3 * sum(window) * (8 * identity.k + 16)
+    sizes = [
+        group.labels * (8 * part.labels.manifest.identity.k + 16)
+        for part in parts
+        for group in part.labels.row_groups
+    ]
+    return 3 * sum(sorted(sizes, reverse=True)[: config.window])
 
 
 def _gb(size: float) -> str:

@@ -12,6 +12,7 @@ from schemas import LabelSet
 from trainer.config import TrainConfig
 from trainer.dataset import LabelDataset, Pack, ReaderState
 from trainer.finished import Facts
+from trainer.mixture import Part
 from trainer.student import Student
 
 LOG = "log.jsonl"
@@ -23,13 +24,14 @@ class Run:
     """A run; the fields from `reader` on are where it stands.
 
     Attributes:
+        parts: the label set, and those mixed in.
         model: the student as Accelerate wrapped it (DDP, FSDP2, or not at all).
         tokens: how many were trained on. seconds: spent in steps.
         evals: the measurements on --eval-labels so far, each with its step.
     """
 
     config: TrainConfig
-    labels: LabelSet
+    parts: tuple[Part, ...]
     accelerator: Accelerator
     student: Student
     model: Any
@@ -44,21 +46,26 @@ class Run:
     evals: list[dict[str, float]] = field(default_factory=list)
 
     @property
+    def labels(self) -> LabelSet:
+        """The set whose tokenizer and vocabulary all others have."""
+        return self.parts[0].labels
+
+    @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes and talks."""
         return bool(self.accelerator.is_main_process)
 
     def packs(self) -> Generator[Pack]:
         """All packs that are left, of all ranks."""
-        return open_dataset(self.config, self.labels, self.student, self.reader).__iter__()
+        return open_dataset(self.config, self.parts, self.student, self.reader).__iter__()
 
 
 def open_dataset(
-    config: TrainConfig, labels: LabelSet, student: Student, state: ReaderState
+    config: TrainConfig, parts: tuple[Part, ...], student: Student, state: ReaderState
 ) -> LabelDataset:
     """The packs of a run from `state` on."""
     return LabelDataset(
-        labels,
+        parts,
         pack_tokens=config.pack_tokens,
         seed=config.seed,
         window=config.window,
