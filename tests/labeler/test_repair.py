@@ -16,6 +16,7 @@ from schemas.fingerprint import sha256_file
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.plan import open_plan, read_unit
 
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application")  # run in a test
 Command = Callable[..., tuple[int, dict[str, Any]]]
 SHARD, ENTRY = "shards/part-000001.parquet", "journal/unit-000001.json"
 REJECTS = "journal/unit-000001.rejects.parquet"

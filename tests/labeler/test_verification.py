@@ -22,6 +22,7 @@ from schemas.manifest import MANIFEST
 from tests.labeler.forging import Change, relabel, reseal, rolled, shifted
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
 
+pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application")  # run in a test
 Verify = Callable[..., tuple[int, dict[str, Any]]]
 OTHER_TEMPLATE = (
     "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n"
