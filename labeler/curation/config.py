@@ -78,7 +78,7 @@ class CurateConfig:
     verify_min: Annotated[float | None, Parameter(group=VERIFY)] = None
     """Remove rows whose number is below this; without, any number keeps a row."""
 
-    score: Annotated[str | None, Parameter(group=CHOICE)] = None
+    score: Annotated[str | None, Parameter(group=CHOICE, allow_leading_hyphen=True)] = None
     """SQL expression that says which of several rows to keep, the highest first: `"-mean_nll"`.
     Columns: mean_nll, mean_entropy, coverage, n_tokens, n_labels, repetition, and verdict, the
     verifier's number. Without: verdict if there is one. Ties go to the smallest id, chunk, sample.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 
 from labeler.console import progress
 from labeler.curation.rows import Mask, Rows
-from labeler.curation.verifier import AHEAD, Verdict, Verifier
+from labeler.curation.verifier import Verdict, Verifier
 from schemas import SoftshardsError
+
+AHEAD = 256
+"""Rows handed over to a verifier at a time."""
 
 SEEN = (
     *("id", "chunk", "sample", "parent_id", "source", "meta", "prompt", "finish_reason"),
@@ -36,7 +40,7 @@ class Store:
     """
 
     def __init__(self, path: Path | None, known: Path, version: str) -> None:
-        self._version = version
+        self._version, self._committed = version, time.monotonic()
         try:
             if path is not None:
                 self._db = sqlite3.connect(path)
@@ -64,14 +68,17 @@ class Store:
         ).fetchone()
         return None if found is None else Verdict(found[0], bool(found[1]), found[2])
 
-    def put(self, verdicts: dict[str, Verdict]) -> None:
-        """Store verdicts for good."""
-        rows = [(self._version, k, v.number, v.passed, v.fault) for k, v in verdicts.items()]
-        with self._db:
-            self._db.executemany("insert or replace into verdicts values (?, ?, ?, ?, ?)", rows)
+    def put(self, key: str, verdict: Verdict) -> None:
+        """Store a verdict; a second later at most it is on disk for good."""
+        values = (self._version, key, verdict.number, verdict.passed, verdict.fault)
+        self._db.execute("insert or replace into verdicts values (?, ?, ?, ?, ?)", values)
+        if time.monotonic() > self._committed + 1:
+            self._db.commit()
+            self._committed = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
+        """Put what is stored on disk, and close the file."""
+        self._db.commit()
         self._db.close()
 
 
@@ -94,10 +101,12 @@ def verify_rows(
             keys = {row: _key(given) for row, given in batch.items()}
             found = {row: v for row, key in keys.items() if (v := store.get(key)) is not None}
             new = [row for row in batch if row not in found]
-            given = dict(zip(new, verify([batch[row] for row in new]), strict=True))
-            store.put({keys[row]: verdict for row, verdict in given.items()})
-            verdicts |= found | given
-            bar.advance(task, len(batch))
+            verdicts |= found
+            bar.advance(task, len(found))
+            for row, verdict in zip(new, verify([batch[row] for row in new]), strict=True):
+                store.put(keys[row], verdict)
+                verdicts[row] = verdict
+                bar.advance(task)
     for row, verdict in verdicts.items():
         if verdict.number is not None:
             numbers[row] = verdict.number

@@ -5,7 +5,6 @@ It runs in processes of its own. One that crashes, hangs or returns nonsense cos
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import multiprocessing
@@ -13,7 +12,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,12 +20,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from labeler.curation.verifier_process import call, load_function, prepare, search_here
 from schemas import SoftshardsError
 from schemas.errors import first_line
 from schemas.fingerprint import sha256_file
 
-AHEAD = 64
-"""Rows handed over at a time; results are safe after so many."""
+Verify = Callable[[Sequence[dict[str, Any]]], Iterator["Verdict"]]
+"""From rows to their verdicts, in order, each as soon as it is there."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class Verifier:
         return json.dumps([self.target, digests, self.timeout])
 
     @contextmanager
-    def running(self) -> Iterator[Callable[[Sequence[dict[str, Any]]], list[Verdict]]]:
-        """A function from some rows to their verdicts, as long as this is open.
+    def running(self) -> Iterator[Verify]:
+        """What verifies rows, as long as this is open.
 
         Raises:
             SoftshardsError: there is no such function or program, or pebble is not installed.
@@ -77,7 +76,7 @@ class Verifier:
         if self.is_command:
             words = _words(self.target)
             with ThreadPoolExecutor(self.jobs) as pool:
-                yield lambda rows: list(pool.map(lambda r: _ask(words, r, self.timeout), rows))
+                yield lambda rows: pool.map(lambda row: _ask(words, row, self.timeout), rows)
             return
         with _function_pool(self) as verify:
             yield verify
@@ -96,24 +95,29 @@ def verdict_of(value: Any) -> Verdict:
 
 
 @contextmanager
-def _function_pool(
-    verifier: Verifier,
-) -> Iterator[Callable[[Sequence[dict[str, Any]]], list[Verdict]]]:
+def _function_pool(verifier: Verifier) -> Iterator[Verify]:
     try:
         from pebble import ProcessPool
     except ImportError as error:
         raise SoftshardsError(
             "--verify needs the package pebble", mend="pip install 'softshards[curation]'"
         ) from error
-    load_function(verifier.target)  # its absence is said once, here
-    context = multiprocessing.get_context("spawn")  # Polars has threads: no fork
+    try:
+        load_function(verifier.target)
+    except Exception as error:  # a user's module may raise anything
+        raise SoftshardsError(
+            f"--verify {verifier.target}: {type(error).__name__}: {first_line(error)}",
+            mend="give module:function, importable from here: `--verify checks:is_right`",
+        ) from error
+    # Polars has threads, so no fork of this process; a fork server starts workers quickly.
+    context = multiprocessing.get_context("forkserver")
     pool = ProcessPool(
-        verifier.jobs, initializer=_prepare, initargs=(verifier.target,), context=context
+        verifier.jobs, initializer=prepare, initargs=(verifier.target,), context=context
     )
 
-    def verify(rows: Sequence[dict[str, Any]]) -> list[Verdict]:
-        futures = [pool.schedule(_call, (row,), timeout=verifier.timeout) for row in rows]
-        return [_result(future, verifier.timeout) for future in futures]
+    def verify(rows: Sequence[dict[str, Any]]) -> Iterator[Verdict]:
+        futures = [pool.schedule(call, (row,), timeout=verifier.timeout) for row in rows]
+        return (_result(future, verifier.timeout) for future in futures)
 
     try:
         yield verify
@@ -135,48 +139,8 @@ def _result(future: Any, timeout: float) -> Verdict:
         return Verdict(None, False, f"{type(error).__name__}: {first_line(error)}")
 
 
-_loaded: Callable[[dict[str, Any]], Any]
-
-
-def _prepare(target: str) -> None:
-    """In a worker: its output must not mix with ours, and Ctrl-C is for the parent."""
-    global _loaded
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)
-    _loaded = load_function(target)
-
-
-def _call(row: dict[str, Any]) -> Any:
-    return _loaded(row)
-
-
-def load_function(target: str) -> Callable[[dict[str, Any]], Any]:
-    """The function that `module:function` names; modules are also looked for in the working folder.
-
-    Raises:
-        SoftshardsError: there is none.
-    """
-    module, _, name = target.partition(":")
-    _here_too()
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a user's module may raise anything
-        raise SoftshardsError(
-            f"--verify {target}: {type(error).__name__}: {first_line(error)}",
-            mend="give module:function, importable from here: `--verify checks:is_right`",
-        ) from error
-    if not callable(found):
-        raise SoftshardsError(f"--verify {target} is no function")
-    return found
-
-
-def _here_too() -> None:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-
-
 def _module_file(target: str) -> Path | None:
-    _here_too()
+    search_here()
     try:
         spec = find_spec(target.partition(":")[0])
     except (ImportError, ValueError):
