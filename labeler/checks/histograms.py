@@ -74,7 +74,7 @@ def bars(title: str, names: Sequence[str], counts: Sequence[int], color: str) ->
     """A bar a name, with its share of all."""
     table = Table.grid(padding=(0, 1))
     table.title, table.title_justify, table.title_style = title, "left", "bold"
-    table.add_column(justify="right", min_width=10)
+    table.add_column(justify="right", min_width=12)
     table.add_column(width=BAR)
     table.add_column(justify="right", min_width=6)
     most, total = max(counts, default=0), sum(counts)

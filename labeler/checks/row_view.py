@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,14 @@ from schemas import LabelSet, LabelSetError, bucketed_entropy, decode, open_labe
 TOP = 5
 RUNNING = 400
 """Tokens of the running text."""
+BEFORE = 60
+"""Of those, the ones before the first label that is printed."""
+BESIDE = 53
+"""Characters beside the top 5, which get the rest of the line."""
 VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
-STEPS = ((0.1, "green4"), (0.5, "chartreuse4"), (1.5, "dark_goldenrod"), (3.0, "dark_orange3"))
-"""Entropy below so many nats is shown in this colour; all above in `HIGH`."""
-HIGH = "red3"
+STEPS = ((0.1, "blue"), (0.5, "cyan"), (1.5, "green"), (3.0, "yellow"))
+"""Entropy below so many nats has this colour, all above `HIGH`; every terminal knows these."""
+HIGH = "red"
 
 
 def print_row(
@@ -51,9 +55,10 @@ def print_row(
         return
     title = f"{key['id']} (chunk {key['chunk']}, sample {key['sample']}): {len(lines)} labels"
     out.print(Text(title, style="bold"))
-    out.print(_legend())
+    if out.is_terminal and not out.no_color:
+        out.print(_legend())
     out.print()
-    out.print(_running(row["input_ids"][0].as_py(), lines, vocabulary))
+    out.print(_running(row["input_ids"][0].as_py(), lines, start, vocabulary))
     out.print()
     out.print(_table(lines[start : start + positions]))
     if start + positions < len(lines):
@@ -114,24 +119,29 @@ def _color(entropy: float) -> str:
 
 
 def _legend() -> Text:
-    legend = Text("entropy in nats: ", style="dim")
+    legend = Text("entropy in nats: ")
     for limit, color in STEPS:
-        legend.append(f" < {limit:g} ", style=f"white on {color}")
-    legend.append(f" {STEPS[-1][0]:g} + ", style=f"white on {HIGH}")
-    return legend.append("  no label", style="dim").append("  (↵ line feed, ⇥ tab)", style="dim")
+        legend.append(f" < {limit:g} ", style=f"black on {color}")
+    legend.append(f" {STEPS[-1][0]:g} + ", style=f"black on {HIGH}")
+    return legend.append("  no label  ↵ line feed  ⇥ tab", style="dim")
 
 
-def _running(ids: list[int], lines: list[dict[str, Any]], vocabulary: Vocabulary) -> Text:
-    """The first tokens of the row, each on the colour of its entropy; unlabeled ones dim."""
+def _running(
+    ids: list[int], lines: list[dict[str, Any]], start: int, vocabulary: Vocabulary
+) -> Text:
+    """Tokens of the row, each on the colour of its entropy; unlabeled ones dim."""
     entropy = {line["position"]: line["entropy"] for line in lines}
-    whole = vocabulary.whole(ids[:RUNNING])
-    text = Text()
-    for place, token in enumerate(ids[:RUNNING]):
-        shown = "".join(map(_visible, whole.get(place, vocabulary.texts[token])))
-        style = f"white on {_color(entropy[place])}" if place in entropy else "dim"
-        text.append(shown, style=style)
-    if len(ids) > RUNNING:
-        text.append(f" ... {len(ids) - RUNNING} more tokens", style="dim")
+    first = max(0, lines[start]["position"] - BEFORE) if start < len(lines) else 0
+    shown = ids[first : first + RUNNING]
+    whole = vocabulary.whole(shown)
+    text = Text(f"({first} tokens) ... " if first else "", style="")
+    for place, token in enumerate(shown):
+        characters = "".join(map(_visible, whole.get(place, vocabulary.texts[token])))
+        labeled = first + place in entropy
+        style = f"black on {_color(entropy[first + place])}" if labeled else "dim"
+        text.append(characters, style=style)
+    if (rest := len(ids) - first - len(shown)) > 0:
+        text.append(f" ... ({rest} tokens)", style="dim")
     return text
 
 
@@ -143,14 +153,22 @@ def _visible(character: str) -> str:
 
 def _table(lines: list[dict[str, Any]]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("position", "token", "log p", "entropy", "tail", f"teacher's top {TOP}: p"):
-        right = column in ("position", "log p", "entropy", "tail")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for column, width in (
+        ("position", 8),
+        ("token", 14),
+        ("log p", 6),
+        ("entropy", 7),
+        ("tail", 6),
+    ):
+        justify: Literal["left", "right"] = "left" if column == "token" else "right"
+        table.add_column(column, justify=justify, min_width=width, max_width=width, no_wrap=True)
+    table.add_column(f"teacher's top {TOP}: p", no_wrap=True)
     for line in lines:
         tops = Text("  ").join(
             Text(f"{token!r} {p:.2f}", style="bold" if token == line["token"] else "")
             for token, p in line["top"]
         )
+        tops.truncate(max(20, out.width - BESIDE), overflow="ellipsis")
         table.add_row(
             str(line["position"]),
             Text(repr(line["token"]), style="green" if line["hit"] else ""),
