@@ -1,24 +1,36 @@
-"""Train students on a label set, with no teacher in memory (docs/trainer.md)."""
+"""Train students on a label set, with no teacher in memory (docs/trainer.md, docs/library.md)."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.dataset import LabelDataset
+    from trainer import losses
+    from trainer.dataset import LabelDataset, ReaderState
+    from trainer.mixture import open_mixture
     from trainer.ops import linear_label_logprobs
 
-__all__ = ["LabelDataset", "linear_label_logprobs"]
+__all__ = [
+    "LabelDataset",
+    "ReaderState",
+    "linear_label_logprobs",
+    "losses",
+    "open_mixture",
+]
+
+_HOMES = {
+    "LabelDataset": "trainer.dataset",
+    "ReaderState": "trainer.dataset",
+    "linear_label_logprobs": "trainer.ops",
+    "open_mixture": "trainer.mixture",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for on first use: `import trainer` alone stays instant."""
-    if name == "LabelDataset":
-        from trainer.dataset import LabelDataset
-
-        return LabelDataset
-    if name == "linear_label_logprobs":
-        from trainer.ops import linear_label_logprobs
-
-        return linear_label_logprobs
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name == "losses":
+        return import_module("trainer.losses")
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")
