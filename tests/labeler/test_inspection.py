@@ -49,7 +49,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shards = [[two_kinds(varied_table(8 * s + 4 * g, 4)) for g in (0, 1)] for s in range(3)]
     paths = {codec[:-2]: write_set(folder / codec[:-2], shards, codec) for codec in CODECS}
     half = folder / "half.view.json"
-    return paths | {"view": every_other(open_label_set(paths["plain"]), half)}
+    return paths | {"view": every_other(open_label_set(paths["plain"]), half, first=1)}
 
 
 def everything(path: Path) -> tuple[list[dict[str, Any]], Any]:
@@ -113,8 +113,9 @@ def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str)
         )
         assert [r["id"] for r in facts["outliers"][kind]] == [r["id"] for r in expected[:5]]
     repeating = facts["outliers"]["most repetition"][0]
-    assert int(repeating["id"].split("/")[1]) % 4 == 2
-    assert repeating["repetition"] > 0.3
+    if name != "view":  # which has none of the rows that repeat themselves
+        assert int(repeating["id"].split("/")[1]) % 4 == 2
+        assert repeating["repetition"] > 0.3
 
 
 @given(
