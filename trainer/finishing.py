@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from trainer.export import save_model
 from trainer.finished import FINAL, write_result
 from trainer.lora import ADAPTER, merged
@@ -24,6 +26,7 @@ def write_model(run: Run, folder: Path) -> None:
     """
     config = run.config
     state = {name.removeprefix("model."): v for name, v in gather_states(run)["model"].items()}
+    state = _one_name_each(run.student.model, state)
     if run.is_main:
         files = ("tokenizer_config.json", "tokenizer.json")
         own = any((config.student / name).is_file() for name in files)
@@ -36,6 +39,14 @@ def write_model(run: Run, folder: Path) -> None:
         else:
             save_model(run.student.model, folder, tokenizer_dir=tokenizer, state=state)
     run.accelerator.wait_for_everyone()
+
+
+def _one_name_each(model: PreTrainedModel, state: dict[str, Any]) -> dict[str, Any]:
+    """Tied weights under the name that transformers loads them by: the first."""
+    first: dict[int, str] = {}
+    names = model.named_parameters(remove_duplicate=False)
+    known = {name: first.setdefault(id(parameter), name) for name, parameter in names}
+    return {known.get(name, name): value for name, value in state.items()}
 
 
 def finish(run: Run, *, best: dict[str, float] | None, stopped_early: bool) -> None:

@@ -35,21 +35,16 @@ def save_run(run: Run) -> None:
 
 
 def restore_run(run: Run, path: Path, meta: dict[str, Any]) -> None:
-    """Put the run where a checkpoint left it."""
+    """Put the run where a checkpoint left it, whatever the number of processes was then."""
     model, optimizer = (checkpoint.load_state(path, name) for name in ("model", "optimizer"))
-    if is_sharded(run.accelerator):
+    dcp.set_state_dict(
+        run.model,
+        run.optimizer.optimizer,
+        model_state_dict=model,
+        optim_state_dict=optimizer,
         # With LoRA the frozen weights are not in the checkpoint: the student has them.
-        options = dcp.StateDictOptions(full_state_dict=True, strict=not run.config.lora_r)
-        dcp.set_state_dict(
-            run.model,
-            run.optimizer.optimizer,
-            model_state_dict=model,
-            optim_state_dict=optimizer,
-            options=options,
-        )
-    else:
-        run.student.load_state_dict(model, strict=not run.config.lora_r)
-        run.optimizer.optimizer.load_state_dict(optimizer)
+        options=dcp.StateDictOptions(full_state_dict=True, strict=not run.config.lora_r),
+    )
     run.scheduler.load_state_dict(checkpoint.load_state(path, "scheduler"))
     generators = checkpoint.load_state(path, "rng")
     if run.accelerator.process_index < len(generators):
@@ -59,18 +54,14 @@ def restore_run(run: Run, path: Path, meta: dict[str, Any]) -> None:
 
 
 def gather_states(run: Run) -> dict[str, Any]:
-    """Whole state dicts of student and optimizer; every rank has to call it.
+    """Whole state dicts of student and optimizer, by parameter name; every rank has to call it.
 
     With LoRA the student's holds the adapters alone.
     """
-    if is_sharded(run.accelerator):
-        options = dcp.StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=bool(run.config.lora_r)
-        )
-        model, optimizer = dcp.get_state_dict(run.model, run.optimizer.optimizer, options=options)
-        return {"model": model, "optimizer": optimizer}
-    trained = {n for n, p in run.student.named_parameters() if p.requires_grad}
-    states = run.student.state_dict()
-    if run.config.lora_r:
-        states = {name: state for name, state in states.items() if name in trained}
-    return {"model": states, "optimizer": run.optimizer.optimizer.state_dict()}
+    options = dcp.StateDictOptions(
+        full_state_dict=True,
+        cpu_offload=is_sharded(run.accelerator),
+        ignore_frozen_params=bool(run.config.lora_r),
+    )
+    model, optimizer = dcp.get_state_dict(run.model, run.optimizer.optimizer, options=options)
+    return {"model": model, "optimizer": optimizer}

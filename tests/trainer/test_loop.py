@@ -1,69 +1,27 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
 from schemas import SoftshardsError, open_label_set
 from tests.tiny_model import make_model
 from tests.trainer.conftest import World
+from tests.trainer.running import command, config, log, start, wait_for_step
 from tests.trainer.test_dataset import altered
 from trainer.cli import main
 from trainer.collate import collate
-from trainer.config import TrainConfig
 from trainer.dataset import LabelDataset
 from trainer.loop import train
 from trainer.objective import label_losses
 from trainer.student import load_student
-
-
-def config(world: World, out: Path, **settings: Any) -> TrainConfig:
-    base: dict[str, Any] = {"pack_tokens": 128, "packs_per_step": 4, "window": 4, "lr": 1e-3}
-    base |= {"labels": world.labels, "student": world.student, "out": out, "epochs": 2}
-    return TrainConfig(**(base | settings))
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def command(world: World, out: Path, *more: str) -> list[str]:
-    flags = ["--labels", world.labels, "--student", world.student, "--out", out]
-    flags += ["--pack-tokens", 128, "--packs-per-step", 1, "--window", 4, "--epochs", 16]
-    flags += ["--save-every", 7, "--lr", "1e-3", "--gradient-checkpointing", *more]
-    return [sys.executable, "-m", "trainer", "train", *map(str, flags)]
-
-
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-
-
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    while process.poll() is None:
-        if (out / "log.jsonl").exists() and len(
-            (out / "log.jsonl").read_bytes().split(b"\n")
-        ) > step:
-            return
-        time.sleep(0.002)
-    pytest.fail(f"ended before step {step}: {process.communicate()[1]}")
 
 
 def test_killed_run_resumes_bitwise(world: World, tmp_path: Path) -> None:
@@ -130,28 +88,6 @@ def test_step_is_the_gradient_of_the_mean_over_all_labels(world: World, tmp_path
     assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
     assert line["loss"] == pytest.approx((kl.mean() + 0.5 * ce.mean()).item(), rel=1e-5)
     assert line["labels"] == len(kl)
-
-
-def test_two_processes_learn_what_one_does(world: World, tmp_path: Path) -> None:
-    arguments = command(world, tmp_path / "two", "--max-steps", "5")
-    arguments[arguments.index("--packs-per-step") + 1] = "3"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    arguments[arguments.index("--epochs") + 1] = "1"
-    process = start([*torchrun, *arguments[1:]])
-    _, errors = process.communicate()
-    assert process.returncode != 0
-    assert "not a multiple of the 2 processes" in errors
-    arguments[arguments.index("--packs-per-step") + 1] = "4"
-    process = start([*torchrun, *arguments[1:]])
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    train(config(world, tmp_path / "one", packs_per_step=4, epochs=1))
-    one, two = log(tmp_path / "one"), log(tmp_path / "two")
-    assert [line["tokens"] for line in one] == [line["tokens"] for line in two]
-    assert len(one) == 4  # 13 packs: in the last step one rank has nothing of its own
-    for ours, theirs in zip(one, two):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
 
 
 def test_changed_settings_are_refused_field_by_field(world: World, tmp_path: Path) -> None:
@@ -265,12 +201,3 @@ def test_impossible_settings_are_refused(
     monkeypatch.setattr("trainer.config.find_spec", lambda _: None)
     with pytest.raises(SoftshardsError, match=re.escape(message)):
         config(world, tmp_path, **settings)
-
-
-def test_measuring_while_training(world: World, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers a process's first dtype
-    train(config(world, tmp_path, eval_labels=world.labels, eval_every=2, epochs=1, dtype="bf16"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    lines = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4]
-    assert lines[1]["kl"] > 0

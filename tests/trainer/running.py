@@ -1,0 +1,66 @@
+"""Run the trainer as a user does, in processes of its own or in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.conftest import World
+from trainer.config import TrainConfig
+
+
+def config(world: World, out: Path, **settings: Any) -> TrainConfig:
+    base: dict[str, Any] = {"pack_tokens": 128, "packs_per_step": 4, "window": 4, "lr": 1e-3}
+    base |= {"labels": world.labels, "student": world.student, "out": out, "epochs": 2}
+    return TrainConfig(**(base | settings))
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def command(world: World, out: Path, *more: str) -> list[str]:
+    flags = ["--labels", world.labels, "--student", world.student, "--out", out]
+    flags += ["--pack-tokens", 128, "--packs-per-step", 1, "--window", 4, "--epochs", 16]
+    flags += ["--save-every", 7, "--lr", "1e-3", "--gradient-checkpointing", *more]
+    return [sys.executable, "-m", "trainer", "train", *map(str, flags)]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    while process.poll() is None:
+        if (out / "log.jsonl").exists() and len(
+            (out / "log.jsonl").read_bytes().split(b"\n")
+        ) > step:
+            return
+        time.sleep(0.002)
+    pytest.fail(f"ended before step {step}: {process.communicate()[1]}")
+
+
+def torchrun(arguments: list[str], processes: int = 2) -> tuple[int, str]:
+    """Run a command in several processes; return the exit code and what was said."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    process = start([*run, *arguments[1:]])
+    try:
+        _, errors = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends the others, too
+        process.wait()
+        pytest.fail("the processes wait for each other")
+    return process.returncode, errors
