@@ -31,10 +31,11 @@ SHORT = 1 << 16
 
 @dataclass(frozen=True)
 class Viewer:
-    """One label set, or two over the same rows, opened for looking at."""
+    """One label set, or two over the same rows, opened for looking at; `paths` as given."""
 
     labels: LabelSet
     other: LabelSet | None
+    paths: tuple[Path, ...]
     vocabulary: Vocabulary
     listing: Listing
 
@@ -45,7 +46,8 @@ class Viewer:
 
     def facts(self) -> dict[str, Any]:
         """The manifests' facts and what the filters offer."""
-        sets = [_set_facts(labels) for labels in (self.labels, self.other) if labels is not None]
+        opened = [labels for labels in (self.labels, self.other) if labels is not None]
+        sets = [_set_facts(labels, path) for labels, path in zip(opened, self.paths)]
         facts = {"sets": sets, **self.listing.facts()}
         if self.other is not None:
             facts["matched"] = self.matched
@@ -124,14 +126,16 @@ def open_viewer(path: Path, other: Path | None = None, *, partial: bool = False)
     if second is not None:
         require_same_tokenizer(labels, second)
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
-    return Viewer(labels, second, vocabulary, list_rows(labels, second, vocabulary))
+    paths = (path,) if other is None else (path, other)
+    return Viewer(labels, second, paths, vocabulary, list_rows(labels, second, vocabulary))
 
 
-def _set_facts(labels: LabelSet) -> dict[str, Any]:
+def _set_facts(labels: LabelSet, path: Path) -> dict[str, Any]:
     manifest, identity = labels.manifest, labels.manifest.identity
     return {
-        "name": labels.path.resolve().name,
-        "path": str(labels.path),
+        "name": path.resolve().name,
+        "path": str(path),
+        "view_of": None if labels.view is None else labels.path.resolve().name,
         "teacher": manifest.provenance.get("teacher"),
         "mode": identity.mode,
         "k": identity.k,

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from labeler.curation.views import narrowed, save
 from labeler.viewer.command import view_labels
 from labeler.viewer.data import Viewer, open_viewer
 from labeler.viewer.listing import SORTS, Query, parse_query
@@ -151,6 +152,21 @@ def test_a_compact_set_is_shown_like_a_plain_one(
         ours, theirs = unpacked(a["sides"][0]), unpacked(b["sides"][0])
         np.testing.assert_array_equal(ours.topk_ids[:, 0], theirs.topk_ids[:, 0])
         assert diverge(ours, theirs).a_to_b.max() < 1e-3
+
+
+def test_a_view_shows_the_rows_it_names(viewer: Viewer, tmp_path: Path) -> None:
+    frame = viewer.listing.frame
+    chosen = frame["n_labels"] < 40
+    lengths = {name: frame[name].to_numpy() for name in ("n_labels", "n_tokens")}
+    view = tmp_path / "few.view.json"
+    save(view, narrowed(viewer.labels, chosen.to_numpy(), made={}, **lengths))
+    few = open_viewer(view)
+    kept = frame.filter(chosen)
+    assert 0 < kept.height < frame.height
+    assert few.listing.frame["id"].to_list() == kept["id"].to_list()
+    assert few.facts()["sets"][0]["name"] == "few.view.json"
+    for number, there in enumerate(kept["number"]):
+        assert few.row(number)["ids"] == viewer.row(there)["ids"]
 
 
 def test_filters_and_orders_agree_with_a_plain_loop(viewer: Viewer) -> None:

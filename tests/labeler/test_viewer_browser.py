@@ -266,7 +266,7 @@ def test_colours_say_what_is_measured(
     labels = stored(viewer, viewed_sets["a"], number_of(viewer, "doc5"))[2]
     expected = {
         "Entropy": labels.entropy / 6,
-        "NLL": -labels.token_logprob / 10,
+        "NLL": -labels.token_logprob / 6,
         "Coverage": np.exp(labels.tail_logprob) / 0.4,
     }
     for mode, values in expected.items():

@@ -25,11 +25,11 @@ function header(facts, sample) {
       el("strong", { title: set.path ?? false }, ...visible(set.name)),
       el("dl", {}, ...chips.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...visible(String(value))))))));
     const all = {
-      ...(set.path ? { path: set.path } : {}), teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
+      ...(set.path ? { path: set.path } : {}), ...(set.view_of ? { "view of": set.view_of } : {}), teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
       status: set.status, dtype: set.dtype, "dtype of head": set.head_dtype, quantization: set.quantization ?? "none",
       vocabulary: whole.format(set.vocab_size), "longest sequence": `${whole.format(set.max_length)} tokens`,
       sampling: set.sampling ? JSON.stringify(set.sampling) : "none", rows: whole.format(set.rows), tokens: whole.format(set.tokens),
-      labels: whole.format(set.labels), size: `${bytes(set.bytes)}, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B a label`,
+      labels: whole.format(set.labels), size: bytes(set.bytes) + (set.view_of ? " of the whole set" : `, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B a label`),
       weights: set.weights, tokenizer: set.tokenizer, "chat template": set.chat_template ?? "none", identity: set.identity_digest,
     };
     $("manifest-facts").append(el("h2", {}, facts.sets.length > 1 ? `${"AB"[index]}: ` : "", ...visible(set.name)),

@@ -11,7 +11,7 @@ const MODES = {
   nll: {
     name: "NLL",
     about: "−log p of the actual token, nats",
-    most: () => 10,
+    most: () => 6,
     value: (sides, index) => -sides[0].token[index],
     ofRow: (row) => row.mean_nll,
   },
