@@ -55,9 +55,10 @@ class Identity(LateFields):
     """All that decides what the labels are. Two label sets with equal identity may be joined.
 
     Attributes:
-        weights: digest of the teacher's weights (`weights_scope`: of all bytes, of headers, or of
-            what a server says of its model).
-        model_config_digest: digest of the teacher's `config.json`.
+        weights: digest of the teacher's weights (`weights_scope`: of all bytes, of headers, of
+            what a server says of its model, or of what the user of an import stated).
+        model_config_digest: digest of the teacher's `config.json`; of an import from a teacher that
+            was stated, that of what was stated.
         tokenizer: digest of the tokenizer (`schemas.fingerprint.tokenizer_digest`).
         vocab_size: number of real token ids, `len(tokenizer)`; ids at or past it never occur.
         chat_template: digest of the chat template and its arguments; None where none was applied.
@@ -74,7 +75,7 @@ class Identity(LateFields):
     late: ClassVar[tuple[str, ...]] = ("top_p_labels", "min_k", "spans", "rendering", "engine_args")
 
     weights: str
-    weights_scope: Literal["full", "header", "served"] = "full"
+    weights_scope: Literal["full", "header", "served", "stated"] = "full"
     model_config_digest: str
     tokenizer: str
     vocab_size: int
