@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
+from tokenizers import Tokenizer
 
 from labeler.curation.ngrams import repetition
 from schemas import LabelSet
@@ -52,15 +54,27 @@ class Rows:
         return ShardReader(str(self.labels.path), self.labels.manifest)
 
     @cached_property
-    def _tokenizer(self):  # type: ignore[no-untyped-def]
+    def _fast_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer without transformers, which takes seconds to import."""
+        file = self.labels.tokenizer_dir / "tokenizer.json"
+        if not file.is_file():
+            return None
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.no_truncation()  # a file may have been saved with both
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def _slow_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.labels.tokenizer_dir)
 
     def token_ids(self, text: str) -> NDArray[np.int64]:
         """Ids of a text, int64 [n], without special tokens."""
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array(ids, np.int64)
+        if (fast := self._fast_tokenizer) is not None:
+            return np.array(fast.encode(text, add_special_tokens=False).ids, np.int64)
+        return np.array(self._slow_tokenizer.encode(text, add_special_tokens=False), np.int64)
 
     def frames(
         self, columns: Sequence[str], *, only: Mask | None = None
@@ -128,7 +142,10 @@ class Rows:
         return frame.with_columns(added).select(columns)
 
     def _decoded(self, ids: list[NDArray[np.int64]]) -> list[str]:
-        return self._tokenizer.batch_decode([i.tolist() for i in ids], skip_special_tokens=True)
+        plain = [row.tolist() for row in ids]
+        if (fast := self._fast_tokenizer) is not None:
+            return fast.decode_batch(plain, skip_special_tokens=True)
+        return self._slow_tokenizer.batch_decode(plain, skip_special_tokens=True)
 
 
 def lists(series: pl.Series) -> list[NDArray[np.int64]]:

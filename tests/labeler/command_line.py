@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,9 @@ class CommandLine:
             self.monkeypatch.setattr(stream, "_file", None)
         code = 0
         try:
-            main()
+            with warnings.catch_warnings():  # that it was called without arguments in a test
+                warnings.filterwarnings("ignore", "Cyclopts application invoked")
+                main()
         except SystemExit as end:
             code = int(end.code or 0)
         out, err = self.capsys.readouterr()
