@@ -108,7 +108,8 @@ def _start(
     if run.is_main:
         checkpoint.forget_later(config.out, run.step)
         for name in (LOG, EVAL_LOG):
-            checkpoint.truncate_log(config.out / name, run.step)
+            # A new run measures at step 0, too: nothing of an older log may stay.
+            checkpoint.truncate_log(config.out / name, run.step if found else -1)
     if config.tracker != "none":
         flat = {name: str(value) for name, value in config.to_dict().items()}
         accelerator.init_trackers("softshards", config=flat)
