@@ -28,6 +28,7 @@ app = App(
 
     Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted
     (143 by SIGTERM).""",
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
 )
 # `main` says what is safe and what to do.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False

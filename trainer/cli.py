@@ -22,6 +22,7 @@ app = App(
     version=__version__,
     help="Train students on a label set: no teacher in memory. See also `labeler --help`.",
     help_format="markdown",
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
 )
 # `main` says what is safe and what to do.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
