@@ -79,9 +79,10 @@ def rescore_rows(
     identity, codec = labels.manifest.identity, labels.manifest.codec
     path = teacher_path(labels, model)
     teacher = open_teacher(path, max_length=identity.max_length)
-    engine = TransformersEngine(
-        teacher, dtype=identity.dtype, head_dtype=identity.head_dtype, k=identity.k, sampling=None
-    )
+    dtype, head = identity.dtype, identity.head_dtype
+    if "unknown" in (dtype, head):  # an import that could not say
+        dtype, head = teacher.dtype, "float32"
+    engine = TransformersEngine(teacher, dtype=dtype, head_dtype=head, k=identity.k, sampling=None)
     sums = _Sums()
     with progress("rows") as bar:
         total = labels.rows if count is None else min(count, labels.rows)

@@ -256,12 +256,17 @@ def _weights(teacher: Teacher, config: LabelConfig) -> dict[str, Any]:
 
 def copy_tokenizer(teacher: Teacher, out: Path) -> tuple[FileDigest, ...]:
     """Copy the teacher's tokenizer files into a label set, so that no reader needs the teacher."""
+    return copy_tokenizer_files(teacher.path, out)
+
+
+def copy_tokenizer_files(folder: Path, out: Path) -> tuple[FileDigest, ...]:
+    """Copy a folder's tokenizer files into a label set, and say which they are."""
     target = out / TOKENIZER
     target.mkdir(parents=True, exist_ok=True)
     copied = []
     for name in TOKENIZER_FILES:
-        if (teacher.path / name).is_file():
-            shutil.copyfile(teacher.path / name, target / name)
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
             path = f"{TOKENIZER}/{name}"
             copied.append(FileDigest(path=path, sha256=sha256_file(target / name)))
     return tuple(copied)
