@@ -359,7 +359,7 @@ def test_laggard_is_stopped_broken_one_is_named_rest_is_reused(
     assert plan["tokens_left"] == 2 * states["laggard"][1] > 0
 
     output = run(students, swept.out, *asha, code=1)
-    assert "1 of 8 trials failed: broken" in output
+    assert "1 of 8 trials failed: broken" in output, output
     rows = {
         each["name"]: each
         for each in json.loads((swept.out / "leaderboard.json").read_text())["rows"]

@@ -31,6 +31,7 @@ from trainer.sweep.folder import STOPPED, complete_lines, tokens_seen
 REPORT_SECONDS = 2.0
 """A trial reports at least this often, and can be stopped as often."""
 LOOK_SECONDS = 0.1
+ACTOR_RESTARTS = 3
 NEVER = 10**9
 """Steps that no trial reaches."""
 
@@ -158,6 +159,9 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, event: Even
                     stop=Asked(caught),
                     callbacks=[Tell(event)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    # Of actors: they start again, and the trial resumes. A process that fails
+                    # is not an error to Ray.
+                    failure_config=tune.FailureConfig(max_failures=ACTOR_RESTARTS),
                     verbose=0,
                 ),
             )
