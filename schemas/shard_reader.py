@@ -205,10 +205,9 @@ def _remote(path: str) -> bool:
 
 def damaged(what: str, path: str) -> LabelSetError:
     """The error that names a shard and how to have it made again."""
-    unit = Path(path).stem.removeprefix("part-")
     return LabelSetError(
         what,
         path=path,
-        mend=f"delete the shard and journal/unit-{unit}.json, then run the same `labeler label` "
-        "command: only this unit is labeled again",
+        mend="`labeler repair` puts the shard aside; the same `labeler label` command then labels "
+        "its unit again, and nothing else",
     )

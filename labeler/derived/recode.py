@@ -52,7 +52,7 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
         labels, groups = shards[unit]
         return {"recoded": compare_shards(labels, groups, out / shard_name(unit), codec)}
 
-    facts = ("teacher", "parents", "max_batched_tokens")
+    facts = ("teacher", "parents", "max_batched_tokens", "chat_template")
     return write_derived(
         out,
         [_unit(labels, groups) for labels, groups in shards],
