@@ -407,6 +407,140 @@ def merge(
 
 
 @app.command
+def export(
+    labels: Path,
+    file: Path,
+    *,
+    format: Literal["distillkit", "axolotl", "trl", "jsonl"],  # noqa: A002
+    limit: int | None = None,
+    lossy: bool = False,
+    replace: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Write a label set, or the rows of a view, as a file that another tool reads.
+
+    Says what the format has no place for. Beside FILE comes FILE.softshards.json: the teacher,
+    the identity, the alignment and what was lost. docs/interchange.md has the formats.
+
+    Example: `labeler export ./labels rows.parquet --format distillkit`
+
+    Parameters
+    ----------
+    labels
+        Folder of a complete label set, or a view of one.
+    file
+        The file to write: .parquet for distillkit and axolotl; .jsonl or .jsonl.zst for trl, jsonl.
+    format
+        distillkit: raw rows of DistillKit (token_ids, top_values). axolotl: the columns of its KD
+        collator (target_token_ids, target_logprobs, target_mask). trl: prompt and completion as
+        text, without soft labels. jsonl: everything, one object a row.
+    limit
+        Write so many rows at most.
+    lossy
+        Also write rows that would lose more than the format always does: another context for the
+        student; for trl, labels in several stretches.
+    replace
+        Put the file in the place of one that is there.
+    as_json
+        Print what FILE.softshards.json says on standard output.
+    """
+    from labeler.interchange.export import print_export
+
+    print_export(
+        labels, file, format, limit=limit, lossy=lossy, replace=replace, as_json=as_json
+    )
+
+
+@app.command(name="import")
+def import_(
+    inputs: list[Path],
+    out_dir: Annotated[Path | None, Parameter(name="--out")] = None,
+    *,
+    tokenizer: Path,
+    teacher: str,
+    dtype: str = "unknown",
+    temperature: float = 1.0,
+    format: Literal["distillkit", "axolotl", "jsonl"] | None = None,  # noqa: A002
+    shift: int | None = None,
+    kind: Literal["text", "answer", "thinking", "tool_call", "prompt"] = "text",
+    allow: list[Literal["shift", "renormalised"]] | None = None,
+    codec: Literal["plain", "compact"] = "plain",
+    max_reject_share: float = 0.5,
+    dry_run: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Make a label set of labels that another tool wrote.
+
+    What the file does not say has to be stated, and what nobody knows is recorded as unknown. The
+    actual tokens are looked for in the top-k: labels that stand one place off are refused. Rows
+    that break a rule become rejects. Can be stopped and run again.
+
+    Example: `labeler import rows.parquet --tokenizer ./teacher --teacher ./teacher --dry-run`,
+    then the same with `--out ./labels`
+
+    Parameters
+    ----------
+    inputs
+        Files (.parquet, .jsonl, .jsonl.zst, .jsonl.gz) or folders of them.
+    out_dir
+        Folder of the new label set.
+    tokenizer
+        Folder of the tokenizer that the ids are of.
+    teacher
+        Folder of the checkpoint that made the labels, which is fingerprinted; else its name, or
+        unknown.
+    dtype
+        What the teacher ran in, where you know it.
+    temperature
+        Temperature of the probabilities. It must be 1: a top-k at another cannot be turned back.
+    format
+        By default told by the columns. docs/interchange.md has them.
+    shift
+        The distribution at entry t is of the token at t + SHIFT. By default 1 for distillkit and
+        axolotl; for jsonl 0, counted from the tokens in the spans.
+    kind
+        Kind of the spans, where the file does not say.
+    allow
+        What not to refuse: shift (labels that look shifted), renormalised (a top-k that adds up to
+        1, so that the tail is lost). May be given several times.
+    codec
+        Codec of the set.
+    max_reject_share
+        Stop when more than this share of rows is bad.
+    dry_run
+        Show the first row as it would be understood, and write nothing.
+    as_json
+        Print JSON on standard output.
+    """
+    from labeler.interchange.dry_run import print_dry_run
+    from labeler.interchange.importing import ImportSettings, print_import
+
+    if temperature != 1:
+        raise SoftshardsError(
+            f"the probabilities are at temperature {temperature:g}: from a top-k alone those at 1 "
+            "cannot be had",
+            mend="get log-probabilities at temperature 1 from the teacher",
+        )
+    settings = ImportSettings(
+        tokenizer=tokenizer,
+        teacher=teacher,
+        dtype=dtype,
+        form=format,
+        shift=shift,
+        kind=kind,
+        allow=tuple(allow or ()),
+        codec=codec,
+        max_reject_share=max_reject_share,
+    )
+    if dry_run:
+        print_dry_run(inputs, settings, as_json=as_json)
+        return
+    if out_dir is None:
+        raise SoftshardsError("there is no --out", mend="name the new set's folder, or --dry-run")
+    print_import(inputs, out_dir, settings, as_json=as_json)
+
+
+@app.command
 def compare(
     a: Path,
     b: Path,

@@ -1,0 +1,1 @@
+"""Label sets to and from the files of other tools."""
