@@ -296,6 +296,10 @@ class EvaluateConfig:
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the results as JSON on stdout."""
 
+    vocab_map: bool = False
+    """Measure models whose tokenizer shares almost all tokens with the teacher's, over the rows
+    that they can read (see `trainer train --help`). Give it an --out of its own."""
+
     allow_partial: bool = False
     """Measure on a label set that is still being labeled."""
 

@@ -18,6 +18,7 @@ from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
+from trainer.calibration import BINS, bin_sums, expected_calibration_error
 from trainer.collate import collate
 from trainer.config import EvaluateConfig
 from trainer.dataset import LabelDataset, label_set_digests
@@ -25,7 +26,7 @@ from trainer.objective import label_losses
 from trainer.progress import ProgressBar
 from trainer.student import Student, load_student, parameter_counts
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 PACK_TOKENS = 2048
 
 
@@ -43,14 +44,14 @@ def evaluate(config: EvaluateConfig) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for path in config.model:
         digest = _digest(path)
-        asked = {"weights": digest, "dtype": config.dtype}
+        asked = {"weights": digest, "dtype": config.dtype, "vocab_map": config.vocab_map}
         known = [r for r in results["models"] if asked.items() <= r.items()]
         if known:
             console.print(f"{path}: reused")
             if str(path) not in known[0]["paths"]:
                 known[0]["paths"].append(str(path))
             continue
-        student = load_student(path, labels).eval().to(device)
+        student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
             metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
         size = parameter_counts(student.model) | {"bytes": _bytes(path)}
@@ -59,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> int:
         whole = metrics["all"]
         console.print(
             f"{path}: perplexity {whole['ppl']:.3f}, KL {whole['kl']:.4f} nats, "
-            f"agreement {whole['agreement']:.1%}"
+            f"agreement {whole['agreement']:.1%}, calibration error {whole['ece']:.2%}"
         )
     _write(config.out, results)
     if config.json:
@@ -85,11 +86,13 @@ def measure(
     Returns:
         For "all" and each span kind present: labels, ce (nats), ppl, kl (nats, forward, bucketed),
         agreement (share of positions where student and teacher find the same token likeliest),
+        ece (expected calibration error of the student's likeliest token against the actual one),
         and the teacher's own ce and ppl on the same tokens.
     """
     student = model if isinstance(model, Student) else model.module
     budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
     sums = torch.zeros(len(SPAN_KINDS), 5, dtype=torch.float64)
+    bins = torch.zeros(len(SPAN_KINDS) * BINS, 3, dtype=torch.float64)
     rank, world = (among.process_index, among.num_processes) if among else (0, 1)
     packs = iter(LabelDataset(labels, pack_tokens=budget, window=1, vocab_map=student.vocab_map))
     with ProgressBar("measure", labels.labels, enabled=rank == 0) as progress:
@@ -98,22 +101,28 @@ def measure(
             # runs the first, and does not count it.
             pack, counts = (group[rank], 1.0) if rank < len(group) else (group[0], 0.0)
             batch = collate(pack, attention=student.attention).to(device)
-            output, agrees = model(batch, with_agreement=True)
+            output, (best, best_logp) = model(batch, with_likeliest=True)
             kl, ce = label_losses(output, batch)
+            agrees = best == batch.topk_ids[:, 0]
             values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob]
             stacked = torch.stack([v.double() for v in values], 1).cpu()
-            sums.index_add_(0, batch.kinds.cpu(), stacked * counts)
+            kinds = batch.kinds.cpu()
+            sums.index_add_(0, kinds, stacked * counts)
+            calibration = bin_sums(best_logp.exp(), best == batch.targets).cpu()
+            at = kinds * BINS + calibration[:, 0].long()
+            bins.index_add_(0, at, calibration[:, 1:] * counts)
             progress.advance(sum(pack.n_labels for pack in group))
     if among is not None:
-        sums = among.reduce(sums.to(device), "sum").cpu()
-    present = {kind: row for kind, row in zip(SPAN_KINDS, sums) if row[0] > 0}
+        sums, bins = (among.reduce(x.to(device), "sum").cpu() for x in (sums, bins))
+    bins = bins.view(len(SPAN_KINDS), BINS, 3)
+    present = [index for index, row in enumerate(sums) if row[0] > 0]
     return {
-        "all": _means(sums.sum(0)),
-        "kinds": {kind: _means(row) for kind, row in present.items()},
+        "all": _means(sums.sum(0), bins.sum(0)),
+        "kinds": {SPAN_KINDS[index]: _means(sums[index], bins[index]) for index in present},
     }
 
 
-def _means(sums: Tensor) -> dict[str, float]:
+def _means(sums: Tensor, bins: Tensor) -> dict[str, float]:
     count, ce, kl, agreement, teacher = sums.tolist()
     return {
         "labels": int(count),
@@ -121,6 +130,7 @@ def _means(sums: Tensor) -> dict[str, float]:
         "ppl": math.exp(min(ce / count, 700.0)),
         "kl": kl / count,
         "agreement": agreement / count,
+        "ece": expected_calibration_error(bins),
         "teacher_ce": teacher / count,
         "teacher_ppl": math.exp(min(teacher / count, 700.0)),
     }
@@ -131,10 +141,15 @@ def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
     if config.out.is_file():
         try:
             results: dict[str, Any] = json.loads(config.out.read_text(encoding="utf-8"))
-            same = results["label_set"]["digests"] == digests
-            same &= results["version"] == RESULTS_VERSION
+            same, version = results["label_set"]["digests"] == digests, results["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise SoftshardsError("not results of `trainer evaluate`", path=config.out) from error
+        if version != RESULTS_VERSION:
+            raise SoftshardsError(
+                f"the results are of version {version}, this softshards writes {RESULTS_VERSION}",
+                path=config.out,
+                mend="delete the file, or give another --out: the models are measured again",
+            )
         if not same:
             raise SoftshardsError(
                 "the results are about another label set",

@@ -37,7 +37,7 @@ def slice_teacher(config: SliceConfig) -> int:
         found = json.loads((config.out / SLICE).read_text(encoding="utf-8"))
         if found["asked"] != asked:
             raise SoftshardsError(
-                "there is a student with other layers, or measured on other labels",
+                "there is a student of other layers or neurons, or measured on other labels",
                 path=config.out,
                 mend="give another --out, or delete the folder",
             )

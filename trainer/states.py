@@ -64,4 +64,7 @@ def gather_states(run: Run) -> dict[str, Any]:
         ignore_frozen_params=bool(run.config.lora_r),
     )
     model, optimizer = dcp.get_state_dict(run.model, run.optimizer.optimizer, options=options)
+    if run.config.lora_r:  # of tied weights the second name is left
+        trained = {name for name, p in run.student.named_parameters() if p.requires_grad}
+        model = {name: value for name, value in model.items() if name in trained}
     return {"model": model, "optimizer": optimizer}

@@ -33,7 +33,8 @@ def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> N
             f"tokens\n  digest: student {found[:16]}, teacher {expected[:16]}"
             f"{_difference(path, labels.tokenizer_dir)}",
             path=path,
-            mend="take a student of the teacher's family (or `trainer slice` one from the teacher)",
+            mend="take a student of the teacher's family, or `trainer slice` one from the teacher; "
+            "--vocab-map takes one that shares almost all tokens",
         )
 
 

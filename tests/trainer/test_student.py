@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from schemas import IdentityError, SoftshardsError, open_label_set
 from schemas.fingerprint import tokenizer_digest
@@ -14,10 +13,8 @@ from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.conftest import World
 from trainer import student as student_module
 from trainer.collate import collate
-from trainer.slice_config import SliceConfig
 from trainer.dataset import LabelDataset
 from trainer.heads import LabelHead
-from trainer.slicing import slice_teacher
 from trainer.student import Student, check_head, load_student, parameter_counts
 
 
@@ -104,55 +101,3 @@ def test_random_student_depends_on_the_seed_alone(world: World) -> None:
     )
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
-
-
-@pytest.fixture(scope="module")
-def deep(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher with two layers that do nothing between its own two."""
-    path = tmp_path_factory.mktemp("deep") / "teacher"
-    shutil.copytree(world.teacher, path)
-    make_model(path, vocab_size=world.vocab_size, layers=4, seed=9)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    model.load_state_dict(
-        AutoModelForCausalLM.from_pretrained(world.teacher).state_dict(), strict=False
-    )
-    layers = model.model.layers
-    layers[3].load_state_dict(layers[1].state_dict())
-    for idle in (1, 2):
-        torch.nn.init.zeros_(layers[idle].self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layers[idle].mlp.down_proj.weight)
-    model.save_pretrained(path)
-    return path
-
-
-def test_slice_leaves_out_the_layers_that_do_nothing(
-    world: World, deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = SliceConfig(
-        teacher=deep, labels=world.labels, out=tmp_path / "s", keep=2, sample_tokens=300
-    )
-    assert slice_teacher(config) == 0
-    report = json.loads((tmp_path / "s" / "slice.json").read_text())
-    assert report["layers"] == [0, 3]
-    assert report["kl"] < 1e-5
-    student = load_student(tmp_path / "s", open_label_set(world.labels))
-    assert student.model.config.num_hidden_layers == 2
-    stamp = (tmp_path / "s" / "model.safetensors").stat().st_mtime_ns
-    capsys.readouterr()
-    assert slice_teacher(config) == 0
-    assert "reused" in capsys.readouterr().err
-    assert (tmp_path / "s" / "model.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(SoftshardsError, match="other layers"):
-        slice_teacher(SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "s", keep=3))
-
-
-def test_slice_of_named_layers(world: World, deep: Path, tmp_path: Path) -> None:
-    config = SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "s", layers="0,2")
-    assert slice_teacher(config) == 0
-    assert json.loads((tmp_path / "s" / "slice.json").read_text())["layers"] == [0, 2]
-    with pytest.raises(SoftshardsError, match="only 4 layers"):
-        slice_teacher(
-            SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "x", layers="0,7")
-        )
-    with pytest.raises(SoftshardsError, match="either --keep or --layers"):
-        SliceConfig(teacher=deep, labels=world.labels, out=tmp_path / "x")
