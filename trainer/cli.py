@@ -73,7 +73,8 @@ def evaluate(config: EvaluateConfig) -> int:
     """Measure models on a held-out label set, against the teacher that labeled it.
 
     Per model and per kind of span: perplexity on the actual tokens, forward KL to the teacher with
-    tail, and how often both find the same token likeliest. The teacher's own perplexity comes from
+    tail, how often both find the same token likeliest, and how far the student's certainty is from
+    how often it is right (ECE). The teacher's own perplexity comes from
     its labels; it is not loaded. Models that were measured before are reused.
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json`

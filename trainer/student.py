@@ -17,10 +17,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
-from trainer.agreement import agreement
 from trainer.attention import DOCUMENTS, use_documents
 from trainer.collate import Attention, Batch
 from trainer.heads import as_label_head
+from trainer.likeliest import likeliest
 from trainer.objective import StudentOutput
 from trainer.tokenizer_check import check_tokenizer
 from trainer.vocab_map import VocabMap, read_vocab_map
@@ -69,33 +69,34 @@ class Student(nn.Module):
         states: Tensor = self.model.base_model(**batch.model_inputs).last_hidden_state
         return states[0, batch.rows]
 
-    def forward(self, batch: Batch, *, with_agreement: bool = False) -> Any:
+    def forward(self, batch: Batch, *, with_likeliest: bool = False) -> Any:
         """Log-probabilities at the labels of a batch, a `StudentOutput`.
 
-        `with_agreement` adds bool [n], where student and teacher find the same token likeliest;
-        it is computed here because under FSDP the weights are whole only here.
+        `with_likeliest` adds the likeliest token of all, int64 [n], and its log-probability [n];
+        they are found here because under FSDP the weights are whole only here.
         """
         hidden = self.hidden(batch)
         output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
-        if not with_agreement:
+        if not with_likeliest:
             return output
-        head = self.model.get_output_embeddings()
-        logp, log_rest, _ = output
-        return output, agreement(head, hidden, logp, log_rest, batch.topk_ids, self.valid_vocab)
+        head, (logp, log_rest, _) = self.model.get_output_embeddings(), output
+        return output, likeliest(head, hidden, batch.topk_ids, logp, log_rest, **self.head_settings)
 
     def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
         """The head's part of `forward`."""
         head: Any = self.model.get_output_embeddings()
-        output: StudentOutput = head(
-            hidden,
-            ids,
-            target,
-            valid_vocab=self.valid_vocab,
-            scale=self.scale,
-            softcap=self.softcap,
-            chunk_bytes=self.chunk_bytes,
-        )
+        output: StudentOutput = head(hidden, ids, target, **self.head_settings)
         return output
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        """What the head's op has to know of the model."""
+        return {
+            "valid_vocab": self.valid_vocab,
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "chunk_bytes": self.chunk_bytes,
+        }
 
 
 def load_student(

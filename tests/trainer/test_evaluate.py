@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -11,6 +12,7 @@ from transformers import LlamaForCausalLM
 from schemas import SoftshardsError
 from tests.trainer.build_label_set import build_label_set, random_rows, teacher_logprobs
 from tests.trainer.conftest import World
+from tests.trainer.test_calibration import reference_ece
 from trainer.config import EvaluateConfig
 from trainer.evaluate import evaluate
 
@@ -28,6 +30,7 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
         for path in (world.teacher, world.student)
     )
     sums: dict[str, list[float]] = {}
+    certainty: dict[str, list[tuple[float, bool]]] = {}
     for row in world.rows:
         t, s = (teacher_logprobs(m, row.input_ids, world.vocab_size) for m in (teacher, student))
         for start, stop, kind in row.spans:
@@ -44,6 +47,8 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
                 for name in ("all", kind):
                     known = sums.setdefault(name, [0.0] * 5)
                     sums[name] = [a + b for a, b in zip(known, values)]
+                    top = (float(q.max().exp()), int(q.argmax()) == token)
+                    certainty.setdefault(name, []).append(top)
     found = results["models"][0]
     assert set(found["kinds"]) == {"text", "thinking", "answer"}
     for name, (count, ce, kl_sum, agreement, teacher_ce) in sums.items():
@@ -54,6 +59,8 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
         assert metrics["kl"] == pytest.approx(kl_sum / count, abs=1e-4)  # labels are float16
         assert metrics["agreement"] == pytest.approx(agreement / count, abs=1e-9)
         assert metrics["teacher_ce"] == pytest.approx(teacher_ce / count, rel=2**-11)  # float16
+        confidence, correct = map(np.array, zip(*certainty[name]))
+        assert metrics["ece"] == pytest.approx(reference_ece(confidence, correct), abs=1e-5)
     itself = results["models"][1]["all"]
     assert itself["kl"] < 1e-5
     assert itself["agreement"] == 1.0
@@ -89,6 +96,15 @@ def test_results_of_another_label_set_are_not_mixed(world: World, tmp_path: Path
     evaluate(EvaluateConfig(labels=world.labels, model=(world.student,), out=out))
     with pytest.raises(SoftshardsError, match="another label set"):
         evaluate(EvaluateConfig(labels=other, model=(world.student,), out=out))
+
+
+def test_results_of_an_older_version_are_refused(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "eval.json"
+    config = EvaluateConfig(labels=world.labels, model=(world.student,), out=out)
+    evaluate(config)
+    out.write_text(json.dumps(json.loads(out.read_text()) | {"version": 1}))
+    with pytest.raises(SoftshardsError, match="version 1, this softshards writes 2"):
+        evaluate(config)
 
 
 def test_wrong_teacher_is_refused(world: World, tmp_path: Path) -> None:
