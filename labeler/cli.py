@@ -411,7 +411,7 @@ def export(
     labels: Path,
     file: Path,
     *,
-    format: Literal["distillkit", "axolotl", "trl", "jsonl"],  # noqa: A002
+    format: Literal["distillkit", "axolotl", "trl", "jsonl"],
     limit: int | None = None,
     lossy: bool = False,
     replace: bool = False,
@@ -446,9 +446,7 @@ def export(
     """
     from labeler.interchange.export import print_export
 
-    print_export(
-        labels, file, format, limit=limit, lossy=lossy, replace=replace, as_json=as_json
-    )
+    print_export(labels, file, format, limit=limit, lossy=lossy, replace=replace, as_json=as_json)
 
 
 @app.command(name="import")
@@ -460,7 +458,7 @@ def import_(
     teacher: str,
     dtype: str = "unknown",
     temperature: float = 1.0,
-    format: Literal["distillkit", "axolotl", "jsonl"] | None = None,  # noqa: A002
+    format: Literal["distillkit", "axolotl", "jsonl"] | None = None,
     shift: int | None = None,
     kind: Literal["text", "answer", "thinking", "tool_call", "prompt"] = "text",
     allow: list[Literal["shift", "renormalised"]] | None = None,
