@@ -12,6 +12,7 @@ from schemas import LabelSet, SoftshardsError
 from schemas.atomic import write_atomic
 from schemas.errors import first_line
 from trainer.finished import Facts, check_same_run, read_finished, run_facts
+from trainer.mixture import open_mixture
 from trainer.sweep.grid import Trial
 
 SETTINGS = "trial.yaml"
@@ -110,7 +111,8 @@ def reason(folder: Path) -> str:
 def tokens_planned(trial: Trial, labels: LabelSet) -> int:
     """Training tokens of a whole trial, at most: early stopping and --max-steps make it fewer."""
     config = trial.config
-    whole = labels.tokens * config.epochs
+    parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
+    whole = round(sum(part.labels.tokens * part.weight for part in parts) * config.epochs)
     if config.max_steps is None:
         return whole
     return min(whole, config.max_steps * config.packs_per_step * config.pack_tokens)

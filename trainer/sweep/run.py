@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -13,6 +14,7 @@ from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
 from trainer.config import EvaluateConfig
 from trainer.finished import FINAL, RESULT
+from trainer.measurements import read_results
 from trainer.page import table_console
 from trainer.sweep.config import SweepConfig
 from trainer.sweep.folder import STOPPED, Status, status
@@ -39,22 +41,27 @@ def sweep(students: Path, config: SweepConfig) -> int:
     labels = open_label_set(base.labels, allow_partial=base.allow_partial)
     assert base.eval_labels is not None
     held_out = open_label_set(base.eval_labels)
+    bench = None
     if config.bench is not None:
-        from trainer.measurements import read_results
-
-        read_results(config.bench, "results of `labeler bench`", ("models",))
+        bench = read_results(config.bench, "results of `labeler bench`", ("models",))
     if config.dry_run:
         return show_plan(asked, labels, as_json=config.json)
     _check_early(asked.trials, config)
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(config.out / ".lock", timeout=0):
-            return _sweep(asked, config, labels, held_out)
+            return _sweep(asked, config, labels, held_out, bench)
     except Timeout as error:
         raise SoftshardsError("another `trainer sweep` is running here", path=config.out) from error
 
 
-def _sweep(asked: Sweep, config: SweepConfig, labels: LabelSet, held_out: LabelSet) -> int:
+def _sweep(
+    asked: Sweep,
+    config: SweepConfig,
+    labels: LabelSet,
+    held_out: LabelSet,
+    bench: dict[str, Any] | None,
+) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for each in asked.slices:
         from trainer.slicing import slice_teacher
@@ -72,7 +79,7 @@ def _sweep(asked: Sweep, config: SweepConfig, labels: LabelSet, held_out: LabelS
         if signal:
             console.print(f"stopped by signal {signal}: the same command goes on from there")
             return 128 + signal
-    return _rank(asked.trials, config, labels, held_out, console)
+    return _rank(asked.trials, config, labels, held_out, bench)
 
 
 def _state(trial: Trial, labels: LabelSet, config: SweepConfig) -> Status:
@@ -89,14 +96,14 @@ def _rank(
     config: SweepConfig,
     labels: LabelSet,
     held_out: LabelSet,
-    console: Console,
+    bench: dict[str, Any] | None,
 ) -> int:
     """Measure all that was trained, write and print the leaderboard; return the exit code."""
     from trainer.evaluate import evaluate
-    from trainer.measurements import read_results
     from trainer.sweep.leaderboard import groups, ranked, row, to_json
     from trainer.sweep.page import html, show
 
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
     results_path = config.out / EVAL
     done = {
         trial.name: json.loads((trial.folder / RESULT).read_text(encoding="utf-8"))
@@ -106,7 +113,6 @@ def _rank(
     models = tuple(trial.folder / FINAL for trial in trials if trial.name in done)
     evaluate(EvaluateConfig(labels=held_out.path, model=models, out=results_path))
     results = read_results(results_path, "results of `trainer evaluate`", ("models", "label_set"))
-    bench = read_results(config.bench, "bench", ("models",)) if config.bench else None
     rows = ranked([row(trial, done.get(trial.name), results, bench) for trial in trials])
     found = groups(rows)
     content = to_json(rows, found, results)
