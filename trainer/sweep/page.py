@@ -114,7 +114,8 @@ def _figure(groups: list[Group], timed: bool) -> str:
             axis.set_xlabel(label)
             axis.set_ylabel("held-out KL to teacher (nats per label)")
             axis.grid(alpha=0.2)
-        legend = axes[0][-1].legend(frameon=False, fontsize=8)
+        handles = axes[0][0].get_legend_handles_labels()
+        legend = figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)  # a name with dollar signs is a name
         drawn = svg(figure)
