@@ -88,7 +88,7 @@ class TrainConfig:
     """Rank of LoRA adapters (by peft) to train instead of the weights; 0 trains the weights.
     OUT/final has them merged, OUT/final/adapter alone."""
 
-    lora_alpha: float = 0.0
+    lora_alpha: int = 0
     """LoRA's alpha: the adapters count alpha / r. 0 takes twice --lora-r."""
 
     lora_targets: tuple[str, ...] = ("all-linear",)

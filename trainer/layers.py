@@ -36,7 +36,7 @@ def only_layers(
 ) -> Iterator[None]:
     """Run the model with these layers; `numbers` says which of the model's own they stand for."""
     own = list(decoder_layers(model))
-    config = model.base_model.config.get_text_config()
+    config = _text_config(model)
     before = {key: getattr(config, key) for key in _per_layer(config, len(own))}
     try:
         _replace(model, layers, {key: [v[i] for i in numbers] for key, v in before.items()})
@@ -48,10 +48,15 @@ def only_layers(
 def cut_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Leave the other layers out for good."""
     own = decoder_layers(model)
-    config = model.base_model.config.get_text_config()
+    config = _text_config(model)
     before = {key: getattr(config, key) for key in _per_layer(config, len(own))}
     per_layer = {key: [values[i] for i in kept] for key, values in before.items()}
     _replace(model, [own[i] for i in kept], per_layer)
+
+
+def _text_config(model: PreTrainedModel) -> Any:
+    base: Any = model.base_model
+    return base.config.get_text_config()
 
 
 def _replace(
@@ -60,7 +65,7 @@ def _replace(
     base: Any = model.base_model
     name = next(name for name in NAMES if isinstance(getattr(base, name, None), nn.ModuleList))
     setattr(base, name, nn.ModuleList(layers))
-    config = base.config.get_text_config()
+    config = _text_config(model)
     config.num_hidden_layers = len(layers)
     for key, values in per_layer.items():
         setattr(config, key, values)

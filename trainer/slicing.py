@@ -91,7 +91,7 @@ def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
         teacher = weights_digest(config.teacher)
     except FileNotFoundError as error:
         raise SoftshardsError(str(error), mend="give the teacher's checkpoint folder") from error
-    asked = {"teacher": teacher, "dtype": config.dtype}
+    asked: dict[str, Any] = {"teacher": teacher, "dtype": config.dtype}
     asked |= {name: getattr(config, name) for name in ("layers", "keep", "stride", "ffn_keep")}
     if config.keep is not None:
         asked["candidates"] = config.candidates

@@ -65,7 +65,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), config.clip or math.inf))
     if broken or not math.isfinite(norm):
         _not_finite(run, [pack for pack, _ in mine], ours, norm)
-    lr = run.scheduler.get_last_lr()[0]
+    lr = float(run.scheduler.get_last_lr()[0])  # torchao's is a tensor
     run.optimizer.step()
     run.scheduler.step()
     run.optimizer.zero_grad(set_to_none=True)
