@@ -18,6 +18,8 @@ ENOUGH = 20_000
 MARGIN = 0.05
 """A place must have the actual token in the top-k so much more often than the one stated, and by
 three standard errors of a share, to be believed instead."""
+PLAUSIBLE = 0.5
+"""And at least so often: the place of a model that hardly ever expects the text cannot be told."""
 WHOLE = 1e-4
 """Mass outside the top-k below which a position looks as if there were none."""
 
@@ -65,7 +67,8 @@ class Evidence:
         """The place off what is stated where the labels fit; 0 where none is clearly better."""
         best = max(SHIFTS, key=self.share)
         needed = max(MARGIN, 1.5 / np.sqrt(max(1, self.labels)))
-        return best if self.share(best) > self.share(0) + needed else 0
+        believed = self.share(best) >= max(PLAUSIBLE, self.share(0) + needed)
+        return best if believed else 0
 
     @property
     def renormalised(self) -> bool:

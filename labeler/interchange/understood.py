@@ -27,6 +27,13 @@ TENSOR_COLUMNS = {
     "distillkit": ("token_ids", "top_values"),
     "axolotl": ("target_token_ids", "target_logprobs"),
 }
+KNOWN = {
+    "tail": "tail_logprob",
+    "token": "token_logprob",
+    "entropy": "entropy",
+    "log_normalizer": "log_normalizer",
+}
+"""What rows with spans may say beside the top-k: fields of `Foreign`, and their columns."""
 
 Floats = NDArray[np.float64]
 
@@ -93,17 +100,12 @@ def _spans_row(row: Row, tokens: NDArray[np.int64], shift: int) -> Foreign:
         raise BadRow(problem)
     ids, logs = _square_ids(lengths, ids), _square(lengths, logs, -np.inf)
     parts = [np.arange(s["start"], s["stop"]) for s in moved]
-    known = {
-        field: flat(row, name, np.float64)
-        for field, name in (
-            *(("tail", "tail_logprob"), ("token", "token_logprob")),
-            *(("entropy", "entropy"), ("log_normalizer", "log_normalizer")),
-        )
-        if plain(row.get(name)) is not None
-    }
-    for name, values in known.items():
-        if len(values) != len(lengths):
-            raise BadRow(f"{len(values)} values of {name} for {len(lengths)} labels")
+    known: dict[str, Floats] = {}
+    for field, name in KNOWN.items():
+        if plain(row.get(name)) is not None:
+            known[field] = flat(row, name, np.float64)
+            if len(known[field]) != len(lengths):
+                raise BadRow(f"{len(known[field])} values of {name} for {len(lengths)} labels")
     return Foreign(
         input_ids=tokens,
         positions=np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64),
