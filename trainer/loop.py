@@ -59,7 +59,7 @@ def train(config: TrainConfig) -> int:
         return 0
     main = accelerator.is_main_process
     with only_one(config.out, enabled=main), noted_signals() as caught:
-        run = _start(config, parts, facts, accelerator, console)
+        run = start_run(config, parts, facts, accelerator, console)
         stopped_by = _steps(run, caught, console)
         if stopped_by and main:
             console.print(
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> int:
     return 128 + stopped_by if stopped_by else 0
 
 
-def _start(
+def start_run(
     config: TrainConfig,
     parts: tuple[Part, ...],
     facts: Facts,
