@@ -197,7 +197,9 @@ def _resources(config: SweepConfig, machine: dict[str, float]) -> dict[str, floa
 @contextmanager
 def _ray() -> Iterator[tuple[str, dict[str, float]]]:
     """A Ray of our own on this machine; yields a folder for its state, and what it can use."""
-    with tempfile.TemporaryDirectory(prefix="softshards-ray-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="softshards-ray-", ignore_cleanup_errors=True
+    ) as folder:
         ray.init(
             address="local",
             include_dashboard=False,
