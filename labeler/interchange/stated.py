@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Stated:
             rendering={"imported": self.form},
         )
 
-    @property
+    @cached_property
     def tokenizer_digest(self) -> str:
         """Digest of the tokenizer.
 

@@ -196,7 +196,7 @@ def checked(row: Foreign, vocab_size: int) -> Foreign:
     ordered = np.sort(row.ids, axis=1)
     twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PAD_ID)
     if twice.any():
-        raise BadRow(f"an id occurs twice{_at(row, twice)}")
+        raise BadRow(f"an id stands twice in a label{_at(row, twice)}")
     return _sorted(row)
 
 
