@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wandb.proto import wandb_internal_pb2 as wandb_pb
 
 from labeler.config import LabelConfig
 from labeler.runs.run import label
 from labeler.sharing.whole import open_whole
 from schemas import open_label_set
-
-wandb_pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-pytest.importorskip("trackio")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,8 +17,6 @@ from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
 from trainer.loop import train
-
-peft = pytest.importorskip("peft")
 
 
 def test_adapters_are_trained_merged_and_saved(world: World, tmp_path: Path) -> None:

@@ -52,7 +52,6 @@ def test_adamw_with_and_without_fusing(world: World, tmp_path: Path) -> None:
 
 
 def test_adamw_8bit_learns_and_resumes(world: World, tmp_path: Path) -> None:
-    pytest.importorskip("torchao")
     settings: dict[str, Any] = {"optimizer": "adamw_8bit", "save_every": 5, "epochs": 4}
     train(config(world, tmp_path, **settings))
     whole = log(tmp_path)

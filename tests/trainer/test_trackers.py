@@ -12,7 +12,6 @@ from trainer.loop import train
 
 
 def test_tensorboard(world: World, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(config(world, tmp_path, tracker="tensorboard", eval_labels=world.labels))
@@ -27,7 +26,6 @@ def test_tensorboard(world: World, tmp_path: Path) -> None:
 
 
 def test_wandb_offline(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
