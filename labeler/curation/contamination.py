@@ -1,8 +1,8 @@
 """Rows that share n-grams with held-out text.
 
 After appendix C of Brown et al., Language Models are Few-Shot Learners (arXiv:2005.14165): 13-grams
-of words in lower case without punctuation, and n-grams that many training documents have are left
-out as templates. There a document is cut where it collides; here the row is removed.
+of words, without case and punctuation. There a document is cut where it collides; here the row is
+removed, and n-grams that many ids have are left out as templates.
 """
 
 from __future__ import annotations
