@@ -1,0 +1,133 @@
+"""What the arms train on and are judged by: the quickstart's files, and the teacher's generations.
+
+The commands are those of scripts/quickstart; what it has made is used as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.quality.arms import PACK_TOKENS
+from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.atomic import write_atomic
+from trainer.dataset import LabelDataset
+from trainer.mixture import open_mixture
+
+ROOT = Path(__file__).parents[2]
+PROMPT_TOKENS = 64
+ROW_TOKENS = 512
+"""Prompt and generation together at most: two fill a pack."""
+MOST_SETS = 20
+"""Label sets of generations for one run: more means that the teacher says next to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The teacher, a student sliced from it, and label sets of articles that are disjoint."""
+
+    teacher: Path
+    student: Path
+    train: LabelSet
+    heldout: LabelSet
+
+
+def call(*command: object) -> None:
+    """Run a Python module or script of this repository; end where it fails.
+
+    Raises:
+        SystemExit: with its exit code.
+    """
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=False)
+    if done.returncode:
+        what = " ".join(map(str, command[:3]))
+        print(f"stopped: {what} ended with code {done.returncode}", file=sys.stderr)
+        raise SystemExit(done.returncode if done.returncode > 0 else 1)
+
+
+def prepare(quickstart: Path, teacher: Path, engine: str) -> Inputs:
+    """Make what the quickstart has not made yet."""
+    if not (teacher / "config.json").is_file():
+        call("scripts/get_teacher.py", teacher)
+    sets = {part: quickstart / f"labels-{part}" for part in ("train", "heldout")}
+    for part, path in sets.items():
+        if not _is_complete(path):
+            corpus = quickstart / "corpus"
+            call("scripts/make_corpus.py", corpus)
+            label(corpus / f"{part}.jsonl", path, teacher, engine, "--unit-labels", 8192)
+    student = quickstart / "student"
+    if not (student / "config.json").is_file():
+        call(
+            *("-m", "trainer", "slice", "--teacher", teacher, "--labels", sets["train"]),
+            *("--out", student, "--keep", 22, "--candidates", 3),
+            *("--sample-tokens", 1024, "--dtype", "bf16"),
+        )
+    return Inputs(
+        teacher=teacher,
+        student=student,
+        train=open_label_set(sets["train"]),
+        heldout=open_label_set(sets["heldout"]),
+    )
+
+
+def label(source: Path, out: Path, teacher: Path, engine: str, *more: object) -> None:
+    """`labeler label` with the quickstart's settings."""
+    fixed = ("--model", teacher, "--k", 64, "--row-group-labels", 4096, "--engine", engine)
+    call("-m", "labeler", "label", source, "--out", out, *fixed, *more)
+
+
+def generations(inputs: Inputs, out: Path, *, seed: int, steps: int, engine: str) -> list[Path]:
+    """Label sets of the teacher's own text, enough for so many steps of a run with that seed.
+
+    Prompts are the first tokens of the training rows; the teacher goes on at temperature 1. Its
+    texts end when it likes, so how many are needed shows only as they are made: one set after the
+    other, each with its own sampling seed (in its manifest), which no other run uses.
+
+    Raises:
+        SystemExit: the teacher's texts are too short to be trained on.
+    """
+    prompts = out / "prompts.jsonl"
+    count = write_prompts(inputs.train, prompts)
+    sets: list[Path] = []
+    packs = 0
+    while packs < steps:
+        if len(sets) == MOST_SETS:
+            raise SystemExit(f"error: {MOST_SETS} sets of generations give {packs} full packs only")
+        sampling_seed = 1000 * (seed + 1) + len(sets)
+        path = out / f"seed-{sampling_seed}"
+        rows = min(count, -(-(steps - packs) * PACK_TOKENS // ROW_TOKENS) + 1)
+        if not _is_complete(path):
+            label(
+                *(prompts, path, inputs.teacher, engine, "--mode", "generate"),
+                *("--temperature", 1, "--seed", sampling_seed, "--limit", rows),
+                *("--max-tokens", ROW_TOKENS - PROMPT_TOKENS, "--unit-labels", 4096),
+            )
+        sets.append(path)
+        parts = open_mixture(open_label_set(sets[0]), tuple(map(str, sets[1:])))
+        packs = LabelDataset(parts, pack_tokens=PACK_TOKENS, seed=seed).count().packs
+    return sets
+
+
+def write_prompts(labels: LabelSet, path: Path) -> int:
+    """The first tokens of each row that is longer than that; return how many there are."""
+    lines = []
+    for group in labels.row_groups:
+        table = labels.read_row_group(group, ["id", "chunk", "input_ids"])
+        for row in table.to_pylist():
+            if len(row["input_ids"]) > PROMPT_TOKENS:
+                name, ids = f"{row['id']}:{row['chunk']}", row["input_ids"][:PROMPT_TOKENS]
+                lines.append(json.dumps({"id": name, "input_ids": ids}) + "\n")
+    if not path.is_file() or path.read_text(encoding="utf-8") != "".join(lines):
+        write_atomic(path, "".join(lines))
+    return len(lines)
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        open_label_set(path)
+    except SoftshardsError:
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""Rows of measurements to means, spreads, paired differences, and the tables that show them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.quality.arms import ARMS
+
+METRICS = {"ppl": 3, "kl": 4, "agreement": 4, "ece": 4}
+"""What is shown of a model, and with how many decimals."""
+BASES = ("ce", "ce_generations", "online")
+"""Arms that the others are compared with, seed by seed."""
+Q2_PERCENT = 0.5
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95 % quantiles of Student's t at 1, 2, ... degrees of freedom."""
+MOST_SEEDS = len(T95) + 1
+
+Row = dict[str, Any]
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means and deviations of each arm, paired differences, and what Q1 and Q2 ask.
+
+    Args:
+        rows: one for each arm and seed, with `loss` (the arm's name), `seed`, METRICS and `ce`.
+    """
+    by_arm = _by_arm(rows)
+    differences = {
+        base: {
+            arm: {name: difference(own, by_arm[base], name) for name in (*METRICS, "ce")}
+            for arm, own in by_arm.items()
+            if arm != base
+        }
+        for base in BASES
+        if base in by_arm
+    }
+    return {
+        "arms": {
+            arm: {"seeds": sorted(own), **{name: _spread(own, name) for name in METRICS}}
+            for arm, own in by_arm.items()
+        },
+        "differences": differences,
+        "q1": _q1(differences),
+        "q2": _q2(by_arm, differences),
+    }
+
+
+def difference(own: dict[int, Row], base: dict[int, Row], name: str) -> dict[str, Any]:
+    """Of two arms, seed by seed: the mean, and half of its 95 % interval (paired t).
+
+    The seed decides the order of the data for both. `beyond_noise`: the interval leaves 0 out;
+    None where fewer than two seeds are there to say.
+    """
+    gaps = [own[seed][name] - base[seed][name] for seed in sorted(own.keys() & base.keys())]
+    mean = statistics.mean(gaps) if gaps else math.nan
+    if len(gaps) < 2:
+        return {"mean": mean, "half_width": None, "beyond_noise": None}
+    half = T95[len(gaps) - 2] * statistics.stdev(gaps) / math.sqrt(len(gaps))
+    return {"mean": mean, "half_width": half, "beyond_noise": abs(mean) > half}
+
+
+def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
+    """The tables, as Markdown that can also be read as it is."""
+    what = {arm.name: arm.what for arm in ARMS}
+    names = ("perplexity", "KL to the teacher", "top-1 agreement", "ECE")
+    lines = [*about, ""]
+    lines += _table(
+        ["", "trained on", *names],
+        [
+            [name, what.get(name, ""), *(_mean(entry[m], n) for m, n in METRICS.items())]
+            for name, entry in [*summary.get("references", {}).items(), *summary["arms"].items()]
+        ],
+    )
+    for base, arms in summary["differences"].items():
+        lines += ["", f"Difference from {base}, seed by seed (± half of the 95 % interval):", ""]
+        lines += _table(
+            ["", *names],
+            [
+                [arm, *(_gap(values[m], n) for m, n in METRICS.items())]
+                for arm, values in arms.items()
+            ],
+        )
+    lines += ["", "Bold: the interval leaves 0 out, the difference is beyond the seeds' noise."]
+    if q1 := summary["q1"]:
+        said = [f"{name.replace('_', ' ')}: {_yes(value)}" for name, value in q1.items()]
+        lines += [f"Q1, kd: {'; '.join(said)}."]
+    if q2 := summary["q2"]:
+        lines += [
+            f"Q2, kl (offline) against online: held-out cross-entropy {q2['ce_percent']:+.3f} %, "
+            f"KL {q2['kl_percent']:+.3f} % (target: cross-entropy within {Q2_PERCENT} %: "
+            f"{_yes(q2['holds'])})."
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _q1(differences: dict[str, Any]) -> dict[str, bool | None]:
+    """Whether kd is better than either CE, and by more than the seeds' noise."""
+    found: dict[str, bool | None] = {}
+    for base in ("ce", "ce_generations"):
+        for name in ("ppl", "kl"):
+            if gap := differences.get(base, {}).get("kd", {}).get(name):
+                noise = gap["beyond_noise"]
+                found[f"lower_{name}_than_{base}"] = noise and gap["mean"] < 0
+    return found
+
+
+def _q2(by_arm: dict[str, dict[int, Row]], differences: dict[str, Any]) -> dict[str, Any]:
+    gaps = differences.get("online", {}).get("kl")
+    if not gaps:
+        return {}
+    percent = {
+        f"{name}_percent": 100 * gaps[name]["mean"] / _spread(by_arm["online"], name)["mean"]
+        for name in ("ce", "kl")
+    }
+    return {**percent, "holds": abs(percent["ce_percent"]) <= Q2_PERCENT}
+
+
+def _by_arm(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
+    found: dict[str, dict[int, Row]] = {}
+    for arm in ARMS:
+        if own := {row["seed"]: row for row in rows if row["loss"] == arm.name}:
+            found[arm.name] = own
+    return found
+
+
+def _spread(own: dict[int, Row], name: str) -> dict[str, float | None]:
+    values = [row[name] for row in own.values()]
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "deviation": deviation}
+
+
+def _mean(value: dict[str, float | None], decimals: int) -> str:
+    deviation = value["deviation"]
+    spread = "" if deviation is None else f" ± {deviation:.{decimals}f}"
+    return f"{value['mean']:.{decimals}f}{spread}"
+
+
+def _gap(value: dict[str, Any], decimals: int) -> str:
+    half = value["half_width"]
+    text = f"{value['mean']:+.{decimals}f}" + ("" if half is None else f" ± {half:.{decimals}f}")
+    return f"**{text}**" if value["beyond_noise"] else text
+
+
+def _yes(value: bool | None) -> str:
+    return "not known from one seed" if value is None else "yes" if value else "no"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table whose columns are aligned."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    rule = ["-" * max(3, width) for width in widths]
+    widths = list(map(len, rule))
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths)) + " |"
+
+    return [line(header), line(rule), *map(line, rows)]
