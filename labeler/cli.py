@@ -452,8 +452,8 @@ def export(
 @app.command(name="import")
 def import_(
     inputs: list[Path],
-    out_dir: Annotated[Path | None, Parameter(name="--out")] = None,
     *,
+    out_dir: Annotated[Path | None, Parameter(name="--out")] = None,
     tokenizer: Path,
     teacher: str,
     dtype: str = "unknown",
