@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas import LabelSet, SoftshardsError, __version__
+from schemas import LabelSet, SoftshardsError, __version__, open_label_set
 from schemas.atomic import write_atomic
-from schemas.fingerprint import sha256_file, sha256_json, weights_digest
+from schemas.fingerprint import sha256_file, sha256_json, tokenizer_digest, weights_digest
 from trainer.config import TrainConfig
 from trainer.dataset import label_set_digests
 from trainer.mixture import mixture_facts, open_mixture
@@ -31,7 +31,12 @@ def run_facts(config: TrainConfig, labels: LabelSet) -> Facts:
     if config.mix:
         parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
         digests["mix"] = mixture_facts(parts)
-    return {"config": settings, "labels": digests}
+    facts: Facts = {"config": settings, "labels": digests}
+    if config.vocab_map and (config.student / "tokenizer.json").is_file():
+        settings["student_tokenizer"] = tokenizer_digest(config.student)
+    if config.patience and config.eval_labels is not None:  # these decide when the run ends
+        facts["held_out"] = {**label_set_digests(open_label_set(config.eval_labels))}
+    return facts
 
 
 def student_digest(path: Path, *, from_config: bool) -> str:
