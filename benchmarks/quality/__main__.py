@@ -7,9 +7,9 @@ each seed, one pass; judged on articles that no arm has seen. The arms are in
 `benchmarks/quality/arms.py`. Stop it whenever you like: every arm and seed is a folder under --out,
 finished ones are reused, and an unfinished one goes on from its checkpoint.
 
-`ce_generations` takes as many steps over packs as full, of other text: the teacher's own, continued
-from the first 64 tokens of the training rows at temperature 1, and other text at each seed. Its
-prompts are not labeled, so it learns from fewer labels of as many tokens.
+`ce_generations` trains on as many tokens of other text: the teacher's own, continued from the first
+64 tokens of the training rows at temperature 1, and other text at each seed. The prompts among them
+are not labeled, so it learns from fewer labels than the others.
 """
 
 from __future__ import annotations

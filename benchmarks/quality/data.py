@@ -79,8 +79,8 @@ def label(source: Path, out: Path, teacher: Path, engine: str, *more: object) ->
     call("-m", "labeler", "label", source, "--out", out, *fixed, *more)
 
 
-def generations(inputs: Inputs, out: Path, *, seed: int, steps: int, engine: str) -> list[Path]:
-    """Label sets of the teacher's own text, enough for so many steps of a run with that seed.
+def generations(inputs: Inputs, out: Path, *, seed: int, tokens: int, engine: str) -> list[Path]:
+    """Label sets of the teacher's own text, of so many tokens at least, for runs with one seed.
 
     Prompts are the first tokens of the training rows; the teacher goes on at temperature 1. Its
     texts end when it likes, so how many are needed shows only as they are made: one set after the
@@ -92,23 +92,29 @@ def generations(inputs: Inputs, out: Path, *, seed: int, steps: int, engine: str
     prompts = out / "prompts.jsonl"
     count = write_prompts(inputs.train, prompts)
     sets: list[Path] = []
-    packs = 0
-    while packs < steps:
+    missing = tokens
+    while missing > 0:
         if len(sets) == MOST_SETS:
-            raise SystemExit(f"error: {MOST_SETS} sets of generations give {packs} full packs only")
+            raise SystemExit(f"error: {missing} tokens are missing after {MOST_SETS} generations")
         sampling_seed = 1000 * (seed + 1) + len(sets)
         path = out / f"seed-{sampling_seed}"
-        rows = min(count, -(-(steps - packs) * PACK_TOKENS // ROW_TOKENS) + 1)
         if not _is_complete(path):
             label(
                 *(prompts, path, inputs.teacher, engine, "--mode", "generate"),
-                *("--temperature", 1, "--seed", sampling_seed, "--limit", rows),
-                *("--max-tokens", ROW_TOKENS - PROMPT_TOKENS, "--unit-labels", 4096),
+                *("--temperature", 1, "--seed", sampling_seed),
+                *("--limit", min(count, missing // ROW_TOKENS + 2), "--unit-labels", 4096),
+                *("--max-tokens", ROW_TOKENS - PROMPT_TOKENS),
             )
         sets.append(path)
-        parts = open_mixture(open_label_set(sets[0]), tuple(map(str, sets[1:])))
-        packs = LabelDataset(parts, pack_tokens=PACK_TOKENS, seed=seed).count().packs
+        missing -= open_label_set(path).tokens
     return sets
+
+
+def steps_of(sets: list[Path], tokens: int, seed: int) -> int:
+    """Steps of one pack that come to so many tokens: how rows fall into packs depends on seed."""
+    parts = open_mixture(open_label_set(sets[0]), tuple(map(str, sets[1:])))
+    once = LabelDataset(parts, pack_tokens=PACK_TOKENS, seed=seed).count()
+    return max(1, round(once.packs * tokens / once.tokens))
 
 
 def write_prompts(labels: LabelSet, path: Path) -> int:

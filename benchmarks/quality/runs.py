@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.arms import PACK_TOKENS, TRAIN, Arm
-from benchmarks.quality.data import Inputs, call, generations
+from benchmarks.quality.arms import TRAIN, Arm
+from benchmarks.quality.data import Inputs, call, generations, steps_of
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
 from trainer.checkpoint import CHECKPOINTS
-from trainer.dataset import LabelDataset
 from trainer.finished import FINAL, RESULT
 from trainer.measurements import measured, read_results
 from trainer.run import LOG
@@ -32,12 +31,6 @@ class Settings:
     engine: str
     keep_models: bool
 
-    def steps(self, seed: int) -> int:
-        """Steps that the budget comes to; how rows fall into packs depends on the seed."""
-        labels = self.inputs.train
-        packs = LabelDataset(labels, pack_tokens=PACK_TOKENS, seed=seed).count().packs
-        return max(1, round(packs * self.tokens / labels.tokens))
-
 
 def row_of(arm: Arm, seed: int, settings: Settings) -> dict[str, Any] | None:
     """The row that an earlier call left, if it is of these very settings."""
@@ -55,16 +48,16 @@ def row_of(arm: Arm, seed: int, settings: Settings) -> dict[str, Any] | None:
 def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
     """Train, measure on the held-out articles, and write the row."""
     inputs, folder = settings.inputs, settings.out / f"{arm.name}-seed{seed}"
-    steps = settings.steps(seed)
-    labels, mix = inputs.train.path, []
+    tokens, sets = settings.tokens, [inputs.train.path]
     if arm.generations:
-        where = settings.out / "generations"
-        labels, *mix = generations(inputs, where, seed=seed, steps=steps, engine=settings.engine)
+        where, engine = settings.out / "generations", settings.engine
+        sets = generations(inputs, where, seed=seed, tokens=tokens, engine=engine)
+    labels, *mix = sets
     flags: list[object] = ["--labels", labels, "--student", inputs.student, "--out", folder]
     flags += [x for path in mix for x in ("--mix", path)]
     flags += [x for term in arm.loss for x in ("--loss", term)]
-    flags += [*TRAIN, "--seed", seed, "--max-steps", steps]
-    flags += ["--epochs", -(-settings.tokens // inputs.train.tokens)]
+    flags += [*TRAIN, "--seed", seed, "--max-steps", steps_of(sets, tokens, seed)]
+    flags += ["--epochs", 1 if arm.generations else -(-tokens // inputs.train.tokens)]
     if arm.online:
         online = ("--teacher", inputs.teacher, "--objective", arm.online)
         call("-m", "benchmarks.quality.online", *online, *flags)
@@ -81,7 +74,7 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
         "steps": result["steps"],
         "tokens": result["tokens"],
         "labels": sum(json.loads(line)["labels"] for line in lines),
-        "label_sets": [str(path) for path in (labels, *mix)],
+        "label_sets": [str(path) for path in sets],
         "train_seconds": result["seconds"],
     }
     content = {"settings": _facts(arm, seed, settings), "row": row}
