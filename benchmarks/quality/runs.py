@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -105,11 +106,16 @@ def _facts(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
         "arm": [arm.name, *arm.loss, arm.online, *TRAIN],
         "seed": seed,
         "tokens": settings.tokens,
-        "student": weights_digest(inputs.student),
+        "student": _digest(inputs.student),
         "teacher": inputs.train.manifest.identity.weights,
         "train": inputs.train.content_digest,
         "heldout": inputs.heldout.content_digest,
     }
+
+
+@functools.cache
+def _digest(model: Path) -> str:
+    return weights_digest(model)
 
 
 def _clean(folder: Path, settings: Settings) -> None:
