@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from labeler.checks.matching import partners
 from labeler.engines.capture import positions
 from labeler.rendering.records import Span
 from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, decode
@@ -117,7 +118,8 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
     """
     require_same_tokenizer(a, b)
     keys_a, keys_b = _keys(a), _keys(b)
-    pairs = keys_a.join(keys_b, on=KEY, suffix="_b").sort("group", "row")
+    found_b = partners(keys_a, keys_b.drop("number"))
+    pairs = keys_a.select("number", "group", "row").join(found_b, on="number").sort("group", "row")
     sums = _Sums(worst)
     for tables in _matched(a, b, pairs):
         sums.add(*tables)
@@ -164,14 +166,14 @@ def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
 
 
 def _keys(labels: LabelSet) -> pl.DataFrame:
-    """Key and place of every row: its row group, and its row in that."""
+    """Key, origin and place of every row: its row group, and its row in that; numbered."""
     frames = [
-        pl.DataFrame(labels.read_row_group(group, KEY, verify=False))
+        pl.DataFrame(labels.read_row_group(group, (*KEY, "parent_id"), verify=False))
         .with_row_index("row")
         .with_columns(group=pl.lit(number, pl.UInt32))
         for number, group in enumerate(labels.row_groups)
     ]
-    return pl.concat(frames)
+    return pl.concat(frames).with_row_index("number")
 
 
 def _matched(a: LabelSet, b: LabelSet, pairs: pl.DataFrame) -> Iterator[tuple[pa.Table, pa.Table]]:

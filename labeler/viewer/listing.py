@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from labeler.viewer.matching import partners
+from labeler.checks.matching import partners
 from labeler.viewer.tokens import Vocabulary
 from schemas import LabelSet, SoftshardsError
 from schemas.arrow import KEY_COLUMNS

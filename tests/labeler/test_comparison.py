@@ -21,7 +21,7 @@ from labeler.engines.teacher import open_teacher
 from labeler.engines.transformers_engine import TransformersEngine
 from labeler.rendering.records import Span
 from labeler.runs import run
-from schemas import Labels, SoftshardsError, decode, open_label_set
+from schemas import Labels, LabelSet, RowGroup, SoftshardsError, decode, open_label_set
 from schemas.divergence import diverge
 from tests.labeler.test_cli import assert_one_error
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
@@ -216,6 +216,26 @@ def test_a_set_against_itself_is_zero(make_set: Callable[..., Path]) -> None:
     assert found.kl_a_to_b.max == found.kl_b_to_a.max == found.token_difference.max == 0
     assert found.same_first == 1
     assert found.positions == labels.labels
+
+
+def test_a_set_labeled_again_by_another_teacher_is_compared_whole(
+    make_set: Callable[..., Path],
+    other_teacher: Path,
+    settings: Callable[..., LabelConfig],
+    tmp_path: Path,
+) -> None:
+    """Later chunks of a document have other ids there, and name the rows they come from."""
+    a = open_label_set(make_set("a"))
+    assert any(chunk for group in a.row_groups for chunk in chunks(a, group))
+    again = settings(model=other_teacher, out=tmp_path / "again")
+    run.label([str(a.path)], again)
+    found = compare_sets(a, open_label_set(again.out), worst=1)
+    assert (found.only_a, found.only_b, found.other_tokens) == (0, 0, 0)
+    assert (found.rows, found.positions) == (a.rows, a.labels)
+
+
+def chunks(labels: LabelSet, group: RowGroup) -> list[int]:
+    return labels.read_row_group(group, ["chunk"])["chunk"].to_pylist()
 
 
 def test_what_cannot_be_compared_is_refused(

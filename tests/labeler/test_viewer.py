@@ -25,7 +25,7 @@ from labeler.curation.views import narrowed, save
 from labeler.viewer.command import view_labels
 from labeler.viewer.data import Viewer, open_viewer
 from labeler.viewer.listing import SORTS, Query, parse_query
-from labeler.viewer.matching import partners
+from labeler.checks.matching import partners
 from labeler.viewer.page import json_for_html, server_page, write_page
 from labeler.viewer.server import make_server
 from labeler.viewer.tokens import Vocabulary, open_vocabulary
