@@ -87,7 +87,7 @@ def read_foreign(row: Row, form: str, shift: int) -> Foreign:
 
 def _spans_row(row: Row, tokens: NDArray[np.int64], shift: int) -> Foreign:
     lengths, ids, logs = _top(row, "topk_ids", "topk_logprobs")
-    spans = plain(row["spans"]) or []
+    spans = plain(row.get("spans")) or []
     try:
         moved = [
             {"start": s["start"] + shift, "stop": s["stop"] + shift, "kind": s.get("kind", "text")}

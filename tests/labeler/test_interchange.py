@@ -353,6 +353,9 @@ def test_bad_rows_are_rejects(teacher: Path, tmp_path: Path, labeler: CommandLin
             token_logprob=[-3.0] * 7, tail_logprob=[float(np.log(0.1))] * 7
         ),
         "there is no input_ids": {n: v for n, v in jsonl_row().items() if n != "input_ids"},
+        "spans cover 0 positions": {n: v for n, v in jsonl_row().items() if n != "spans"},
+        "spans are not objects": jsonl_row(spans=[[1, 8]]),
+        "topk_ids is not a list": jsonl_row(topk_ids="x"),
         "it has no tokens": jsonl_row(input_ids=[]),
         "is not JSON": {},
         "id occurs twice": jsonl_row(id="good0"),
