@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -131,6 +132,7 @@ def launcher(
         config: YAML file with flags of the command, one a line (`pack_tokens: 1024`). Flags on the
             command line win; unknown names are refused.
     """
+    app.config = None  # of an earlier call in the same process
     if config is not None:
         app.config = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
     return app(tokens, result_action="return_value", exit_on_error=True)
@@ -138,6 +140,9 @@ def launcher(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors of the user's making end it with one message and code 2."""
+    # transformers imports torchao where it is installed, which warns of kernels for other machines.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = app.meta(arguments, result_action="return_value")
     except SoftshardsError as error:
