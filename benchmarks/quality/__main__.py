@@ -57,7 +57,7 @@ def main() -> None:
     }
     about = [
         f"Student {student_name(inputs.student)}, {tokens:,} tokens of training, "
-        f"{options.seeds} seeds, {inputs.heldout.labels:,} held-out labels; mean ± standard "
+        f"{options.seeds} seed(s), {inputs.heldout.labels:,} held-out labels; mean ± standard "
         "deviation over seeds."
     ]
     text = markdown(summary, about)

@@ -75,7 +75,7 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
         "steps": result["steps"],
         "tokens": result["tokens"],
         "labels": sum(json.loads(line)["labels"] for line in lines),
-        "label_sets": [str(path) for path in sets],
+        "label_sets": [path.name for path in sets],
         "train_seconds": result["seconds"],
     }
     content = {"settings": _facts(arm, seed, settings), "row": row}
