@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from labeler.checks.matching import partners
 from labeler.curation.views import narrowed, save
 from labeler.viewer.command import view_labels
 from labeler.viewer.data import Viewer, open_viewer
 from labeler.viewer.listing import SORTS, Query, parse_query
-from labeler.checks.matching import partners
 from labeler.viewer.page import json_for_html, server_page, write_page
 from labeler.viewer.server import make_server
 from labeler.viewer.tokens import Vocabulary, open_vocabulary
