@@ -1,0 +1,1 @@
+"""What each command of `labeler` takes and says. The work is done elsewhere, and imported late."""
