@@ -150,7 +150,10 @@ class OpenGroup:
         coded = self.order is not None and len(others) < len(columns)
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
         with _blamed(self.group, self.path):
-            table = self.parquet.read_row_group(self.group.index, columns=names)
+            several = pa.cpu_count() > 1  # a pool of one thread only costs switches
+            table = self.parquet.read_row_group(
+                self.group.index, columns=names, use_threads=several
+            )
             if self.verify == "read":
                 _require_all_values(table, self.parquet.metadata.row_group(self.group.index))
             if self.group.kept is not None:
