@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_serializer
 
 from schemas.atomic import write_atomic
 from schemas.errors import IdentityError, LabelSetError
@@ -101,10 +101,17 @@ class Identity(LateFields):
 
 
 class FileDigest(Model):
-    """A file of the set, by its path relative to the set's folder."""
+    """A file of the set, by its path relative to the set's folder, which it cannot leave."""
 
     path: str
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"{path} is not inside the set's folder")
+        return path
 
 
 class Totals(Model):

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from schemas import LabelSetError, decode, open_label_set, validate_label_set
-from schemas.manifest import read_manifest
+from schemas.manifest import FileDigest, read_manifest
 from schemas.version import KNOWN_CODECS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -54,3 +54,10 @@ def test_an_unknown_version_is_refused_with_what_to_install(tmp_path: Path) -> N
     (newer / "manifest.json").write_text(text)
     with pytest.raises(LabelSetError, match="unknown codec 'tiny/9'"):
         read_manifest(newer)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere.json", "/etc/hostname", "index/../../x"])
+def test_a_manifest_cannot_name_files_outside_its_folder(path: str) -> None:
+    """Sets are downloaded: what their manifests name is copied and opened."""
+    with pytest.raises(ValueError, match="not inside the set's folder"):
+        FileDigest(path=path, sha256="0" * 64)
