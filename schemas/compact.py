@@ -22,7 +22,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
-from schemas.codec import list_offsets
+from schemas.codec import list_offsets, one_array
 from schemas.version import COMPACT_1
 
 STEPS = ((0.0, 1 / 64), (4.0, 1 / 32), (6.0, 1 / 16))
@@ -117,7 +117,7 @@ def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
         ValueError: a logprob is above 0 or NaN, or an id is outside the vocabulary or twice in a
             list.
     """
-    ids_column, logprobs_column = (table[n].combine_chunks() for n in TOPK_COLUMNS)
+    ids_column, logprobs_column = (one_array(table[n]) for n in TOPK_COLUMNS)
     rows, lists = list_offsets(ids_column), list_offsets(ids_column.flatten())
     ids = ids_column.flatten().flatten().to_numpy()
     logprobs = logprobs_column.flatten().flatten().to_numpy()
@@ -160,10 +160,10 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     Raises:
         ValueError: the columns disagree about how many ids there are, or an id is impossible.
     """
-    k_column = table["topk_k"].combine_chunks()
+    k_column = one_array(table["topk_k"])
     rows = list_offsets(k_column)
     lengths = k_column.flatten().to_numpy().astype(np.int64)
-    floor = table["topk_floor"].combine_chunks().flatten().to_numpy()
+    floor = one_array(table["topk_floor"]).flatten().to_numpy()
     gaps = _unescaped(table, "topk_gaps", "topk_far")
     steps = _unescaped(table, "topk_steps", "topk_deep")
     if not lengths.sum() == len(gaps) == len(steps) or len(floor) != len(lengths):
@@ -274,7 +274,7 @@ def _escaped(values: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[pa.Arr
 
 
 def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int32]:
-    column = table[name].combine_chunks()
+    column = one_array(table[name])
     start, stop = (column.offset, column.offset + len(column))
     offsets = np.frombuffer(column.buffers()[1], np.int32)[start : stop + 1]
     data = column.buffers()[2]
@@ -282,7 +282,7 @@ def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int32]:
     bytes_ = bytes_[offsets[0] : offsets[-1]] if len(offsets) else bytes_[:0]
     values = bytes_.astype(np.int32)
     escaped = np.flatnonzero(bytes_ == ESCAPE)
-    others = table[large].combine_chunks().flatten().to_numpy()
+    others = one_array(table[large]).flatten().to_numpy()
     if len(escaped) != len(others):
         raise ValueError(f"{name} and {large} differ in the number of large values")
     values[escaped] = others

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.arrow import row_schema
-from schemas.codec import Labels, bucketed_entropy, decode, encode
+from schemas.codec import Labels, bucketed_entropy, decode, encode, widen
 from schemas.rounding import HALF_STEP
 from tests.schemas.samples import random_labels
 
@@ -101,3 +101,22 @@ def test_bucketed_entropy_is_a_lower_bound_and_exact_where_all_is_stored() -> No
     part = random_labels(20, 5, 30, full=True)
     assert part.entropy is not None
     assert (bucketed_entropy(part) <= part.entropy + 1e-6).all()
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    """All 65,536 of them, signs of zero included; with and without those that are no numbers."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    for some in (
+        every,
+        every[np.isfinite(every)],
+        every[:0],
+        every[np.isfinite(every)][::7].copy(),
+    ):
+        wide = widen(some)
+        assert wide.dtype == np.float32
+        expected = some.astype(np.float32)
+        np.testing.assert_array_equal(np.isnan(wide), np.isnan(expected))
+        numbers = ~np.isnan(expected)
+        np.testing.assert_array_equal(
+            wide[numbers].view(np.uint32), expected[numbers].view(np.uint32)
+        )
