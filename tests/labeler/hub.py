@@ -147,6 +147,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(length)
+        if len(body) < length:  # the client was killed while it sent
+            self.close_connection = True
+            return
         if self.broken == "hang":
             self.hub.hanging.set()
             self.hub.closing.wait()
