@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,14 @@ def test_killed_push_goes_on(
     assert_same_set(tmp_path / "pulled", labels)
 
 
+def wait_until_settled(folder: Path) -> None:
+    """Until no file below a folder has come or grown for a second."""
+    before: object = None
+    while before != (now := sorted((p, p.stat().st_size) for p in folder.rglob("*"))):
+        before = now
+        time.sleep(1)
+
+
 def test_killed_pull_goes_on(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -226,6 +235,7 @@ def test_killed_pull_goes_on(
     command = [sys.executable, "-m", "labeler", "pull", REPO, str(out)]
     killed = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     assert server.hanging.wait(60)
+    wait_until_settled(out)  # other files come at the same time, and are noted down after that
     killed.kill()
     killed.wait()
     assert not (out / "manifest.json").exists()  # no half set is taken for a whole one
