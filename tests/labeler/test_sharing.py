@@ -216,9 +216,16 @@ def test_killed_push_goes_on(
 def wait_until_settled(folder: Path) -> None:
     """Until no file below a folder has come or grown for a second."""
     before: object = None
-    while before != (now := sorted((p, p.stat().st_size) for p in folder.rglob("*"))):
+    while before != (now := _sizes(folder)):
         before = now
         time.sleep(1)
+
+
+def _sizes(folder: Path) -> object:
+    try:
+        return sorted((path, path.stat().st_size) for path in folder.rglob("*"))
+    except FileNotFoundError:  # renamed meanwhile: like nothing seen before
+        return object()
 
 
 def test_killed_pull_goes_on(
