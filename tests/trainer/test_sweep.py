@@ -335,7 +335,7 @@ def test_other_settings_under_an_old_name_are_refused(
     assert stop.value.code == 2
     shown = capsys.readouterr().err
     assert "trial small_seed=0" in shown
-    assert "config.epochs: then 12, now 3" in shown
+    assert "config.epochs: then 20, now 3" in shown
 
 
 def test_laggard_is_stopped_broken_one_is_named_rest_is_reused(
