@@ -79,16 +79,12 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
         ValueError: a logprob is NaN, or an id is outside the vocabulary.
     """
     offsets = _offsets([len(labels) for labels in rows])
-    inner = _offsets(
-        np.concatenate([(labels.topk_ids != PAD_ID).sum(axis=1) for labels in rows] or [[]])
-    )
     real = [labels.topk_ids != PAD_ID for labels in rows]
-    ids = _joined([labels.topk_ids[keep] for labels, keep in zip(rows, real, strict=True)], "i4")
+    inner = _offsets(np.concatenate([keep.sum(axis=1) for keep in real] or [[]]))
+    ids = _joined([_flattened(labels.topk_ids, r) for labels, r in zip(rows, real)], "i4")
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(f"token id outside [0, {vocab_size}): {ids.min()} .. {ids.max()}")
-    topk = _joined(
-        [labels.topk_logprobs[keep] for labels, keep in zip(rows, real, strict=True)], "f2"
-    )
+    topk = _joined([_flattened(labels.topk_logprobs, r) for labels, r in zip(rows, real)], "f2")
     tail = _joined([labels.tail_logprob for labels in rows], "f2")
     token = _joined([labels.token_logprob for labels in rows], "f2")
     for name, values in (("topk_logprobs", topk), ("tail_logprob", tail), ("token_logprob", token)):
@@ -160,6 +156,11 @@ def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
 
 def _offsets(lengths: Any) -> NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int32)
+
+
+def _flattened(values: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
+    """The real ones of values [n, k]; picking by a mask costs more than asking whether all are."""
+    return values.ravel() if real.all() else values[real]
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
