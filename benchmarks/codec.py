@@ -25,30 +25,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.teacher_labels import as_rows, exact_labels, first_k, spread_over
-from schemas import Identity, Labels, arrow, decode, to_plain
+from benchmarks.teacher_labels import as_rows, exact_labels, first_k, identity, spread_over
+from schemas import Labels, arrow, decode, to_plain
 from schemas.compact import frequency_order
 from schemas.shard import write_shard
 
 COLUMNS = ("topk", "tail_logprob")
 WIDE = 151_936
 ROW_GROUP = 16_384
-
-
-def identity(vocab_size: int, k: int) -> Identity:
-    return Identity(
-        weights="",
-        model_config_digest="",
-        tokenizer="",
-        vocab_size=vocab_size,
-        chat_template=None,
-        dtype="float32",
-        head_dtype="float32",
-        mode="score",
-        k=k,
-        max_length=1024,
-        overlap=0,
-    )
 
 
 def write(path: Path, table: pa.Table, vocab_size: int, k: int, codec: str, group: int) -> None:

@@ -25,10 +25,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.teacher_labels import as_rows, exact_labels, first_k
+from benchmarks.teacher_labels import as_rows, exact_labels, first_k, identity
 from labeler.derived.recode import recode
 from labeler.derived.writer import FinishedUnit, write_derived
-from schemas import Identity, decode, open_label_set
+from schemas import decode, open_label_set
+from schemas.fingerprint import sha256_file, tokenizer_digest
+from schemas.manifest import FileDigest
 from schemas.version import COMPACT_1, PLAIN_1
 
 K, GROUP_ROWS = 64, 16
@@ -41,24 +43,8 @@ def label_sets(positions: int, repeat: int, folder: Path) -> tuple[int, dict[str
     table = as_rows(first_k(exact, K), vocab_size)
     groups = [table.slice(i, GROUP_ROWS) for i in range(0, table.num_rows, GROUP_ROWS)]
     (folder / "plain" / "tokenizer").mkdir(parents=True)
-    from schemas.fingerprint import sha256_file, tokenizer_digest
-    from schemas.manifest import FileDigest
-
     file = folder / "plain" / "tokenizer" / "tokenizer.json"
     file.write_text("{}")
-    identity = Identity(
-        weights="",
-        model_config_digest="",
-        tokenizer=tokenizer_digest(file.parent),
-        vocab_size=vocab_size,
-        chat_template=None,
-        dtype="float32",
-        head_dtype="float32",
-        mode="score",
-        k=K,
-        max_length=1024,
-        overlap=0,
-    )
     facts = {"engine": "", "engine_version": "", "device": "", "engine_seconds": 0.0}
     unit = FinishedUnit(
         tables=lambda: groups * repeat, tail_source="exact", entropy_source="", provenance=facts
@@ -66,7 +52,7 @@ def label_sets(positions: int, repeat: int, folder: Path) -> tuple[int, dict[str
     write_derived(
         folder / "plain",
         [unit],
-        identity=identity,
+        identity=identity(vocab_size, K, tokenizer=tokenizer_digest(file.parent)),
         codec=PLAIN_1,
         derived={"how": "benchmark"},
         copy_tokenizer=lambda _: (

@@ -17,7 +17,7 @@ from labeler.engines.engine import Labeled, Request
 from labeler.engines.teacher import open_teacher
 from labeler.engines.transformers_engine import TransformersEngine
 from labeler.rendering.spans import Span
-from schemas import Labels, encode
+from schemas import Identity, Labels, encode
 from schemas.arrow import row_schema
 from schemas.atomic import atomic_path
 
@@ -82,6 +82,23 @@ def spread_over(labels: Labels, vocab_size: int) -> Labels:
     places = np.random.default_rng(0).permutation(vocab_size).astype(np.int32)
     arrays = vars(labels) | {"topk_ids": places[labels.topk_ids]}
     return Labels(**arrays)
+
+
+def identity(vocab_size: int, k: int, *, tokenizer: str = "") -> Identity:
+    """Of a label set whose teacher does not matter."""
+    return Identity(
+        weights="",
+        model_config_digest="",
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        chat_template=None,
+        dtype="float32",
+        head_dtype="float32",
+        mode="score",
+        k=k,
+        max_length=LENGTH,
+        overlap=0,
+    )
 
 
 def as_rows(labels: Labels, vocab_size: int, row_labels: int = LENGTH - 1) -> pa.Table:

@@ -146,6 +146,12 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     return entry
 
 
+def shard_is_whole(directory: Path, entry: UnitEntry) -> bool:
+    """Whether a journaled unit's shard is there, and of the size that the entry says."""
+    shard = directory / entry.shard
+    return shard.is_file() and shard.stat().st_size == entry.bytes
+
+
 def read_entries(directory: Path, units: int) -> list[UnitEntry]:
     """The entries of all finished units among the first `units`, by unit number."""
     return [e for unit in range(units) if (e := read_entry(directory, unit)) is not None]

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.arrow import COLUMN_ORDER
-from schemas.codec import LABEL_COLUMNS
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
@@ -102,11 +101,6 @@ class LabelSet:
         groups = self.row_groups
         kept = [g.kept.bits for g in groups if g.kept is not None]
         return sha256_json([group.bytes.sha256 for group in groups] + ([kept] if kept else []))
-
-    @property
-    def label_columns(self) -> tuple[str, ...]:
-        """The stored columns that `schemas.decode` needs."""
-        return LABEL_COLUMNS
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -17,7 +17,7 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from schemas import Labels, LabelSet, decode
-from schemas.codec import PAD_ID
+from schemas.codec import LABEL_COLUMNS, PAD_ID
 from schemas.errors import IdentityError
 
 pc: Any = pyarrow.compute
@@ -126,7 +126,7 @@ def coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
     Raises:
         IdentityError: no row of the sample can be shown to the student.
     """
-    columns = ["n_labels", "input_ids", "student_input_ids", *labels.label_columns]
+    columns = ["n_labels", "input_ids", "student_input_ids", *LABEL_COLUMNS]
     rows = kept = ids = kept_ids = seen = 0
     mass = kept_mass = 0.0
     for group in labels.row_groups:

@@ -15,6 +15,7 @@ from labeler.checks.outliers import Outliers, rounded
 from labeler.console import progress
 from schemas import LabelSet, open_label_set
 from schemas.arrow import KEY_COLUMNS
+from schemas.codec import LABEL_COLUMNS
 from schemas.journal import read_rejects
 from schemas.polars_ext import LabelExpr, LazyLabels
 
@@ -90,7 +91,7 @@ def summarise(path: Path, *, partial: bool) -> dict[str, Any]:
     labels = open_label_set(path, allow_partial=partial)
     counted = _Counted()
     columns = [*KEY_COLUMNS, "source", "finish_reason", "n_tokens", "n_labels", *MEANS]
-    columns += ["input_ids", "spans", *labels.label_columns, "entropy"]
+    columns += ["input_ids", "spans", *LABEL_COLUMNS, "entropy"]
     with progress("row groups") as bar:
         for group in bar.track(labels.row_groups, description="reading"):
             counted.add(pl.DataFrame(labels.read_row_group(group, columns)))

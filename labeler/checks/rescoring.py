@@ -22,6 +22,7 @@ from labeler.engines.teacher import open_teacher
 from labeler.rendering.records import Span
 from schemas import Labels, LabelSet, SoftshardsError, decode
 from schemas.alignment import SHIFTS
+from schemas.codec import LABEL_COLUMNS
 from schemas.findings import Finding
 from schemas.invariants import row_name
 
@@ -126,7 +127,7 @@ def _rows(labels: LabelSet, count: int | None, seed: int) -> Iterator[dict[str, 
     places = ((g, row) for g, group in enumerate(groups) for row in range(group.rows))
     chosen = None if count is None else sorted(heapq.nsmallest(count, places, key=order))
     for number in range(len(groups)) if chosen is None else sorted({g for g, _ in chosen}):
-        table = labels.read_row_group(groups[number], [*COLUMNS, *labels.label_columns])
+        table = labels.read_row_group(groups[number], [*COLUMNS, *LABEL_COLUMNS])
         taken = range(table.num_rows)
         for row in taken if chosen is None else [r for g, r in chosen if g == number]:
             one = table.slice(row, 1)

@@ -22,7 +22,7 @@ from labeler.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alon
 from labeler.runs.stopping import stop_on_signals
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
-from schemas.journal import journal_unit, read_entry, shard_name
+from schemas.journal import journal_unit, read_entry, shard_is_whole, shard_name
 from schemas.manifest import (
     MANIFEST,
     FileDigest,
@@ -135,8 +135,7 @@ def _begin(
 
 def _is_done(out: Path, unit: int) -> bool:
     entry = read_entry(out, unit)
-    shard = out / shard_name(unit)
-    return entry is not None and shard.is_file() and shard.stat().st_size == entry.bytes
+    return entry is not None and shard_is_whole(out, entry)
 
 
 def _write(

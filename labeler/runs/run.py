@@ -23,7 +23,7 @@ from labeler.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alon
 from labeler.runs.stopping import Stop, stop_on_signals
 from labeler.runs.units import label_units
 from schemas import Manifest
-from schemas.journal import entry_path, read_entry
+from schemas.journal import entry_path, read_entry, shard_is_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +148,8 @@ def _is_done(out: Path, unit: int) -> bool:
     entry = read_entry(out, unit)
     if entry is None:
         return False
-    shard = out / entry.shard
-    if shard.is_file() and shard.stat().st_size == entry.bytes:
+    if shard_is_whole(out, entry):
         return True
-    err.print(f"{shard} is missing or cut off: unit {unit} is labeled again")
+    err.print(f"{out / entry.shard} is missing or cut off: unit {unit} is labeled again")
     entry_path(out, unit).unlink()
     return False
