@@ -110,10 +110,13 @@ def levels(exact: Labels, vocab_size: int, folder: Path, console: Console) -> No
     """How zstd level and row group size trade bytes for time."""
     shown = Table("codec", "zstd", "row group", "B a label", "write k/s", "read k/s", box=None)
     table, k, path = as_rows(exact, vocab_size), exact.topk_ids.shape[1], folder / "shard.parquet"
-    sizes = [(level, ROW_GROUP) for level in (1, 3, 6, 9, 15)]
-    for level, group in [*sizes, *((3, size) for size in (2_048, 4_096, 65_536))]:
+    own = (arrow.ZSTD_LEVEL, arrow.COLUMN_LEVELS)
+    nothing: dict[str, int] = {}
+    one_level = [((level, nothing), ROW_GROUP) for level in (1, 3, 6, 9, 15)]
+    groups = [(own, size) for size in (ROW_GROUP, 2_048, 4_096, 65_536)]
+    for (level, columns), group in [*one_level, *groups]:
         for codec in ("plain", "compact"):
-            with mock.patch.object(arrow, "ZSTD_LEVEL", level):
+            with mock.patch.multiple(arrow, ZSTD_LEVEL=level, COLUMN_LEVELS=columns):
                 start = time.perf_counter()
                 write(path, table, vocab_size, k, codec, group)
                 wrote = time.perf_counter() - start
@@ -122,7 +125,7 @@ def levels(exact: Labels, vocab_size: int, folder: Path, console: Console) -> No
             took = time.perf_counter() - start
             size = f"{bytes_a_label(path, len(exact)):.1f}"
             rates = (f"{len(exact) / seconds / 1000:.0f}" for seconds in (wrote, took))
-            shown.add_row(codec, str(level), str(group), size, *rates)
+            shown.add_row(codec, "own" if columns else str(level), str(group), size, *rates)
     console.print(shown)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ SPAN_KINDS = ("text", "answer", "thinking", "tool_call", "prompt")
 """What a labeled stretch of tokens is: the trainer can weight and report each kind on its own."""
 
 ZSTD_LEVEL = 3
+COLUMN_LEVELS = {"topk_ids": 1, "topk_logprobs": 5}
+"""zstd levels of columns that do better at another one: split bytes of ids are as small at 1, those
+of logprobs lose 1 to 6 % from 5 on. Both together take the time of 3 and 3 (`benchmarks.codec`)."""
+LIST_ITEM = ".list.element"
+"""What Parquet adds to the path of a list's items."""
 FOOTER_KEY = b"softshards"
 """Key of the JSON object in a shard's Parquet metadata."""
 
@@ -168,10 +174,12 @@ def shard_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> dict[str, Any]:
     """Options for `pq.ParquetWriter`: zstd, page checksums, split bytes for nested numbers."""
-    split = [path for field in schema for path in _numeric_leaves(field)]
+    leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
+    split = [path for path, kind in leaves.items() if path.endswith(LIST_ITEM) and _number(kind)]
+    levels = {path: COLUMN_LEVELS.get(path.split(".")[0], ZSTD_LEVEL) for path in leaves}
     return {
         "compression": "zstd",
-        "compression_level": ZSTD_LEVEL,
+        "compression_level": levels,
         "use_dictionary": [n for n in dictionary if n.split(".")[0] in schema.names] or False,
         "use_byte_stream_split": split or False,
         "write_page_checksum": True,
@@ -180,9 +188,16 @@ def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> dict[str, An
     }
 
 
-def _numeric_leaves(field: pa.Field) -> list[str]:
-    path, kind = field.name, field.type
-    while pa.types.is_list(kind):
-        path, kind = f"{path}.list.element", kind.value_type
-    nested = path != field.name
-    return [path] if nested and (pa.types.is_integer(kind) or pa.types.is_floating(kind)) else []
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """(path in Parquet, type) of each column that a field is stored as."""
+    if pa.types.is_list(kind):
+        yield from _leaves(path + LIST_ITEM, kind.value_type)
+    elif pa.types.is_struct(kind):
+        for child in kind:
+            yield from _leaves(f"{path}.{child.name}", child.type)
+    else:
+        yield path, kind
+
+
+def _number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
