@@ -16,8 +16,10 @@ from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import ByteRange, read_entries
 from schemas.manifest import Manifest, read_manifest
+from schemas.mirror import mirror, mirror_view
+from schemas.remote import Remote, is_url, join
 from schemas.shard_reader import ShardReader
-from schemas.view import Kept, View, read_view
+from schemas.view import VIEW_SUFFIX, Kept, View, read_view
 
 TOKENIZER = "tokenizer"
 
@@ -60,20 +62,33 @@ class LabelSet:
     """An opened label set; `open_label_set` makes it.
 
     Attributes:
-        path: the set's folder.
+        path: the set's folder; of a set behind a URL, a copy of it without shards.
         manifest: its checked manifest.
         row_groups: all row groups, by unit; of a view, those with rows left.
         view: the view that chose the rows, where it was opened by one.
+        remote: where its shards are, if not in `path`.
     """
 
     path: Path
     manifest: Manifest
     row_groups: tuple[RowGroup, ...]
     view: View | None = None
+    remote: Remote | None = None
 
     @cached_property
-    def _reader(self) -> ShardReader:
-        return ShardReader(str(self.path), self.manifest)
+    def reader(self) -> ShardReader:
+        """What reads its shards."""
+        return ShardReader(self.path, self.manifest, self.remote)
+
+    @property
+    def place(self) -> str:
+        """Where the set is, for people: its folder or its URL."""
+        return self.remote.url if self.remote else str(self.path)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of its shards on disk, rows that a view leaves out included."""
+        return sum({group.shard: group.footer.stop for group in self.row_groups}.values())
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -110,7 +125,7 @@ class LabelSet:
     def read_row_group(
         self, group: RowGroup, columns: Sequence[str] | None = None, *, verify: bool = True
     ) -> pa.Table:
-        """Read a row group from disk, by default only after its bytes proved to be unaltered.
+        """Read a row group, by default only after its bytes proved to be unaltered.
 
         Whatever the codec, the columns are the plain ones of docs/format.md.
 
@@ -123,7 +138,7 @@ class LabelSet:
             LabelSetError: the shard is missing, truncated or altered, or is another set's.
         """
         names = COLUMN_ORDER if columns is None else columns
-        with self._reader.open(group, "full" if verify else "none") as opened:
+        with self.reader.open(group, "full" if verify else "none") as opened:
             return opened.read(names)
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
@@ -132,25 +147,42 @@ class LabelSet:
         Raises:
             LabelSetError: as `read_row_group`.
         """
-        return self._reader.shard_facts(group)
+        return self.reader.shard_facts(group)
 
 
-def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet:
+def open_label_set(
+    path: Path | str,
+    *,
+    allow_partial: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> LabelSet:
     """Open a label set and check all that is not label data: manifest, index, tokenizer.
 
     Row groups are checked when they are read.
 
     Args:
-        path: the set's folder, or a view of one (`*.view.json`).
+        path: the set's folder, or a view of one (`*.view.json`); or the URL of either (`s3://...`,
+            what fsspec knows). Of a URL, manifest, index and tokenizer are copied now, row groups
+            when they are read; `schemas.remote` says what is kept of them, and where.
         allow_partial: open a set that is still being labeled, with the units done so far. Units
             are drawn by hash, so they are an unbiased sample of the whole.
+        storage_options: of the URL's filesystem, for fsspec; by default what its environment says.
 
     Raises:
         LabelSetError: it is missing, altered, unfinished, or of an unknown version.
     """
+    if is_url(path):
+        url, options = str(path).rstrip("/"), storage_options or {}
+        if url.endswith(VIEW_SUFFIX):
+            return _open_view(mirror_view(url, options), url, options)
+        remote = Remote(url, options)
+        return _open_folder(mirror(remote), allow_partial=allow_partial, remote=remote)
     if Path(path).is_file():
-        return _open_view(Path(path))
-    directory = Path(path)
+        return _open_view(Path(path), str(path), {})
+    return _open_folder(Path(path), allow_partial=allow_partial)
+
+
+def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None = None) -> LabelSet:
     manifest = read_manifest(directory)
     if manifest.status == "complete":
         shards = read_index(directory, manifest.index_pages)
@@ -160,7 +192,7 @@ def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet
     else:
         raise LabelSetError(
             "the label set is not finished",
-            path=directory,
+            path=remote.url if remote else directory,
             mend="run the same `labeler label` command to finish it, or pass --allow-partial",
         )
     check_tokenizer(directory, manifest)
@@ -169,32 +201,39 @@ def open_label_set(path: Path | str, *, allow_partial: bool = False) -> LabelSet
         for shard, (stretches, footer) in shards.items()
         for index, stretch in enumerate(stretches)
     )
-    return LabelSet(directory, manifest, groups)
+    return LabelSet(directory, manifest, groups, remote=remote)
 
 
-def _open_view(path: Path) -> LabelSet:
+def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
     """The set that a view is of, with the rows it names.
 
     A view may be of an unfinished set: it names rows that are there.
+
+    Args:
+        path: the view's file; place: its path or URL, which the set's is relative to.
+        options: of the set's filesystem.
     """
     view = read_view(path)
-    labels = open_label_set(path.parent / view.label_set, allow_partial=True)
+    beside = join(place, view.label_set)
+    labels = open_label_set(beside, allow_partial=True, storage_options=options)
     mend = "make the view again with `labeler curate`"
     if labels.manifest.identity_digest != view.identity_digest:
-        raise LabelSetError(f"the view is not of {labels.path}: other labels", path=path, mend=mend)
+        raise LabelSetError(
+            f"the view is not of {labels.place}: other labels", path=place, mend=mend
+        )
     there = {(group.shard, group.index): group for group in labels.row_groups}
     groups = []
     for kept in view.kept:
         group = there.get((kept.shard, kept.row_group))
         if group is None or group.bytes.sha256 != kept.sha256:
             raise LabelSetError(
-                f"{labels.path} has changed since the view was made: {kept.shard}, row group "
+                f"{labels.place} has changed since the view was made: {kept.shard}, row group "
                 f"{kept.row_group} is another one",
-                path=path,
+                path=place,
                 mend=mend,
             )
         groups.append(replace(group, kept=kept))
-    return LabelSet(labels.path, labels.manifest, tuple(groups), view)
+    return replace(labels, row_groups=tuple(groups), view=view)
 
 
 def check_tokenizer(directory: Path, manifest: Manifest) -> None:

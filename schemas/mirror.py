@@ -5,19 +5,23 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import LabelSetError
 from schemas.journal import JOURNAL
 from schemas.manifest import MANIFEST, read_manifest
+from schemas.remote import FETCH_THREADS, Remote
 
 
-def mirror(url: str, options: dict[str, Any]) -> Path:
+def mirror(remote: Remote) -> Path:
     """Copy manifest, index and tokenizer (and the journal, of an unfinished set).
 
     Args:
-        url: of the set's folder, for fsspec; options: of its filesystem.
+        remote: where the set is.
 
     Returns:
         A folder that `open_label_set` opens and checks, and that is deleted when Python ends.
@@ -25,29 +29,55 @@ def mirror(url: str, options: dict[str, Any]) -> Path:
     Raises:
         LabelSetError: there is no set, or a file of it cannot be read.
     """
-    import fsspec
+    folder = _folder()
+    with _said_of(remote.url):
+        _copy(remote, [MANIFEST], folder)
+    manifest = read_manifest(folder)
+    named = [file.path for file in (*manifest.tokenizer_files, *manifest.index_pages)]
+    with _said_of(remote.url):
+        if manifest.status != "complete":
+            named += [f"{JOURNAL}/{name}" for name in remote.names(JOURNAL, "unit-*.json")]
+        _copy(remote, named, folder)
+    return folder
 
+
+def mirror_view(url: str, options: dict[str, Any]) -> Path:
+    """Copy a view, as `mirror` copies the rest.
+
+    Raises:
+        LabelSetError: it cannot be read.
+    """
+    parent, _, name = url.rpartition("/")
+    folder = _folder()
+    with _said_of(url):
+        _copy(Remote(parent, options), [name], folder)
+    return folder / name
+
+
+def _folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="softshards-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _copy(remote: Remote, names: list[str], folder: Path) -> None:
+    def copy(name: str) -> None:
+        data = remote.read(name)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+    with ThreadPoolExecutor(FETCH_THREADS) as pool:
+        list(pool.map(copy, names))  # which raises what a thread raised
+
+
+@contextmanager
+def _said_of(url: str) -> Iterator[None]:
     try:
-        filesystem, root = fsspec.core.url_to_fs(url, **options)
-        _copy(filesystem, root, [MANIFEST], folder)
-        manifest = read_manifest(folder)
-        named = [file.path for file in (*manifest.tokenizer_files, *manifest.index_pages)]
-        _copy(filesystem, root, named, folder)
-        if manifest.status != "complete":
-            entries = filesystem.glob(f"{root}/{JOURNAL}/unit-*.json")
-            _copy(filesystem, root, [f"{JOURNAL}/{Path(e).name}" for e in entries], folder)
+        yield
     except (OSError, ImportError, ValueError) as error:
         raise LabelSetError(
             f"no label set can be read here: {error}",
             path=url,
-            mend="give the URL of the folder with manifest.json, and its filesystem's options",
+            mend="give the URL of the folder with manifest.json (or of a view), and what its "
+            "filesystem needs (docs/trainer.md)",
         ) from error
-    return folder
-
-
-def _copy(filesystem: Any, root: str, names: list[str], folder: Path) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(filesystem.cat_file(f"{root}/{name}"))

@@ -13,9 +13,8 @@ from polars.io.plugins import register_io_source
 from schemas.arrow import COLUMN_ORDER, row_schema
 from schemas.codec import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from schemas.labelset import LabelSet, open_label_set
-from schemas.mirror import mirror
 from schemas.polars_ext import FACTS
-from schemas.shard_reader import OpenGroup, ShardReader, Verify
+from schemas.shard_reader import OpenGroup, Verify
 
 LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS}
 """Columns that are read after the rows were filtered on the others."""
@@ -36,8 +35,7 @@ def scan(
     and knows neither views nor that codec.
 
     Args:
-        path: the set's folder, or a view of one; or the folder's URL (`s3://...`, what fsspec
-            knows), of which manifest, index and tokenizer are copied first.
+        path: the set's folder, or a view of one, or the URL of either, as for `open_label_set`.
         verify: "read" checks footers by their hashes, and each page that is read by its checksum.
             "full" reads each row group that the query reads whole, and hashes it first.
             "none" checks footers alone.
@@ -51,11 +49,11 @@ def scan(
     Raises:
         LabelSetError: the set cannot be opened.
     """
-    labels, reader = _open(path, allow_partial=allow_partial, options=storage_options)
+    labels = open_label_set(path, allow_partial=allow_partial, storage_options=storage_options)
     identity = labels.manifest.identity
     empty = pl.from_arrow(row_schema(identity.vocab_size).empty_table())
     frame = register_io_source(
-        _source(labels, reader, verify),
+        _source(labels, verify),
         schema=dict(pl.DataFrame(empty).schema),
         is_pure=True,
         explain_name=f"label set {path}",
@@ -85,7 +83,7 @@ def facts(
     Raises:
         LabelSetError: the set cannot be opened.
     """
-    labels, _ = _open(path, allow_partial=allow_partial, options=storage_options)
+    labels = open_label_set(path, allow_partial=allow_partial, storage_options=storage_options)
     return _facts(path, labels)
 
 
@@ -105,23 +103,12 @@ def _facts(path: Path | str, labels: LabelSet) -> dict[str, Any]:
     }
 
 
-def _open(
-    path: Path | str, *, allow_partial: bool, options: dict[str, Any] | None
-) -> tuple[LabelSet, ShardReader]:
-    if isinstance(path, str) and "://" in path:
-        url = path.rstrip("/")
-        labels = open_label_set(mirror(url, options or {}), allow_partial=allow_partial)
-        return labels, ShardReader(url, labels.manifest, options or {})
-    labels = open_label_set(path, allow_partial=allow_partial)
-    return labels, ShardReader(str(labels.path), labels.manifest)
-
-
 Source = Callable[
     [list[str] | None, pl.Expr | None, int | None, int | None], Iterator[pl.DataFrame]
 ]
 
 
-def _source(labels: LabelSet, reader: ShardReader, verify: Verify) -> Source:
+def _source(labels: LabelSet, verify: Verify) -> Source:
     """The function that Polars calls: once an execution, with what it wants."""
 
     def read(
@@ -136,7 +123,7 @@ def _source(labels: LabelSet, reader: ShardReader, verify: Verify) -> Source:
         for group in labels.row_groups:
             if left <= 0:
                 return
-            with reader.open(group, verify) as opened:
+            with labels.reader.open(group, verify) as opened:
                 frame = _rows(opened, wanted, conditions, left)
             left -= group.rows
             yield from frame.iter_slices(batch_size or max(1, frame.height))

@@ -164,7 +164,7 @@ def to_plain(table: pa.Table) -> pa.Table:
     return compact.unpack(table, order)
 
 
-def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path) -> None:
+def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str) -> None:
     """Refuse a shard whose own footer names another teacher, tokenizer or setting.
 
     Raises:

@@ -25,6 +25,7 @@ from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.manifest import Manifest
+from schemas.remote import Remote, Stretch, is_url
 from schemas.shard import check_footer, stored_order
 from schemas.version import PLAIN_1
 
@@ -40,14 +41,14 @@ class ShardReader:
     """Opens row groups of a set's shards.
 
     Attributes:
-        root: the set's folder, or its URL for fsspec.
+        folder: the set's, where it is on this machine.
         manifest: the set's.
-        options: of fsspec's filesystem.
+        remote: where the shards are, if they are not in the folder.
     """
 
-    root: str
+    folder: Path
     manifest: Manifest
-    options: dict[str, Any] = field(default_factory=dict)
+    remote: Remote | None = None
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
     _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
 
@@ -55,26 +56,33 @@ class ShardReader:
     def open(self, group: RowGroup, verify: Verify) -> Iterator[OpenGroup]:
         """Open a row group; read its columns while it is open.
 
+        Behind a URL, `"full"` fetches the row group in one request and keeps it; the others ask for
+        the columns that are read, unless the row group is kept.
+
         Raises:
             LabelSetError: the shard is missing, of another size or another set's, or (on opening
-                or on reading) altered.
+                or on reading) altered, or cannot be read.
         """
-        path = f"{self.root}/{group.shard}"
+        path = self.path(group.shard)
         with _blamed(group, path):
-            file = self._file(path)
+            file = self._file(group, path, verify)
         with file:
             with _blamed(group, path):
-                footer = self._footer(file, group, path)
-                if verify == "full":
+                footer = self._footer(group, path)
+                if verify == "full" and self.remote is None:
                     _hashed(file, group.bytes, f"row group {group.index}", path)
                 parquet = pq.ParquetFile(
                     file,
                     metadata=footer,
                     page_checksum_verification=verify == "read",  # the hash covers them, too
-                    pre_buffer=_remote(path),
+                    pre_buffer=self.remote is not None,
                 )
                 order = self._order(group, footer)
             yield OpenGroup(path, parquet, group, order, verify)
+
+    def path(self, shard: str) -> str:
+        """Path or URL of a shard."""
+        return f"{self.remote.url if self.remote else self.folder}/{shard}"
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
         """The JSON object in the footer of a row group's shard.
@@ -82,28 +90,35 @@ class ShardReader:
         Raises:
             LabelSetError: as `open`.
         """
-        with self.open(group, "none"):
-            return json.loads(self._footers[group.shard].metadata[FOOTER_KEY])
+        path = self.path(group.shard)
+        with _blamed(group, path):
+            return json.loads(self._footer(group, path).metadata[FOOTER_KEY])
 
-    def _file(self, path: str) -> Any:
-        if not _remote(path):
-            return pa.memory_map(path)
-        import fsspec
+    def _file(self, group: RowGroup, path: str, verify: Verify) -> pa.NativeFile:
+        """The shard, or as much of it as is needed here; whole and proved behind a URL."""
+        size, stretch = group.footer.stop, group.bytes
+        if self.remote is None:
+            file = pa.memory_map(path)
+            if file.size() != size:
+                raise damaged(f"the shard has {file.size()} bytes, the index says {size}", path)
+            return file
+        data = self.remote.kept(stretch)
+        if data is None and verify == "full":
+            data = self.remote.fetch(group.shard, stretch)
+            _require_hash(data, stretch, f"row group {group.index}", path)
+        place = self.remote.open(path) if data is None else Stretch(data, stretch.start, size)
+        return pa.PythonFile(place, mode="r")
 
-        # No read-ahead: PyArrow asks for all the columns it wants, and for nothing else.
-        options = {"cache_type": "none"}
-        filesystem, place = fsspec.core.url_to_fs(path, **self.options)
-        return pa.PythonFile(filesystem.open(place, "rb", **options), mode="r")
-
-    def _footer(self, file: Any, group: RowGroup, path: str) -> pq.FileMetaData:
-        if file.size() != group.footer.stop:
-            raise damaged(
-                f"the shard has {file.size()} bytes, the index says {group.footer.stop}", path
-            )
+    def _footer(self, group: RowGroup, path: str) -> pq.FileMetaData:
         if group.shard not in self._footers:
-            data = _hashed(file, group.footer, "the footer", path)
+            if self.remote is None:
+                with pa.memory_map(path) as file:
+                    data = _hashed(file, group.footer, "the footer", path)
+            else:
+                data = pa.py_buffer(self.remote.fetch(group.shard, group.footer))
+                _require_hash(data, group.footer, "the footer", path)
             metadata = pq.read_metadata(pa.BufferReader(data))
-            check_footer(metadata, self.manifest, Path(path))
+            check_footer(metadata, self.manifest, path)
             self._footers[group.shard] = metadata
         return self._footers[group.shard]
 
@@ -191,26 +206,29 @@ def _blamed(group: RowGroup, path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise damaged("the shard is missing", path) from error
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise damaged(f"row group {group.index} was altered: {error}", path) from error
+        cannot = " (or it cannot be read)" if is_url(path) else ""
+        raise damaged(f"row group {group.index} was altered{cannot}: {error}", path) from error
 
 
 def _hashed(file: Any, stretch: ByteRange, what: str, path: str) -> pa.Buffer:
     file.seek(stretch.start)
     data = file.read_buffer(stretch.stop - stretch.start)
-    if sha256_bytes(memoryview(data)) != stretch.sha256:
-        raise damaged(f"{what} was altered (bytes {stretch.start} to {stretch.stop})", path)
+    _require_hash(data, stretch, what, path)
     return data
 
 
-def _remote(path: str) -> bool:
-    return "://" in path
+def _require_hash(data: Any, stretch: ByteRange, what: str, path: str) -> None:
+    if sha256_bytes(memoryview(data)) != stretch.sha256:
+        raise damaged(f"{what} was altered (bytes {stretch.start} to {stretch.stop})", path)
 
 
 def damaged(what: str, path: str) -> LabelSetError:
     """The error that names a shard and how to have it made again."""
-    return LabelSetError(
-        what,
-        path=path,
-        mend="`labeler repair` puts the shard aside; the same `labeler label` command then labels "
-        "its unit again, and nothing else",
-    )
+    if is_url(path):
+        mend = "copy the label set there again; `labeler verify` says whether the original is whole"
+    else:
+        mend = (
+            "`labeler repair` puts the shard aside; the same `labeler label` command then labels "
+            "its unit again, and nothing else"
+        )
+    return LabelSetError(what, path=path, mend=mend)

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from schemas.remote import CACHE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,3 +14,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=5,
         help="times that real vLLM runs are killed at random moments (tests/labeler/test_kills.py)",
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is read behind URLs is kept in a folder of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -30,8 +30,9 @@ compared by their digests, not by where they lie."""
 class TrainConfig:
     """All that `trainer train` can be told."""
 
-    labels: Path
-    """Label set to train on: the folder that `labeler label` wrote."""
+    labels: str | Path
+    """Label set to train on: the folder that `labeler label` wrote, a view of it, or the URL of
+    either (s3://..., gs://..., https://...)."""
 
     mix: tuple[str, ...] = ()
     """PATH or PATH=WEIGHT of a further label set of the same tokenizer, once for each. WEIGHT: how
@@ -158,7 +159,7 @@ class TrainConfig:
     """auto goes on from the newest checkpoint in OUT; never refuses an OUT that has any; a
     checkpoint's folder goes on from there, and forgets the later ones in OUT."""
 
-    eval_labels: Path | None = None
+    eval_labels: str | Path | None = None
     """Held-out label set to measure before the first step and after the last (OUT/eval.jsonl)."""
 
     eval_every: int = 0
@@ -275,8 +276,8 @@ class TrainConfig:
 class EvaluateConfig:
     """All that `trainer evaluate` can be told."""
 
-    labels: Path
-    """Held-out label set to measure on."""
+    labels: str | Path
+    """Held-out label set to measure on: a folder, a view, or the URL of either."""
 
     model: tuple[Path, ...]
     """Checkpoint folder to measure; once for each model."""
@@ -321,7 +322,7 @@ class ReportConfig:
     baseline: tuple[str, ...] = ()
     """NAME=DIR of a model that was measured but not trained here; once for each."""
 
-    labels: tuple[Path, ...] = ()
+    labels: tuple[str, ...] = ()
     """Label set to say the origin of; once for each."""
 
     bench: Path | None = None

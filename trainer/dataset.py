@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from schemas import Labels, LabelSet, LabelSetError, SoftshardsError, decode, open_label_set
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
+from schemas.remote import FETCH_THREADS
 from trainer.mixture import Part, epoch_order
 from trainer.order import cut_windows
 from trainer.packing import pack_window
@@ -130,8 +131,8 @@ class LabelDataset:
     so the sequence is the same at any world size. Each rank reads every window.
 
     Args:
-        labels: an opened label set, or the folder of a complete one, or a mixture of several
-            (`trainer.mixture.open_mixture`).
+        labels: an opened label set, or folder, view or URL of a complete one, or a mixture of
+            several (`trainer.mixture.open_mixture`).
         pack_tokens: most tokens in a pack; no row may be longer.
         seed: what the order depends on, with the epoch.
         window: row groups that are shuffled together and held in memory (twice: one window ahead).
@@ -161,7 +162,7 @@ class LabelDataset:
             labels = open_label_set(labels)
         self.parts = (Part(labels=labels),) if isinstance(labels, LabelSet) else labels
         if self.parts[0].labels.labels == 0:
-            raise LabelSetError("the label set holds no labels", path=self.parts[0].labels.path)
+            raise LabelSetError("the label set holds no labels", path=self.parts[0].labels.place)
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
             raise ValueError("need pack_tokens >= 2, window >= 1 and 0 <= rank < world_size")
         self.state = state or ReaderState(seed=seed)
@@ -201,11 +202,13 @@ class LabelDataset:
         """Count the packs of all epochs; reads the set's length columns, and no labels."""
         if self.epochs is None:
             raise ValueError("without a number of epochs there is no end to count to")
-        lengths = {
-            (part, group): self._lengths(part, group)
+        places = [
+            (part, group)
             for part in range(len(self.parts))
             for group in range(len(self.parts[part].labels.row_groups))
-        }
+        ]
+        with self._fetchers() as pool:
+            lengths = dict(zip(places, pool.map(lambda place: self._lengths(*place), places)))
         packs = tokens = 0
         for epoch in range(self.epochs):
             for window, groups in enumerate(self._windows(epoch)):
@@ -247,6 +250,11 @@ class LabelDataset:
         student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
         return pc.coalesce(student, table["n_tokens"]).to_numpy().astype(np.int64)
 
+    def _fetchers(self) -> ThreadPoolExecutor:
+        """Threads that read row groups: many where they wait for a network, else one."""
+        remote = any(part.labels.remote for part in self.parts)
+        return ThreadPoolExecutor(FETCH_THREADS if remote else 1)
+
     def _name(self, groups: NDArray[np.int64], row: int) -> str:
         return _keys(self._rows(groups, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
 
@@ -254,12 +262,13 @@ class LabelDataset:
         """The rows to train on of some row groups: those with labels that the student can read."""
         if self.vocab_map is not None:
             columns = list(dict.fromkeys([*columns, "input_ids", "student_input_ids"]))
-        tables = []
-        for part, group in groups:
-            labels = self.parts[part].labels
-            row_group = labels.row_groups[group]
-            tables.append(labels.read_row_group(row_group, list(columns), verify=verify))
-        table = _labeled(pa.concat_tables(tables))
+
+        def read(place: NDArray[np.int64]) -> pa.Table:
+            labels = self.parts[place[0]].labels
+            return labels.read_row_group(labels.row_groups[place[1]], list(columns), verify=verify)
+
+        with self._fetchers() as pool:
+            table = _labeled(pa.concat_tables(pool.map(read, groups)))
         return table if self.vocab_map is None else self.vocab_map.keep(table)
 
 

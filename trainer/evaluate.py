@@ -159,7 +159,7 @@ def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
         return results
     manifest = labels.manifest
     about = {
-        "path": str(labels.path),
+        "path": labels.place,
         "digests": digests,
         "identity": manifest.identity.model_dump(mode="json"),
         "provenance": manifest.provenance,

@@ -98,7 +98,7 @@ def write_result(out: Path, content: dict[str, Any], labels: LabelSet) -> None:
     """Write OUT/result.json: from now on the run is finished."""
     manifest = labels.manifest
     label_set = {
-        "path": str(labels.path),
+        "path": labels.place,
         "identity": manifest.identity.model_dump(mode="json"),
         "provenance": manifest.provenance,
         "rows": labels.rows,

@@ -40,7 +40,7 @@ def open_mixture(
         other = open_label_set(path, allow_partial=allow_partial)
         if other.manifest.identity.tokenizer != labels.manifest.identity.tokenizer:
             raise SoftshardsError(
-                f"its tokenizer is not that of {labels.path}: token ids mean different things",
+                f"its tokenizer is not that of {labels.place}: token ids mean different things",
                 path=path,
                 mend="mix label sets of teachers with one tokenizer",
             )
@@ -50,17 +50,17 @@ def open_mixture(
     return tuple(parts)
 
 
-def _split(text: str) -> tuple[Path, float]:
+def _split(text: str) -> tuple[str, float]:
     path, sign, weight = text.rpartition("=")
     if not sign or Path(text).exists():
-        return Path(text), 1.0
+        return text, 1.0
     try:
         value = float(weight)
     except ValueError as error:
         raise SoftshardsError(f"--mix {text}: {weight!r} is no number") from error
     if not 0 < value < 1e6:
         raise SoftshardsError(f"--mix {text}: the weight must be above 0")
-    return Path(path), value
+    return path, value
 
 
 def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.int64]:

@@ -161,13 +161,13 @@ def _log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _origin(path: Path) -> dict[str, Any]:
+def _origin(path: str) -> dict[str, Any]:
     """Where a label set came from."""
     labels = open_label_set(path, allow_partial=True)
     manifest = labels.manifest
-    stored = sum((labels.path / shard).stat().st_size for shard in labels.shards)
+    stored = labels.stored_bytes
     return {
-        "path": str(path),
+        "path": path,
         "identity": manifest.identity.model_dump(mode="json"),
         "status": manifest.status,
         "facts": _facts(labels),

@@ -19,7 +19,7 @@ class SliceConfig:
     teacher: Path
     """Teacher to slice: a Hugging Face checkpoint folder."""
 
-    labels: Path
+    labels: str | Path
     """Label set of *training* data to measure on."""
 
     out: Path

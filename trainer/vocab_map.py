@@ -145,7 +145,7 @@ def coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
     if not kept:
         raise IdentityError(
             f"--vocab-map: every one of {rows} rows has a token that the student does not know",
-            path=labels.path,
+            path=labels.place,
             mend="take a student whose tokenizer has the tokens of the teacher's chat template",
         )
     return Coverage(

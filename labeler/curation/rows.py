@@ -19,7 +19,6 @@ from tokenizers import Tokenizer
 from labeler.curation.ngrams import repetition
 from schemas import LabelSet
 from schemas.arrow import COLUMN_ORDER, row_schema
-from schemas.shard_reader import ShardReader
 
 Mask = NDArray[np.bool_]
 """Which rows of a set, bool [rows], in the order of its row groups."""
@@ -48,10 +47,6 @@ class Rows:
 
     labels: LabelSet
     repetition_ngram: int = 4
-
-    @cached_property
-    def _reader(self) -> ShardReader:
-        return ShardReader(str(self.labels.path), self.labels.manifest)
 
     @cached_property
     def _fast_tokenizer(self) -> Tokenizer | None:
@@ -92,7 +87,7 @@ class Rows:
         for group in self.labels.row_groups:
             chosen = None if only is None else only[first : first + group.rows]
             if chosen is None or chosen.any():
-                with self._reader.open(group, "read") as opened:
+                with self.labels.reader.open(group, "read") as opened:
                     frame = pl.DataFrame(opened.read(needed, chosen))
                 yield first, self._with(frame, columns)
             first += group.rows

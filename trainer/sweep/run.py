@@ -40,7 +40,7 @@ def sweep(students: Path, config: SweepConfig) -> int:
     base = asked.trials[0].config
     labels = open_label_set(base.labels, allow_partial=base.allow_partial)
     assert base.eval_labels is not None
-    held_out = open_label_set(base.eval_labels)
+    open_label_set(base.eval_labels)  # refused now, not after the training
     bench = None
     if config.bench is not None:
         bench = read_results(config.bench, "results of `labeler bench`", ("models",))
@@ -50,7 +50,7 @@ def sweep(students: Path, config: SweepConfig) -> int:
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(config.out / ".lock", timeout=0):
-            return _sweep(asked, config, labels, held_out, bench)
+            return _sweep(asked, config, labels, bench)
     except Timeout as error:
         raise SoftshardsError("another `trainer sweep` is running here", path=config.out) from error
 
@@ -59,7 +59,6 @@ def _sweep(
     asked: Sweep,
     config: SweepConfig,
     labels: LabelSet,
-    held_out: LabelSet,
     bench: dict[str, Any] | None,
 ) -> int:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -79,7 +78,7 @@ def _sweep(
         if signal:
             console.print(f"stopped by signal {signal}: the same command goes on from there")
             return 128 + signal
-    return _rank(asked.trials, config, labels, held_out, bench)
+    return _rank(asked.trials, config, labels, bench)
 
 
 def _state(trial: Trial, labels: LabelSet, config: SweepConfig) -> Status:
@@ -95,7 +94,6 @@ def _rank(
     trials: list[Trial],
     config: SweepConfig,
     labels: LabelSet,
-    held_out: LabelSet,
     bench: dict[str, Any] | None,
 ) -> int:
     """Measure all that was trained, write and print the leaderboard; return the exit code."""
@@ -111,13 +109,15 @@ def _rank(
         if status(trial, labels) == "finished"
     }
     models = tuple(trial.folder / FINAL for trial in trials if trial.name in done)
-    evaluate(EvaluateConfig(labels=held_out.path, model=models, out=results_path))
+    held_out = trials[0].config.eval_labels
+    assert held_out is not None, "read_sweep requires them"
+    evaluate(EvaluateConfig(labels=held_out, model=models, out=results_path))
     results = read_results(results_path, "results of `trainer evaluate`", ("models", "label_set"))
     rows = ranked([row(trial, done.get(trial.name), results, bench) for trial in trials])
     found = groups(rows)
     content = to_json(rows, found, results)
     write_atomic(config.out / f"{LEADERBOARD}.json", json.dumps(content, indent=1) + "\n")
-    page = html(config.title, str(labels.path), rows, found, results)
+    page = html(config.title, labels.place, rows, found, results)
     write_atomic(config.out / f"{LEADERBOARD}.html", page)
     if config.json:
         sys.stdout.write(json.dumps(content, indent=1) + "\n")
