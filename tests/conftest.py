@@ -22,3 +22,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[None]:
+    """An S3 service on this machine with `objects.BUCKET`."""
+    from tests import objects  # imports a web server
+
+    with objects.object_store():
+        yield

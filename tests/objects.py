@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib import request
 
 import fsspec
 from moto.server import ThreadedMotoServer
@@ -17,14 +16,12 @@ BUCKET = "s3://bucket"
 
 
 @contextmanager
-def object_store() -> Iterator[dict[str, str]]:
-    """Give the environment variables with which `BUCKET` is there, set here, too."""
+def object_store() -> Iterator[None]:
+    """`BUCKET` is there. Once a process: fsspec keeps its connection."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    # What an earlier service of this process held is there again.
-    request.urlopen(request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
     environment = {
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": "secret",
@@ -35,7 +32,7 @@ def object_store() -> Iterator[dict[str, str]]:
     os.environ.update(environment)
     try:
         bucket().mkdir(BUCKET)
-        yield environment
+        yield
     finally:
         server.stop()
         for name, value in before.items():

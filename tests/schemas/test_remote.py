@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +16,7 @@ from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set, sc
 from schemas.fingerprint import sha256_bytes
 from schemas.remote import CACHE, CACHE_GB, join
 from schemas.view import read_view, write_view
-from tests.objects import BUCKET, bucket, object_store, upload
+from tests.objects import BUCKET, bucket, upload
 from tests.schemas.sets import CODECS, varied_set, varied_table, write_set
 from tests.schemas.test_view import every_other
 
@@ -35,11 +34,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def _store(sets: dict[str, Path]) -> Iterator[None]:
-    with object_store():
-        for name, path in sets.items():
-            upload(path, f"sets/{name}")
-        yield
+def _store(sets: dict[str, Path], object_store: None) -> None:  # noqa: ARG001
+    for name, path in sets.items():
+        upload(path, f"sets/{name}")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,16 @@ import pytest
 
 from schemas import LabelSetError, open_label_set
 from schemas.remote import CACHE, CACHE_GB, Remote
-from tests.objects import bucket, object_store, upload
+from tests.objects import bucket, upload
 from tests.trainer.conftest import World
 from tests.trainer.running import log
 from trainer.cli import app
 from trainer.dataset import LabelDataset
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _store() -> Iterator[None]:
-    with object_store():
-        yield
+pytestmark = pytest.mark.usefixtures("object_store", "cache")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     return tmp_path / "cache"
