@@ -16,6 +16,7 @@ from trainer.ops import linear_label_logprobs
 
 INF = math.inf
 N, D, V, K = 3, 3, 7, 3
+TEMPERATURES = (1.0, 2.0)
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -24,21 +25,35 @@ def teacher_and_ids() -> tuple[Tensor, Tensor]:
     return log_rows(N, V, 4), torch.rand(N, V, generator=gen).argsort(1)[:, :K]
 
 
-def calls() -> dict[str, Call]:
-    """Each loss at each temperature it exists at, of (logp, log_rest, target_logp)."""
+def calls() -> dict[str, tuple[float, Call]]:
+    """Each loss at each temperature it exists at: the op's, and the loss of the op's outputs.
+
+    A bucketed loss at T = 2 is of labels whose tail is of T = 2, which no label set has but a dense
+    teacher gives; cross-entropy is at T = 1 whatever the op's temperature.
+    """
     teacher, ids = teacher_and_ids()
-    t, tail = buckets_at(teacher, ids)
+    t, _ = buckets_at(teacher, ids)
     counts = torch.tensor([[3, 0, 1], [1, 1, 1], [0, 0, 5]])
-    bucketed: dict[str, Call] = {
-        name: lambda logp, rest, _, loss=loss: loss(t, tail, logp, rest)
-        for name, loss in OURS.items()
+    made: dict[str, tuple[float, Call]] = {
+        "renormalised_kl-T1": (1.0, lambda logp, *_: losses.renormalised_kl(t, logp)),
+        "renormalised_kl-T2": (
+            1.0,
+            lambda logp, *_: losses.renormalised_kl(t, logp, temperature=2.0),
+        ),
+        "sampled": (1.0, lambda logp, *_: losses.sampled_cross_entropy(counts, logp)),
     }
-    return bucketed | {
-        "renormalised_kl-T1": lambda logp, *_: losses.renormalised_kl(t, logp),
-        "renormalised_kl-T2": lambda logp, *_: losses.renormalised_kl(t, logp, temperature=2.0),
-        "sampled": lambda logp, *_: losses.sampled_cross_entropy(counts, logp),
-        "cross_entropy": lambda *args: losses.cross_entropy(args[2]),
-    }
+    for temperature in TEMPERATURES:
+        labels = buckets_at((teacher / temperature).log_softmax(1), ids)
+        for name, loss in OURS.items():
+            made[f"{name}-T{temperature:g}"] = (
+                temperature,
+                lambda logp, rest, _, loss=loss, labels=labels: loss(*labels, logp, rest),
+            )
+        made[f"cross_entropy-T{temperature:g}"] = (
+            temperature,
+            lambda *args: losses.cross_entropy(args[2]),
+        )
+    return made
 
 
 def leaves(seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,13 +68,13 @@ def leaves(seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("name", calls())
 def test_gradcheck_through_the_op(name: str, with_bias: bool, softcap: float | None) -> None:
-    loss, (_, ids) = calls()[name], teacher_and_ids()
+    (temperature, loss), (_, ids) = calls()[name], teacher_and_ids()
     target = torch.tensor([0, 3, 6])
     hidden, weight, bias = leaves()
 
     def run(*inputs: Tensor) -> Tensor:
         logp, rest, target_logp = linear_label_logprobs(
-            *inputs[:2], ids, target=target, softcap=softcap,
+            *inputs[:2], ids, target=target, softcap=softcap, temperature=temperature,
             bias=inputs[2] if with_bias else None, chunk_size=2,
         )  # fmt: skip
         assert target_logp is not None
@@ -71,17 +86,25 @@ def test_gradcheck_through_the_op(name: str, with_bias: bool, softcap: float | N
     assert all(g.abs().max() > 1e-3 for g in grads)  # not a check of zeros
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("k", [V, V - 1])
 @pytest.mark.parametrize("name", OURS)
-def test_equals_dense_where_buckets_lose_nothing(name: str, k: int) -> None:
+def test_equals_dense_where_buckets_lose_nothing(
+    name: str, k: int, temperature: float, softcap: float | None
+) -> None:
     """k = V has no tail, k = V - 1 a tail of one id: value and gradients are the dense ones."""
-    teacher, _ = teacher_and_ids()
+    teacher = (teacher_and_ids()[0] / temperature).log_softmax(1)
     hidden, weight, bias = leaves()
-    ids = torch.rand(N, V).argsort(1)[:, :k]
-    logp, rest, _ = linear_label_logprobs(hidden, weight, ids, bias=bias)
+    ids = torch.rand(N, V, generator=torch.Generator().manual_seed(8)).argsort(1)[:, :k]
+    logp, rest, _ = linear_label_logprobs(
+        hidden, weight, ids, bias=bias, temperature=temperature, softcap=softcap
+    )
     got = OURS[name](*buckets_at(teacher, ids), logp, rest)
-    want = DENSE[name](teacher.exp(), (hidden @ weight.T + bias).softmax(1))
-    assert want.min() > 1e-2
+    z = hidden @ weight.T + bias
+    z = z if softcap is None else softcap * (z / softcap).tanh()
+    want = DENSE[name](teacher.exp(), (z / temperature).softmax(1))
+    assert want.min() > 1e-3
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
     pairs = (torch.autograd.grad(x.sum(), (hidden, weight, bias)) for x in (got, want))
     for g, w in zip(*pairs, strict=True):
@@ -115,21 +138,40 @@ def test_never_above_dense_and_monotone_in_nested_ids(name: str) -> None:
     torch.testing.assert_close(values[v], dense)
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, "renormalised_kl"])
 def test_student_equal_to_teacher_has_no_loss_and_no_gradient(
-    name: str, dtype: torch.dtype
+    name: str, dtype: torch.dtype, temperature: float
 ) -> None:
     hidden, weight, bias = (x.detach().to(dtype).requires_grad_() for x in leaves())
     _, ids = teacher_and_ids()
-    logp, rest, _ = linear_label_logprobs(hidden, weight, ids, bias=bias)
-    loss = OURS[name](logp.detach(), rest.detach(), logp, rest)
-    tolerance = 30 * torch.finfo(dtype).eps
-    assert loss.abs().max() <= tolerance
-    for grad in torch.autograd.grad(loss.sum(), (hidden, weight, bias), retain_graph=True):
+
+    def loss(change: float) -> Tensor:
+        """The teacher is the student, its log-probabilities of the ids times `change`."""
+        of_losses = 1.0 if name == "renormalised_kl" else temperature
+        logp, rest, _ = linear_label_logprobs(hidden, weight, ids, bias=bias, temperature=of_losses)
+        teacher = logp.detach() * change
+        if name == "renormalised_kl":
+            return losses.renormalised_kl(teacher, logp, temperature=temperature)
+        return OURS[name](teacher, rest.detach(), logp, rest)
+
+    tolerance = 60 * torch.finfo(dtype).eps
+    assert loss(1.0).abs().max() <= tolerance
+    for grad in torch.autograd.grad(loss(1.0).sum(), (hidden, weight, bias)):
         assert grad.abs().max() <= tolerance
-    off = OURS[name](logp.detach() * 1.1, rest.detach(), logp, rest)
-    assert torch.autograd.grad(off.sum(), hidden)[0].abs().max() > 100 * tolerance
+    assert torch.autograd.grad(loss(1.1).sum(), hidden)[0].abs().max() > 50 * tolerance
+
+
+def test_draws_in_proportion_to_the_student_have_no_gradient() -> None:
+    """The cross-entropies have a value where both agree, the entropy, but no gradient either."""
+    hidden, weight, bias = leaves()
+    ids = torch.arange(V).repeat(N, 1)
+    logp, _, _ = linear_label_logprobs(hidden, weight, ids, bias=bias)
+    loss = losses.sampled_cross_entropy(5 * logp.detach().exp(), logp)
+    torch.testing.assert_close(loss, -(logp.exp() * logp).sum(1))
+    for grad in torch.autograd.grad(loss.sum(), (hidden, weight, bias)):
+        assert grad.abs().max() <= 1e-14
 
 
 def test_mixtures_tend_to_the_kls() -> None:
@@ -215,6 +257,31 @@ def test_tiny_rest_through_the_op_in_float32(name: str) -> None:
         grads.append(torch.autograd.grad(loss.sum(), x)[0].double())
     torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("name", OURS)
+def test_logits_of_minus_infinity_through_the_op(name: str, softcap: float | None) -> None:
+    """A head that forbids a labeled id and one of the rest: as if the ids had logits of -1e4."""
+    teacher, ids = teacher_and_ids()
+    t, tail = buckets_at(teacher, ids)
+    found = []
+    for low in (-INF, -1e4):
+        hidden, weight, bias = leaves()
+        with torch.no_grad():
+            bias[ids[0, 0]] = low
+            bias[next(i for i in range(V) if not (ids == i).any())] = low
+        logp, rest, _ = linear_label_logprobs(hidden, weight, ids, bias=bias, softcap=softcap)
+        assert not logp.isnan().any()
+        assert rest.isfinite().all()
+        loss = OURS[name](t, tail, logp, rest)
+        assert not loss.isnan().any()
+        assert loss.isfinite().all() or (name == "forward_kl" and softcap is None)
+        found.append((loss, *torch.autograd.grad(loss.sum(), (hidden, weight))))
+    for got, want in zip(*found, strict=True):
+        finite = got.isfinite()  # the KL itself is infinite there, its gradient is not
+        torch.testing.assert_close(got[finite], want[finite])
+    assert all(grad.isfinite().all() for grad in found[0][1:])
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -41,10 +41,14 @@ def case(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     return made | {"target": torch.randint(V, (N,), generator=gen)}
 
 
-def ours(beta: float, teacher_logp: Tensor, ids: Tensor, c: dict[str, Tensor]) -> Tensor:
-    """[n], at the betas of GKD's family."""
-    logp, rest, _ = linear_label_logprobs(c["hidden"], c["weight"], ids, bias=c["bias"])
-    four = (*buckets_at(teacher_logp, ids), logp, rest)
+def ours(
+    beta: float, teacher: Tensor, ids: Tensor, c: dict[str, Tensor], temperature: float = 1.0
+) -> Tensor:
+    """[n], at the betas of GKD's family, from the teacher's logits."""
+    logp, rest, _ = linear_label_logprobs(
+        c["hidden"], c["weight"], ids, bias=c["bias"], temperature=temperature
+    )
+    four = (*buckets_at((teacher / temperature).log_softmax(1), ids), logp, rest)
     if beta == 0:
         return losses.forward_kl(*four)
     return losses.reverse_kl(*four) if beta == 1 else losses.jsd(*four, beta=beta)
@@ -66,12 +70,16 @@ def dense(c: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return student, c["teacher_hidden"] @ c["teacher_weight"].T, torch.arange(V).repeat(N, 1)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("beta", BETAS)
-def test_trl_generalised_jsd(beta: float) -> None:
+def test_trl_generalised_jsd(beta: float, temperature: float) -> None:
+    """At T = 2 with labels of the whole vocabulary, where the tail is determined: it is empty."""
     c = case()
     student, teacher, ids = dense(c)
-    want = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, reduction="sum")
-    got = ours(beta, teacher.log_softmax(1), ids, c).sum()
+    want = GKDTrainer.generalized_jsd_loss(
+        student[None], teacher[None], beta=beta, temperature=temperature, reduction="sum"
+    )
+    got = ours(beta, teacher, ids, c, temperature).sum()
     assert_same(got, want, c, atol=1e-10, rtol=1e-10)
 
 
@@ -93,7 +101,7 @@ def test_trl_top_k_with_tail(beta: float) -> None:
     c = case()
     student, teacher, _ = dense(c)
     want = _trl_top_k(student, teacher, alpha=beta, tail=True)
-    got = ours(beta, teacher.log_softmax(1), student.topk(K).indices, c)
+    got = ours(beta, teacher, student.topk(K).indices, c)
     assert_same(got.sum(), want.sum(), c, atol=1e-8, rtol=1e-8)
 
 
@@ -112,12 +120,18 @@ def test_trl_top_k_renormalised(temperature: float) -> None:
     assert_same(got.sum(), want.sum(), c, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("beta", BETAS)
-def test_liger_fused_linear_jsd(beta: float) -> None:
+def test_liger_fused_linear_jsd(beta: float, temperature: float) -> None:
     """From hidden states, with its cross-entropy, in float32: Liger adds up in that."""
     c = case(torch.float32)
     liger: Any = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.3, weight_soft_loss=0.7, beta=beta, compiled=False, chunk_size=5
+        weight_hard_loss=0.3,
+        weight_soft_loss=0.7,
+        beta=beta,
+        temperature=temperature,
+        compiled=False,
+        chunk_size=5,
     )
     want = liger(
         c["hidden"], c["weight"], c["teacher_hidden"], c["teacher_weight"], c["target"], c["bias"]
@@ -128,7 +142,7 @@ def test_liger_fused_linear_jsd(beta: float) -> None:
     )
     assert target is not None
     hard = losses.cross_entropy(target).mean()
-    got = 0.3 * hard + 0.7 * ours(beta, teacher.log_softmax(1), ids, c).mean()
+    got = 0.3 * hard + 0.7 * ours(beta, teacher, ids, c, temperature).mean()
     assert_same(got, want, c, atol=2e-5, rtol=2e-4)
 
 
