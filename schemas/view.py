@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_json
 from schemas.manifest import Model, check_version
 from schemas.version import FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from schemas.labelset import RowGroup
 
 VIEW_SUFFIX = ".view.json"
 
@@ -39,6 +42,35 @@ class Kept(Model):
     labels: int
     tokens: int
     bits: str
+
+    @classmethod
+    def of(
+        cls,
+        group: RowGroup,
+        mask: NDArray[np.bool_],
+        *,
+        n_labels: NDArray[np.integer],
+        n_tokens: NDArray[np.integer],
+    ) -> Kept:
+        """What is kept of a row group, or of the rows that a view has of it.
+
+        Args:
+            group: the row group.
+            mask: bool [group.rows], which of its rows.
+            n_labels, n_tokens: of its rows, [group.rows] each.
+        """
+        stored = group.bytes.rows
+        bits = np.ones(stored, bool) if group.kept is None else group.kept.mask(stored)
+        bits[bits] = mask
+        return cls(
+            shard=group.shard,
+            row_group=group.index,
+            sha256=group.bytes.sha256,
+            rows=int(mask.sum()),
+            labels=int(n_labels[mask].sum()),
+            tokens=int(n_tokens[mask].sum()),
+            bits=packed_bits(bits),
+        )
 
     def mask(self, rows: int) -> NDArray[np.bool_]:
         """Which of the row group's `rows` rows are kept, bool [rows].

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from labeler.curation.rows import Mask
 from schemas import LabelSet
-from schemas.view import Kept, View, packed_bits, write_view
+from schemas.view import Kept, View, write_view
 
 
 def narrowed(
@@ -36,19 +36,7 @@ def narrowed(
         first += group.rows
         if not mask[here].any():
             continue
-        bits = np.ones(group.bytes.rows, bool)
-        if group.kept is not None:
-            bits = group.kept.mask(group.bytes.rows).copy()
-        bits[bits] = mask[here]
-        kept = Kept(
-            shard=group.shard,
-            row_group=group.index,
-            sha256=group.bytes.sha256,
-            rows=int(mask[here].sum()),
-            labels=int(n_labels[here][mask[here]].sum()),
-            tokens=int(n_tokens[here][mask[here]].sum()),
-            bits=packed_bits(bits),
-        )
+        kept = Kept.of(group, mask[here], n_labels=n_labels[here], n_tokens=n_tokens[here])
         groups.append(replace(group, kept=kept))
     view = View(
         label_set=str(labels.path),

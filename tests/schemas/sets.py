@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from schemas import LabelSet
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
 from schemas.index import write_index
@@ -16,6 +18,7 @@ from schemas.journal import journal_unit, shard_name
 from schemas.manifest import read_manifest, write_manifest
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1, PLAIN_1
+from schemas.view import Kept, View
 from tests.schemas.samples import shard_table
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1-plain-1"
@@ -82,3 +85,20 @@ def varied_set(path: Path, codec: str) -> Path:
     """Three shards of two row groups of four rows."""
     shards = [[varied_table(8 * s, 4), varied_table(8 * s + 4, 4)] for s in range(3)]
     return write_set(path, shards, codec)
+
+
+def view_of(labels: LabelSet, keep: Callable[[int, int], NDArray[np.bool_]]) -> View:
+    """A view of the rows that `keep(number of the row group, rows in it)` keeps, bool [rows]."""
+    kept = []
+    for number, group in enumerate(labels.row_groups):
+        sizes = labels.read_row_group(group, ["n_labels", "n_tokens"])
+        n_labels, n_tokens = (column.to_numpy() for column in sizes.columns)
+        mask = keep(number, group.rows)
+        if mask.any():
+            kept.append(Kept.of(group, mask, n_labels=n_labels, n_tokens=n_tokens))
+    return View(
+        label_set=str(labels.path.absolute()),
+        identity_digest=labels.manifest.identity_digest,
+        kept=tuple(kept),
+        made={"by": "a test"},
+    )

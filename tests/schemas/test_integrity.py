@@ -23,7 +23,8 @@ from schemas import (
     scan,
     validate_label_set,
 )
-from schemas.view import Kept, View, packed_bits, write_view
+from schemas.view import write_view
+from tests.schemas.sets import view_of
 
 SETS = Path(__file__).parents[1] / "golden"
 GOLDEN = SETS / "format-1-plain-1"
@@ -151,21 +152,9 @@ def test_a_view_that_counts_wrongly_is_named(tmp_path: Path) -> None:
 
 def half_of(labels: Path, path: Path, *, more_labels: int = 0) -> Path:
     """A view of every other row group, which in the golden sets are of one row."""
-    opened = open_label_set(labels)
-    kept = [
-        Kept(
-            shard=group.shard,
-            row_group=group.index,
-            sha256=group.bytes.sha256,
-            rows=group.rows,
-            labels=group.labels + more_labels,
-            tokens=group.tokens,
-            bits=packed_bits(np.ones(group.rows, bool)),
-        )
-        for group in opened.row_groups[::2]
-    ]
-    digest = opened.manifest.identity_digest
-    view = View(label_set="labels", identity_digest=digest, kept=tuple(kept), made={})
+    view = view_of(open_label_set(labels), lambda n, rows: np.full(rows, n % 2 == 0))
+    kept = [k.model_copy(update={"labels": k.labels + more_labels}) for k in view.kept]
+    view = view.model_copy(update={"label_set": "labels", "kept": tuple(kept)})
     write_view(path, view)
     return path
 

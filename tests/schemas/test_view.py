@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from schemas import LabelSet, LabelSetError, decode, open_label_set
-from schemas.view import Kept, View, packed_bits, write_view
+from schemas.view import View, packed_bits, write_view
+from tests.schemas.sets import view_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = sorted(path for path in GOLDEN.iterdir() if (path / "manifest.json").is_file())
@@ -18,30 +19,8 @@ SETS = sorted(path for path in GOLDEN.iterdir() if (path / "manifest.json").is_f
 
 def every_other(labels: LabelSet, path: Path, *, first: int = 0) -> Path:
     """A view of every other row of a set, and of nothing of its last row group."""
-    kept = []
-    for group in labels.row_groups[:-1]:
-        counts = labels.read_row_group(group, ["n_labels", "n_tokens"])
-        mask = np.arange(group.rows) % 2 == first
-        chosen = counts.filter(mask)
-        if mask.any():
-            kept.append(
-                Kept(
-                    shard=group.shard,
-                    row_group=group.index,
-                    sha256=group.bytes.sha256,
-                    rows=chosen.num_rows,
-                    labels=sum(chosen["n_labels"].to_pylist()),
-                    tokens=sum(chosen["n_tokens"].to_pylist()),
-                    bits=packed_bits(mask),
-                )
-            )
-    view = View(
-        label_set=str(labels.path.absolute()),
-        identity_digest=labels.manifest.identity_digest,
-        kept=tuple(kept),
-        made={"by": "a test"},
-    )
-    write_view(path, view)
+    last = len(labels.row_groups) - 1
+    write_view(path, view_of(labels, lambda n, rows: (np.arange(rows) % 2 == first) & (n < last)))
     return path
 
 
