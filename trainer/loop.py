@@ -31,6 +31,7 @@ from trainer.run import EVAL_LOG, LOG, Run
 from trainer.states import restore_run, save_run
 from trainer.step import optimizer_step
 from trainer.student import Student, load_student
+from trainer.trackers import log_step, start_tracker
 from trainer.vocab_map import coverage
 
 Found = tuple[Path, dict[str, Any]]
@@ -110,9 +111,7 @@ def start_run(
         for name in (LOG, EVAL_LOG):
             # A new run measures at step 0, too: nothing of an older log may stay.
             checkpoint.truncate_log(config.out / name, run.step if found else -1)
-    if config.tracker != "none":
-        flat = {name: str(value) for name, value in config.to_dict().items()}
-        accelerator.init_trackers("softshards", config=flat)
+    start_tracker(run, console)
     return run
 
 
@@ -213,7 +212,7 @@ def _steps(run: Run, caught: list[int], console: Console) -> int:
             if main:
                 checkpoint.append_line(config.out / LOG, record)
                 progress.advance(note=_note(record, (run.tokens - before) / took))
-            run.accelerator.log(record, step=run.step)
+            log_step(run, record)
             _measure_if_due(run, progress, console)
             if run.step == run.total_steps or has_stalled(run):
                 return 0

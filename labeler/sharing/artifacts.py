@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import re
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,13 +15,13 @@ from labeler.console import progress
 from labeler.sharing.card import header_facts
 from labeler.sharing.whole import WholeSet, open_whole
 from schemas import Manifest, SoftshardsError
+from schemas.artifact import ARTIFACT_TYPE, artifact_name, artifact_reference, manifest_alias
 from schemas.errors import first_line
 
 Tracker = Literal["wandb", "trackio"]
 
-TYPE = "label-set"
 QUIET: dict[str, dict[str, Any]] = {
-    "wandb": {"job_type": TYPE},
+    "wandb": {"job_type": ARTIFACT_TYPE},
     "trackio": {"auto_log_cpu": False, "auto_log_gpu": False},
 }
 """Settings of a run that only logs an artifact."""
@@ -81,7 +80,7 @@ def log_artifact(
     whole.say_others()
     manifest = whole.labels.manifest
     tracker = importlib.import_module(to)
-    name = name or artifact_name(path.resolve().name)
+    name = name or artifact_name(path)
     names = (manifest_alias(manifest.self_digest), *aliases)
     parents = [
         {fact: parent.get(fact) for fact in PARENT_FACTS}
@@ -117,27 +116,11 @@ def log_artifact(
     )
 
 
-def artifact_name(folder: str) -> str:
-    """The name that a folder's label set has as an artifact: letters, digits, `.`, `_`, `-`."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-") or TYPE
-
-
-def manifest_alias(self_digest: str) -> str:
-    """The alias by which an artifact is found from the digest of its manifest."""
-    return f"manifest-{self_digest[:16]}"
-
-
-def parent_artifact(parent: dict[str, Any]) -> str:
-    """What a set among the inputs is called, if it was logged under its default name."""
-    folder = Path(str(parent["name"])).name
-    return f"{artifact_name(folder)}:{manifest_alias(parent['self_digest'])}"
-
-
 def _use(run: Any, parent: dict[str, Any]) -> str | None:
     """Declare that the run used a parent; None where the tracker does not know it."""
-    spec = parent_artifact(parent)
+    spec = artifact_reference(str(parent["name"]), str(parent["self_digest"]))
     try:
-        run.use_artifact(spec, type=TYPE)
+        run.use_artifact(spec, type=ARTIFACT_TYPE)
     except Exception:  # not logged, or wandb is offline and cannot look it up
         return None
     return spec
@@ -147,7 +130,7 @@ def _artifact(
     tracker: ModuleType, whole: WholeSet, name: str, metadata: dict[str, Any], *, upload: bool
 ) -> Any:
     artifact = tracker.Artifact(
-        name, type=TYPE, description=_description(whole.labels.manifest), metadata=metadata
+        name, type=ARTIFACT_TYPE, description=_description(whole.labels.manifest), metadata=metadata
     )
     with progress("files") as bar:
         for file in bar.track(whole.files, description="hashing"):

@@ -94,8 +94,9 @@ def build_label_set(
     rows_per_unit: int = 12,
     rows_per_group: int = 4,
     max_length: int = 64,
+    **stated: Any,
 ) -> Path:
-    """Write a complete label set of `rows` to `path`."""
+    """Write a complete label set of `rows` to `path`; `stated` replaces fields of the identity."""
     model = LlamaForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
     (path / "tokenizer").mkdir(parents=True)
     files = []
@@ -117,7 +118,7 @@ def build_label_set(
         k=k,
         max_length=max_length,
         overlap=0,
-    )
+    ).model_copy(update=stated)
     units = [rows[i : i + rows_per_unit] for i in range(0, len(rows), rows_per_unit)]
     plan = write_plan(path, [_plan_table(unit, number) for number, unit in enumerate(units)])
     entries = [
@@ -141,7 +142,7 @@ def build_label_set(
         tokenizer_files=tuple(files),
         index_pages=write_index(path, entries),
         totals=totals,
-        provenance={"engine": "transformers", "model": "tiny"},
+        provenance={"engine": "transformers", "teacher": str(teacher_dir)},
     )
     write_manifest(path, manifest)
     return path
