@@ -25,9 +25,10 @@ def measure_heldout(run: Run) -> str:
     assert run.config.eval_labels is not None
     held_out = open_label_set(run.config.eval_labels)
     run.student.eval()
-    metrics = measure(run.model, held_out, device=run.accelerator.device, among=run.accelerator)
+    with run.accelerator.autocast():  # Accelerate leaves it out under FSDP2
+        metrics = measure(run.model, held_out, device=run.accelerator.device, among=run.accelerator)
     run.student.train()
-    names = ("ppl", "ce", "kl", "agreement")
+    names = ("ppl", "ce", "kl", "agreement", "ece")
     record = {"step": run.step, **{name: metrics["all"][name] for name in names}}
     run.evals.append(record)
     if run.is_main:

@@ -25,7 +25,7 @@ from trainer.mixture import Part, open_mixture
 from trainer.objective import objective_of
 from trainer.optim import make_optimizer, make_scheduler
 from trainer.planning import Plan, make_plan, refuse_what_does_not_fit
-from trainer.processes import make_accelerator, prepare
+from trainer.processes import make_accelerator, prepare, sharing
 from trainer.progress import ProgressBar
 from trainer.run import EVAL_LOG, LOG, Run
 from trainer.states import restore_run, save_run
@@ -89,7 +89,7 @@ def start_run(
     plan = make_plan(config, parts, student, accelerator, steps=_total_steps(found))
     refuse_what_does_not_fit(config, plan)
     if accelerator.is_main_process:
-        _introduce(config, parts, student, plan, found, console)
+        _introduce(config, parts, student, plan, found, sharing(accelerator), console)
     model, optimizer = prepare(accelerator, student, make_optimizer(config, student))
     torch.manual_seed(config.seed)
     run = Run(
@@ -173,6 +173,7 @@ def _introduce(
     student: Student,
     plan: Plan,
     found: Found | None,
+    sharing: str,
     console: Console,
 ) -> None:
     if student.vocab_map is not None:
@@ -188,7 +189,7 @@ def _introduce(
     )
     console.print(
         f"student {plan.parameters / 1e6:.1f} M parameters, {data}, "
-        f"about {plan.memory.total / 1e9:.1f} GB; {what}"
+        f"about {plan.memory.total / 1e9:.1f} GB{sharing}; {what}"
     )
     for warning in objective_of(config).warnings:
         console.print(f"warning: {warning}")

@@ -56,6 +56,13 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
+def sharing(accelerator: Accelerator) -> str:
+    """How many processes train together, and how, for people; nothing where one does."""
+    how = "FSDP2" if is_sharded(accelerator) else "DDP"
+    world = accelerator.num_processes
+    return f" in each of {world} processes ({how})" if world > 1 else ""
+
+
 def prepare(accelerator: Accelerator, student: Student, optimizer: Any) -> tuple[Any, Any]:
     """Student and optimizer as Accelerate wraps them; under FSDP2 a decoder layer is a unit."""
     if is_sharded(accelerator):
