@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor
 
 from schemas import LabelSet, SoftshardsError, open_label_set
@@ -23,8 +25,10 @@ from trainer.collate import collate
 from trainer.config import EvaluateConfig
 from trainer.dataset import LabelDataset, label_set_digests
 from trainer.objective import label_losses
+from trainer.page import ECE, number, percent, size, table, table_console
 from trainer.progress import ProgressBar
 from trainer.student import Student, load_student, parameter_counts
+from trainer.teacher import checkpoint_size, teacher_metrics, weight_bytes
 
 RESULTS_VERSION = 2
 PACK_TOKENS = 2048
@@ -40,31 +44,37 @@ def evaluate(config: EvaluateConfig) -> int:
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     results = _open_results(config, labels)
     if config.teacher is not None:
-        results["teacher"] |= _teacher_size(config.teacher, labels)
+        results["teacher"] |= checkpoint_size(config.teacher, labels)
+        if not results["teacher"]["proved"]:
+            scope = labels.manifest.identity.weights_scope
+            console.print(
+                f"warning: the label set's teacher is {scope}, not a digest of files: nothing "
+                f"proves that {config.teacher} is it, but its tokenizer is the labels'"
+            )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shown: list[tuple[Path, dict[str, Any]]] = []
     for path in config.model:
         digest = _digest(path)
         asked = {"weights": digest, "dtype": config.dtype, "vocab_map": config.vocab_map}
         known = [r for r in results["models"] if asked.items() <= r.items()]
         if known:
             console.print(f"{path}: reused")
+            shown.append((path, known[0]))
             if str(path) not in known[0]["paths"]:
                 known[0]["paths"].append(str(path))
             continue
         student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
             metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
-        size = parameter_counts(student.model) | {"bytes": _bytes(path)}
-        results["models"].append({"paths": [str(path)], **asked, **size, **metrics})
+        extent = parameter_counts(student.model) | {"bytes": weight_bytes(path)}
+        results["models"].append({"paths": [str(path)], **asked, **extent, **metrics})
+        shown.append((path, results["models"][-1]))
         _write(config.out, results)
-        whole = metrics["all"]
-        console.print(
-            f"{path}: perplexity {whole['ppl']:.3f}, KL {whole['kl']:.4f} nats, "
-            f"agreement {whole['agreement']:.1%}, calibration error {whole['ece']:.2%}"
-        )
     _write(config.out, results)
     if config.json:
         sys.stdout.write(json.dumps(results, indent=1) + "\n")
+    else:
+        table_console().print(_table(shown, results["teacher"]))
     return 0
 
 
@@ -136,6 +146,22 @@ def _means(sums: Tensor, bins: Tensor) -> dict[str, float]:
     }
 
 
+def _table(shown: list[tuple[Path, dict[str, Any]]], teacher: dict[str, Any]) -> Table:
+    found = table("held-out", "model", "ppl", "KL", "top-1", "ECE", "params", caption=ECE)
+    ppl = number(teacher["ppl"], 2, at_least=teacher.get("lower_bound", False))
+    found.add_row("teacher", ppl, *["–"] * 3, size(teacher.get("parameters"), ""))
+    for path, model in shown:
+        m = model["all"]
+        cells = [
+            number(m["ppl"], 2),
+            number(m["kl"], 4),
+            percent(m["agreement"]),
+            percent(m["ece"]),
+        ]
+        found.add_row(escape(str(path)), *cells, size(model["parameters"], ""))
+    return found
+
+
 def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
     digests = label_set_digests(labels)
     if config.out.is_file():
@@ -166,42 +192,8 @@ def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
         "rows": labels.rows,
         "labels": labels.labels,
     }
-    teacher = {"weights": manifest.identity.weights, **_teacher_metrics(labels)}
+    teacher = {"weights": manifest.identity.weights, **teacher_metrics(labels)}
     return {"version": RESULTS_VERSION, "label_set": about, "teacher": teacher, "models": []}
-
-
-def _teacher_metrics(labels: LabelSet) -> dict[str, Any]:
-    """The teacher's cross-entropy and perplexity, from the labels alone."""
-    total, count = 0.0, 0
-    for group in labels.row_groups:
-        column = labels.read_row_group(group, ["token_logprob"])["token_logprob"].combine_chunks()
-        values = column.flatten().to_numpy().astype("float64")
-        total, count = total - float(values.sum()), count + len(values)
-    ce = total / max(1, count)
-    return {"ce": ce, "ppl": math.exp(min(ce, 700.0))}
-
-
-def _teacher_size(path: Path, labels: LabelSet) -> dict[str, Any]:
-    """Parameters and bytes of the teacher's checkpoint, from its headers.
-
-    Raises:
-        SoftshardsError: it is not the teacher that made the labels.
-    """
-    identity = labels.manifest.identity
-    try:
-        digest = weights_digest(path, full=identity.weights_scope == "full")
-    except FileNotFoundError as error:
-        raise SoftshardsError(str(error), mend="give the teacher's checkpoint folder") from error
-    if digest != identity.weights:
-        raise SoftshardsError(
-            f"--teacher has weights {digest[:16]}, the labels were made by {identity.weights[:16]}",
-            path=path,
-        )
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):  # shapes, no weights
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-    return {"path": str(path), "bytes": _bytes(path), **parameter_counts(model)}
 
 
 def _digest(path: Path) -> str:
@@ -211,10 +203,6 @@ def _digest(path: Path) -> str:
         raise SoftshardsError(
             "no model here: there are no weights", path=path, mend="give a checkpoint folder"
         ) from error
-
-
-def _bytes(path: Path) -> int:
-    return sum(f.stat().st_size for f in [*path.glob("*.safetensors"), *path.glob("*.bin")])
 
 
 def _write(path: Path, results: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 INK = "#010203"
 """Stands for the page's text colour in figures; replaced by `currentColor` in the SVG."""
@@ -21,6 +23,7 @@ FIGURE_STYLE: Any = {
 }
 """For `matplotlib.rc_context`: text stays text, and the same figure is the same bytes."""
 WIDTH = 100
+ECE = "ECE: how far the probability of the likeliest token is from how often it is right (15 bins)"
 
 
 def environment() -> Environment:
@@ -46,9 +49,20 @@ def table_console() -> Console:
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def number(value: float | None, digits: int) -> str:
-    """With thousands separated."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+def table(title: str, *columns: str, caption: str | None = None) -> Table:
+    """An empty table: names, which fold where the terminal is narrow, then numbers."""
+    made = Table(
+        title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    made.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        made.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    return made
+
+
+def number(value: float | None, digits: int, *, at_least: bool = False) -> str:
+    """With thousands separated; `at_least` marks a lower bound."""
+    return "–" if value is None else f"{'≥' if at_least else ''}{value:,.{digits}f}"
 
 
 def percent(value: float | None) -> str:

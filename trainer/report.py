@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from rich.markup import escape
 from rich.table import Table
 
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
@@ -17,6 +18,7 @@ from trainer.finished import FINAL, RESULT
 from trainer.measurements import measured, read_results, speeds
 from trainer.page import (
     COLORS,
+    ECE,
     FIGURE_STYLE,
     INK,
     environment,
@@ -24,6 +26,7 @@ from trainer.page import (
     percent,
     size,
     svg,
+    table,
     table_console,
     times,
 )
@@ -40,8 +43,10 @@ class Line:
     role: str
     path: str
     ppl: float | None = None
+    at_least: bool = False  # ppl is a lower bound
     kl: float | None = None
     agreement: float | None = None
+    ece: float | None = None
     parameters: int | None = None
     non_embedding: int | None = None
     bytes: int | None = None
@@ -78,6 +83,7 @@ def report(config: ReportConfig) -> int:
             title=config.title,
             version=__version__,
             lines=lines,
+            ece=ECE,
             several_kinds=any(len(line.kinds) > 1 for line in lines),
             held_out=results["label_set"],
             label_sets=[_origin(path) for path in config.labels],
@@ -113,6 +119,7 @@ def _teacher_line(results: dict[str, Any], bench: dict[str, Any] | None) -> Line
         role="teacher",
         path=path or ", ".join(places[:1]) or f"weights {teacher['weights'][:16]}",
         ppl=teacher["ppl"],
+        at_least=teacher.get("lower_bound", False),
         parameters=size.get("parameters"),
         non_embedding=size.get("non_embedding"),
         bytes=size.get("bytes"),
@@ -143,6 +150,7 @@ def _line(
         ppl=found["all"]["ppl"],
         kl=found["all"]["kl"],
         agreement=found["all"]["agreement"],
+        ece=found["all"]["ece"],
         parameters=found["parameters"],
         non_embedding=found["non_embedding"],
         bytes=found["bytes"],
@@ -165,7 +173,7 @@ def _origin(path: str) -> dict[str, Any]:
     """Where a label set came from."""
     labels = open_label_set(path, allow_partial=True)
     manifest = labels.manifest
-    stored = labels.stored_bytes
+    whole = labels.view is None  # a view's rows are a part of what is stored
     return {
         "path": path,
         "identity": manifest.identity.model_dump(mode="json"),
@@ -173,7 +181,7 @@ def _origin(path: str) -> dict[str, Any]:
         "facts": _facts(labels),
         "rows": labels.rows,
         "labels": labels.labels,
-        "bytes_per_label": stored / max(1, labels.labels),
+        "bytes_per_label": labels.stored_bytes / max(1, labels.labels) if whole else None,
     }
 
 
@@ -226,20 +234,12 @@ def _figure(curves: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def _table(lines: list[Line]) -> Table:
-    table = Table(title="held-out")
-    columns = ("model", "ppl", "KL", "top-1", "params", "size", "read/s", "gen/s", "speed")
-    for column in columns:
-        first = column == "model"
-        table.add_column(
-            column,
-            justify="left" if first else "right",
-            no_wrap=True,
-            min_width=None if first else len(column),
-            max_width=20 if first else None,
-        )
+    columns = ("ppl", "KL", "top-1", "ECE", "params", "size", "read/s", "gen/s", "speed")
+    found = table("held-out", "model", *columns, caption=ECE)
     for line in lines:
-        cells = [number(line.ppl, 2), number(line.kl, 4), percent(line.agreement)]
+        cells = [number(line.ppl, 2, at_least=line.at_least), number(line.kl, 4)]
+        cells += [percent(line.agreement), percent(line.ece)]
         cells += [size(line.parameters, ""), size(line.bytes, "B")]
         cells += [number(line.reading, 0), number(line.generating, 0), times(line.speedup)]
-        table.add_row(line.name.replace("[", r"\["), *cells)
-    return table
+        found.add_row(escape(line.name), *cells)
+    return found

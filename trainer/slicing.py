@@ -19,6 +19,7 @@ from trainer.layers import cut_layers, decoder_layers
 from trainer.neurons import feed_forward_blocks, narrow
 from trainer.slice_config import SliceConfig
 from trainer.student import load_student
+from trainer.teacher import is_the_teacher
 
 SLICE = "slice.json"
 PACK_TOKENS = 1024
@@ -77,7 +78,7 @@ def slice_teacher(config: SliceConfig) -> int:
         "kl": kl,
         "removals": removals,
         "sample_labels": sum(len(batch.targets) for batch in batches),
-        "from_the_labels_teacher": asked["teacher"] == labels.manifest.identity.weights,
+        "from_the_labels_teacher": is_the_teacher(config.teacher, labels.manifest.identity),
     }
     dtype = _stored_dtype(config)
     student.to(dtype)

@@ -2,19 +2,28 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from schemas import SoftshardsError
+from schemas import IdentityError, SoftshardsError, open_label_set
+from schemas.fingerprint import weights_digest
+from tests.tiny_model import make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows, teacher_logprobs
 from tests.trainer.conftest import World
 from tests.trainer.test_calibration import reference_ece
-from trainer.config import EvaluateConfig
+from trainer.cli import main
+from trainer.config import EvaluateConfig, ReportConfig
 from trainer.evaluate import evaluate
+from trainer.report import report
+from trainer.slice_config import SliceConfig
+from trainer.slicing import slice_teacher
+from trainer.teacher import is_the_teacher
 
 
 def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -> None:
@@ -111,5 +120,93 @@ def test_wrong_teacher_is_refused(world: World, tmp_path: Path) -> None:
     config = EvaluateConfig(
         labels=world.labels, model=(), out=tmp_path / "eval.json", teacher=world.student
     )
-    with pytest.raises(SoftshardsError, match="the labels were made by"):
+    with pytest.raises(SoftshardsError, match="not the checkpoint that made the labels"):
         evaluate(config)
+
+
+def test_the_table_shows_all_models_also_those_measured_before(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["evaluate", "--labels", str(world.labels), "--out", str(tmp_path / "eval.json")]
+    flags += ["--model", str(world.student), "--model", str(world.teacher)]
+    tables = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main(flags)
+        assert stop.value.code == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    results = json.loads((tmp_path / "eval.json").read_text())
+    for model in results["models"]:
+        found = model["all"]
+        for text in (f"{found['ppl']:,.2f}", f"{found['kl']:.4f}", f"{found['ece']:.1%}"):
+            assert text in tables[0]
+    assert f"{results['teacher']['ppl']:,.2f}" in tables[0]
+    assert "ECE: how far" in tables[0]
+
+
+def stating(world: World, path: Path, **identity: Any) -> Path:
+    """A small label set that says something else of its teacher."""
+    rows = random_rows(8, world.vocab_size)
+    return build_label_set(path, world.teacher, rows, vocab_size=world.vocab_size, **identity)
+
+
+@pytest.mark.parametrize("scope", ["stated", "served"])
+def test_a_teacher_known_by_name_only_is_taken_with_a_warning(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], scope: str
+) -> None:
+    """No digest of files is there to compare: only the tokenizer can be checked."""
+    labels = stating(world, tmp_path / "set", weights="0" * 64, weights_scope=scope)
+    settings: dict[str, Any] = {"labels": labels, "model": (world.teacher,)}
+    settings["out"] = tmp_path / "eval.json"
+    assert evaluate(EvaluateConfig(**settings, teacher=world.teacher)) == 0
+    assert f"warning: the label set's teacher is {scope}" in capsys.readouterr().err
+    teacher = json.loads((tmp_path / "eval.json").read_text())["teacher"]
+    assert teacher["proved"] is False
+    assert teacher["parameters"] > 0
+    out = tmp_path / "report.html"
+    baseline = (f"same={world.teacher}",)
+    report(ReportConfig(eval=tmp_path / "eval.json", baseline=baseline, out=out))
+    assert "nothing proves which checkpoint it was" in out.read_text()
+    other = tmp_path / "other"
+    shutil.copytree(world.teacher, other)
+    make_tokenizer(other, vocab_size=280, text=["zebras quiz foxy jumps over lazy dogs"])
+    with pytest.raises(IdentityError, match="tokenizer is not the teacher's"):
+        evaluate(EvaluateConfig(**settings, teacher=other))
+    sliced = {"teacher": world.teacher, "labels": labels, "out": tmp_path / "s", "layers": "0"}
+    slice_teacher(SliceConfig(**sliced))
+    assert (
+        json.loads((tmp_path / "s" / "slice.json").read_text())["from_the_labels_teacher"] is None
+    )
+
+
+def test_a_teacher_known_by_its_headers(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = weights_digest(world.teacher, full=False)
+    labels = stating(world, tmp_path / "set", weights=digest, weights_scope="header")
+    settings: dict[str, Any] = {"labels": labels, "model": (), "out": tmp_path / "eval.json"}
+    evaluate(EvaluateConfig(**settings, teacher=world.teacher))
+    assert "warning" not in capsys.readouterr().err
+    assert is_the_teacher(world.teacher, open_label_set(labels).manifest.identity)
+    assert not is_the_teacher(world.student, open_label_set(labels).manifest.identity)
+    with pytest.raises(SoftshardsError, match="not the checkpoint that made the labels"):
+        evaluate(EvaluateConfig(**settings, teacher=world.student))
+
+
+def test_an_imports_unknown_tokens_make_the_teachers_perplexity_a_bound(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their log-probabilities are the largest they can be (docs/interchange.md)."""
+    labels = stating(world, tmp_path / "set", rendering={"imported": "distillkit"})
+    out = tmp_path / "eval.json"
+    evaluate(EvaluateConfig(labels=labels, model=(world.student,), out=out))
+    teacher = json.loads(out.read_text())["teacher"]
+    assert teacher["lower_bound"]
+    assert f"≥{teacher['ppl']:,.2f}" in capsys.readouterr().out
+    baseline = (f"untrained={world.student}",)
+    report(ReportConfig(eval=out, baseline=baseline, out=tmp_path / "report.html"))
+    assert "it is at least that" in (tmp_path / "report.html").read_text()
+    plain = {"labels": world.labels, "model": (), "out": tmp_path / "plain.json"}
+    evaluate(EvaluateConfig(**plain))
+    assert not json.loads((tmp_path / "plain.json").read_text())["teacher"]["lower_bound"]

@@ -36,6 +36,7 @@ def test_measured_before_the_first_step_and_after_the_last(world: World, tmp_pat
     assert [line["step"] for line in lines] == [0, 3, 4]
     assert lines[0]["kl"] == pytest.approx(measured(world, world.student, tmp_path / "a.json"))
     assert lines[2]["kl"] == pytest.approx(measured(world, run / "final", tmp_path / "b.json"))
+    assert all(0 < line["ece"] < 1 for line in lines)
     assert load_student(run / "final", open_label_set(world.labels))
 
 

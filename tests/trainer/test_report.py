@@ -67,6 +67,7 @@ def test_report_shows_everything_and_escapes_it(
     metrics = json.loads((measured / "eval.json").read_text())["models"][1]["all"]
     assert f"{metrics['ppl']:,.2f}" in html
     assert f"{metrics['kl']:.4f}" in html
+    assert f"<td>{metrics['ece']:.1%}</td>" in html
     assert html.count("<svg") == 1
     assert "training tokens" in html
     identity = json.loads((world.labels / "manifest.json").read_text())["identity"]
@@ -78,6 +79,9 @@ def test_report_shows_everything_and_escapes_it(
     table = capsys.readouterr().out
     assert "untrained" in table
     assert "2.50×" in table
+    assert f"{metrics['ece']:.1%}" in table
+    for text in (html, table):
+        assert "ECE: how far the probability of the likeliest token" in " ".join(text.split())
 
 
 def test_the_same_inputs_give_the_same_report(measured: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_grid_and_runs_give_named_trials(tmp_path: Path) -> None:
     assert one.folder == Path("out/trials/half_ce_seed=1")
     assert one.config.student == sweep.slices[0].out == Path("out/students/half")
     assert (one.config.loss, one.config.seed, one.config.pack_tokens) == (("ce=1",), 1, 512)
-    assert sweep.slices[0].labels == Path("labels")
+    assert str(sweep.slices[0].labels) == "labels"
     assert by_name["own_lr=0.001"].config.lr == 1e-3
     assert by_name["Long-one"].config.epochs == 9
     # What the process is given says the same as what was checked here.
@@ -121,6 +121,7 @@ def row(name: str, kl: float, parameters: int, speed: float | None = None, **mor
         ppl=10 * kl,
         kl=kl,
         agreement=0.5,
+        ece=kl / 10,
         parameters=parameters,
         bytes=4 * parameters,
         generating=speed,
@@ -143,6 +144,7 @@ def test_front_and_spread_by_hand() -> None:
     assert mid.names == ["mid_seed=0", "mid_seed=1"]
     assert mid.kl.mean == pytest.approx(0.3)
     assert mid.kl.deviation == pytest.approx(0.02**0.5)  # sqrt((0.1^2 + 0.1^2) / (2 - 1))
+    assert (mid.ece.mean, mid.ece.deviation) == pytest.approx((0.03, 0.0002**0.5))
     assert found[0].kl.deviation is None
     # Without a speed for all, speed does not count: quick is only worse.
     slower = [row("big", 0.1, 100), *rows[1:]]
@@ -171,10 +173,15 @@ def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[st
     assert "<script" not in page
     assert page.count("<svg") == 1
     assert "0.1500 ± 0.0707" in page
+    assert "0.015 ± 0.007" in page  # their calibration error
+    assert "(15 bins)" in page
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page)
-    show(Console(width=120), given[2], given[3])
+    show(Console(width=80), given[2], given[3])
     shown = capsys.readouterr().out
+    assert "…" not in shown  # no number is cut off on a terminal of 80 columns
     assert "0.1500 ± 0.0707" in shown
+    assert "3.0%" in shown
+    assert "ECE: how far" in shown
     assert f"failed: f: {nasty}" in shown
 
 
@@ -297,6 +304,7 @@ def test_killed_sweep_goes_on_and_ends_in_a_leaderboard(swept: Swept) -> None:
         *("small_seed=0", "small_seed=1", "large_seed=0", "large_seed=1", "ce", "scratch"),
     }
     assert [each["status"] for each in board["rows"]] == ["finished"] * 6
+    assert all(0 <= each["ece"] <= 1 for each in board["rows"])
     kls = [each["kl"] for each in board["rows"]]
     assert kls == sorted(kls)
     assert board["groups"][0]["front"]  # nothing is nearer to the teacher

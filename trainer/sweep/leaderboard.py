@@ -13,6 +13,8 @@ from trainer.measurements import measured, speeds
 from trainer.sweep.folder import read_stopped, reason
 from trainer.sweep.grid import Trial
 
+QUALITY = ("ppl", "kl", "agreement", "ece")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -27,6 +29,7 @@ class Row:
     ppl: float | None = None
     kl: float | None = None
     agreement: float | None = None
+    ece: float | None = None
     parameters: int | None = None
     bytes: int | None = None
     reading: float | None = None  # tokens/s
@@ -53,6 +56,7 @@ class Group:
     ppl: Spread
     kl: Spread
     agreement: Spread
+    ece: Spread
     parameters: int
     bytes: int
     generating: float | None
@@ -81,7 +85,7 @@ def row(
     if result is None and (stopped := read_stopped(trial.folder)):
         last = stopped["last"]
         note = f"{stopped['by']} stopped it after step {last['step']}"
-        quality = {name: last[name] for name in ("ppl", "kl", "agreement")}
+        quality = {name: last.get(name) for name in QUALITY}
         return Row(**about, **quality, status="stopped", note=note, steps=last["step"])
     if result is None:
         return Row(**about, status="failed", note=reason(trial.folder))
@@ -90,7 +94,7 @@ def row(
     reading, generating = speeds(bench, trial.name, [model, trial.folder])
     return Row(
         **about,
-        **{name: found["all"][name] for name in ("ppl", "kl", "agreement")},
+        **{name: found["all"][name] for name in QUALITY},
         **{name: found[name] for name in ("parameters", "bytes")},
         status="finished",
         reading=reading,
@@ -143,6 +147,7 @@ def _group(own: list[Row]) -> Group:
         ppl=_spread(each.ppl for each in own),
         kl=_spread(each.kl for each in own),
         agreement=_spread(each.agreement for each in own),
+        ece=_spread(each.ece for each in own),
         parameters=first.parameters,
         bytes=first.bytes,
         generating=statistics.mean(known) if known else None,

@@ -6,10 +6,10 @@ from typing import Any
 
 from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from schemas import __version__
-from trainer.page import COLORS, FIGURE_STYLE, environment, number, percent, size, svg
+from trainer.page import COLORS, ECE, FIGURE_STYLE, environment, number, percent, size, svg, table
 from trainer.sweep.leaderboard import Group, Row, Spread
 
 TEMPLATE = "sweep/leaderboard.html.jinja"
@@ -33,6 +33,7 @@ def html(
         front={name for group in groups if group.front for name in group.names},
         several=_several(groups),
         timed=timed,
+        ece=ECE,
         figure=Markup(_figure(groups, timed)) if groups else None,
     )
 
@@ -40,20 +41,26 @@ def html(
 def show(console: Console, rows: list[Row], groups: list[Group]) -> None:
     """Print the tables; * marks the Pareto front."""
     front = {name for group in groups if group.front for name in group.names}
-    table = _table("leaderboard", "trial", "KL", "ppl", "top-1", "params", "size", "gen/s", "state")
+    columns = ("KL", "ppl", "top-1", "ECE", "params", "size", "gen/s", "state")
+    board = table("leaderboard", "trial", *columns, caption=f"* on the Pareto front. {ECE}")
     for row in rows:
         star = "* " if row.name in front else "  "
-        cells = [number(row.kl, 4), number(row.ppl, 2), percent(row.agreement)]
+        cells = [number(row.kl, 4), number(row.ppl, 2), percent(row.agreement), percent(row.ece)]
         cells += [size(row.parameters, ""), size(row.bytes, "B"), number(row.generating, 0)]
-        table.add_row(star + row.name, *cells, row.status)
-    console.print(table)
+        board.add_row(escape(star + row.name), *cells, row.status)
+    console.print(board)
     if _several(groups):
-        table = _table("over seeds", "trials", "seeds", "KL", "ppl", "top-1")
+        board = table(
+            "over seeds",
+            *("trials", "seeds", "KL", "ppl", "top-1", "ECE"),
+            caption="mean ± standard deviation",
+        )
         for group in groups:
             cells = [str(len(group.names)), _spread(group.kl, 4), _spread(group.ppl, 2)]
             star = "* " if group.front else "  "
-            table.add_row(star + group.label, *cells, _spread(group.agreement, 3))
-        console.print(table)
+            cells += [_spread(group.agreement, 3), _spread(group.ece, 3)]
+            board.add_row(escape(star + group.label), *cells)
+        console.print(board)
     for row in rows:
         if row.status != "finished":
             console.print(
@@ -62,16 +69,6 @@ def show(console: Console, rows: list[Row], groups: list[Group]) -> None:
                 highlight=False,
                 markup=False,
             )
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, caption="* on the Pareto front", caption_justify="left")
-    for index, column in enumerate(columns):
-        if index:
-            table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
-        else:
-            table.add_column(column, overflow="fold")
-    return table
 
 
 def _spread(value: Spread, digits: int) -> str:
