@@ -52,7 +52,12 @@ def table_console() -> Console:
 def table(title: str, *columns: str, caption: str | None = None) -> Table:
     """An empty table: names, which fold where the terminal is narrow, then numbers."""
     made = Table(
-        title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),  # ten columns have to fit a terminal of 80
     )
     made.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
