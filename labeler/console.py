@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+T = TypeVar("T")
 
 out = Console(highlight=False, soft_wrap=True)
 """Results: standard output."""
@@ -34,6 +41,25 @@ def progress(unit: str, *, note: bool = False) -> Progress:
         console=err,
         transient=True,
     )
+
+
+@contextmanager
+def counting(
+    unit: str, description: str, *, total: int | None = None
+) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """What passes items on and shows their number and speed: for totals that nobody knows."""
+    with progress(unit, note=True) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def counted(items: Iterable[T]) -> Iterator[T]:
+            started = time.perf_counter()
+            for count, item in enumerate(items, 1):
+                yield item
+                if count % 100 == 0:
+                    speed = count / (time.perf_counter() - started)
+                    bar.update(task, completed=count, note=f"| {speed:,.0f} {unit}/s")
+
+        yield counted
 
 
 def human_bytes(count: float) -> str:

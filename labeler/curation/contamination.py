@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labeler.console import err
+from labeler.console import counting, err
 from labeler.curation.ngrams import Hashes, mixed, ngrams, words
 from labeler.curation.rows import Rows, lists
 from labeler.inputs.finding import LABEL_SET, find_files
@@ -118,15 +118,16 @@ def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldO
     grams, first = [], []
     names: list[str] = []
     short = 0
-    for name, texts in _texts(inputs, rows, kind):
-        found = [ngrams(units(part) if isinstance(part, str) else part, n) for part in texts]
-        whole = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
-        if len(whole):
-            grams.append(whole)
-            first.append(np.full(len(whole), len(names)))
-            names.append(name)
-        else:
-            short += 1
+    with counting("records", "reading held-out text") as counted:
+        for name, texts in counted(_texts(inputs, rows, kind)):
+            found = [ngrams(units(part) if isinstance(part, str) else part, n) for part in texts]
+            whole = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+            if len(whole):
+                grams.append(whole)
+                first.append(np.full(len(whole), len(names)))
+                names.append(name)
+            else:
+                short += 1
     if short:
         err.print(f"{short} held-out records have no {n} {kind} in a row and match nothing")
     if not grams:

@@ -107,9 +107,11 @@ def choose_near(
 
     # Bands for a lower threshold find nearly all pairs; each is then judged by its signatures.
     index = MinHashLSH(max(0.1, similarity - 0.1), num_perm=PERMUTATIONS)
-    kept = np.zeros(len(candidates), bool)
+    # The index takes some kB a row, so rows that it could not pair with any are not put into it.
+    paired = _share_a_band(signatures, candidates, index.hashranges)
+    kept = candidates & ~paired
     twins: dict[int, int] = {}
-    order = np.flatnonzero(candidates)
+    order = np.flatnonzero(paired)
     order = order[np.argsort(rank[order], kind="stable")]
     for row in track(order.tolist()):
         sketch = LeanMinHash(seed=SEED, hashvalues=signatures[row], scheme="affine32")
@@ -122,3 +124,14 @@ def choose_near(
             kept[row] = True
             index.insert(row, sketch, check_duplication=False)
     return kept, twins
+
+
+def _share_a_band(
+    signatures: NDArray[np.uint32], candidates: Mask, bands: list[tuple[int, int]]
+) -> Mask:
+    """The candidates that have one of the bands in common with another candidate, bool [rows]."""
+    sharing = np.zeros(len(candidates), bool)
+    for start, stop in bands:
+        band = pl.DataFrame(np.ascontiguousarray(signatures[candidates, start:stop]))
+        sharing[candidates] |= band.is_duplicated().to_numpy()
+    return sharing

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from labeler.config import CODECS, LabelConfig
-from labeler.console import err, progress
+from labeler.console import counting, err
 from labeler.engines.teacher import Teacher, copy_tokenizer, template_arguments
 from labeler.inputs.sources import (
-    Record,
-    Reject,
     SourceFile,
     file_digests,
     parent_sets,
@@ -254,19 +251,9 @@ def planning(
     )
     records = islice(chain.from_iterable(map(read_records, files)), config.limit)
     with spool(path) as rows:
-        with progress("records", note=True) as bar:
-            task = bar.add_task("planning", total=config.limit, note="")
-
-            def counted() -> Iterator[Record | Reject]:
-                started = time.perf_counter()
-                for count, record in enumerate(records, 1):
-                    yield record
-                    if count % 100 == 0:
-                        speed = count / (time.perf_counter() - started)
-                        bar.update(task, completed=count, note=f"| {speed:,.0f} records/s")
-
+        with counting("records", "planning", total=config.limit) as counted:
             planned = plan_units(
-                render(counted(), teacher, config),
+                render(counted(records), teacher, config),
                 rules,
                 rows,
                 known=known,
