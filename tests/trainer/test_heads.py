@@ -8,12 +8,24 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from schemas import SoftshardsError
 from trainer.heads import LabelHead, as_label_head
 from trainer.lora_head import LoraLabelHead
 from trainer.ops import linear_label_logprobs
+from trainer.student import Student, check_head
 
 V, D, N, K = 40, 16, 6, 5
 
@@ -112,6 +124,41 @@ def test_a_tied_head_trains_the_embeddings_too() -> None:
         return model.model(input_ids=tokens[None]).last_hidden_state[0]
 
     assert_same(head(states(), ids, target), dense(head(states()), ids, target), [head.weight])
+
+
+SHAPE: dict[str, Any] = {
+    **{"vocab_size": V, "hidden_size": D, "intermediate_size": 32, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0},
+}
+ARCHITECTURES = {
+    "softcap, tied": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=0.5)
+    ),
+    "scale, tied": lambda: CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.25)),
+    "divisor": lambda: GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0)),
+    "bias": lambda: PhiForCausalLM(PhiConfig(**SHAPE)),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_heads_of_real_architectures_equal_their_own_logits(name: str) -> None:
+    """Soft cap, scale, bias and a padded vocabulary, as the model class has them."""
+    torch.manual_seed(0)
+    model: Any = ARCHITECTURES[name]()
+    with torch.no_grad():
+        for parameter in model.get_output_embeddings().parameters():
+            parameter.normal_(std=0.5)
+    student = Student(model, V - 3)
+    check_head(student)
+    tokens = torch.arange(N)[None] + 1
+    gen = torch.Generator().manual_seed(2)
+    ids = torch.rand(N, V - 3, generator=gen).argsort(1)[:, :K]
+    target = torch.randint(V - 3, (N,), generator=gen)
+    want = dense(model(tokens).logits[0, :, : V - 3], ids, target)
+    got = student.label_logprobs(model.base_model(tokens).last_hidden_state[0], ids, target)
+    leaves = [*model.get_output_embeddings().parameters()]
+    assert len(leaves) == (2 if name == "bias" else 1)
+    assert_same(got, want, [*leaves, next(model.base_model.layers.parameters())])
 
 
 def test_heads_that_are_not_understood_are_refused() -> None:

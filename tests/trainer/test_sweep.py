@@ -172,6 +172,8 @@ def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[st
     HTMLParser().feed(page)
     assert "<script" not in page
     assert page.count("<svg") == 1
+    for text in ("held-out KL to teacher", "parameters (millions)", "The line joins the trials"):
+        assert text in page
     assert "0.1500 ± 0.0707" in page
     assert "0.015 ± 0.007" in page  # their calibration error
     assert "(15 bins)" in page

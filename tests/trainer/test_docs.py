@@ -1,0 +1,57 @@
+"""Every trainer command that the guides show is one that the command line takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trainer.cli import app
+from trainer.sweep.grid import read_sweep
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("trainer", "losses", "sweep"))]
+NEEDED = ["train", "--labels", "L", "--student", "S", "--out", "O"]
+"""What a line of flags alone is to be read after."""
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command shown, without `trainer`; lines of flags alone get NEEDED."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    found = []
+    for line in text.splitlines():
+        words = re.match(
+            r"\s*(?:torchrun .* -m )?trainer ((?:train|slice|evaluate|report|sweep) .*)", line
+        )
+        if words:
+            found.append(shlex.split(words[1], comments=True))
+        elif line.startswith("    --"):
+            found.append([*NEEDED, *shlex.split(line)])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_taken(page: str) -> None:
+    shown = commands(page)
+    assert len(shown) >= 3
+    for words in shown:
+        if "--config" in words or "..." in words:  # the rest is in a file, or left to the reader
+            continue
+        command, bound, ignored = app.parse_args(words, exit_on_error=False, print_error=False)
+        assert command.__name__.rstrip("_") == words[0]
+        assert bound.arguments
+        assert not ignored
+
+
+def test_the_students_of_the_guide_are_read(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweep.md").read_text(), flags=re.S)
+    path = tmp_path / "students.yaml"
+    path.write_text(block)
+    assert set(yaml.safe_load(block)) == {"base", "slices", "grid", "runs"}
+    names = [trial.name for trial in read_sweep(path, tmp_path).trials]
+    page = (ROOT / "docs/sweep.md").read_text()
+    assert len(names) == 10
+    assert all(f"│ {name} " in page for name in names)
