@@ -94,7 +94,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
             which wants one shape).
 
     Raises:
-        LabelSetError: a label holds no probability mass.
+        LabelSetError: a label holds no probability mass, or an id twice.
     """
     window, rows = pack.window, pack.rows
     lengths = window.token_offsets[rows + 1] - window.token_offsets[rows]
@@ -110,6 +110,14 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         starts = np.append(starts, len(tokens))
         tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
     positions = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    documents = np.repeat(np.arange(len(rows)), n_labels)
+    if (twice := _repeating(labels.topk_ids)).any():
+        raise LabelSetError(
+            f"{int(twice.sum())} of {len(twice)} labels hold an id twice: the mass outside the ids "
+            "would be wrong",
+            row=pack.keys[documents[twice.argmax()]],
+            mend="run `labeler verify` on the label set",
+        )
     try:
         topk, tail = renormalise_teacher(
             torch.from_numpy(labels.topk_logprobs), torch.from_numpy(labels.tail_logprob)
@@ -132,9 +140,15 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         tail_logprob=tail,
         token_logprob=torch.from_numpy(labels.token_logprob),
         kinds=_long(window.kinds[picked]),
-        documents=_long(np.repeat(np.arange(len(rows)), n_labels)),
+        documents=_long(documents),
         sources=[window.sources[row] for row in rows],
     )
+
+
+def _repeating(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which rows of [n, k] hold an id twice. On a GPU the op does not look, this does."""
+    ordered = np.sort(ids, axis=1)
+    return ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
 
 
 def block_causal_mask(lengths: NDArray[np.int64]) -> Tensor:

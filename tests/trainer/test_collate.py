@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from schemas import open_label_set
+from schemas import LabelSetError, open_label_set
 from tests.trainer.build_label_set import label_row, teacher_logprobs
 from tests.trainer.conftest import World
 from trainer.collate import block_causal_mask, collate
@@ -125,3 +127,24 @@ def test_packed_loss_equals_unpacked_loss(
         expected_kl += kl_row.tolist()
     np.testing.assert_allclose(ce.numpy(), expected_ce, atol=2e-5)
     np.testing.assert_allclose(kl.numpy(), expected_kl, atol=2e-3)  # labels are float16
+
+
+def test_labels_that_are_no_distribution_are_named(packs: list[Pack]) -> None:
+    """A set whose hashes fit, but that something else than our labeler wrote."""
+    pack = packs[0]
+    first = int(pack.window.label_offsets[pack.rows[2]])  # of the pack's third row
+
+    def damaged(**arrays: np.ndarray) -> Pack:
+        return replace(pack, window=replace(pack.window, labels=replace(labels, **arrays)))
+
+    labels = pack.window.labels
+    ids = labels.topk_ids.copy()
+    ids[first, 5] = ids[first, 1]
+    with pytest.raises(LabelSetError, match=r"1 of \d+ labels hold an id twice") as error:
+        collate(damaged(topk_ids=ids))
+    assert pack.keys[2] in str(error.value)
+    assert "labeler verify" in str(error.value)
+    empty, tail = labels.topk_logprobs.copy(), labels.tail_logprob.copy()
+    empty[first], tail[first] = -np.inf, -np.inf
+    with pytest.raises(LabelSetError, match="no mass"):
+        collate(damaged(topk_logprobs=empty, tail_logprob=tail))
