@@ -20,19 +20,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate for the processes that torchrun or `accelerate launch` started: DDP or FSDP2.
 
     Raises:
-        SoftshardsError: the packs of a step cannot be shared evenly, or one process is to shard.
+        SoftshardsError: the packs of a step cannot be shared evenly, one process is to shard, or
+            what is to be sharded could not be loaded again.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    if sharded and world == 1:
-        raise SoftshardsError(
-            "--shard with one process: there is nobody to share the weights with",
-            mend="start several, as in `torchrun --nproc-per-node 2 -m trainer train --shard ...`",
-        )
-    if config.packs_per_step % world:
-        raise SoftshardsError(
-            f"--packs-per-step {config.packs_per_step} is not a multiple of the {world} processes"
-        )
+    _refuse(config, world, sharded)
     cpu = world > 1 and not torch.accelerator.is_available()
     plugin = _fsdp2() if sharded else None
     accelerator = Accelerator(
@@ -71,6 +64,26 @@ def prepare(accelerator: Accelerator, student: Student, optimizer: Any) -> tuple
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
     model, wrapped = accelerator.prepare(student, optimizer)
     return model, wrapped
+
+
+def _refuse(config: TrainConfig, world: int, sharded: bool) -> None:
+    if sharded and world == 1:
+        raise SoftshardsError(
+            "--shard with one process: there is nobody to share the weights with",
+            mend="start several, as in `torchrun --nproc-per-node 2 -m trainer train --shard ...`",
+        )
+    if sharded and config.optimizer == "adamw_8bit":
+        # PyTorch loads whole states by splitting and scattering them; torchao's know neither.
+        raise SoftshardsError(
+            "--shard with --optimizer adamw_8bit: its shared states could be saved but not loaded, "
+            "and the run never resume",
+            mend="take --optimizer adamw_fused, whose states --shard divides among the processes, "
+            "or leave --shard out",
+        )
+    if config.packs_per_step % world:
+        raise SoftshardsError(
+            f"--packs-per-step {config.packs_per_step} is not a multiple of the {world} processes"
+        )
 
 
 def _fsdp2() -> FullyShardedDataParallelPlugin:
