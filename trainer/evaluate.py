@@ -33,9 +33,29 @@ from trainer.teacher import checkpoint_size, teacher_metrics, weight_bytes
 RESULTS_VERSION = 2
 PACK_TOKENS = 2048
 
+Measured = list[tuple[Path, dict[str, Any]]]
+"""Models by their paths, and what was measured."""
+
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Measure every model that OUT does not have yet; return the exit code.
+    """Measure every model that OUT does not have yet, and print all; return the exit code.
+
+    Raises:
+        SoftshardsError: as `measure_models`.
+    """
+    results, shown = measure_models(config)
+    if config.json:
+        sys.stdout.write(json.dumps(results, indent=1) + "\n")
+    else:
+        table_console().print(_table(shown, results["teacher"]))
+    return 0
+
+
+def measure_models(config: EvaluateConfig) -> tuple[dict[str, Any], Measured]:
+    """Measure every model that OUT does not have yet, and write OUT.
+
+    Returns:
+        the content of OUT, and what it says of each of the models asked for, in their order.
 
     Raises:
         SoftshardsError: OUT is about another label set, or a model does not fit it.
@@ -52,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> int:
                 f"proves that {config.teacher} is it, but its tokenizer is the labels'"
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shown: list[tuple[Path, dict[str, Any]]] = []
+    shown: Measured = []
     for path in config.model:
         digest = _digest(path)
         asked = {"weights": digest, "dtype": config.dtype, "vocab_map": config.vocab_map}
@@ -71,11 +91,7 @@ def evaluate(config: EvaluateConfig) -> int:
         shown.append((path, results["models"][-1]))
         _write(config.out, results)
     _write(config.out, results)
-    if config.json:
-        sys.stdout.write(json.dumps(results, indent=1) + "\n")
-    else:
-        table_console().print(_table(shown, results["teacher"]))
-    return 0
+    return results, shown
 
 
 @torch.no_grad()
@@ -146,7 +162,7 @@ def _means(sums: Tensor, bins: Tensor) -> dict[str, float]:
     }
 
 
-def _table(shown: list[tuple[Path, dict[str, Any]]], teacher: dict[str, Any]) -> Table:
+def _table(shown: Measured, teacher: dict[str, Any]) -> Table:
     found = table("held-out", "model", "ppl", "KL", "top-1", "ECE", "params", caption=ECE)
     ppl = number(teacher["ppl"], 2, at_least=teacher.get("lower_bound", False))
     found.add_row("teacher", ppl, *["–"] * 3, size(teacher.get("parameters"), ""))

@@ -329,9 +329,11 @@ def test_a_trial_is_what_trainer_train_would_do(swept: Swept, world: World) -> N
 
 def test_finished_sweep_needs_no_ray(swept: Swept) -> None:
     before = (swept.out / "leaderboard.json").read_bytes()
-    output = run(swept.students, swept.out)
+    output = run(swept.students, swept.out, "--json")
     assert "6 trials: 6 reused" in output
     assert "starting Ray" not in output
+    board, _ = json.JSONDecoder().raw_decode(output)  # nothing else is on stdout
+    assert board == json.loads(before)
     assert (swept.out / "leaderboard.json").read_bytes() == before
 
 

@@ -97,12 +97,11 @@ def _rank(
     bench: dict[str, Any] | None,
 ) -> int:
     """Measure all that was trained, write and print the leaderboard; return the exit code."""
-    from trainer.evaluate import evaluate
+    from trainer.evaluate import measure_models
     from trainer.sweep.leaderboard import groups, ranked, row, to_json
     from trainer.sweep.page import html, show
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    results_path = config.out / EVAL
     done = {
         trial.name: json.loads((trial.folder / RESULT).read_text(encoding="utf-8"))
         for trial in trials
@@ -111,8 +110,9 @@ def _rank(
     models = tuple(trial.folder / FINAL for trial in trials if trial.name in done)
     held_out = trials[0].config.eval_labels
     assert held_out is not None, "read_sweep requires them"
-    evaluate(EvaluateConfig(labels=held_out, model=models, out=results_path))
-    results = read_results(results_path, "results of `trainer evaluate`", ("models", "label_set"))
+    results, _ = measure_models(
+        EvaluateConfig(labels=held_out, model=models, out=config.out / EVAL)
+    )
     rows = ranked([row(trial, done.get(trial.name), results, bench) for trial in trials])
     found = groups(rows)
     content = to_json(rows, found, results)
