@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -18,6 +18,9 @@ app = App(
     name="labeler",
     version=__version__,
     help="""Run a teacher once over a corpus or prompts and keep its soft labels as Parquet.
+
+    Example: `labeler label corpus.jsonl --model ./teacher --out ./labels`, then
+    `labeler inspect ./labels`; each command has a --help with an example of its own.
 
     Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted
     (143 by SIGTERM).""",
@@ -67,8 +70,17 @@ def main() -> None:
     try:
         app.meta()
     except SoftshardsError as error:
-        err.print(f"error: {error}", style="red", markup=False)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        mend = "check the path, and that you may write there"
+        _refuse(SoftshardsError(error.strerror or str(error), path=error.filename, mend=mend))
     except KeyboardInterrupt as error:
         err.print("interrupted; what was finished is safe, the same command goes on from there")
         sys.exit(getattr(error, "exit_code", 130))
+
+
+def _refuse(error: SoftshardsError) -> NoReturn:
+    err.print(f"error: {error}", style="red", markup=False)
+    sys.exit(2)

@@ -193,7 +193,8 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
         raise LabelSetError(
             "the label set is not finished",
             path=remote.url if remote else directory,
-            mend="run the same `labeler label` command to finish it, or pass --allow-partial",
+            mend="run the command that was making it again: it goes on from there; commands that "
+            "can take it as it is have --allow-partial",
         )
     check_tokenizer(directory, manifest)
     groups = tuple(

@@ -164,7 +164,8 @@ def read_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         raise LabelSetError(
-            "no label set here: manifest.json is missing",
+            "no label set here: "
+            + ("manifest.json is missing" if directory.is_dir() else "there is no such folder"),
             path=directory,
             mend="give the folder that `labeler label --out` wrote",
         )

@@ -118,13 +118,13 @@ def read_view(path: Path) -> View:
     Raises:
         LabelSetError: it is no view, was altered, or is of an unknown version.
     """
-    mend = "make it again with `labeler curate`"
+    mend = "give the folder of a label set, or make the view again with `labeler curate`"
     try:
         view = View.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise LabelSetError(f"not a view of a label set: {what}", path=path, mend=mend) from error
+        what = ": ".join(["not a view of a label set", *map(str, first["loc"]), first["msg"]])
+        raise LabelSetError(what, path=path, mend=mend) from error
     check_version(view.format_version, path)
     if view.sealed().self_digest != view.self_digest:
         raise LabelSetError("the view was altered: its digest differs", path=path, mend=mend)

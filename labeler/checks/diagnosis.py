@@ -66,6 +66,22 @@ class Diagnosis:
         )
 
 
+def require_something(out: Path) -> list[Path]:
+    """The shards in a set's folder.
+
+    Raises:
+        LabelSetError: there are none, and no manifest.
+    """
+    shards = sorted((out / "shards").glob("*.parquet"))
+    if not shards and not (out / MANIFEST).is_file():
+        raise LabelSetError(
+            "no label set here: neither manifest.json nor shards",
+            path=out,
+            mend="give the folder that `labeler label --out` wrote",
+        )
+    return shards
+
+
 def diagnose(out: Path, model: Path | None) -> Diagnosis:
     """Look at every file of a set.
 
@@ -76,13 +92,7 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
     Raises:
         SoftshardsError: there is no label set, or nothing to rebuild it from.
     """
-    shards = sorted((out / "shards").glob("*.parquet"))
-    if not shards and not (out / MANIFEST).is_file():
-        raise LabelSetError(
-            "no label set here: neither manifest.json nor shards",
-            path=out,
-            mend="give the folder that `labeler label --out` wrote",
-        )
+    shards = require_something(out)
     footers = {path: read_footer(path) for path in shards}
     lost = None
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from labeler.checks.diagnosis import FROM_FILE, QUARANTINE, Diagnosis, diagnose
+from labeler.checks.diagnosis import FROM_FILE, QUARANTINE, Diagnosis, diagnose, require_something
 from labeler.checks.plan_of_shards import lost_rejects, planned_units
 from labeler.checks.salvage import tokenizer_files
 from labeler.console import out as console
@@ -49,6 +49,7 @@ def print_repair(out: Path, *, model: Path | None, dry_run: bool, as_json: bool)
     Raises:
         SoftshardsError: there is no label set, nothing to rebuild it from, or a process labels.
     """
+    require_something(out)  # before a lock is put there
     if dry_run:
         result = repaired(diagnose(out, model), dry_run=True)
     else:

@@ -9,10 +9,16 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 
+def _not_negative(kind: object, value: int | str) -> None:
+    del kind
+    if isinstance(value, int) and value < 0:
+        raise ValueError("it must be 0 or more, or `all`")
+
+
 def verify(
     labels: Path,
     *,
-    rescore: int | Literal["all"] = 0,
+    rescore: Annotated[int | Literal["all"], Parameter(validator=_not_negative)] = 0,
     model: Path | None = None,
     tolerance: float = 1e-3,
     seed: int = 0,

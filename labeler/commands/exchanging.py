@@ -211,7 +211,7 @@ def push(
 
 def pull(
     repo: str,
-    out_dir: Annotated[Path, Parameter(name="OUT")],
+    out_dir: Annotated[Path, Parameter(name="--out")],
     *,
     replace: bool = False,
     revision: str | None = None,

@@ -131,7 +131,7 @@ def bench(
     model
         Folders of checkpoints, each as FOLDER or NAME=FOLDER.
     labels
-        A label set, from which the input sequences are taken.
+        Folder of a label set, or a view of one, from which the input sequences are taken.
     out_file
         Write the figures to this JSON file, for `trainer report --bench`.
     sequences

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 
 def inspect(
     labels: Path,
     *,
     row: str | None = None,
-    start: int = 0,
-    positions: int = 20,
+    start: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    positions: Annotated[int, Parameter(validator=Number(gte=1))] = 20,
     rejects: bool = False,
     allow_partial: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -59,7 +60,7 @@ def view(
     out_file: Annotated[Path | None, Parameter(name="--out")] = None,
     rows: int = 20,
     seed: int = 0,
-    port: int = 0,
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 0,
     open_browser: Annotated[bool, Parameter(name="--open")] = True,
     allow_partial: bool = False,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
@@ -75,10 +76,10 @@ def view(
     Parameters
     ----------
     labels
-        Folder of the label set.
+        Folder of the label set, or a view of one.
     other
-        A second set of the same tokenizer, to be compared token by token. Rows are matched by id,
-        chunk and sample.
+        A second set or view of the same tokenizer, to be compared token by token. Rows are matched
+        by id, chunk and sample.
     out_file
         Write this HTML file instead of serving.
     rows
@@ -129,7 +130,8 @@ def compare(
     Parameters
     ----------
     a
-        Folder of a label set; or a YAML file of `labeler label` settings (model, out, ...).
+        Folder of a label set, or a view of one; or a YAML file of `labeler label` settings (model,
+        out, ...).
     b
         The other one, over the same rows.
     inputs

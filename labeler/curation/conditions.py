@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import polars as pl
@@ -76,38 +77,62 @@ def masks(rows: Rows, conditions: Sequence[Condition]) -> list[Mask]:
     """For each condition, which rows to keep, bool [rows]; where it is null the row is not kept.
 
     Raises:
-        SoftshardsError: a condition is no condition on a row.
+        SoftshardsError: a condition is no condition on a row, or cannot be computed.
         LabelSetError: a shard is altered.
     """
     if not conditions:
         return []
-    frame = rows.lazy(lambda: None)
     for condition in conditions:
         if isinstance(condition.keep, str):
-            check(frame, condition.keep, f"--{condition.name} {condition.setting!r}")
+            check(rows.schema, condition.keep, f"--{condition.name} {condition.setting!r}")
+    ready = {f"c{i}": c.keep for i, c in enumerate(conditions) if isinstance(c.keep, pl.Expr)}
+    texts = [
+        f"({c.keep}) AS c{i}" if isinstance(c.keep, str) else f"c{i}"
+        for i, c in enumerate(conditions)
+    ]
+    asked = ", ".join(f"--{c.name} {c.setting!r}" for c in conditions)
     with progress("row groups") as bar:
         task = bar.add_task("asking", total=len(rows.labels.row_groups))
-        frame = rows.lazy(lambda: bar.advance(task))
-        ready = {f"c{i}": c.keep for i, c in enumerate(conditions) if isinstance(c.keep, pl.Expr)}
-        asked = [
-            f"({c.keep}) AS c{i}" if isinstance(c.keep, str) else f"c{i}"
-            for i, c in enumerate(conditions)
-        ]
-        # n_tokens is never null: the frame has a row for each row, whatever is asked.
-        query = frame.with_columns(**ready).sql(f"SELECT n_tokens, {', '.join(asked)} FROM self")
-        found = query.collect(engine="streaming")
+        with refused(asked), rows.lazy(lambda: bar.advance(task)) as frame:
+            # n_tokens is never null: the frame has a row for each row, whatever is asked.
+            query = frame.with_columns(**ready).sql(
+                f"SELECT n_tokens, {', '.join(texts)} FROM self"
+            )
+            found = query.collect(engine="streaming")
     return [found[f"c{i}"].fill_null(False).to_numpy() for i in range(len(conditions))]
 
 
-def check(frame: pl.LazyFrame, text: str, asked: str, *, number: bool = False) -> None:
-    """Refuse SQL that is no condition on (or, with `number`, no number of) each row of `frame`.
+@contextmanager
+def refused(asked: str) -> Iterator[None]:
+    """Within, what was asked is computed, which types that do not fit can still make fail.
+
+    Raises:
+        SoftshardsError: naming what was asked, and the fault.
+    """
+    try:
+        yield
+    except PolarsError as error:
+        raise SoftshardsError(
+            f"{asked}: {first_line(error)}",
+            mend="compare like with like: numbers with numbers, text in '...' with text",
+        ) from error
+
+
+def check(columns: pl.Schema, text: str, asked: str, *, number: bool = False) -> None:
+    """Refuse SQL that is no condition on each row, or, with `number`, no number of it.
+
+    Args:
+        columns: of the rows.
+        text: the SQL; asked: the flag that it was given with.
+        number: whether it is to be a number.
 
     Raises:
         SoftshardsError: naming the column that is not there with the nearest ones, or the fault.
     """
-    names = frame.collect_schema().names()
+    names = columns.names()
+    nothing = pl.LazyFrame(schema=columns)  # types that do not fit are found without rows, too
     try:
-        schema = frame.sql(f"SELECT n_tokens, ({text}) AS result FROM self").collect_schema()
+        schema = nothing.sql(f"SELECT n_tokens, ({text}) AS result FROM self").collect().schema
     except ColumnNotFoundError as error:
         found = re.search(r'"(.*?)"', str(error))
         unknown = found[1] if found else "?"

@@ -6,8 +6,10 @@ Only the columns asked for are read, one row group at a time, each page checked 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -92,10 +94,20 @@ class Rows:
                 yield first, self._with(frame, columns)
             first += group.rows
 
-    def lazy(self, tick: Callable[[], None]) -> pl.LazyFrame:
-        """All columns as a LazyFrame; `tick` is called after each row group that was read."""
+    @property
+    def schema(self) -> pl.Schema:
+        """All columns, stored and computed."""
         stored = pl.DataFrame(row_schema(self.labels.manifest.identity.vocab_size).empty_table())
-        schema = dict(stored.schema) | {name: kind for name, (kind, _) in COMPUTED.items()}
+        return pl.Schema(dict(stored.schema) | {name: kind for name, (kind, _) in COMPUTED.items()})
+
+    @contextmanager
+    def lazy(self, tick: Callable[[], None]) -> Iterator[pl.LazyFrame]:
+        """All columns as a LazyFrame; `tick` is called after each row group that was read.
+
+        At the end nothing is read any more. When a query fails Polars leaves its threads as they
+        are, and one in the middle of a read would abort the process where it ends.
+        """
+        reading, ended = Lock(), Event()
 
         def read(
             with_columns: list[str] | None,
@@ -105,15 +117,23 @@ class Rows:
         ) -> Iterator[pl.DataFrame]:
             del batch_size
             left = self.labels.rows if n_rows is None else n_rows
-            for _, frame in self.frames(with_columns or [*COLUMN_ORDER, *COMPUTED]):
-                frame = frame.head(left)
+            frames = self.frames(with_columns or [*COLUMN_ORDER, *COMPUTED])
+            while left > 0:
+                with reading:
+                    found = None if ended.is_set() else next(frames, None)
+                if found is None:
+                    return
+                frame = found[1].head(left)
                 left -= frame.height
                 yield frame if predicate is None else frame.filter(predicate)
                 tick()
-                if left <= 0:
-                    return
 
-        return register_io_source(read, schema=schema)
+        try:
+            yield register_io_source(read, schema=self.schema)
+        finally:
+            ended.set()
+            with reading:
+                pass
 
     def _with(self, frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         """The frame with the computed ones among `columns`, and only those columns."""

@@ -76,8 +76,9 @@ class Ranking:
         if self.verdicts is not None:
             rows = rows.with_columns(verdict=pl.Series(self.verdicts))
         by = self.score or ("verdict" if self.verdicts is not None else "0")
-        scored = rows.sql(f"SELECT n_tokens, ({by}) AS score FROM self")["score"]
-        scores = scored.cast(pl.Float64).fill_nan(None)
+        with conditions.refused(f"--score {by!r}"):
+            scored = rows.sql(f"SELECT n_tokens, ({by}) AS score FROM self")["score"]
+            scores = scored.cast(pl.Float64).fill_nan(None)
         order = rows.select(KEY_COLUMNS).with_columns(score=scores).with_row_index("row")
         order = order.sort(
             ["score", *KEY_COLUMNS], descending=[True, False, False, False], nulls_last=True
@@ -96,9 +97,9 @@ def check_score(settings: CurateConfig) -> None:
     if settings.score is None:
         return
     names = [*KEY_COLUMNS, *NUMBERS, "repetition"] + ["verdict"] * settings.verifies
-    types = {"id": pl.String} | {n: pl.Float64 for n in names if n != "id"}
+    types = pl.Schema({"id": pl.String} | {n: pl.Float64 for n in names if n != "id"})
     asked = f"--score {settings.score!r}"
-    conditions.check(pl.LazyFrame(schema=types), settings.score, asked, number=True)
+    conditions.check(types, settings.score, asked, number=True)
 
 
 def build(

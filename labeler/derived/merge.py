@@ -69,8 +69,6 @@ def merge(
             "there is nothing to merge",
             mend="name at least two label sets, then the new folder: `labeler merge A B OUT`",
         )
-    if target.resolve() in {path.resolve() for path in sources}:
-        raise SoftshardsError("the new set is one of the old", path=target, mend="name another")
     sets = [open_label_set(path) for path in sources]
     for other in sets[1:]:
         require_same_identity(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labeler.console import progress
 from labeler.derived.writer import FinishedUnit, write_derived
 from schemas import LabelSet, Manifest, RowGroup, SoftshardsError, decode, rounding, to_plain
 from schemas.arrow import KEY_COLUMNS, TOPK_COLUMNS
@@ -34,7 +35,8 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
         how: what this is called in the manifest: `convert`, `merge`, `curate`.
 
     Raises:
-        SoftshardsError: identities differ, a source is damaged, or a row did not survive.
+        SoftshardsError: identities differ, a source is damaged or is in `out`, or a row did not
+            survive.
     """
     first = sources[0]
     for other in sources[1:]:
@@ -44,6 +46,10 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
             path=other.path,
             mend="only sets of one teacher and one way of labeling can become one set",
         )
+    if out.resolve() in {labels.path.resolve() for labels in sources}:
+        raise SoftshardsError(
+            "the new set would be in the place of the old", path=out, mend="name another folder"
+        )
     shards = [(labels, groups) for labels in sources for groups in _by_shard(labels)]
     if not shards:
         raise SoftshardsError("there is no row to write", path=first.path)
@@ -52,10 +58,12 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
         labels, groups = shards[unit]
         return {"recoded": compare_shards(labels, groups, out / shard_name(unit), codec)}
 
+    with progress("shards") as bar:
+        units = [_unit(*shard) for shard in bar.track(shards, description="opening")]
     facts = ("teacher", "parents", "max_batched_tokens", "chat_template")
     return write_derived(
         out,
-        [_unit(labels, groups) for labels, groups in shards],
+        units,
         identity=first.manifest.identity,
         codec=codec,
         derived={"how": how, "from": [origin(labels) for labels in sources]},

@@ -23,6 +23,7 @@ from labeler.runs.stopping import stop_on_signals
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
 from schemas.journal import journal_unit, read_entry, shard_is_whole, shard_name
+from schemas.labelset import TOKENIZER
 from schemas.manifest import (
     MANIFEST,
     FileDigest,
@@ -78,7 +79,8 @@ def write_derived(
             it returns is journaled, too.
 
     Raises:
-        SoftshardsError: there is another set in `out`, the disk is full, or `check` refuses.
+        SoftshardsError: there is another set, or anything else, in `out`, the disk is full, or
+            `check` refuses.
     """
     with stop_on_signals() as stop, own_rank(out, 0, 1), full_disk_explained("the label set", out):
         remove_leftovers_if_alone(out, 0, 1)
@@ -119,6 +121,12 @@ def _begin(
         if lines := differences(found=before, asked={"codec": codec} | derived):
             raise SoftshardsError(f"there is another label set here:{lines}", path=out, mend=mend)
         return found
+    # A killed process may have left a tokenizer before there was a manifest; a lock is hidden.
+    strangers = [p.name for p in out.iterdir() if p.name != TOKENIZER and p.name[0] != "."]
+    if strangers:
+        raise SoftshardsError(
+            f"the folder is not empty: it has {min(strangers)}", path=out, mend="name a new folder"
+        )
     manifest = Manifest(
         codec=codec,
         status="running",

@@ -31,7 +31,7 @@ def own_rank(out: Path, rank: int, world_size: int) -> Iterator[None]:
     except filelock.Timeout as error:
         which = f"another process of rank {rank}" if world_size > 1 else "another process"
         raise SoftshardsError(
-            f"{which} is labeling into this folder", path=out, mend="wait, or stop it"
+            f"{which} is writing into this folder", path=out, mend="wait, or stop it"
         ) from error
     try:
         yield
@@ -68,7 +68,7 @@ def alone(out: Path, work: str) -> Iterator[None]:
                     held.enter_context(filelock.FileLock(path).acquire(blocking=False))
                 except filelock.Timeout as error:
                     raise SoftshardsError(
-                        "another process is labeling into this folder",
+                        "another process is writing into this folder",
                         path=out,
                         mend="wait, or stop it",
                     ) from error

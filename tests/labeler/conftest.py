@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from labeler.config import LabelConfig
+from tests.labeler.command_line import CommandLine
 from tests.tiny_model import CHAT_TEMPLATE, TEXT, make_model, make_tokenizer
 
 REAL_TEACHER = Path(__file__).parents[2] / ".cache" / "smollm2-135m-instruct"
@@ -65,6 +66,15 @@ def settings(teacher: Path, tmp_path: Path) -> Callable[..., LabelConfig]:
         return LabelConfig(**(defaults | changes))
 
     return make
+
+
+@pytest.fixture
+def labeler(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> CommandLine:
+    """The command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(capsys, monkeypatch)
 
 
 @pytest.fixture

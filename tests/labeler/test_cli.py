@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from labeler.cli import app
+from tests.labeler.command_line import CommandLine
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -110,8 +113,9 @@ def test_dry_run_says_what_it_will_cost(
     assert not (tmp_path / "out").exists()
 
 
-def test_help_teaches(run_labeler: Run) -> None:
-    for command in ("label", "inspect", "verify", "compare", "bench"):
-        done = run_labeler(command, "--help")
-        assert done.returncode == 0
-        assert "Example" in done.stdout
+def test_help_teaches(labeler: CommandLine) -> None:
+    """Every command's, and that of the command itself."""
+    for command in ("", *(name for name in app if not name.startswith("-"))):
+        said = labeler(*command.split(), "--help")
+        assert said.code == 0
+        assert f"Example: labeler {command}" in said.out.replace("WANDB_MODE=offline ", ""), command

@@ -86,14 +86,6 @@ def samples(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.fixture
-def labeler(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    return CommandLine(capsys, monkeypatch)
-
-
 def rows_of(path: Path) -> list[Row]:
     """All rows with their texts, as a user of Polars and tokenizers would get them."""
     tokenizer = Tokenizer.from_file(str(open_label_set(path).tokenizer_dir / "tokenizer.json"))

@@ -25,11 +25,6 @@ SUFFIX = {"distillkit": ".parquet", "axolotl": ".parquet", "jsonl": ".jsonl.zst"
 K = 12
 
 
-@pytest.fixture
-def labeler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> CommandLine:
-    return CommandLine(capsys, monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def source(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents and answers, labeled; lists of 3 to 12 ids."""

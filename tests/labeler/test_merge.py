@@ -45,14 +45,6 @@ def sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return {name: root / name for name in parts}
 
 
-@pytest.fixture
-def labeler(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    return CommandLine(capsys, monkeypatch)
-
-
 def rows(path: Path | str) -> list[Row]:
     labels = open_label_set(path)
     return [r for g in labels.row_groups for r in labels.read_row_group(g).to_pylist()]
@@ -122,7 +114,7 @@ def test_what_cannot_be_merged(sets: dict[str, Path], labeler: CommandLine) -> N
     for arguments, says in (
         ((sets["a"], sets["other"], "out"), "only sets of one teacher"),
         ((sets["a"], "out"), "nothing to merge"),
-        ((sets["a"], sets["b"], sets["a"]), "the new set is one of the old"),
+        ((sets["a"], sets["b"], sets["a"]), "in the place of the old"),
         ((sets["a"], "nowhere", "out"), "no label set here"),
     ):
         done = labeler("merge", *arguments)

@@ -368,7 +368,7 @@ def test_refusals_of_the_hub(
         ("unlicensed", "no licence is stated", "--licence unknown"),
         ("nameless", "not a repository's name", "OWNER/NAME"),
         ("view", "a view only names rows", "curate --materialise"),
-        ("running", "not finished", "same `labeler label`"),
+        ("running", "not finished", "the command that was making it"),
         ("altered", "row group 0 was altered", "mend"),
     ],
 )
