@@ -232,7 +232,8 @@ def test_rules_compose_in_order_and_are_counted_alone(labels: Path, labeler: Com
     assert keys(Path("v.view.json")) == keys(left)
     view = open_label_set("v.view.json").view
     assert view is not None
-    assert view.made["rules"] == report["rules"], "the view says how it was made"
+    rules = [rule | {"faults": len(rule["faults"])} for rule in report["rules"]]
+    assert view.made["rules"] == rules, "the view says how it was made"
 
 
 def test_overlap_templates_and_tokens(labels: Path, labeler: CommandLine) -> None:
