@@ -53,10 +53,27 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
     pytest.fail(f"ended before step {step}: {process.communicate()[1]}")
 
 
+def start_ranks(arguments: list[str], processes: int = 2) -> subprocess.Popen[str]:
+    """Start a command in several processes, on a port that is free."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return start([arguments[0], *launch, *arguments[1:]])
+
+
 def torchrun(arguments: list[str], processes: int = 2) -> tuple[int, str]:
     """Run a command in several processes; return the exit code and what was said."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    process = start([*run, *arguments[1:]])
+    return outcome(start_ranks(arguments, processes))
+
+
+def accelerate_launch(arguments: list[str], *how: str) -> tuple[int, str]:
+    """Run a command in two processes as `accelerate launch` starts them."""
+    machines = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    any_port = ["--main_process_port", "0"]  # else it looks and then takes: somebody may be quicker
+    launch = ["-m", "accelerate.commands.launch", *how, *machines.split(), *any_port]
+    return outcome(start([arguments[0], *launch, *arguments[1:]]))
+
+
+def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """The exit code and what was said, in time."""
     try:
         _, errors = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Several processes do what one does: DDP and FSDP2, over gloo."""
+"""Several processes do what one does: DDP (see also test_two_ranks.py) and FSDP2, over gloo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
-from tests.trainer.running import command, config, log, start, torchrun
+from tests.trainer.running import accelerate_launch, command, config, log, start, torchrun
 from trainer.loop import train
 
 KEYS = ("step", "tokens", "labels", "lr")
@@ -24,13 +24,6 @@ def flags(world: World, out: Path, *more: str) -> list[str]:
     for name, value in (("--packs-per-step", "4"), ("--epochs", "1"), ("--save-every", "2")):
         arguments[arguments.index(name) + 1] = value
     return arguments
-
-
-def reference(world: World, out: Path, *more: str) -> list[dict[str, Any]]:
-    """The log of the same run in one process."""
-    process = start(flags(world, out, *more))
-    assert process.wait() == 0, process.communicate()[1]
-    return log(out)
 
 
 def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float = 1e-6) -> None:
@@ -56,44 +49,49 @@ def one(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_processes_learn_what_one_does(world: World, one: Path, tmp_path: Path) -> None:
-    code, errors = torchrun(flags(world, tmp_path))
-    assert code == 0, errors
-    assert "in each of 2 processes (DDP)" in errors
-    same(log(tmp_path), log(one))
-
-
-@pytest.mark.parametrize(
-    ("flag", "how"), [("--multi_gpu", "DDP"), ("--use_fsdp --fsdp_version 2", "FSDP2")]
-)
-def test_accelerate_launch(flag: str, how: str, world: World, one: Path, tmp_path: Path) -> None:
-    machines = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    launch = ["-m", "accelerate.commands.launch", *flag.split(), *machines.split()]
-    arguments = flags(world, tmp_path)
-    process = start([arguments[0], *launch, *arguments[1:]])
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors
-    assert f"in each of 2 processes ({how})" in errors
-    same(log(tmp_path), log(one))
-
-
-@pytest.mark.parametrize(
-    "more", [("--compile",), ("--dtype", "bf16")], ids=lambda more: "".join(more)
-)
-def test_sharded_with_what_else_there_is(
-    more: tuple[str, ...], world: World, tmp_path: Path
-) -> None:
-    code, errors = torchrun(flags(world, tmp_path / "two", "--shard", *more))
-    assert code == 0, errors
-    rel = 1e-4 if "bf16" in more else 1e-6  # a weight that rounds otherwise is 0.4 % off
-    same(log(tmp_path / "two"), reference(world, tmp_path / "one", *more), rel)
-    models = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("two", "one")]
+def same_model(ours: Path, theirs: Path, atol: float) -> None:
+    """The same names, and weights that are no more than `atol` apart."""
+    models = [load_file(out / "final" / "model.safetensors") for out in (ours, theirs)]
     assert models[0].keys() == models[1].keys()
     for name, value in models[0].items():
-        # With a learning rate of 1e-3, Adam's first steps move a weight by up to that each, and
-        # bf16 may turn the sign of a gradient near 0.
-        atol = 4e-3 if "bf16" in more else 1e-4
         torch.testing.assert_close(value, models[1][name], rtol=0, atol=atol)
+
+
+def test_sharded_and_compiled(world: World, tmp_path: Path) -> None:
+    code, errors = torchrun(flags(world, tmp_path / "two", "--shard", "--compile"))
+    assert code == 0, errors
+    train(config(world, tmp_path / "one", packs_per_step=4, epochs=1, compile=True))
+    same(log(tmp_path / "two"), log(tmp_path / "one"))
+    same_model(tmp_path / "two", tmp_path / "one", atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_in_bf16(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In a process of its own: Accelerate keeps the first precision of a process."""
+    out = tmp_path_factory.mktemp("bf16") / "run"
+    process = start(flags(world, out, "--dtype", "bf16"))
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    return out
+
+
+def test_copies_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None:
+    code, errors = accelerate_launch(flags(world, tmp_path, "--dtype", "bf16"), "--multi_gpu")
+    assert code == 0, errors
+    assert "in each of 2 processes (DDP)" in errors
+    same(log(tmp_path), log(one_in_bf16))
+    same_model(tmp_path, one_in_bf16, atol=1e-4)
+
+
+def test_sharded_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None:
+    """A weight may round otherwise, by 0.4 %, and turn the sign of a gradient near 0.
+
+    Then Adam's first steps, of up to 1e-3 each, go the other way.
+    """
+    code, errors = torchrun(flags(world, tmp_path, "--shard", "--dtype", "bf16"))
+    assert code == 0, errors
+    same(log(tmp_path), log(one_in_bf16), rel=1e-4)
+    same_model(tmp_path, one_in_bf16, atol=4e-3)
 
 
 def test_sharded_lora(world: World, tmp_path: Path) -> None:
@@ -112,35 +110,25 @@ def test_sharded_lora(world: World, tmp_path: Path) -> None:
     assert log(tmp_path / "rest") == whole[2:]
     train(config(world, tmp_path / "alone", **settings, resume=saved))
     same(log(tmp_path / "alone"), whole[2:])
-    finals = [tmp_path / name / "final" for name in ("two", "rest", "one")]
-    models = [load_file(final / "model.safetensors") for final in finals]
-    assert models[0].keys() == load_file(world.student / "model.safetensors").keys()
-    for name, value in models[0].items():
-        assert torch.equal(value, models[1][name])
-        torch.testing.assert_close(value, models[2][name], rtol=0, atol=2e-5)
-    assert (finals[0] / "adapter" / "adapter_model.safetensors").is_file()
-
-
-def test_accumulation_in_bf16_over_processes(world: World, tmp_path: Path) -> None:
-    code, errors = torchrun(flags(world, tmp_path / "two", "--dtype", "bf16"))
-    assert code == 0, errors
-    same(log(tmp_path / "two"), reference(world, tmp_path / "one", "--dtype", "bf16"))
+    same_model(tmp_path / "two", tmp_path / "rest", atol=0)
+    same_model(tmp_path / "two", tmp_path / "one", atol=2e-5)
+    final = tmp_path / "two" / "final"
+    names = load_file(world.student / "model.safetensors").keys()
+    assert load_file(final / "model.safetensors").keys() == names
+    assert (final / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_sharded_processes_learn_what_one_does(world: World, one: Path, tmp_path: Path) -> None:
     """FSDP2: steps, held-out measurements, checkpoints, and the model at the end."""
-    code, errors = torchrun(
-        flags(world, tmp_path / "two", "--shard", "--eval-labels", str(world.labels))
-    )
+    arguments = flags(world, tmp_path / "two", "--eval-labels", str(world.labels))
+    code, errors = accelerate_launch(arguments, "--use_fsdp", "--fsdp_version", "2")
     assert code == 0, errors
+    assert "in each of 2 processes (FSDP2)" in errors
     same(log(tmp_path / "two"), log(one))
     evals = [(out / "eval.jsonl").read_text().splitlines() for out in (tmp_path / "two", one)]
     for ours, theirs in zip(*(map(json.loads, lines) for lines in evals), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
-    weights = [load_file(out / "final" / "model.safetensors") for out in (tmp_path / "two", one)]
-    assert weights[0].keys() == weights[1].keys()
-    for name, value in weights[0].items():
-        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=2e-5)
+    same_model(tmp_path / "two", one, atol=2e-5)
     # Its checkpoint, at another world size: the same packs follow.
     saved = tmp_path / "two" / "checkpoints" / "step-00000002"
     settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "resume": saved}

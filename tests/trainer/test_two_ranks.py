@@ -11,7 +11,7 @@ import torch
 
 from schemas import open_label_set
 from tests.trainer.conftest import World
-from tests.trainer.running import command, config, log, start, torchrun, wait_for_step
+from tests.trainer.running import command, config, log, start_ranks, torchrun, wait_for_step
 from trainer.collate import collate
 from trainer.dataset import LabelDataset
 from trainer.loop import train
@@ -79,8 +79,7 @@ def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) ->
     """kill -9 of the launcher and of both ranks, then the same command."""
     out = tmp_path / "run"
     arguments = flags(world, out)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    process = start([arguments[0], *launch, *arguments[1:]])
+    process = start_ranks(arguments)
     wait_for_step(process, out, 6)
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) >= 3
