@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from schemas.remote import is_url
+
 ARTIFACT_TYPE = "label-set"
 
 
 def artifact_name(place: str | Path) -> str:
     """The default name of the set in a folder or at a URL: letters, digits, `.`, `_`, `-`."""
-    folder = Path(place) if "://" in str(place) else Path(place).resolve()
+    folder = Path(place) if is_url(place) else Path(place).resolve()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name).strip("-") or ARTIFACT_TYPE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from schemas import open_label_set
 from trainer import checkpoint
 from trainer.evaluate import measure
 from trainer.finishing import write_model
@@ -22,11 +21,9 @@ def is_due(run: Run) -> bool:
 
 def measure_heldout(run: Run) -> str:
     """Measure on the held-out label set; every rank takes part. Return a line for people."""
-    assert run.config.eval_labels is not None
-    held_out = open_label_set(run.config.eval_labels)
     run.student.eval()
-    with run.accelerator.autocast():  # Accelerate leaves it out under FSDP2
-        metrics = measure(run.model, held_out, device=run.accelerator.device, among=run.accelerator)
+    device = run.accelerator.device
+    metrics = measure(run.model, run.held_out, device=device, among=run.accelerator)
     run.student.train()
     names = ("ppl", "ce", "kl", "agreement", "ece")
     record = {"step": run.step, **{name: metrics["all"][name] for name in names}}

@@ -63,6 +63,8 @@ def prepare(accelerator: Accelerator, student: Student, optimizer: Any) -> tuple
         layers = decoder_layers(student.model)
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
     model, wrapped = accelerator.prepare(student, optimizer)
+    if is_sharded(accelerator):  # the one case in which Accelerate leaves autocast out
+        model.forward = accelerator.autocast()(model.forward)
     return model, wrapped
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from accelerate import Accelerator
 
-from schemas import LabelSet
+from schemas import LabelSet, open_label_set
 from trainer.config import TrainConfig
 from trainer.dataset import LabelDataset, Pack, ReaderState
 from trainer.finished import Facts
@@ -49,6 +50,12 @@ class Run:
     def labels(self) -> LabelSet:
         """The set whose tokenizer and vocabulary all others have."""
         return self.parts[0].labels
+
+    @cached_property
+    def held_out(self) -> LabelSet:
+        """The set of --eval-labels, opened once: behind a URL, opening copies files."""
+        assert self.config.eval_labels is not None
+        return open_label_set(self.config.eval_labels)
 
     @property
     def is_main(self) -> bool:

@@ -49,8 +49,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict
         ).to(accelerator.device)
         wait = index + 1 < len(mine)
         with accelerator.no_sync(run.model) if wait else contextlib.nullcontext():
-            with accelerator.autocast():  # Accelerate leaves it out under FSDP2
-                output = run.model(batch)
+            output = run.model(batch)
             weights = token_weights(objective.weighting, batch)
             loss, parts = batch_loss(objective, output, batch, weights, factors)
             # Ranks average their gradients: `world` makes that the mean over the step's labels.
