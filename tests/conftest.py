@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from schemas.remote import CACHE
+from tests import objects
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +28,5 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[None]:
     """An S3 service on this machine with `objects.BUCKET`."""
-    from tests import objects  # imports a web server
-
     with objects.object_store():
         yield

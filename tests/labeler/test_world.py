@@ -83,7 +83,7 @@ def test_one_process_a_rank(corpus: Path, settings: Settings) -> None:
     config.out.mkdir()
     with (
         filelock.FileLock(config.out / ".lock-1-of-2"),
-        pytest.raises(SoftshardsError, match="another process of rank 1 is labeling"),
+        pytest.raises(SoftshardsError, match="another process of rank 1 is writing"),
     ):
         label([str(corpus)], config)
 
