@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow import id_type
+from schemas.memory import converted
 
 PAD_ID = -1
 """Fills `topk_ids` where a row's inner lists differ in length; its logprob is -inf."""
@@ -123,7 +124,7 @@ def decode(table: pa.Table) -> DecodedLabels:
     lengths = np.diff(inner)
     k = int(lengths.max(initial=0))
     if (lengths == k).all():
-        ids_2d = ids.astype(np.int32).reshape(len(lengths), k)
+        ids_2d = converted(ids, np.int32).reshape(len(lengths), k)
         topk_2d = widen(topk).reshape(len(lengths), k)
     else:
         real = np.arange(k) < lengths[:, None]
@@ -141,16 +142,13 @@ def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
     The exponent of a float16 is moved to where a float32 has it, and its bias made up for by a
     product, which also gives the subnormal numbers their due.
     """
-    bits = half.view(np.uint16).astype(np.uint32)
-    sign = bits & 0x8000
-    sign <<= 16
-    bits &= 0x7FFF
+    bits = converted(half.view(np.int16), np.int32)  # the sign fills the upper half,
     bits <<= 13
+    bits &= -0x70000001  # of which one bit is kept
     values = bits.view(np.float32)
     values *= np.float32(2.0**112)
-    if values.size and values.max() >= 65536:  # infinities and NaN have no such exponent
-        return half.astype(np.float32)
-    bits |= sign
+    if values.size and not -65536 < values.min() <= values.max() < 65536:
+        return half.astype(np.float32)  # infinities and NaN have no such exponent
     return values
 
 
