@@ -147,7 +147,7 @@ class TrainConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     compile: bool = False
-    """Compile the student's body with torch.compile; pads each pack to --pack-tokens."""
+    """Compile the student's layers with torch.compile; pads each pack to --pack-tokens."""
 
     save_every: int = 200
     """Steps between checkpoints; 0 saves only when stopped by a signal."""

@@ -20,6 +20,7 @@ from trainer.finished import FINAL, Facts, check_same_run, run_facts
 from trainer.finishing import finish
 from trainer.guards import noted_signals, only_one
 from trainer.heldout import best, has_stalled, is_due, measure_heldout
+from trainer.layers import decoder_layers
 from trainer.lora import add_lora
 from trainer.mixture import Part, open_mixture
 from trainer.objective import objective_of
@@ -163,7 +164,8 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
     if config.compile:
         if student.attention == "documents":
             student.attention = "mask"  # one shape, whatever the documents' lengths
-        student.model.base_model.compile(dynamic=False)
+        for layer in decoder_layers(student.model):  # alike, so one compilation does for all
+            layer.compile(dynamic=False)
     return student
 
 

@@ -129,9 +129,9 @@ def _saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.compiler.set_stance("force_eager"),  # not to be compiled for three lengths
         ):
-            # `forward`, not a call: it is not to be compiled for this.
-            kept = model.base_model.forward(input_ids=ids, use_cache=False)
+            kept = model.base_model(input_ids=ids, use_cache=False)
     finally:
         if student.attention == "varlen":
             model.set_attn_implementation(attention)
