@@ -13,6 +13,7 @@ from labeler.commands import checking, exchanging, labeling, looking, making
 from labeler.console import err
 from labeler.inputs.finding import STDIN
 from schemas import SoftshardsError, __version__
+from schemas.os_errors import explained
 
 app = App(
     name="labeler",
@@ -72,10 +73,9 @@ def main() -> None:
     except SoftshardsError as error:
         _refuse(error)
     except OSError as error:
-        if error.filename is None:
+        if (known := explained(error)) is None:
             raise
-        mend = "check the path, and that you may write there"
-        _refuse(SoftshardsError(error.strerror or str(error), path=error.filename, mend=mend))
+        _refuse(known)
     except KeyboardInterrupt as error:
         err.print("interrupted; what was finished is safe, the same command goes on from there")
         sys.exit(getattr(error, "exit_code", 130))

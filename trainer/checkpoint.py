@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from schemas.atomic import TMP_PREFIX, fsync, write_atomic
+from schemas.os_errors import full_disk_explained
 
 CHECKPOINTS = "checkpoints"
 META = "meta.json"
@@ -26,15 +27,20 @@ def atomic_directory(final: Path) -> Iterator[Path]:
 
     An older `final` is replaced. A crash leaves the old folder, the new one, or (for the instant
     between two renames) none, but never a part of one.
+
+    Raises:
+        SoftshardsError: the disk is full.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     tmp = final.with_name(f"{TMP_PREFIX}{final.name}")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir()
+    safe = "everything written before it is whole"
     try:
-        yield tmp
-        for path in [*tmp.rglob("*"), tmp]:
-            fsync(path)
+        with full_disk_explained(final.name, final.parent, safe=safe):
+            yield tmp
+            for path in [*tmp.rglob("*"), tmp]:
+                fsync(path)
         if final.exists():
             old = final.with_name(f"{TMP_PREFIX}old-{final.name}")
             shutil.rmtree(old, ignore_errors=True)
@@ -62,7 +68,8 @@ def save_checkpoint(
     final = out / CHECKPOINTS / step_name(step)
     with atomic_directory(final) as tmp:
         for name, state in states.items():
-            torch.save(state, tmp / f"{name}.pt")
+            with (tmp / f"{name}.pt").open("wb") as stream:  # a full disk is then an OSError within
+                torch.save(state, stream)
         sizes = {path.name: path.stat().st_size for path in sorted(tmp.glob("*.pt"))}
         content = {"version": CHECKPOINT_VERSION, "step": step, "files": sizes, **meta}
         (tmp / META).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

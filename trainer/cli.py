@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
 from rich.console import Console
 
 from schemas import SoftshardsError, __version__
+from schemas.os_errors import explained
 from trainer.config import EvaluateConfig, ReportConfig, TrainConfig
 from trainer.slice_config import SliceConfig
 from trainer.sweep.config import SweepConfig
@@ -50,7 +51,7 @@ def train(config: TrainConfig) -> int:
         return 0
     from trainer.loop import train as run
 
-    return run(config)
+    return run(config, labels)
 
 
 @app.command(name="slice")
@@ -146,11 +147,19 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app.meta(arguments, result_action="return_value")
     except SoftshardsError as error:
-        _say(f"error: {error}")
-        sys.exit(USER_ERROR)
+        _refuse(error)
+    except OSError as error:
+        if (known := explained(error)) is None:
+            raise
+        _refuse(known)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(error: SoftshardsError) -> NoReturn:
+    _say(f"error: {error}")
+    sys.exit(USER_ERROR)
 
 
 def _say(text: str) -> None:

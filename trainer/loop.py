@@ -39,8 +39,11 @@ Found = tuple[Path, dict[str, Any]]
 """A checkpoint and its facts."""
 
 
-def train(config: TrainConfig) -> int:
+def train(config: TrainConfig, labels: LabelSet | None = None) -> int:
     """Train a student on a label set; go on where an earlier run of the same settings stopped.
+
+    Args:
+        labels: the label set at `config.labels`, where it is open already.
 
     Returns:
         The exit code: 0 when trained to the end, 128 + n after signal n.
@@ -50,7 +53,8 @@ def train(config: TrainConfig) -> int:
             finite.
     """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    if labels is None:
+        labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
     facts = run_facts(config, labels)
     accelerator = make_accelerator(config)

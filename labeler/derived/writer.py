@@ -16,7 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeler.console import err, progress
-from labeler.runs.disk import full_disk_explained
 from labeler.runs.finalise import close
 from labeler.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alone
 from labeler.runs.stopping import stop_on_signals
@@ -32,6 +31,7 @@ from schemas.manifest import (
     require_same_identity,
     write_manifest,
 )
+from schemas.os_errors import full_disk_explained
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1
 
@@ -82,7 +82,8 @@ def write_derived(
         SoftshardsError: there is another set, or anything else, in `out`, the disk is full, or
             `check` refuses.
     """
-    with stop_on_signals() as stop, own_rank(out, 0, 1), full_disk_explained("the label set", out):
+    explained = full_disk_explained("the label set", out, safe="finished units are safe")
+    with stop_on_signals() as stop, own_rank(out, 0, 1), explained:
         remove_leftovers_if_alone(out, 0, 1)
         manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
         todo = [unit for unit in range(len(units)) if not _is_done(out, unit)]

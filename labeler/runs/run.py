@@ -17,13 +17,13 @@ from labeler.planning.budget import Budget, engine_memory, require_memory
 from labeler.planning.calibration import Timing, measured_timing, rough_timing
 from labeler.planning.cut import Planned
 from labeler.runs.begin import begin, budget, planning
-from labeler.runs.disk import full_disk_explained
 from labeler.runs.finalise import close
 from labeler.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alone
 from labeler.runs.stopping import Stop, stop_on_signals
 from labeler.runs.units import label_units
 from schemas import Manifest
 from schemas.journal import entry_path, read_entry, shard_is_whole
+from schemas.os_errors import full_disk_explained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,8 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
     identity = teacher_identity(teacher, config)
     files = find_files(inputs)
     with stop_on_signals() as stop, own_rank(config.out, config.rank, config.world_size):
-        with one_at_a_time(config.out, "plan"), full_disk_explained("the plan", config.out):
+        explained = full_disk_explained("the plan", config.out, safe="nothing was labeled yet")
+        with one_at_a_time(config.out, "plan"), explained:
             remove_leftovers_if_alone(config.out, config.rank, config.world_size)
             manifest = begin(files, config, teacher, identity)
         summary = _label_own_units(config, teacher, manifest, stop)
@@ -88,7 +89,8 @@ def _label_own_units(
         require_memory(memory, config.model)
         with stop.finishing_units():
             labeled = label_units(todo, config, teacher, manifest, stop)
-    with one_at_a_time(out, "close"), full_disk_explained("index and manifest", out):
+    explained = full_disk_explained("index and manifest", out, safe="finished units are safe")
+    with one_at_a_time(out, "close"), explained:
         manifest, totals, missing = close(out, changed=labeled > 0)
     stopped = stop.signal.name if stop.signal and labeled < len(todo) else None
     if missing and not stopped:

@@ -22,11 +22,11 @@ from labeler.inputs.sources import Reject
 from labeler.rendering.records import Span
 from labeler.runs import energy
 from labeler.runs.background import BackgroundWriter
-from labeler.runs.disk import full_disk_explained
 from labeler.runs.energy import Energy
 from labeler.runs.shard_writer import write_unit
 from labeler.runs.stopping import Stop
 from schemas import Identity, Manifest, SoftshardsError, __version__
+from schemas.os_errors import full_disk_explained
 from schemas.plan import open_plan, read_unit
 
 SMALLEST_STEP = 32
@@ -102,7 +102,8 @@ def _write(finished: _Finished, config: LabelConfig, teacher: Teacher, manifest:
     if config.top_p_labels < 1:
         cut = functools.partial(nucleus, mass=config.top_p_labels, min_k=config.min_k)
         labeled = [dataclasses.replace(row, labels=cut(row.labels)) for row in labeled]
-    with full_disk_explained(f"unit {finished.unit}", config.out):
+    safe = "finished units are safe"
+    with full_disk_explained(f"unit {finished.unit}", config.out, safe=safe):
         entry = write_unit(
             config.out,
             finished.unit,

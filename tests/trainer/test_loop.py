@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -122,6 +124,28 @@ def test_rotation_and_a_damaged_checkpoint(world: World, tmp_path: Path) -> None
     (kept[-1] / "model.pt").write_bytes(b"short")  # falls back to the one before
     train(config(world, tmp_path, save_every=1))
     assert (tmp_path / "log.jsonl").read_bytes() == whole
+
+
+def test_full_disk_costs_nothing_that_was_saved(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up at the second checkpoint; with room again, nothing has changed."""
+    train(config(world, tmp_path / "whole", save_every=2, max_steps=6))
+    run = config(world, tmp_path / "run", save_every=2, max_steps=6)
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "step-00000004" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SoftshardsError, match="the disk is full: step-00000004"):
+            train(run)
+    assert [path.name for path in (run.out / "checkpoints").iterdir()] == ["step-00000002"]
+    assert train(run) == 0
+    assert log(run.out) == log(tmp_path / "whole")
 
 
 def test_loss_that_is_not_finite_stops_with_row_ids(world: World, tmp_path: Path) -> None:

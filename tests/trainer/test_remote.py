@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: object) -> int:
-    code = app([str(a) for a in arguments], result_action="return_value", exit_on_error=False)
+    code = app.meta([str(a) for a in arguments], result_action="return_value")
     return int(code)
 
 

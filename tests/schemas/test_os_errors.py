@@ -1,0 +1,58 @@
+"""A full disk is named as one, whatever library met it; other errors stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from schemas import SoftshardsError
+from schemas.os_errors import explained, full_disk_explained
+
+FULL = Path("/dev/full")
+"""A device of Linux on which every write fails as on a full disk."""
+
+
+def by_python() -> None:
+    FULL.write_text("x", encoding="utf-8")
+
+
+def by_torch() -> None:
+    with FULL.open("wb") as stream:
+        torch.save({"x": torch.zeros(1000)}, stream)
+
+
+def by_safetensors() -> None:
+    """It writes beside the file and renames, so a device does not do: this is what it says."""
+    raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
+
+
+@pytest.mark.parametrize("write", [by_python, by_torch, by_safetensors])
+def test_full(write: Callable[[], None], tmp_path: Path) -> None:
+    within = full_disk_explained("a shard", tmp_path, safe="others are whole")
+    with (
+        pytest.raises(SoftshardsError, match=r"full: a shard could not(.|\n)*free"),
+        within,
+    ):
+        write()
+
+
+def test_others_pass(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), full_disk_explained("a shard", tmp_path, safe=""):
+        (tmp_path / "none").read_text(encoding="utf-8")
+    within = full_disk_explained("a shard", tmp_path, safe="")
+    with pytest.raises(RuntimeError, match="unrelated"), within:
+        raise RuntimeError("unrelated")
+
+
+def test_explained() -> None:
+    with pytest.raises(OSError, match="No space") as caught:
+        by_python()
+    assert "the disk is full" in str(explained(caught.value))
+    with pytest.raises(FileNotFoundError) as missing:
+        Path("/none/there").read_text(encoding="utf-8")
+    assert str(explained(missing.value)).startswith("/none/there: No such file")
+    assert explained(OSError("of no path")) is None
