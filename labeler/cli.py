@@ -40,6 +40,9 @@ for command in (
 ):
     app.command(command)
 app.command(exchanging.import_, name="import")
+# cyclopts would call what may be left out [ARGS].
+app["view"].usage = "Usage: labeler view [OPTIONS] LABELS [OTHER]"
+app["compare"].usage = "Usage: labeler compare [OPTIONS] A B [INPUTS...]"
 
 
 @app.meta.default

@@ -118,6 +118,19 @@ class LabelSet:
         return sha256_json([group.bytes.sha256 for group in groups] + ([kept] if kept else []))
 
     @property
+    def digests(self) -> dict[str, str]:
+        """What says that two label sets are the same one, wherever they lie.
+
+        `content` covers the hash of every row group that is there, so that an unfinished set
+        differs from itself once more of it is done.
+        """
+        return {
+            "identity": self.manifest.identity_digest,
+            "plan": plan.sha256 if (plan := self.manifest.plan) else "",
+            "content": self.content_digest,
+        }
+
+    @property
     def tokenizer_dir(self) -> Path:
         """Folder with the teacher's tokenizer files."""
         return self.path / TOKENIZER

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from schemas import SoftshardsError, __version__
 from schemas.os_errors import explained
-from trainer.config import EvaluateConfig, ReportConfig, TrainConfig
+from trainer.config import TrainConfig
+from trainer.measure_config import EvaluateConfig, ReportConfig
 from trainer.slice_config import SliceConfig
 from trainer.sweep.config import SweepConfig
 

@@ -22,8 +22,8 @@ from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
 from trainer.calibration import BINS, bin_sums, expected_calibration_error
 from trainer.collate import collate
-from trainer.config import EvaluateConfig
-from trainer.dataset import LabelDataset, label_set_digests
+from trainer.dataset import LabelDataset
+from trainer.measure_config import EvaluateConfig
 from trainer.objective import label_losses
 from trainer.page import ECE, number, percent, size, table, table_console
 from trainer.progress import ProgressBar
@@ -179,7 +179,7 @@ def _table(shown: Measured, teacher: dict[str, Any]) -> Table:
 
 
 def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
-    digests = label_set_digests(labels)
+    digests = labels.digests
     if config.out.is_file():
         try:
             results: dict[str, Any] = json.loads(config.out.read_text(encoding="utf-8"))

@@ -10,7 +10,6 @@ from schemas import LabelSet, SoftshardsError, __version__, open_label_set
 from schemas.atomic import write_atomic
 from schemas.fingerprint import sha256_file, sha256_json, tokenizer_digest, weights_digest
 from trainer.config import TrainConfig
-from trainer.dataset import label_set_digests
 from trainer.mixture import mixture_facts, open_mixture
 
 FINAL = "final"
@@ -27,7 +26,7 @@ def run_facts(config: TrainConfig, labels: LabelSet) -> Facts:
     """
     settings = config.decisive()
     settings["student"] = student_digest(config.student, from_config=config.from_config)
-    digests: dict[str, Any] = {**label_set_digests(labels)}
+    digests: dict[str, Any] = {**labels.digests}
     if config.mix:
         parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
         digests["mix"] = mixture_facts(parts)
@@ -35,7 +34,7 @@ def run_facts(config: TrainConfig, labels: LabelSet) -> Facts:
     if config.vocab_map and (config.student / "tokenizer.json").is_file():
         settings["student_tokenizer"] = tokenizer_digest(config.student)
     if config.patience and config.eval_labels is not None:  # these decide when the run ends
-        facts["held_out"] = {**label_set_digests(open_label_set(config.eval_labels))}
+        facts["held_out"] = open_label_set(config.eval_labels).digests
     return facts
 
 

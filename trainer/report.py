@@ -13,8 +13,8 @@ from rich.table import Table
 
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
 from schemas.atomic import write_atomic
-from trainer.config import ReportConfig
 from trainer.finished import FINAL, RESULT
+from trainer.measure_config import ReportConfig
 from trainer.measurements import measured, read_results, speeds
 from trainer.page import (
     COLORS,

@@ -12,7 +12,7 @@ from rich.console import Console
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
 from trainer.collate import Attention, Batch, collate
-from trainer.dataset import LabelDataset, label_set_digests
+from trainer.dataset import LabelDataset
 from trainer.export import save_model
 from trainer.layer_choice import choose_layers, mean_kl
 from trainer.layers import cut_layers, decoder_layers
@@ -97,7 +97,7 @@ def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
     if config.keep is not None:
         asked["candidates"] = config.candidates
     asked |= {"sample_tokens": config.sample_tokens, "seed": config.seed}
-    return asked | {"labels": label_set_digests(labels)}
+    return asked | {"labels": labels.digests}
 
 
 def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iterator[Batch]:

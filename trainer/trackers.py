@@ -10,7 +10,6 @@ from rich.console import Console
 from schemas import LabelSet, SoftshardsError
 from schemas.artifact import ARTIFACT_TYPE, artifact_reference
 from schemas.errors import first_line
-from trainer.dataset import label_set_digests
 from trainer.run import Run
 
 PROJECT = "softshards"
@@ -53,7 +52,7 @@ def log_step(run: Run, record: dict[str, Any]) -> None:
 def label_set_facts(labels: LabelSet) -> dict[str, str]:
     """Where a label set is, what says that another one is the same, and whose labels they are."""
     manifest = labels.manifest
-    digests = label_set_digests(labels)
+    digests = labels.digests
     return {
         "place": labels.place,
         "content_digest": digests["content"],

@@ -43,13 +43,20 @@ def print_row(
         as_json: print JSON.
 
     Raises:
-        LabelSetError: there is no such row.
+        LabelSetError: there is no such row, or it has fewer labels.
     """
     labels = open_label_set(path, allow_partial=partial)
     row = find_row(labels, name)
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
     lines = row_labels(row, vocabulary)
     key = {part: row[part][0].as_py() for part in ("id", "chunk", "sample", "source")}
+    if 0 < start >= len(lines):
+        raise LabelSetError(
+            f"--start {start}, but the row has {len(lines)} labels",
+            path=path,
+            row=key["id"],
+            mend=f"the last one is --start {len(lines) - 1}" if lines else "leave --start out",
+        )
     if as_json:
         print(json.dumps({**key, "labels": lines[start : start + positions]}))
         return

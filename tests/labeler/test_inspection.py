@@ -190,6 +190,9 @@ def test_a_row_is_shown_token_by_token(sets: dict[str, Path], run_labeler: Run) 
     missing = run_labeler("inspect", sets["compact"], "--row", "nobody")
     assert missing.returncode == 2
     assert "no row has this id" in missing.stderr
+    beyond = run_labeler(*asked, "--start", 9999)
+    assert beyond.returncode == 2
+    assert f"the row has {row['n_labels']} labels" in beyond.stderr
 
 
 def test_rejects_of_a_view_are_its_sets(

@@ -18,8 +18,8 @@ from tests.trainer.build_label_set import build_label_set, random_rows, teacher_
 from tests.trainer.conftest import World
 from tests.trainer.test_calibration import reference_ece
 from trainer.cli import main
-from trainer.config import EvaluateConfig, ReportConfig
 from trainer.evaluate import evaluate
+from trainer.measure_config import EvaluateConfig, ReportConfig
 from trainer.report import report
 from trainer.slice_config import SliceConfig
 from trainer.slicing import slice_teacher

@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 from schemas import open_label_set
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
-from trainer.config import EvaluateConfig
 from trainer.evaluate import evaluate
 from trainer.loop import train
+from trainer.measure_config import EvaluateConfig
 from trainer.student import load_student
 
 

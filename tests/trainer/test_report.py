@@ -10,9 +10,10 @@ import pytest
 
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
-from trainer.config import EvaluateConfig, ReportConfig, TrainConfig
+from trainer.config import TrainConfig
 from trainer.evaluate import evaluate
 from trainer.loop import train
+from trainer.measure_config import EvaluateConfig, ReportConfig
 from trainer.report import report
 
 NASTY = "<script>alert('$x$')</script>"

@@ -10,7 +10,7 @@ from schemas import open_label_set
 from schemas.view import write_view
 from tests.schemas.sets import view_of
 from tests.trainer.conftest import World
-from trainer.dataset import LabelDataset, label_set_digests
+from trainer.dataset import LabelDataset
 
 
 def test_a_view_is_read_as_its_rows(world: World, tmp_path: Path) -> None:
@@ -28,5 +28,5 @@ def test_a_view_is_read_as_its_rows(world: World, tmp_path: Path) -> None:
     assert set(read) == names < {f"{row.id} (chunk 0, sample 0)" for row in world.rows}
     assert sum(pack.n_labels for pack in packs) == open_label_set(path).labels
     assert LabelDataset(path, pack_tokens=128, window=3).count().packs == len(packs)
-    view = label_set_digests(open_label_set(path))
-    assert view["content"] != label_set_digests(labels)["content"], "a run on it is another run"
+    view = open_label_set(path).digests
+    assert view["content"] != labels.digests["content"], "a run on it is another run"

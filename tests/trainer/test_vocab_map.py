@@ -17,10 +17,10 @@ from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
 from trainer.collate import collate
-from trainer.config import EvaluateConfig
 from trainer.dataset import LabelDataset
 from trainer.evaluate import evaluate
 from trainer.loop import train
+from trainer.measure_config import EvaluateConfig
 from trainer.vocab_map import VocabMap, coverage, read_vocab_map
 
 LOST = 3

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
-from trainer.config import EvaluateConfig
 from trainer.finished import FINAL, RESULT
+from trainer.measure_config import EvaluateConfig
 from trainer.measurements import read_results
 from trainer.page import table_console
 from trainer.sweep.config import SweepConfig
