@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -71,6 +72,8 @@ def _launch(
 
 def main() -> None:
     """Entry point: errors a user can act on are one message, never a traceback."""
+    # vLLM's CPU build would say on every start that memory is bound to a NUMA node.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app.meta()
     except SoftshardsError as error:

@@ -50,6 +50,10 @@ class LabelConfig:
     min_k: Annotated[int, Parameter(group=LABELS)] = 1
     """Ids stored a position at least, under --top-p-labels."""
 
+    draws: Annotated[int, Parameter(group=LABELS)] = 0
+    """Also draw this many ids a position from the whole distribution, beside the top k: sampled
+    labels, for `trainer train --loss sampled=1`. 50 take about 30 bytes a position."""
+
     spans: Annotated[
         Literal["assistant", "completion", "turns", "everything"], Parameter(group=LABELS)
     ] = "assistant"
@@ -246,6 +250,14 @@ class LabelConfig:
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
                 raise SoftshardsError(f"--{flag} is {value}, it must be at least 1")
+        if not 0 <= self.draws < 1 << 16:
+            raise SoftshardsError(f"--draws is {self.draws}, it must be from 0 to 65535")
+        if self.draws and (self.engine == "served" or self.capture == "public"):
+            raise SoftshardsError(
+                "--draws needs the teacher's whole distribution, which neither a server nor "
+                "--capture public gives",
+                mend="run vLLM in this process with --capture auto, or --engine transformers",
+            )
         for name in ("max_reject_share", "top_p_labels", "top_p", "min_p"):
             if not 0 <= getattr(self, name) <= 1:
                 flag = name.replace("_", "-")

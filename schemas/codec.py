@@ -18,6 +18,7 @@ PAD_ID = -1
 
 LABEL_COLUMNS = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
 OPTIONAL_LABEL_COLUMNS = ("entropy", "log_normalizer")
+DRAW_COLUMNS = ("sample_ids", "sample_counts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Labels:
         token_logprob: float32 [n], log p of the actual token, in the top-k or not.
         entropy: float32 [n] in nats, of the full distribution, or None.
         log_normalizer: float32 [n], so that logits = logprobs + log_normalizer, or None.
+        sample_ids: int32 [n, m], the ids that were drawn from the full distribution, in ascending
+            order, PAD_ID past the end of a shorter list; or None.
+        sample_counts: int32 [n, m], how often each was, 0 at PAD_ID; or None.
     """
 
     topk_ids: NDArray[np.int32]
@@ -39,6 +43,8 @@ class Labels:
     token_logprob: NDArray[np.float32]
     entropy: NDArray[np.float32] | None = None
     log_normalizer: NDArray[np.float32] | None = None
+    sample_ids: NDArray[np.int32] | None = None
+    sample_counts: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.tail_logprob)
@@ -74,24 +80,22 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
         vocab_size: number of real token ids, which fixes the id type.
 
     Returns:
-        Arrow arrays by column name; `entropy` and `log_normalizer` are null where a row has none.
+        Arrow arrays by column name; what a row need not have is null where it has none.
 
     Raises:
-        ValueError: a logprob is NaN, or an id is outside the vocabulary.
+        ValueError: a logprob is NaN, an id is outside the vocabulary, or a count outside 16 bits.
     """
     offsets = _offsets([len(labels) for labels in rows])
     real = [labels.topk_ids != PAD_ID for labels in rows]
     inner = _offsets(np.concatenate([keep.sum(axis=1) for keep in real] or [[]]))
     ids = _joined([_flattened(labels.topk_ids, r) for labels, r in zip(rows, real)], "i4")
-    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(f"token id outside [0, {vocab_size}): {ids.min()} .. {ids.max()}")
+    id_values = _ids(ids, vocab_size)
     topk = _joined([_flattened(labels.topk_logprobs, r) for labels, r in zip(rows, real)], "f2")
     tail = _joined([labels.tail_logprob for labels in rows], "f2")
     token = _joined([labels.token_logprob for labels in rows], "f2")
     for name, values in (("topk_logprobs", topk), ("tail_logprob", tail), ("token_logprob", token)):
         if np.isnan(values).any():
             raise ValueError(f"{name} holds NaN")
-    id_values = pa.array(ids.astype(id_type(vocab_size).to_pandas_dtype()))
     return {
         "topk_ids": _lists(offsets, _lists(inner, id_values)),
         "topk_logprobs": _lists(offsets, _lists(inner, pa.array(topk))),
@@ -99,13 +103,14 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
         "token_logprob": _lists(offsets, pa.array(token)),
         "entropy": _nullable([labels.entropy for labels in rows], np.float16),
         "log_normalizer": _nullable([labels.log_normalizer for labels in rows], np.float32),
+        **_encoded_draws(rows, vocab_size),
     }
 
 
 def decode(table: pa.Table) -> DecodedLabels:
     """The label columns of shard rows to arrays; the exact inverse of `encode` after rounding.
 
-    Columns `entropy` and `log_normalizer` are decoded where the table has them and every row does.
+    Columns that rows need not have are decoded where the table has them and every row does.
 
     Raises:
         KeyError: a label column is missing from the table.
@@ -121,19 +126,11 @@ def decode(table: pa.Table) -> DecodedLabels:
     for name in OPTIONAL_LABEL_COLUMNS:
         present = name in table.column_names and table[name].null_count == 0
         flat[name] = _flat(table, name, outer) if present else None
-    lengths = np.diff(inner)
-    k = int(lengths.max(initial=0))
-    if (lengths == k).all():
-        ids_2d = converted(ids, np.int32).reshape(len(lengths), k)
-        topk_2d = widen(topk).reshape(len(lengths), k)
-    else:
-        real = np.arange(k) < lengths[:, None]
-        ids_2d = np.full(real.shape, PAD_ID, np.int32)
-        topk_2d = np.full(real.shape, -np.inf, np.float32)
-        ids_2d[real], topk_2d[real] = ids, topk
-    return DecodedLabels(
-        labels=Labels(topk_ids=ids_2d, topk_logprobs=topk_2d, **flat), offsets=outer
-    )
+    flat["topk_ids"] = _padded(converted(ids, np.int32), inner, PAD_ID)
+    flat["topk_logprobs"] = _padded(widen(topk), inner, -np.inf)
+    if all(n in table.column_names and table[n].null_count == 0 for n in DRAW_COLUMNS):
+        flat |= _decoded_draws(table, outer)
+    return DecodedLabels(labels=Labels(**flat), offsets=outer)
 
 
 def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -150,6 +147,60 @@ def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
     if values.size and not -65536 < values.min() <= values.max() < 65536:
         return half.astype(np.float32)  # infinities and NaN have no such exponent
     return values
+
+
+def _padded(values: NDArray[Any], offsets: NDArray[np.int64], fill: float) -> NDArray[Any]:
+    """Lists [n] of flat values as a rectangle [n, longest], filled up with `fill`."""
+    lengths = np.diff(offsets)
+    longest = int(lengths.max(initial=0))
+    if (lengths == longest).all():
+        return values.reshape(len(lengths), longest)
+    square = np.full((len(lengths), longest), fill, values.dtype)
+    square[np.arange(longest) < lengths[:, None]] = values
+    return square
+
+
+def _encoded_draws(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
+    """Columns of sampled labels, and of their weights, which only another writer could have."""
+    drawn = [
+        (row.sample_ids, row.sample_counts)
+        for row in rows
+        if row.sample_ids is not None and row.sample_counts is not None
+    ]
+    real = [ids != PAD_ID for ids, _ in drawn]
+    ids = _joined([_flattened(ids, keep) for (ids, _), keep in zip(drawn, real)], "i4")
+    counts = _joined([_flattened(counts, keep) for (_, counts), keep in zip(drawn, real)], "i4")
+    if counts.size and not 1 <= counts.min() <= counts.max() < 1 << 16:
+        raise ValueError(f"a count outside [1, 65536): {counts.min()} .. {counts.max()}")
+    outer = pa.array(_offsets([len(row) if row.sample_ids is not None else 0 for row in rows]))
+    inner = _offsets(np.concatenate([keep.sum(axis=1) for keep in real] or [[]]))
+    none = pa.array(np.array([row.sample_ids is None for row in rows], bool))
+    return {
+        name: pa.ListArray.from_arrays(outer, _lists(inner, values), mask=none)
+        for name, values in (
+            ("sample_ids", _ids(ids, vocab_size)),
+            ("sample_counts", pa.array(counts.astype(np.uint16))),
+        )
+    }
+
+
+def _decoded_draws(table: pa.Table, expected: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
+    outer, inner, ids = _nested(table, "sample_ids")
+    outer_2, inner_2, counts = _nested(table, "sample_counts")
+    if not (np.array_equal(outer, outer_2) and np.array_equal(inner, inner_2)):
+        raise ValueError("sample_ids and sample_counts differ in shape")
+    if not np.array_equal(outer, expected):
+        raise ValueError("topk_ids and sample_ids differ in the number of positions")
+    return {
+        "sample_ids": _padded(converted(ids, np.int32), inner, PAD_ID),
+        "sample_counts": _padded(converted(counts, np.int32), inner, 0),
+    }
+
+
+def _ids(ids: NDArray[np.int32], vocab_size: int) -> pa.Array:
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"token id outside [0, {vocab_size}): {ids.min()} .. {ids.max()}")
+    return pa.array(ids.astype(id_type(vocab_size).to_pandas_dtype()))
 
 
 def _offsets(lengths: Any) -> NDArray[np.int32]:

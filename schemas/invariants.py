@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from schemas.alignment import Places, flat_list, label_places, shifts
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS, row_schema
-from schemas.codec import PAD_ID, DecodedLabels, bucketed_entropy, decode
+from schemas.codec import DRAW_COLUMNS, PAD_ID, DecodedLabels, bucketed_entropy, decode
+from schemas.draws import misfits
 from schemas.findings import Finding
 from schemas.rounding import HALF_STEP, rounding
 from schemas.version import COMPACT_1, PLAIN_1
@@ -24,7 +25,12 @@ SLACK = 1e-3
 
 
 def validate_table(
-    table: pa.Table, *, vocab_size: int, k: int, codec: str = PLAIN_1
+    table: pa.Table,
+    *,
+    vocab_size: int,
+    k: int,
+    codec: str = PLAIN_1,
+    draws: int | None = None,
 ) -> Iterator[Finding]:
     """Yield a finding a broken invariant of docs/format.md, with the first place it breaks in.
 
@@ -33,6 +39,7 @@ def validate_table(
         vocab_size: number of real token ids.
         k: the largest number of top logprobs a position may have.
         codec: what the rows were stored in, for its rounding.
+        draws: ids that were drawn a position, None where none were.
     """
     if not table.schema.remove_metadata().equals(row_schema(vocab_size)):
         yield Finding(kind="schema", what="the schema is not that of format version 1")
@@ -49,6 +56,7 @@ def validate_table(
         return  # where the labels stand is not known
     yield from _student_context(table, keys, vocab_size)
     yield from _label_values(table, decoded, keys, vocab_size, k, codec)
+    yield from _drawn(table, decoded, keys, vocab_size, draws, codec)
 
 
 def row_name(key: Key) -> str:
@@ -159,6 +167,29 @@ def _label_values(
         )
     yield from _of_the_token(decoded, places, broken, slack)
     yield from _means(table, decoded, keys, bound)
+
+
+def _drawn(
+    table: pa.Table,
+    decoded: DecodedLabels,
+    keys: list[Key],
+    vocab_size: int,
+    draws: int | None,
+    codec: str,
+) -> Iterator[Finding]:
+    """Sampled labels against the number that the identity states, and against the top-k."""
+    labels = decoded.labels
+    columns = [table[name] for name in DRAW_COLUMNS]
+    if draws is None or labels.sample_ids is None:
+        if draws is not None or any(c.null_count < table.num_rows for c in columns):
+            stated = "no draws" if draws is None else f"{draws} draws a position"
+            yield Finding(kind="draws", what=f"the manifest says {stated}, the rows do not")
+        return
+    broken = partial(_broken, keys=keys, places=label_places(table, decoded), kind="draws")
+    outside = np.asarray((labels.sample_ids >= vocab_size).any(axis=1))
+    yield from broken("a drawn id is outside the tokenizer", outside)
+    slack = np.expm1(3 * rounding(labels.topk_logprobs, codec) + SLACK)
+    yield from broken("the drawn ids do not fit the top-k", misfits(labels, draws, slack))
 
 
 def _of_the_token(

@@ -67,12 +67,15 @@ class Identity(LateFields):
         k: number of top logprobs stored a position.
         max_length: longest sequence in tokens; overlap: tokens shared by neighbouring chunks.
         top_p_labels: mass of the ids stored, where fewer than k suffice; min_k: at least so many.
+        draws: ids drawn a position from the full distribution (sampled labels), where any are.
         spans: which tokens of chats are labeled; rendering: other rules of rendering (truncation,
             EOS, what the student does not see); each where it is not the default.
         engine_args: arguments given to the engine that can change labels.
     """
 
-    late: ClassVar[tuple[str, ...]] = ("top_p_labels", "min_k", "spans", "rendering", "engine_args")
+    late: ClassVar[tuple[str, ...]] = (
+        *("top_p_labels", "min_k", "draws", "spans", "rendering", "engine_args"),
+    )
 
     weights: str
     weights_scope: Literal["full", "header", "served", "stated"] = "full"
@@ -90,6 +93,7 @@ class Identity(LateFields):
     sampling: Sampling | None = None
     top_p_labels: float | None = None
     min_k: int | None = None
+    draws: int | None = None
     spans: str | None = None
     rendering: dict[str, Any] | None = None
     engine_args: dict[str, Any] | None = None

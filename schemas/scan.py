@@ -11,12 +11,12 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from schemas.arrow import COLUMN_ORDER, row_schema
-from schemas.codec import LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
+from schemas.codec import DRAW_COLUMNS, LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from schemas.labelset import LabelSet, open_label_set
 from schemas.polars_ext import FACTS
 from schemas.shard_reader import OpenGroup, Verify
 
-LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS}
+LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS}
 """Columns that are read after the rows were filtered on the others."""
 
 

@@ -55,7 +55,11 @@ def examine(
             continue
         found = list(
             validate_table(
-                table, vocab_size=identity.vocab_size, k=identity.k, codec=manifest.codec
+                table,
+                vocab_size=identity.vocab_size,
+                k=identity.k,
+                codec=manifest.codec,
+                draws=identity.draws,
             )
         )
         yield from (finding.inside(where) for finding in found)

@@ -49,7 +49,8 @@ class TrainConfig:
 
     loss: tuple[str, ...] = ("forward_kl=1", "ce=1")
     """NAME=WEIGHT, once for each loss of the sum: forward_kl, reverse_kl, jsd, skew_kl,
-    skew_reverse_kl, tvd (all over top-k and tail), renormalised_kl, ce (the actual tokens).
+    skew_reverse_kl, tvd (all over top-k and tail), renormalised_kl, sampled (ids drawn from the
+    teacher: `labeler label --draws`), ce (the actual tokens).
     NAME=SHAPE:FROM:TO changes the weight over the run: ce=linear:1:0.1, or cosine.
     `--loss ce=1` alone is plain training. docs/losses.md says which when."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,20 @@ from trainer.config import TrainConfig
 from trainer.losses.renormalised_kl import WARNING
 from trainer.terms import LossTerm, TokenWeighting
 
-StudentOutput = tuple[Tensor, Tensor, Tensor]
-"""logp [n, k] of the labeled ids, log_rest [n], target_logp [n]."""
+
+class StudentOutput(NamedTuple):
+    """What a student says at n labels, natural logarithms.
+
+    Attributes:
+        logp: [n, k] of the top-k ids. log_rest: [n], of the mass outside them.
+        target_logp: [n], of the actual tokens.
+        drawn_logp: [n, m] of the ids that were drawn, where the batch has any.
+    """
+
+    logp: Tensor
+    log_rest: Tensor
+    target_logp: Tensor
+    drawn_logp: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +41,11 @@ class Objective:
     temperature: float = 1.0
     jsd_beta: float = 0.5
     skew_alpha: float = 0.1
+
+    @property
+    def needs_draws(self) -> bool:
+        """Whether a loss is over ids that were drawn from the teacher."""
+        return any(term.name == "sampled" for term in self.terms)
 
     @property
     def warnings(self) -> list[str]:
@@ -48,9 +66,9 @@ def objective_of(config: TrainConfig) -> Objective:
 
 def label_losses(output: StudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
     """What is reported whatever is minimised, each [n] in nats: forward KL and cross-entropy."""
-    logp, log_rest, target_logp = output
-    kl = losses.forward_kl(batch.topk_logprobs, batch.tail_logprob, logp, log_rest)
-    return kl, losses.cross_entropy(target_logp)
+    teacher = (batch.topk_logprobs, batch.tail_logprob)
+    kl = losses.forward_kl(*teacher, output.logp, output.log_rest)
+    return kl, losses.cross_entropy(output.target_logp)
 
 
 def token_weights(weighting: TokenWeighting, batch: Batch) -> Tensor:
@@ -107,7 +125,7 @@ def batch_loss(
         if factor:
             parts.append(factor * total)
     # A step in which nothing counts (a schedule that starts at 0) still runs its backward pass.
-    loss = sum(parts[1:], parts[0]) if parts else 0 * torch.nan_to_num(output[2]).sum()
+    loss = sum(parts[1:], parts[0]) if parts else 0 * torch.nan_to_num(output.target_logp).sum()
     return loss, torch.stack(sums)
 
 
@@ -117,7 +135,11 @@ def _weighted(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _divergence(name: str, objective: Objective, output: StudentOutput, batch: Batch) -> Tensor:
-    logp, log_rest, _ = output
+    logp, log_rest = output.logp, output.log_rest
+    if name == "sampled":
+        if output.drawn_logp is None or batch.drawn_counts is None:
+            raise ValueError("the batch has no drawn ids")
+        return losses.sampled_cross_entropy(batch.drawn_counts, output.drawn_logp)
     if name == "renormalised_kl":
         temperature = objective.temperature
         return losses.renormalised_kl(batch.topk_logprobs, logp, temperature=temperature)

@@ -46,6 +46,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict
             pack,
             attention=run.student.attention,
             pad_to=config.pack_tokens if config.compile else None,
+            drawn=objective.needs_draws,
         ).to(accelerator.device)
         wait = index + 1 < len(mine)
         with accelerator.no_sync(run.model) if wait else contextlib.nullcontext():
@@ -90,8 +91,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict
 
 def _tails(output: StudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
     """The mass outside the labeled ids, the teacher's and the student's, summed over labels."""
-    _, log_rest, _ = output
-    return batch.tail_logprob.exp().sum(), log_rest.detach().exp().sum()
+    return batch.tail_logprob.exp().sum(), output.log_rest.detach().exp().sum()
 
 
 def _scale_gradients(run: Run, factor: float) -> None:

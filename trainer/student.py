@@ -76,17 +76,36 @@ class Student(nn.Module):
         they are found here because under FSDP the weights are whole only here.
         """
         hidden = self.hidden(batch)
-        output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
+        if batch.drawn_ids is None:
+            output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
+        else:
+            output = self._with_drawn(hidden, batch, batch.drawn_ids)
         if not with_likeliest:
             return output
-        head, (logp, log_rest, _) = self.model.get_output_embeddings(), output
+        head, (logp, log_rest, *_) = self.model.get_output_embeddings(), output
         return output, likeliest(head, hidden, batch.topk_ids, logp, log_rest, **self.head_settings)
+
+    def _with_drawn(self, hidden: Tensor, batch: Batch, drawn: Tensor) -> StudentOutput:
+        """Top-k and drawn ids in one pass over the head: an id of both is asked for once."""
+        ids = batch.topk_ids
+        known = drawn[:, :, None] == ids[:, None, :]  # [n, m, k]
+        place, inside = known.byte().argmax(2), known.any(2)
+        others = drawn.masked_fill(inside, -1)
+        logp, log_rest, target_logp, _ = self.label_logprobs(
+            hidden, torch.cat([ids, others], 1), batch.targets
+        )
+        of_topk, of_others = logp.split([ids.shape[1], drawn.shape[1]], 1)
+        return StudentOutput(
+            logp=of_topk,
+            log_rest=torch.cat([log_rest[:, None], of_others], 1).logsumexp(1),
+            target_logp=target_logp,
+            drawn_logp=torch.where(inside, of_topk.gather(1, place), of_others),
+        )
 
     def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
         """The head's part of `forward`."""
         head: Any = self.model.get_output_embeddings()
-        output: StudentOutput = head(hidden, ids, target, **self.head_settings)
-        return output
+        return StudentOutput(*head(hidden, ids, target, **self.head_settings))
 
     @property
     def head_settings(self) -> dict[str, Any]:
@@ -215,7 +234,7 @@ def check_head(student: Student) -> None:
     model.eval()
     logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
     states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    _, _, found = student.label_logprobs(states, ids[0, :, None], ids[0])
+    found = student.label_logprobs(states, ids[0, :, None], ids[0]).target_logp
     model.train(training)
     expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
     gap = float((found - expected).abs().max())

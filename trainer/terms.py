@@ -12,7 +12,7 @@ from schemas.errors import SoftshardsError
 BUCKETED = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
 """Losses over the teacher's top k and the tail; only at T = 1."""
 
-LOSSES = (*BUCKETED, "renormalised_kl", "ce")
+LOSSES = (*BUCKETED, "renormalised_kl", "sampled", "ce")
 
 Shape = Literal["constant", "linear", "cosine"]
 

@@ -59,11 +59,14 @@ class VocabMap:
     def map_labels(self, labels: Labels) -> Labels:
         """The labels with the student's ids; the mass of ids it does not have joins the tail.
 
+        Drawn ids that it does not have are left out.
+
         Lists stay most likely first, padding last. `entropy` and `log_normalizer` stay as they
         are: they are about the teacher's vocabulary.
         """
+        labels = self._map_draws(labels)
         known = labels.topk_ids != PAD_ID
-        ids = np.where(known, self.ids[np.where(known, labels.topk_ids, 0)], PAD_ID)
+        ids = self._map_ids(labels.topk_ids)
         lost = known & (ids == PAD_ID)
         if not lost.any():
             return replace(labels, topk_ids=ids)
@@ -77,6 +80,17 @@ class VocabMap:
             topk_logprobs=np.take_along_axis(logprobs, order, 1).astype(np.float32),
             tail_logprob=tail.astype(np.float32),
         )
+
+    def _map_ids(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        known = ids != PAD_ID
+        return np.where(known, self.ids[np.where(known, ids, 0)], np.int32(PAD_ID))
+
+    def _map_draws(self, labels: Labels) -> Labels:
+        if labels.sample_ids is None or labels.sample_counts is None:
+            return labels
+        ids = self._map_ids(labels.sample_ids)
+        counts = np.where(ids == PAD_ID, np.int32(0), labels.sample_counts)
+        return replace(labels, sample_ids=ids, sample_counts=counts)
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ def draw(teacher: Tensor, draws: int, generator: torch.Generator) -> tuple[Tenso
 
 
 def _sampled(student: Student, hidden: Tensor, batch: Batch, ids: Tensor, counts: Tensor) -> Tensor:
-    logp, _, _ = student.label_logprobs(hidden, ids, batch.targets)
+    logp, *_ = student.label_logprobs(hidden, ids, batch.targets)
     return sampled_cross_entropy(counts, logp).sum()
 
 

@@ -108,6 +108,7 @@ def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
         "view": None if labels.view is None else labels.view.made,
         "mode": identity.mode,
         "k": identity.k,
+        "draws": identity.draws,
         "codec": labels.manifest.codec,
         "teacher": labels.manifest.provenance.get("teacher"),
         "teacher_weights": identity.weights,

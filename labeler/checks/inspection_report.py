@@ -56,6 +56,7 @@ def _facts(facts: dict[str, Any]) -> Table:
         size += " (the whole set that this is a view of)"
     else:
         size += f", {facts['bytes_per_label']} B a label at k = {facts['k']}"
+        size += f" and {facts['draws']} draws" if facts["draws"] else ""
     shown = {
         "label set": f"{facts['path']} ({facts['status']}, {facts['codec']}, mode {facts['mode']})",
         "teacher": f"{facts['teacher']}, {facts['dtype']}, head in {facts['head_dtype']}",

@@ -62,7 +62,11 @@ def consistent_ranges(shard: Path, manifest: Manifest) -> Ranges | str:
                 stored = reader.read_row_group(number)
                 table = to_plain(stored.replace_schema_metadata(reader.metadata.metadata))
                 for finding in validate_table(
-                    table, vocab_size=identity.vocab_size, k=identity.k, codec=manifest.codec
+                    table,
+                    vocab_size=identity.vocab_size,
+                    k=identity.k,
+                    codec=manifest.codec,
+                    draws=identity.draws,
                 ):
                     return f"row group {number}, {finding}"
         return byte_ranges(shard)

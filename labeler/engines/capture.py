@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from labeler.rendering.records import Span
 from schemas import PAD_ID, Labels
+from schemas.draws import counted
 
 TAIL_FLOOR = 1e-6
 EXACT_TAIL = "sum over the other ids in float32, in the engine"
@@ -90,7 +91,7 @@ def labels_from_tensors(
     """Labels from rows as `label_rows.gather_rows` makes them; arrays are views of them.
 
     Args:
-        ids: [n, 1 + k], the actual token first.
+        ids: [n, 1 + k + draws], the actual token first, ids that were drawn last.
         values: [n, 1 + k + 3], its logprob, those of the top-k, then tail, entropy, normaliser.
         tokens: [n] the tokens that the sequence has at these positions.
         k: ids a position.
@@ -100,13 +101,16 @@ def labels_from_tensors(
         CaptureError: a value is NaN, or column 0 is not the actual token (a shifted label).
     """
     _check_rows(ids, values, tokens, vocab_size)
+    drawn = counted(ids[:, 1 + k :]) if ids.shape[1] > 1 + k else (None, None)
     return Labels(
-        topk_ids=ids[:, 1:],
+        topk_ids=ids[:, 1 : 1 + k],
         topk_logprobs=values[:, 1 : 1 + k],
         tail_logprob=values[:, 1 + k],
         token_logprob=values[:, 0],
         entropy=values[:, 2 + k],
         log_normalizer=values[:, 3 + k],
+        sample_ids=drawn[0],
+        sample_counts=drawn[1],
     )
 
 

@@ -220,6 +220,7 @@ def teacher_identity(teacher: Teacher, config: LabelConfig) -> Identity:
         engine_args=identity_arguments(config.engine_arg),
         top_p_labels=config.top_p_labels if nucleus else None,
         min_k=config.min_k if nucleus and config.min_k > 1 else None,
+        draws=config.draws or None,
         spans=None if config.spans == "assistant" else config.spans,
         rendering=_rendering_rules(config),
     )

@@ -17,9 +17,11 @@ import transformers
 
 from labeler.engines.capture import CaptureError, positions
 from labeler.engines.engine import EngineFacts, Failed, Labeled, Request
+from labeler.engines.label_rows import draw, uniform
 from labeler.engines.teacher import Teacher
 from labeler.rendering.records import Span
 from schemas import Labels, Sampling, SoftshardsError
+from schemas.draws import counted
 from schemas.errors import first_line
 
 EXACT_TAIL = "log-sum-exp over the other ids in float32"
@@ -42,13 +44,14 @@ class TransformersEngine:
         head_dtype: str,
         k: int,
         sampling: Sampling | None,
+        draws: int = 0,
     ) -> None:
         if sampling is not None and sampling.structured:
             raise SoftshardsError(
                 "the transformers engine cannot constrain what it generates",
                 mend="leave --structured away, or pass --engine vllm",
             )
-        self._teacher, self._k, self._sampling = teacher, k, sampling
+        self._teacher, self._k, self._sampling, self._draws = teacher, k, sampling, draws
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -125,15 +128,23 @@ class TransformersEngine:
         where = torch.from_numpy(positions(spans)).to(self._device)
         tokens = torch.tensor(ids, device=self._device)
         vocab_size = self._teacher.vocab_size
-        parts = []
+        parts, drawn = [], []
         with _body_run_once(self._model):
             for chunk in where.split(CHUNK):
                 # The distribution of the token at t is the output at t - 1.
                 output = self._model(tokens[None], logits_to_keep=chunk - 1, use_cache=False)
                 logits = output.logits[0].float()
                 parts.append(exact_labels(logits, tokens[chunk], k=self._k, vocab_size=vocab_size))
+                if self._draws:
+                    u = uniform(logits.logsumexp(dim=-1), tokens[chunk])
+                    p = logits[:, :vocab_size].softmax(dim=-1)
+                    drawn.append(draw(p, u, self._draws).int().cpu().numpy())
+                    del p
                 del output, logits  # before the next chunk's are made
         labels = parts[0] if len(parts) == 1 else _joined(parts)
+        if drawn:
+            sample_ids, sample_counts = counted(np.concatenate(drawn))
+            labels = dataclasses.replace(labels, sample_ids=sample_ids, sample_counts=sample_counts)
         return Labeled(
             request=request, input_ids=ids, spans=spans, labels=labels, finish_reason=reason
         )
@@ -209,7 +220,7 @@ def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_si
 
 
 def _joined(parts: Sequence[Labels]) -> Labels:
-    names = [field.name for field in dataclasses.fields(Labels)]
+    names = [f.name for f in dataclasses.fields(Labels) if getattr(parts[0], f.name) is not None]
     arrays: Any = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
     return Labels(**arrays)
 

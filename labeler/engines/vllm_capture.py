@@ -19,10 +19,15 @@ from numpy.typing import NDArray
 from labeler.engines.capture import TAIL_FLOOR
 from labeler.engines.engine import EngineOutOfMemory
 from schemas import Labels
+from schemas.draws import misfits
 from schemas.errors import first_line
 
 TAIL_TOLERANCE = 1e-4
 """Largest difference of the exact tail's mass from 1 - sum: what float32 sums can be off."""
+
+
+DRAW_SLACK = 1e-3
+"""Relative error of probabilities that drawn counts are judged by."""
 
 
 class TensorRows(list[tuple[Any, Any]]):
@@ -71,6 +76,7 @@ def install(
     *,
     k: int,
     vocab_size: int,
+    draws: int,
 ) -> str | None:
     """Install the tensor path if a probe's labels come out of it as out of the public interface.
 
@@ -79,7 +85,7 @@ def install(
         label_probe: labels of a few fixed sequences: called with False (through the public
             interface), then with True (as tensors).
         undo: is given what puts everything back.
-        k: ids a position; vocab_size: number of real ids.
+        k: ids a position; vocab_size: number of real ids; draws: ids drawn a position.
 
     Raises:
         EngineOutOfMemory: memory ran out, whichever path is used.
@@ -90,17 +96,17 @@ def install(
     public = label_probe(False)
     try:
         undo.callback(call_workers, "softshards_uninstall")
-        if not any(call_workers("softshards_install", args=(k, vocab_size))):
+        if not any(call_workers("softshards_install", args=(k, vocab_size, draws))):
             raise AttributeError("no worker has a sampler")
         undo.enter_context(tensor_front_end())
-        return difference(public, label_probe(True))
+        return difference(public, label_probe(True), draws)
     except EngineOutOfMemory:
         raise
     except Exception as error:  # another vLLM, built otherwise, may fail in any way
         return f"the self-test failed: {first_line(error)}"
 
 
-def difference(public: list[Labels], tensors: list[Labels]) -> str | None:
+def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> str | None:
     """Why labels from tensors are not those of the public interface; None where they are.
 
     The public ones have no exact tail: it is compared as far as 1 - sum is good for.
@@ -122,6 +128,8 @@ def difference(public: list[Labels], tensors: list[Labels]) -> str | None:
             return "the exact tail does not fit the top-k"
         if ours.entropy is None or not (ours.entropy >= -1e-5).all():
             return "entropies are missing or negative"
+        if draws and misfits(ours, draws, DRAW_SLACK).any():
+            return "the drawn ids do not fit the top-k"
     return None
 
 

@@ -79,6 +79,9 @@ def import_vllm() -> Any:
     """
     prepare_environment()
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    # torchao, where it is installed, warns of kernels for other machines, and torch of torchao.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -136,6 +139,13 @@ class VllmEngine:
                 self._undo,
                 k=k,
                 vocab_size=teacher.vocab_size,
+                draws=config.draws,
+            )
+        if config.draws and reason is not None:
+            self.close()
+            raise SoftshardsError(
+                f"--draws needs tensors from inside vLLM's workers: {reason}",
+                mend="leave --draws out, or pass --engine transformers",
             )
         if config.capture == "auto" and reason is not None:
             err.print(f"labels through vLLM's public interface: {reason}", style="yellow")

@@ -27,6 +27,8 @@ TABLES = {"distillkit": distillkit_table, "axolotl": axolotl_table}
 
 Write = Callable[[pa.Table], None]
 
+DRAWS = "ids drawn from the teacher"
+
 
 def print_export(
     source: Path,
@@ -195,7 +197,7 @@ def _facts(labels: LabelSet, target: Path, kind: str, form: Format) -> dict[str,
             "sha256": sha256_file(target),
         },
         "alignment": form.alignment,
-        "loses": list(form.loses),
+        "loses": [*form.loses, *([DRAWS] if manifest.identity.draws else [])],
         "teacher": manifest.provenance.get("teacher"),
         "identity_digest": manifest.identity_digest,
         "identity": manifest.identity.model_dump(mode="json"),

@@ -243,7 +243,7 @@ def labels_of(row: Foreign, vocab_size: int) -> tuple[Labels, int]:
         tail = derived_tail(ids, logs, tokens, known, vocab_size).astype(np.float64)
     least = np.where(ids == PAD_ID, np.inf, row.logprobs).min(axis=1, initial=np.inf)
     token = np.where(inside, own, np.minimum(least, tail)) if row.token is None else row.token
-    optional = {
+    optional: dict[str, Any] = {
         name: None if values is None else values.astype(np.float32)
         for name, values in (("entropy", row.entropy), ("log_normalizer", row.log_normalizer))
     }

@@ -16,6 +16,8 @@ from schemas import Identity, SoftshardsError
 
 BYTES_A_LABEL = {"plain": 2.8, "compact": 1.7}
 """Bytes a stored logprob (id and value) by codec; `labeler inspect` prints what it came to."""
+BYTES_A_DRAW = 0.6
+"""Bytes a drawn id: many are drawn more than once."""
 BYTES_A_POSITION = 8.0
 """Bytes a position beside them: tail, actual token, spans, text."""
 LOGITS_COPIES = 3
@@ -63,6 +65,11 @@ class Budget:
     memory: Memory
 
 
+def _position_bytes(config: LabelConfig, identity: Identity) -> float:
+    ids = identity.k * BYTES_A_LABEL[config.codec] + config.draws * BYTES_A_DRAW
+    return ids + BYTES_A_POSITION
+
+
 def estimate(config: LabelConfig, identity: Identity, *, labels: int) -> Budget:
     """Estimate what `labels` label positions take.
 
@@ -70,7 +77,7 @@ def estimate(config: LabelConfig, identity: Identity, *, labels: int) -> Budget:
         SoftshardsError: no step of the engine fits in memory.
     """
     return Budget(
-        bytes=int(labels * (identity.k * BYTES_A_LABEL[config.codec] + BYTES_A_POSITION)),
+        bytes=int(labels * _position_bytes(config, identity)),
         free_bytes=shutil.disk_usage(_existing(config.out)).free,
         memory=engine_memory(config, identity),
     )

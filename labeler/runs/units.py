@@ -260,6 +260,7 @@ def load_engine(
             head_dtype=identity.head_dtype,
             k=identity.k,
             sampling=config.sampling,
+            draws=config.draws,
         )
     facts = engine.facts
     if (facts.dtype, facts.head_dtype) != (identity.dtype, identity.head_dtype):

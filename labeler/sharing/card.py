@@ -135,6 +135,7 @@ def _facts(whole: WholeSet, teacher: str | None) -> dict[str, str]:
         "sampling": "none" if identity.sampling is None else _json(identity.sampling.model_dump()),
         "k": str(identity.k),
         "nucleus cut": None if identity.top_p_labels is None else str(identity.top_p_labels),
+        "drawn ids a position": None if identity.draws is None else str(identity.draws),
         "longest sequence": f"{identity.max_length} tokens, overlap {identity.overlap}",
         "labeled spans": identity.spans,
         "rendering": None if identity.rendering is None else _json(identity.rendering),

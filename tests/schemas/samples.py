@@ -73,21 +73,28 @@ def shard_table(lengths: list[int], k: int = 8, vocab: int = 100, **kwargs: Any)
         random_labels(n - 1, k, vocab, seed=i, tokens=ids[i][1:], **kwargs)
         for i, n in enumerate(lengths)
     ]
+    return table(labels, vocab_size=vocab, input_ids=ids)
+
+
+def table(
+    rows: list[Labels], *, vocab_size: int, input_ids: list[list[int]] | None = None
+) -> pa.Table:
+    """Rows with these labels at every position but the first; of token 0 unless said otherwise."""
+    lengths = [len(labels) + 1 for labels in rows]
     values: dict[str, Any] = {
         "id": [f"row/{i}" for i in range(len(lengths))],
         "chunk": [0] * len(lengths),
         "sample": [0] * len(lengths),
         "n_tokens": lengths,
         "n_labels": [n - 1 for n in lengths],
-        "input_ids": ids,
+        "input_ids": input_ids or [[0] * n for n in lengths],
         "spans": [[{"start": 1, "stop": n, "kind": "text"}] if n > 1 else [] for n in lengths],
     }
-    columns = encode(labels, vocab)
-    schema = row_schema(vocab)
+    columns = encode(rows, vocab_size)
     arrays = [
         columns[f.name].cast(f.type)
         if f.name in columns
         else pa.array(values.get(f.name, [None] * len(lengths)), f.type)
-        for f in schema
+        for f in row_schema(vocab_size)
     ]
-    return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.Table.from_arrays(arrays, schema=row_schema(vocab_size))

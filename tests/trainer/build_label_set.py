@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
 from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
 from schemas.atomic import atomic_path
 from schemas.codec import Labels, encode
+from schemas.draws import counted
 from schemas.fingerprint import (
     TOKENIZER_FILES,
     sha256_file,
@@ -68,7 +70,9 @@ def teacher_logprobs(model: torch.nn.Module, ids: list[int], vocab_size: int) ->
     return torch.log_softmax(logits.double(), -1)
 
 
-def label_row(model: torch.nn.Module, row: Row, vocab_size: int, k: int) -> Labels:
+def label_row(
+    model: torch.nn.Module, row: Row, vocab_size: int, k: int, draws: int | None = None
+) -> Labels:
     """Label a row by one forward pass of the teacher."""
     logp = teacher_logprobs(model, row.input_ids, vocab_size)
     at = [t for start, stop, _ in row.spans for t in range(start, stop)]
@@ -76,12 +80,28 @@ def label_row(model: torch.nn.Module, row: Row, vocab_size: int, k: int) -> Labe
     top = logp.topk(k, dim=-1)
     rest = logp.scatter(1, top.indices, float("-inf"))
     tokens = torch.tensor([row.input_ids[t] for t in at], dtype=torch.int64)
+    drawn = systematic(logp.exp().numpy(), draws) if draws else (None, None)
     return Labels(
         topk_ids=top.indices.numpy().astype(np.int32),
         topk_logprobs=top.values.numpy().astype(np.float32),
         tail_logprob=rest.logsumexp(1).numpy().astype(np.float32),
         token_logprob=logp.gather(1, tokens[:, None])[:, 0].numpy().astype(np.float32),
+        sample_ids=drawn[0],
+        sample_counts=drawn[1],
     )
+
+
+def systematic(p: NDArray[np.float64], draws: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Systematic draws of ids [n, m] in proportion to p [n, V], and counts, by another route."""
+    u = np.random.default_rng(0).random(len(p))[:, None]
+    counts = np.floor(p.cumsum(1) * draws / p.sum(1, keepdims=True) - u + 1).clip(0, draws)
+    counts[:, -1] = draws
+    ids = np.arange(p.shape[1], dtype=np.int32)
+    return counted(np.stack([np.repeat(ids, c) for c in _steps(counts)]))
+
+
+def _steps(cumulative: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.diff(cumulative, axis=1, prepend=0).astype(np.int64)
 
 
 def build_label_set(
@@ -157,7 +177,9 @@ def _write_unit(
     rows_per_group: int,
 ) -> UnitEntry:
     schema = row_schema(identity.vocab_size)
-    labels = [label_row(model, row, identity.vocab_size, identity.k) for row in unit]
+    labels = [
+        label_row(model, row, identity.vocab_size, identity.k, identity.draws) for row in unit
+    ]
     columns: dict[str, Any] = {
         "id": [row.id for row in unit],
         "chunk": [0] * len(unit),
