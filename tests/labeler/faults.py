@@ -90,8 +90,8 @@ def shifted_rows() -> None:
 def no_runner() -> None:
     """Another vLLM, whose runner has no method of that name."""
 
-    def install(self: Any, k: int, vocab_size: int) -> bool:
-        del k, vocab_size
+    def install(self: Any, k: int, vocab_size: int, draws: int) -> bool:
+        del k, vocab_size, draws
         raise AttributeError(f"{type(self.model_runner).__name__} has no sampler")
 
     vllm_worker.LabelWorker.softshards_install = install  # type: ignore[method-assign]

@@ -20,7 +20,14 @@ from trainer import losses
 from trainer.collate import Batch, collate
 from trainer.dataset import LabelDataset
 from trainer.loop import train
-from trainer.objective import Objective, batch_loss, label_losses, objective_of, token_weights
+from trainer.objective import (
+    Objective,
+    StudentOutput,
+    batch_loss,
+    label_losses,
+    objective_of,
+    token_weights,
+)
 from trainer.student import Student, load_student
 from trainer.terms import LossTerm, TokenWeighting, parse_losses
 
@@ -45,7 +52,7 @@ def objective(*texts: str, **settings: Any) -> Objective:
 
 def values(student: Student, batch: Batch) -> dict[str, Tensor]:
     """Every loss of a batch, by name."""
-    logp, rest, target = student(batch)
+    logp, rest, target, _ = student(batch)
     four = (batch.topk_logprobs, batch.tail_logprob, logp, rest)
     return {
         "forward_kl": losses.forward_kl(*four),
@@ -97,13 +104,15 @@ def test_a_term_of_weight_zero_has_no_part_in_the_gradient(batches: list[Batch])
     rest = torch.full((n,), -math.inf, requires_grad=True)  # forward KL is infinite
     target = torch.full((n,), -1.0, requires_grad=True)
     what = objective("forward_kl=linear:0:1", "ce=1")
-    loss, sums = batch_loss(what, (logp, rest, target), batch, torch.ones(n), [0.0, 1.0])
+    loss, sums = batch_loss(
+        what, StudentOutput(logp, rest, target), batch, torch.ones(n), [0.0, 1.0]
+    )
     assert loss.item() == n
     assert sums[2] == math.inf  # still reported
     grads = torch.autograd.grad(loss, [logp, rest, target], allow_unused=True)
     assert grads[0] is None
     assert grads[2].tolist() == [-1.0] * n
-    loss, _ = batch_loss(what, (logp, rest, target), batch, torch.ones(n), [0.0, 0.0])
+    loss, _ = batch_loss(what, StudentOutput(logp, rest, target), batch, torch.ones(n), [0.0, 0.0])
     assert loss.item() == 0
     assert not torch.autograd.grad(loss, target)[0].any()
 
@@ -116,7 +125,11 @@ def test_labels_of_weight_zero_have_no_part(batches: list[Batch]) -> None:
     rest = torch.full((n,), -math.inf, requires_grad=True)
     target = torch.full((n,), -math.inf, requires_grad=True)
     loss, _ = batch_loss(
-        objective("forward_kl=1", "ce=1"), (logp, rest, target), batch, torch.zeros(n), [1.0, 1.0]
+        objective("forward_kl=1", "ce=1"),
+        StudentOutput(logp, rest, target),
+        batch,
+        torch.zeros(n),
+        [1.0, 1.0],
     )
     assert loss.item() == 0
     for grad in torch.autograd.grad(loss, [logp, rest, target]):
