@@ -112,7 +112,7 @@ def test_a_term_of_weight_zero_has_no_part_in_the_gradient(batches: list[Batch])
     grads = torch.autograd.grad(loss, [logp, rest, target], allow_unused=True)
     assert grads[0] is None
     assert grads[2].tolist() == [-1.0] * n
-    loss, _ = batch_loss(what, StudentOutput(logp, rest, target), batch, torch.ones(n), [0.0, 0.0])
+    loss, _ = batch_loss(what, output, batch, torch.ones(n), [0.0, 0.0])
     assert loss.item() == 0
     assert not torch.autograd.grad(loss, target)[0].any()
 
