@@ -104,9 +104,8 @@ def test_a_term_of_weight_zero_has_no_part_in_the_gradient(batches: list[Batch])
     rest = torch.full((n,), -math.inf, requires_grad=True)  # forward KL is infinite
     target = torch.full((n,), -1.0, requires_grad=True)
     what = objective("forward_kl=linear:0:1", "ce=1")
-    loss, sums = batch_loss(
-        what, StudentOutput(logp, rest, target), batch, torch.ones(n), [0.0, 1.0]
-    )
+    output = StudentOutput(logp, rest, target)
+    loss, sums = batch_loss(what, output, batch, torch.ones(n), [0.0, 1.0])
     assert loss.item() == n
     assert sums[2] == math.inf  # still reported
     grads = torch.autograd.grad(loss, [logp, rest, target], allow_unused=True)
@@ -124,13 +123,8 @@ def test_labels_of_weight_zero_have_no_part(batches: list[Batch]) -> None:
     logp = torch.full((n, k), -3.0, requires_grad=True)
     rest = torch.full((n,), -math.inf, requires_grad=True)
     target = torch.full((n,), -math.inf, requires_grad=True)
-    loss, _ = batch_loss(
-        objective("forward_kl=1", "ce=1"),
-        StudentOutput(logp, rest, target),
-        batch,
-        torch.zeros(n),
-        [1.0, 1.0],
-    )
+    what, output = objective("forward_kl=1", "ce=1"), StudentOutput(logp, rest, target)
+    loss, _ = batch_loss(what, output, batch, torch.zeros(n), [1.0, 1.0])
     assert loss.item() == 0
     for grad in torch.autograd.grad(loss, [logp, rest, target]):
         assert (grad == 0).all()
