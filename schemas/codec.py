@@ -161,7 +161,7 @@ def _padded(values: NDArray[Any], offsets: NDArray[np.int64], fill: float) -> ND
 
 
 def _encoded_draws(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
-    """Columns of sampled labels, and of their weights, which only another writer could have."""
+    """The columns of `DRAW_COLUMNS`."""
     drawn = [
         (row.sample_ids, row.sample_counts)
         for row in rows

@@ -15,8 +15,8 @@ AGAIN = "free some space and run the same command: it goes on from there"
 
 
 @contextlib.contextmanager
-def full_disk_explained(what: str, out: Path, *, safe: str) -> Iterator[None]:
-    """Within, `what` is written to `out`; `safe` says what is not lost.
+def full_disk_explained(what: str, out: Path) -> Iterator[None]:
+    """Within, `what` is written to `out`.
 
     Raises:
         SoftshardsError: the disk, or the user's share of it, is full.
@@ -26,7 +26,7 @@ def full_disk_explained(what: str, out: Path, *, safe: str) -> Iterator[None]:
     except Exception as error:
         if not is_full_disk(error):
             raise
-        message = f"the disk is full: {what} could not be written; {safe}"
+        message = f"the disk is full: {what} could not be written; what was finished is safe"
         raise SoftshardsError(message, path=out, mend=AGAIN) from error
 
 

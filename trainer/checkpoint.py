@@ -35,9 +35,8 @@ def atomic_directory(final: Path) -> Iterator[Path]:
     tmp = final.with_name(f"{TMP_PREFIX}{final.name}")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir()
-    safe = "everything written before it is whole"
     try:
-        with full_disk_explained(final.name, final.parent, safe=safe):
+        with full_disk_explained(final.name, final.parent):
             yield tmp
             for path in [*tmp.rglob("*"), tmp]:
                 fsync(path)

@@ -40,7 +40,7 @@ class Batch:
         tail_logprob: [n]; together with topk_logprobs it sums to one, renormalised after storage.
         token_logprob: [n], the teacher's log p of the actual token, as stored.
         drawn_ids, drawn_counts: [n, m], ids drawn from the teacher's distribution and how often
-            each was, padded with -1 and 0; or None.
+            each was, padded with -1 and 0; or None, where they were not read.
         kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
         documents: [n], which of the pack's rows a label is of. sources: input file of each row.
     """
@@ -88,13 +88,7 @@ class Batch:
         return inputs
 
 
-def collate(
-    pack: Pack,
-    *,
-    attention: Attention = "mask",
-    pad_to: int | None = None,
-    drawn: bool = False,
-) -> Batch:
+def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = None) -> Batch:
     """Lay the rows of a pack end to end.
 
     Args:
@@ -102,10 +96,9 @@ def collate(
         attention: how documents are kept apart.
         pad_to: pad to this many tokens with one more document, without labels (for torch.compile,
             which wants one shape).
-        drawn: whether drawn ids are wanted.
 
     Raises:
-        LabelSetError: a label holds no probability mass, or an id twice, or none was drawn.
+        LabelSetError: a label holds no probability mass, or an id twice.
     """
     window, rows = pack.window, pack.rows
     lengths = window.token_offsets[rows + 1] - window.token_offsets[rows]
@@ -129,12 +122,6 @@ def collate(
             row=pack.keys[documents[twice.argmax()]],
             mend="run `labeler verify` on the label set",
         )
-    if drawn and labels.sample_ids is None:
-        raise LabelSetError(
-            "the labels hold no drawn ids, which --loss sampled is a cross-entropy to",
-            row=pack.keys[0],
-            mend="label with `labeler label --draws 50`, or choose another --loss",
-        )
     try:
         topk, tail = renormalise_teacher(
             torch.from_numpy(labels.topk_logprobs), torch.from_numpy(labels.tail_logprob)
@@ -156,10 +143,8 @@ def collate(
         topk_logprobs=topk,
         tail_logprob=tail,
         token_logprob=torch.from_numpy(labels.token_logprob),
-        drawn_ids=_long(labels.sample_ids) if drawn and labels.sample_ids is not None else None,
-        drawn_counts=(
-            _long(labels.sample_counts) if drawn and labels.sample_counts is not None else None
-        ),
+        drawn_ids=None if labels.sample_ids is None else _long(labels.sample_ids),
+        drawn_counts=None if labels.sample_counts is None else _long(labels.sample_counts),
         kinds=_long(window.kinds[picked]),
         documents=_long(documents),
         sources=[window.sources[row] for row in rows],

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
+from schemas.codec import DRAW_COLUMNS
 from schemas.remote import FETCH_THREADS
 from trainer.mixture import Part, epoch_order
 from trainer.order import cut_windows
@@ -112,9 +113,10 @@ class LabelDataset:
         rank, world_size: which packs of the global sequence to yield.
         state: where to start; its seed must be `seed`. By default at the beginning.
         vocab_map: from the teacher's ids to the student's, where they differ.
+        drawn: also read the ids that were drawn from the teacher.
 
     Raises:
-        LabelSetError: the set cannot be opened, or holds no label.
+        LabelSetError: the set cannot be opened, holds no label, or none of the drawn ids asked for.
     """
 
     def __init__(
@@ -129,12 +131,21 @@ class LabelDataset:
         world_size: int = 1,
         state: ReaderState | None = None,
         vocab_map: VocabMap | None = None,
+        drawn: bool = False,
     ) -> None:
         if isinstance(labels, Path | str):
             labels = open_label_set(labels)
         self.parts = (Part(labels=labels),) if isinstance(labels, LabelSet) else labels
         if self.parts[0].labels.labels == 0:
             raise LabelSetError("the label set holds no labels", path=self.parts[0].labels.place)
+        for part in self.parts if drawn else ():
+            if not part.labels.manifest.identity.draws:
+                raise LabelSetError(
+                    "the labels hold no drawn ids, and --loss sampled needs them",
+                    path=part.labels.place,
+                    mend="label with `labeler label --draws 50`, or choose another --loss",
+                )
+        self.columns = (*ROW_COLUMNS, *DRAW_COLUMNS) if drawn else ROW_COLUMNS
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
             raise ValueError("need pack_tokens >= 2, window >= 1 and 0 <= rank < world_size")
         self.state = state or ReaderState(seed=seed)
@@ -200,7 +211,7 @@ class LabelDataset:
 
     def _load(self, epoch: int, window: int) -> tuple[Window, list[NDArray[np.int64]]]:
         groups = self._windows(epoch)[window]
-        data = decode_window(self._rows(groups, ROW_COLUMNS, verify=True), self.vocab_map)
+        data = decode_window(self._rows(groups, self.columns, verify=True), self.vocab_map)
         lengths = np.diff(data.token_offsets)
         return data, self._pack(lengths, epoch, window, lambda row: data.keys[row])
 

@@ -56,7 +56,6 @@ def train(config: TrainConfig, labels: LabelSet | None = None) -> int:
     if labels is None:
         labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
-    _require_draws(config, parts)
     facts = run_facts(config, labels)
     accelerator = make_accelerator(config)
     if config.dry_run:
@@ -119,17 +118,6 @@ def start_run(
             checkpoint.truncate_log(config.out / name, run.step if found else -1)
     start_tracker(run, console)
     return run
-
-
-def _require_draws(config: TrainConfig, parts: tuple[Part, ...]) -> None:
-    for labels in (part.labels for part in parts):
-        if objective_of(config).needs_draws and not labels.manifest.identity.draws:
-            raise SoftshardsError(
-                "--loss sampled needs ids that were drawn from the teacher, and this label set "
-                "has none",
-                path=labels.place,
-                mend="label with `labeler label --draws 50`, or choose another --loss",
-            )
 
 
 def _checkpoint(config: TrainConfig, facts: Facts) -> Found | None:

@@ -16,6 +16,7 @@ from trainer.config import TrainConfig
 from trainer.dataset import ReaderState
 from trainer.memory import Memory, available_bytes, estimate
 from trainer.mixture import Part
+from trainer.objective import objective_of
 from trainer.processes import is_sharded
 from trainer.run import open_dataset
 from trainer.student import Student, parameter_counts
@@ -58,6 +59,12 @@ class Plan:
         Console(highlight=False, soft_wrap=True).print("\n".join(lines))
 
 
+def _ids_a_label(part: Part, *, drawn: bool) -> int:
+    """How many ids the head is asked for a label, at most."""
+    identity = part.labels.manifest.identity
+    return identity.k + ((identity.draws or 0) if drawn else 0)
+
+
 def make_plan(
     config: TrainConfig,
     parts: tuple[Part, ...],
@@ -80,7 +87,7 @@ def make_plan(
         student,
         config,
         pack_tokens=pack_tokens,
-        k=max(part.labels.manifest.identity.k for part in parts),
+        k=max(_ids_a_label(part, drawn=objective_of(config).needs_draws) for part in parts),
         window_bytes=0 if device.type == "cuda" else _window_bytes(config, parts),
         world=accelerator.num_processes,
         sharded=is_sharded(accelerator),

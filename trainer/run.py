@@ -14,6 +14,7 @@ from trainer.config import TrainConfig
 from trainer.dataset import LabelDataset, Pack, ReaderState
 from trainer.finished import Facts
 from trainer.mixture import Part
+from trainer.objective import objective_of
 from trainer.student import Student
 
 LOG = "log.jsonl"
@@ -79,4 +80,5 @@ def open_dataset(
         epochs=config.epochs,
         state=state,
         vocab_map=student.vocab_map,
+        drawn=objective_of(config).needs_draws,
     )

@@ -46,7 +46,6 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict
             pack,
             attention=run.student.attention,
             pad_to=config.pack_tokens if config.compile else None,
-            drawn=objective.needs_draws,
         ).to(accelerator.device)
         wait = index + 1 < len(mine)
         with accelerator.no_sync(run.model) if wait else contextlib.nullcontext():

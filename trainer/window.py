@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from schemas import Labels, LabelSetError, decode
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
-from schemas.codec import DRAW_COLUMNS, LABEL_COLUMNS, list_offsets
+from schemas.codec import LABEL_COLUMNS, list_offsets
 from trainer.vocab_map import VocabMap
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
@@ -20,7 +20,7 @@ pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy se
 LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
 ROW_COLUMNS = (
     *(*KEY_COLUMNS, "source", *LENGTH_COLUMNS),
-    *("input_ids", "spans", "student_spans", *LABEL_COLUMNS, *DRAW_COLUMNS),
+    *("input_ids", "spans", "student_spans", *LABEL_COLUMNS),
 )
 
 

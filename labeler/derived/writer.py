@@ -82,8 +82,7 @@ def write_derived(
         SoftshardsError: there is another set, or anything else, in `out`, the disk is full, or
             `check` refuses.
     """
-    explained = full_disk_explained("the label set", out, safe="finished units are safe")
-    with stop_on_signals() as stop, own_rank(out, 0, 1), explained:
+    with stop_on_signals() as stop, own_rank(out, 0, 1), full_disk_explained("the label set", out):
         remove_leftovers_if_alone(out, 0, 1)
         manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
         todo = [unit for unit in range(len(units)) if not _is_done(out, unit)]

@@ -65,8 +65,7 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
     identity = teacher_identity(teacher, config)
     files = find_files(inputs)
     with stop_on_signals() as stop, own_rank(config.out, config.rank, config.world_size):
-        explained = full_disk_explained("the plan", config.out, safe="nothing was labeled yet")
-        with one_at_a_time(config.out, "plan"), explained:
+        with one_at_a_time(config.out, "plan"), full_disk_explained("the plan", config.out):
             remove_leftovers_if_alone(config.out, config.rank, config.world_size)
             manifest = begin(files, config, teacher, identity)
         summary = _label_own_units(config, teacher, manifest, stop)
@@ -89,8 +88,7 @@ def _label_own_units(
         require_memory(memory, config.model)
         with stop.finishing_units():
             labeled = label_units(todo, config, teacher, manifest, stop)
-    explained = full_disk_explained("index and manifest", out, safe="finished units are safe")
-    with one_at_a_time(out, "close"), explained:
+    with one_at_a_time(out, "close"), full_disk_explained("index and manifest", out):
         manifest, totals, missing = close(out, changed=labeled > 0)
     stopped = stop.signal.name if stop.signal and labeled < len(todo) else None
     if missing and not stopped:

@@ -102,8 +102,7 @@ def _write(finished: _Finished, config: LabelConfig, teacher: Teacher, manifest:
     if config.top_p_labels < 1:
         cut = functools.partial(nucleus, mass=config.top_p_labels, min_k=config.min_k)
         labeled = [dataclasses.replace(row, labels=cut(row.labels)) for row in labeled]
-    safe = "finished units are safe"
-    with full_disk_explained(f"unit {finished.unit}", config.out, safe=safe):
+    with full_disk_explained(f"unit {finished.unit}", config.out):
         entry = write_unit(
             config.out,
             finished.unit,

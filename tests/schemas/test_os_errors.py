@@ -32,7 +32,7 @@ def by_safetensors() -> None:
 
 @pytest.mark.parametrize("write", [by_python, by_torch, by_safetensors])
 def test_full(write: Callable[[], None], tmp_path: Path) -> None:
-    within = full_disk_explained("a shard", tmp_path, safe="others are whole")
+    within = full_disk_explained("a shard", tmp_path)
     with (
         pytest.raises(SoftshardsError, match=r"full: a shard could not(.|\n)*free"),
         within,
@@ -41,9 +41,9 @@ def test_full(write: Callable[[], None], tmp_path: Path) -> None:
 
 
 def test_others_pass(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), full_disk_explained("a shard", tmp_path, safe=""):
+    with pytest.raises(FileNotFoundError), full_disk_explained("a shard", tmp_path):
         (tmp_path / "none").read_text(encoding="utf-8")
-    within = full_disk_explained("a shard", tmp_path, safe="")
+    within = full_disk_explained("a shard", tmp_path)
     with pytest.raises(RuntimeError, match="unrelated"), within:
         raise RuntimeError("unrelated")
 

@@ -35,8 +35,8 @@ def drawn(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_batch(student: Student, labels: Path, *, with_drawn: bool = True) -> Batch:
-    pack = next(iter(LabelDataset(labels, pack_tokens=128)))
-    return collate(pack, attention=student.attention, drawn=with_drawn)
+    pack = next(iter(LabelDataset(labels, pack_tokens=128, drawn=with_drawn)))
+    return collate(pack, attention=student.attention)
 
 
 def test_the_head_is_asked_once_and_gives_what_a_dense_softmax_gives(
@@ -124,7 +124,7 @@ def test_sets_without_draws_are_refused_before_the_first_step(
 def test_one_process_reads_what_was_drawn(drawn: Path) -> None:
     labels = open_label_set(drawn)
     stored = decode(labels.read_row_group(labels.row_groups[0])).labels
-    pack = next(iter(LabelDataset(drawn, pack_tokens=512, window=1)))
+    pack = next(iter(LabelDataset(drawn, pack_tokens=512, window=1, drawn=True)))
     assert stored.sample_counts is not None
     assert pack.window.labels.sample_counts is not None
     np.testing.assert_array_equal(pack.window.labels.sample_counts, stored.sample_counts)
