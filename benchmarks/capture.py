@@ -6,7 +6,8 @@ All three paths begin with the tensors that vLLM's worker hands to its front end
 random logits of 8,192 out of 49,152 ids, by the worker's own function) and end with a shard and a
 journal entry on disk, written by the labeler's writer:
 
-- tensors: the front end keeps the tensors (labeler/engines/vllm_capture.py), arrays are views;
+- tensors: the front end keeps the tensors, arrays are views
+  (labeler/labeling/engines/vllm/tensor_capture.py);
 - flat: vLLM's own front end with `flat_logprobs=True`, its lists turned into arrays at once;
 - dicts: vLLM's own front end as it comes, one `{id: Logprob}` a position, read one by one.
 """
@@ -22,24 +23,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labeler.engines.vllm_engine import import_vllm, prepare_environment
+from labeler.labeling.engines.vllm.vllm_engine import import_vllm, prepare_environment
 
 prepare_environment()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from labeler.engines.capture import (  # noqa: E402
+from labeler.labeling.engines.capture import (  # noqa: E402
     DERIVED_TAIL,
     flat_rows,
     labels_from_rows,
     labels_from_tensors,
 )
-from labeler.engines.engine import EngineFacts, Labeled, Request  # noqa: E402
-from labeler.engines.label_rows import gather_rows, normalizer  # noqa: E402
-from labeler.engines.vllm_capture import TensorRows, tensor_front_end  # noqa: E402
-from labeler.rendering.records import Span  # noqa: E402
-from labeler.runs.shard_writer import write_unit  # noqa: E402
+from labeler.labeling.engines.engine import EngineFacts, Labeled, Request  # noqa: E402
+from labeler.labeling.engines.label_rows import gather_rows, normalizer  # noqa: E402
+from labeler.labeling.engines.vllm.tensor_capture import TensorRows, tensor_front_end  # noqa: E402
+from labeler.labeling.rendering.render import Span  # noqa: E402
+from labeler.labeling.writing.shard_writer import write_unit  # noqa: E402
 from schemas import Identity, Labels  # noqa: E402
 
 VOCAB, LIKELY, K, LENGTH = 49_152, 8_192, 64, 1024

@@ -4,8 +4,8 @@
 
 One engine, loaded once, on the quickstart's teacher and articles; the three take turns:
 
-- labels: the labeler's own loop (`labeler.runs.units`): engine, capture, encoding, compression,
-  shards and journal on disk;
+- labels: the labeler's own loop (`labeler.labeling.runs.label_units`): engine, capture, encoding,
+  compression, shards and journal on disk;
 - dropped: the same requests through the same engine, what comes back is thrown away;
 - prefill: the same prompts without logprobs.
 
@@ -27,16 +27,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from labeler.engines.vllm_engine import VllmEngine, prepare_environment
+from labeler.labeling.engines.vllm.vllm_engine import VllmEngine, prepare_environment
 
 prepare_environment()
 
-from labeler.config import LabelConfig  # noqa: E402
-from labeler.engines.teacher import open_teacher, teacher_identity  # noqa: E402
-from labeler.inputs.sources import find_files  # noqa: E402
-from labeler.runs import units  # noqa: E402
-from labeler.runs.begin import begin  # noqa: E402
-from labeler.runs.stopping import Stop  # noqa: E402
+from labeler.labeling.inputs.read_records import find_files  # noqa: E402
+from labeler.labeling.label_config import LabelConfig  # noqa: E402
+from labeler.labeling.runs import label_units  # noqa: E402
+from labeler.labeling.runs.begin import begin  # noqa: E402
+from labeler.labeling.runs.stopping import Stop  # noqa: E402
+from labeler.labeling.teacher.teacher import open_teacher, teacher_identity  # noqa: E402
 from schemas import Manifest  # noqa: E402
 from schemas.journal import JOURNAL  # noqa: E402
 from schemas.plan import open_plan, read_unit  # noqa: E402
@@ -49,7 +49,7 @@ def time_labels(todo: list[int], config: LabelConfig, teacher: Any, manifest: Ma
     for entry in (config.out / JOURNAL).glob("unit-*"):
         entry.unlink()
     start = time.perf_counter()
-    units.label_units(todo, config, teacher, manifest, Stop())
+    label_units.label_units(todo, config, teacher, manifest, Stop())
     return time.perf_counter() - start
 
 
@@ -99,13 +99,13 @@ def main() -> None:
         print(f"{tokens} tokens in {len(todo)} units, capture: {engine.facts.settings['capture']}")
         close = engine.close
         engine.close = lambda: None  # type: ignore[method-assign]  # one engine for all rounds
-        units.load_engine = lambda *_, **__: engine  # type: ignore[assignment]
+        label_units.load_engine = lambda *_, **__: engine  # type: ignore[assignment]
         plain = engine._sampling_params(
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=engine._final_only
         )
 
         def score(length: int) -> Any:
-            return engine._score_params([units.Span(start=1, stop=length, kind="text")])
+            return engine._score_params([label_units.Span(start=1, stop=length, kind="text")])
 
         time_calls(engine, prompts[:1], score)  # warm
         taken: dict[str, list[float]] = {"labels": [], "dropped": [], "prefill": []}

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.teacher_labels import as_rows, exact_labels, first_k, identity
-from labeler.derived.recode import recode
-from labeler.derived.writer import FinishedUnit, write_derived
+from labeler.labelsets.derive.derived_writer import FinishedUnit, write_derived
+from labeler.labelsets.derive.recode import recode
 from schemas import decode, open_label_set
 from schemas.fingerprint import sha256_file, tokenizer_digest
 from schemas.manifest import FileDigest

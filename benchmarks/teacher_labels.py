@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeler.console import progress
-from labeler.engines.engine import Labeled, Request
-from labeler.engines.teacher import open_teacher
-from labeler.engines.transformers_engine import TransformersEngine
-from labeler.rendering.spans import Span
+from labeler.labeling.engines.engine import Labeled, Request
+from labeler.labeling.engines.transformers_engine import TransformersEngine
+from labeler.labeling.rendering.spans import Span
+from labeler.labeling.teacher.teacher import open_teacher
 from schemas import Identity, Labels, encode
 from schemas.arrow import row_schema
 from schemas.atomic import atomic_path

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 
 from labeler.commands import checking, exchanging, labeling, looking, making
 from labeler.console import err
-from labeler.inputs.finding import STDIN
+from labeler.labeling.inputs.find_inputs import STDIN
 from schemas import SoftshardsError, __version__
 from schemas.os_errors import explained
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow import id_type
-from schemas.memory import converted
+from schemas.arrow_alloc import converted
 
 PAD_ID = -1
 """Fills `topk_ids` where a row's inner lists differ in length; its logprob is -inf."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.codec import Labels
-from schemas.matching import match
+from schemas.topk_match import match
 
 Floats = NDArray[np.float64]
 ENTRIES = 1 << 22

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.alignment import Places, flat_list, label_places, shifts
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS, row_schema
 from schemas.codec import DRAW_COLUMNS, PAD_ID, DecodedLabels, bucketed_entropy, decode
 from schemas.draws import misfits
 from schemas.findings import Finding
 from schemas.rounding import HALF_STEP, rounding
+from schemas.shift_check import Places, flat_list, label_places, shifts
 from schemas.version import COMPACT_1, PLAIN_1
 
 Key = tuple[str, int, int]

@@ -16,8 +16,8 @@ from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import ByteRange, read_entries
 from schemas.manifest import Manifest, read_manifest
-from schemas.mirror import mirror, mirror_view
 from schemas.remote import Remote, is_url, join
+from schemas.remote_metadata import mirror, mirror_view
 from schemas.shard_reader import ShardReader
 from schemas.view import VIEW_SUFFIX, Kept, View, read_view
 

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from labeler.config import LabelConfig
-from labeler.runs.run import label
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs.label_run import label
 from schemas import decode, open_label_set
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 

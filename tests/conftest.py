@@ -13,7 +13,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills",
         type=int,
         default=5,
-        help="times that real vLLM runs are killed at random moments (tests/labeler/test_kills.py)",
+        help="times that real vLLM runs are killed at random moments (test_kills.py)",
     )
 
 

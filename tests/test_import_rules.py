@@ -46,7 +46,11 @@ def test_package_never_sees_the_forbidden(package: str) -> None:
 
 
 def test_only_one_labeler_file_imports_vllm() -> None:
-    names = [name for name in modules_of("labeler") if name != "labeler.engines.vllm_engine"]
+    names = [
+        name
+        for name in modules_of("labeler")
+        if name != "labeler.labeling.engines.vllm.vllm_engine"
+    ]
     assert "vllm" not in loaded_by("import " + ", ".join(names))
 
 

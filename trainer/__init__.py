@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainer import losses
-    from trainer.dataset import LabelDataset, ReaderState
-    from trainer.mixture import open_mixture
+    from trainer.data.dataset import LabelDataset, ReaderState
+    from trainer.data.mixture import open_mixture
     from trainer.ops import linear_label_logprobs
 
 __all__ = [
@@ -20,10 +20,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LabelDataset": "trainer.dataset",
-    "ReaderState": "trainer.dataset",
+    "LabelDataset": "trainer.data.dataset",
+    "ReaderState": "trainer.data.dataset",
     "linear_label_logprobs": "trainer.ops",
-    "open_mixture": "trainer.mixture",
+    "open_mixture": "trainer.data.mixture",
 }
 
 

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from schemas import SoftshardsError, __version__
 from schemas.os_errors import explained
-from trainer.config import TrainConfig
-from trainer.measure_config import EvaluateConfig, ReportConfig
-from trainer.slice_config import SliceConfig
-from trainer.sweep.config import SweepConfig
+from trainer.evaluate.evaluate_config import EvaluateConfig, ReportConfig
+from trainer.slice.slice_config import SliceConfig
+from trainer.sweep.sweep_config import SweepConfig
+from trainer.train.train_config import TrainConfig
 
 USER_ERROR = 2
 
@@ -44,13 +44,13 @@ def train(config: TrainConfig) -> int:
     Example: `trainer train --labels LABELS --student STUDENT --out RUN --epochs 2`
     """
     from schemas import open_label_set
-    from trainer.finished import RESULT, read_finished, run_facts
+    from trainer.train.run_record import RESULT, read_finished, run_facts
 
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     if read_finished(config.out, run_facts(config, labels)):
         _say(f"finished: reused {config.out / RESULT}")
         return 0
-    from trainer.loop import train as run
+    from trainer.train.loop import train as run
 
     return run(config, labels)
 
@@ -66,7 +66,7 @@ def slice_(config: SliceConfig) -> int:
 
     Example: `trainer slice --teacher TEACHER --labels LABELS --out STUDENT --keep 20`
     """
-    from trainer.slicing import slice_teacher
+    from trainer.slice.slice_teacher import slice_teacher
 
     return slice_teacher(config)
 
@@ -82,7 +82,7 @@ def evaluate(config: EvaluateConfig) -> int:
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json`
     """
-    from trainer.evaluate import evaluate as run
+    from trainer.evaluate.measure import evaluate as run
 
     return run(config)
 
@@ -96,7 +96,7 @@ def report(config: ReportConfig) -> int:
     Example: `trainer report --eval eval.json --bench bench.json --run kd=RUN_KD --run ce=RUN_CE
     --baseline untrained=STUDENT --labels LABELS --out report.html`
     """
-    from trainer.report import report as run
+    from trainer.report.build_report import report as run
 
     return run(config)
 
@@ -118,7 +118,7 @@ def sweep(students: Path, *, settings: SweepConfig) -> int:
         YAML: `base` (flags of `trainer train` for all trials), `grid` (flag: list of values; all
         combinations), `runs` (a list of trials), `slices` (students made by `trainer slice`).
     """
-    from trainer.sweep.run import sweep as run
+    from trainer.sweep.run_sweep import sweep as run
 
     return run(students, settings)
 

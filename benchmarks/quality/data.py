@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks.quality.arms import PACK_TOKENS
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
-from trainer.dataset import LabelDataset
-from trainer.mixture import open_mixture
+from trainer.data.dataset import LabelDataset
+from trainer.data.mixture import open_mixture
 
 ROOT = Path(__file__).parents[2]
 PROMPT_TOKENS = 64

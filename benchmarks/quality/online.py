@@ -23,22 +23,22 @@ from torch import Tensor
 
 from schemas import SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
-from trainer import checkpoint
-from trainer.collate import Batch, collate
-from trainer.config import TrainConfig
-from trainer.dataset import Pack
-from trainer.finished import read_finished, run_facts
-from trainer.finishing import finish
-from trainer.guards import only_one
-from trainer.loop import start_run
+from trainer.console import ProgressBar
+from trainer.data.collate import Batch, collate
+from trainer.data.dataset import Pack
+from trainer.data.mixture import open_mixture
 from trainer.losses import sampled_cross_entropy
-from trainer.mixture import open_mixture
-from trainer.objective import label_losses
-from trainer.processes import make_accelerator
-from trainer.progress import ProgressBar
-from trainer.run import LOG, Run
-from trainer.states import save_run
-from trainer.student import Student, load_student
+from trainer.losses.objective import label_losses
+from trainer.student.student import Student, load_student
+from trainer.train import checkpoint
+from trainer.train.distributed import make_accelerator
+from trainer.train.finish import finish
+from trainer.train.loop import start_run
+from trainer.train.run_record import read_finished, run_facts
+from trainer.train.run_state import LOG, Run
+from trainer.train.save_restore import save_run
+from trainer.train.signals import only_one
+from trainer.train.train_config import TrainConfig
 
 Objective = Literal["dense", "sampled"]
 app = App(help=__doc__)
@@ -94,7 +94,7 @@ def train_online(
 
 
 def _step(run: Run, pack: Pack, judge: Student, objective: Objective, draws: int) -> dict[str, Any]:
-    """One optimizer step, as `trainer.step` takes it; return its log line."""
+    """One optimizer step, as `trainer.train.step` takes it; return its log line."""
     accelerator, student, n_labels = run.accelerator, run.student, pack.n_labels
     batch = collate(pack, attention=student.attention).to(accelerator.device)
     with accelerator.autocast():

@@ -13,10 +13,10 @@ from benchmarks.quality.arms import TRAIN, Arm
 from benchmarks.quality.data import Inputs, call, generations, steps_of
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
-from trainer.checkpoint import CHECKPOINTS
-from trainer.finished import FINAL, RESULT
-from trainer.measurements import measured, read_results
-from trainer.run import LOG
+from trainer.evaluate.results import measured, read_results
+from trainer.train.checkpoint import CHECKPOINTS
+from trainer.train.run_record import FINAL, RESULT
+from trainer.train.run_state import LOG
 
 ROW = "row.json"
 EVAL = "eval.json"

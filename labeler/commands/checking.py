@@ -52,7 +52,7 @@ def verify(
     as_json
         Print JSON on standard output: problems and notes, each with kind, where, what and mend.
     """
-    from labeler.checks.verification import print_verification
+    from labeler.labelsets.verify.verify import print_verification
 
     good = print_verification(
         labels,
@@ -94,7 +94,7 @@ def repair(
     as_json
         Print JSON on standard output: moved, rebuilt, redo and left.
     """
-    from labeler.checks.repair import print_repair
+    from labeler.labelsets.repair.repair import print_repair
 
     if not print_repair(labels, model=model, dry_run=dry_run, as_json=as_json):
         sys.exit(1)

@@ -50,7 +50,7 @@ def export(
     as_json
         Print what FILE.softshards.json says on standard output.
     """
-    from labeler.interchange.export import print_export
+    from labeler.labelsets.exchange.export_set import print_export
 
     print_export(labels, file, format, limit=limit, lossy=lossy, replace=replace, as_json=as_json)
 
@@ -115,8 +115,8 @@ def import_(
     as_json
         Print JSON on standard output.
     """
-    from labeler.interchange.dry_run import print_dry_run
-    from labeler.interchange.importing import ImportSettings, print_import
+    from labeler.labelsets.exchange.import_dry_run import print_dry_run
+    from labeler.labelsets.exchange.import_set import ImportSettings, print_import
 
     if temperature != 1:
         raise SoftshardsError(
@@ -190,9 +190,9 @@ def push(
     as_json
         Print JSON on standard output.
     """
-    from labeler.sharing import push as hub
-    from labeler.sharing.card import statement
-    from labeler.sharing.place import Place
+    from labeler.labelsets.hub import push as hub
+    from labeler.labelsets.hub.dataset_card import statement
+    from labeler.labelsets.hub.hub_repo import Place
 
     stated = statement(licence, terms, teacher)
     place = Place(repo=repo, revision=revision, endpoint=endpoint)
@@ -239,8 +239,8 @@ def pull(
     as_json
         Print JSON on standard output.
     """
-    from labeler.sharing import pull as hub
-    from labeler.sharing.place import Place
+    from labeler.labelsets.hub import pull as hub
+    from labeler.labelsets.hub.hub_repo import Place
 
     place = Place(repo=repo, revision=revision, endpoint=endpoint)
     shared = hub.pull(out_dir, place, replace=replace)
@@ -285,7 +285,7 @@ def artifact(
     as_json
         Print JSON on standard output.
     """
-    from labeler.sharing.artifacts import log_artifact
+    from labeler.labelsets.hub.tracker_artifacts import log_artifact
 
     logged = log_artifact(
         labels, to=to, project=project, name=name, aliases=tuple(alias or ()), upload=upload

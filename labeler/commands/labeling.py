@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from labeler.config import LabelConfig, PreviewConfig
 from labeler.console import human_bytes, human_seconds, out
+from labeler.labeling.label_config import LabelConfig, PreviewConfig
 from schemas import SoftshardsError
 
 if TYPE_CHECKING:
-    from labeler.runs.run import RunSummary
+    from labeler.labeling.runs.label_run import RunSummary
 
 
 def label(
@@ -48,18 +48,17 @@ def label(
     as_json
         Print the summary as JSON on standard output.
     """
-    from labeler.engines.vllm_engine import prepare_environment
+    from labeler.labeling.engines.vllm.vllm_engine import prepare_environment
 
     prepare_environment()
-    from labeler.planning import report as plan_report
-    from labeler.runs import run
+    from labeler.labeling.runs import label_dry_run, label_run
 
     if calibrate and not dry_run:
         raise SoftshardsError("--calibrate belongs to --dry-run", mend="give both, or neither")
     if dry_run:
-        plan_report.print_plan(inputs, settings, calibrate=calibrate, as_json=as_json)
+        label_dry_run.print_plan(inputs, settings, calibrate=calibrate, as_json=as_json)
         return
-    summary = run.label(inputs, settings)
+    summary = label_run.label(inputs, settings)
     if as_json:
         print(json.dumps(dataclasses.asdict(summary)))
     else:
@@ -102,7 +101,7 @@ def preview(
     as_json
         Print a JSON list with each token and the kind of its label.
     """
-    from labeler.rendering.preview import print_preview
+    from labeler.labeling.rendering.preview import print_preview
 
     print_preview(inputs, settings, rows, as_json=as_json)
 
@@ -147,9 +146,9 @@ def bench(
     as_json
         Print JSON on standard output.
     """
-    from labeler.checks import benching
+    from labeler.labeling.bench import bench as benchmark
 
-    workload = benching.Workload(
+    workload = benchmark.Workload(
         labels=str(labels),
         sequences=sequences,
         prompt_tokens=prompt_tokens,
@@ -157,4 +156,4 @@ def bench(
         repeats=repeats,
         dtype=dtype,
     )
-    benching.print_bench(model, workload, out_file, as_json=as_json)
+    benchmark.print_bench(model, workload, out_file, as_json=as_json)

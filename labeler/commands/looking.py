@@ -43,14 +43,14 @@ def inspect(
     as_json
         Print JSON on standard output.
     """
-    from labeler.checks import inspection_report, row_view
+    from labeler.labelsets.inspect import inspect_report, row_view
 
     if rejects:
-        inspection_report.print_rejects(labels, as_json=as_json)
+        inspect_report.print_rejects(labels, as_json=as_json)
     elif row is not None:
         row_view.print_row(labels, row, start, positions, partial=allow_partial, as_json=as_json)
     else:
-        inspection_report.print_summary(labels, partial=allow_partial, as_json=as_json)
+        inspect_report.print_summary(labels, partial=allow_partial, as_json=as_json)
 
 
 def view(
@@ -95,7 +95,7 @@ def view(
     as_json
         Print the page's address, or the file's path and size, as JSON on standard output.
     """
-    from labeler.viewer.command import view_labels
+    from labeler.labelsets.view.view_command import view_labels
 
     view_labels(
         labels,
@@ -145,7 +145,7 @@ def compare(
     as_json
         Print JSON on standard output.
     """
-    from labeler.checks.comparison_report import print_comparison
+    from labeler.labelsets.compare.compare_report import print_comparison
 
     print_comparison(
         a, b, inputs or [], rows=rows, worst=worst, partial=allow_partial, as_json=as_json

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from labeler.curation.config import CurateConfig
+from labeler.labelsets.curate.curate_config import CurateConfig
 
 
 def convert(
@@ -35,7 +35,7 @@ def convert(
     as_json
         Print JSON on standard output.
     """
-    from labeler.derived.convert import print_conversion
+    from labeler.labelsets.derive.convert import print_conversion
 
     print_conversion(labels, out, codec, as_json=as_json)
 
@@ -63,7 +63,7 @@ def curate(
     as_json
         Print the report as JSON on standard output.
     """
-    from labeler.curation.curate import print_curation
+    from labeler.labelsets.curate.curate import print_curation
 
     print_curation(labels, settings, dry_run=dry_run, as_json=as_json)
 
@@ -94,6 +94,6 @@ def merge(
     as_json
         Print JSON on standard output.
     """
-    from labeler.derived.merge import print_merge
+    from labeler.labelsets.derive.merge import print_merge
 
     print_merge(sets[:-1], sets[-1], codec=codec, on_duplicate=on_duplicate, as_json=as_json)

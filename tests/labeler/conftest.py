@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from labeler.config import LabelConfig
+from labeler.labeling.label_config import LabelConfig
 from tests.labeler.command_line import CommandLine
 from tests.tiny_model import CHAT_TEMPLATE, TEXT, make_model, make_tokenizer
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from labeler import cli
-from labeler.engines import vllm_capture, vllm_engine, vllm_worker
+from labeler.labeling.engines.vllm import tensor_capture as vllm_capture
+from labeler.labeling.engines.vllm import vllm_engine
+from labeler.labeling.engines.vllm import worker as vllm_worker
 
 
 def disk_full() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler.runs.locks import own_rank
+from labeler.labeling.runs.locks import own_rank
 from schemas.manifest import read_manifest, write_manifest
 from tests.labeler.command_line import CommandLine
 from tests.schemas.sets import GOLDEN

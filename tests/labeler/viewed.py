@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
-from labeler.config import LabelConfig
-from labeler.runs import run
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs import label_run as run
 from tests.tiny_model import CHAT_TEMPLATE, make_tokenizer
 
 SCRIPT = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.conftest import World
-from trainer.config import TrainConfig
+from trainer.train.train_config import TrainConfig
 
 
 def config(world: World, out: Path, **settings: Any) -> TrainConfig:

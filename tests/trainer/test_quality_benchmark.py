@@ -15,8 +15,8 @@ from benchmarks.quality.table import T95, difference, markdown, summarise
 from tests.trainer.build_label_set import build_label_set
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
-from trainer.finished import FINAL
-from trainer.loop import train
+from trainer.train.loop import train
+from trainer.train.run_record import FINAL
 
 SETTINGS: dict[str, Any] = {"packs_per_step": 1, "max_steps": 8, "loss": ("forward_kl=1",)}
 

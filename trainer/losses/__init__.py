@@ -9,15 +9,15 @@ at another T depends on how it is spread over ids that were not stored: it is no
 `renormalised_kl` leaves the tail out and can have any.
 """
 
+from trainer.data.teacher_buckets import renormalise_teacher
 from trainer.losses.cross_entropy import cross_entropy
 from trainer.losses.forward_kl import forward_kl
 from trainer.losses.jsd import jsd
-from trainer.losses.renormalised_kl import renormalised_kl
+from trainer.losses.renormalized_kl import renormalised_kl
 from trainer.losses.reverse_kl import reverse_kl
 from trainer.losses.sampled import sampled_cross_entropy
 from trainer.losses.skew_kl import skew_kl
 from trainer.losses.skew_reverse_kl import skew_reverse_kl
-from trainer.losses.teacher import renormalise_teacher
 from trainer.losses.tvd import tvd
 
 __all__ = [

@@ -12,8 +12,8 @@ from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
 
 from schemas import SoftshardsError
-from trainer.config import TrainConfig
-from trainer.slice_config import SliceConfig
+from trainer.slice.slice_config import SliceConfig
+from trainer.train.train_config import TrainConfig
 
 Config = TypeVar("Config", TrainConfig, SliceConfig)
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from schemas import SoftshardsError
-from trainer.config import TrainConfig
-from trainer.slice_config import SliceConfig
+from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.flags import flag_name, nearest, parse, slug, spell
+from trainer.train.train_config import TrainConfig
 
 TRIALS = "trials"
 STUDENTS = "students"

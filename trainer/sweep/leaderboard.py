@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from trainer.finished import FINAL
-from trainer.measurements import measured, speeds
-from trainer.sweep.folder import read_stopped, reason
+from trainer.evaluate.results import measured, speeds
 from trainer.sweep.grid import Trial
+from trainer.sweep.trial_folder import read_stopped, reason
+from trainer.train.run_record import FINAL
 
 QUALITY = ("ppl", "kl", "agreement", "ece")
 

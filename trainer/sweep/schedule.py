@@ -22,11 +22,11 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from schemas import SoftshardsError
-from trainer.finished import RESULT
-from trainer.guards import noted_signals
-from trainer.sweep import process
-from trainer.sweep.config import SweepConfig
-from trainer.sweep.folder import STOPPED, complete_lines, tokens_seen
+from trainer.sweep import trial_process as process
+from trainer.sweep.sweep_config import SweepConfig
+from trainer.sweep.trial_folder import STOPPED, complete_lines, tokens_seen
+from trainer.train.run_record import RESULT
+from trainer.train.signals import noted_signals
 
 REPORT_SECONDS = 2.0
 """A trial reports at least this often, and can be stopped as often."""

@@ -1,1 +1,0 @@
-"""Looking into label sets: what is in them, whether it is right, how teachers differ."""

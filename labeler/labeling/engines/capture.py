@@ -1,0 +1,187 @@
+"""Engine outputs to label arrays: the true top-k, the tail, the actual token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeler.labeling.rendering.render import Span
+from schemas import PAD_ID, Labels
+from schemas.draws import counted
+
+TAIL_FLOOR = 1e-6
+EXACT_TAIL = "sum over the other ids in float32, in the engine"
+DERIVED_TAIL = "1 - sum of float32 logprobs in float64, clamped at 1e-6"
+"""`tail_source` of label rows made in the engine, and of engines that report only the top-k."""
+
+
+class CaptureError(Exception):
+    """The engine's output cannot be a label set's row; the row becomes a reject."""
+
+
+def positions(spans: Sequence[Span]) -> NDArray[np.int64]:
+    """Labeled positions t [n] of a sequence, in span order."""
+    parts = [np.arange(span.start, span.stop) for span in spans]
+    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+
+
+def flat_rows(flat: Any, *, skip: int = 0) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """vLLM's FlatLogprobs to arrays ids, logprobs [n, 1 + k']: column 0 is the actual token.
+
+    Args:
+        flat: `prompt_logprobs` of a prompt or `logprobs` of a generation, all rows equally wide.
+        skip: number of empty rows at the start (1 for a prompt, whose first token has no label).
+
+    Raises:
+        CaptureError: rows differ in width, or the empty rows are not where they should be.
+    """
+    widths = np.subtract(flat.end_indices, flat.start_indices)
+    if widths[:skip].any() or (widths[skip:] != widths[-1]).any():
+        raise CaptureError("the engine returned positions of unequal width")
+    rows = (len(widths) - skip, int(widths[-1]) if len(widths) > skip else 1)
+    ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(rows)
+    return ids, np.asarray(flat.logprobs, dtype=np.float32).reshape(rows)
+
+
+def labels_from_rows(
+    ids: NDArray[np.int32],
+    logprobs: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    *,
+    k: int,
+    vocab_size: int,
+) -> Labels:
+    """Labels from rows with the actual token in column 0 and the top of the vocabulary after it.
+
+    Ids at or past `vocab_size` (a padded head) are dropped; their mass is part of the tail.
+
+    Args:
+        ids: [n, 1 + k'] with k' >= k, over-requested so that k real ids remain.
+        logprobs: [n, 1 + k'], raw, T = 1.
+        tokens: [n] the tokens that the sequence has at these positions.
+        k: ids to keep a position.
+        vocab_size: number of real token ids.
+
+    Raises:
+        CaptureError: a logprob is NaN, or column 0 is not the actual token (a shifted label).
+    """
+    _check_rows(ids, logprobs, tokens, vocab_size)
+    top_ids, top = drop_padding(ids[:, 1:], logprobs[:, 1:], k=k, vocab_size=vocab_size)
+    token = logprobs[:, 0]
+    return Labels(
+        topk_ids=top_ids,
+        topk_logprobs=top,
+        tail_logprob=derived_tail(top_ids, top, tokens, token, vocab_size),
+        token_logprob=token,
+    )
+
+
+def labels_from_tensors(
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    *,
+    k: int,
+    vocab_size: int,
+) -> Labels:
+    """Labels from rows as `label_rows.gather_rows` makes them; arrays are views of them.
+
+    Args:
+        ids: [n, 1 + k + draws], the actual token first, ids that were drawn last.
+        values: [n, 1 + k + 3], its logprob, those of the top-k, then tail, entropy, normaliser.
+        tokens: [n] the tokens that the sequence has at these positions.
+        k: ids a position.
+        vocab_size: number of real token ids.
+
+    Raises:
+        CaptureError: a value is NaN, or column 0 is not the actual token (a shifted label).
+    """
+    _check_rows(ids, values, tokens, vocab_size)
+    drawn = counted(ids[:, 1 + k :]) if ids.shape[1] > 1 + k else (None, None)
+    return Labels(
+        topk_ids=ids[:, 1 : 1 + k],
+        topk_logprobs=values[:, 1 : 1 + k],
+        tail_logprob=values[:, 1 + k],
+        token_logprob=values[:, 0],
+        entropy=values[:, 2 + k],
+        log_normalizer=values[:, 3 + k],
+        sample_ids=drawn[0],
+        sample_counts=drawn[1],
+    )
+
+
+def _check_rows(
+    ids: NDArray[np.int32],
+    values: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    vocab_size: int,
+) -> None:
+    if ids.shape[0] != len(tokens):
+        raise CaptureError(f"the engine returned {ids.shape[0]} positions, asked {len(tokens)}")
+    if np.isnan(values).any():
+        raise CaptureError("the engine returned NaN logprobs")
+    if (ids[:, 0] != tokens).any():
+        raise CaptureError("the engine's labels are not of the tokens asked: they are shifted")
+    if (tokens >= vocab_size).any():
+        raise CaptureError(f"the engine generated an id outside the tokenizer: {tokens.max()}")
+
+
+def nucleus(labels: Labels, *, mass: float, min_k: int) -> Labels:
+    """Keep the likeliest ids that together hold `mass`, at least `min_k`; the rest joins the tail.
+
+    The cut list ends in PAD_ID. The id that crosses the mass is kept (Holtzman et al. 2020).
+    """
+    probabilities = np.exp(labels.topk_logprobs.astype(np.float64))
+    before = np.cumsum(probabilities, axis=1) - probabilities
+    keep = (before < mass) | (np.arange(probabilities.shape[1]) < min_k)
+    keep &= labels.topk_ids != PAD_ID
+    cut = np.where(keep, 0.0, probabilities).sum(axis=1)
+    with np.errstate(divide="ignore"):  # log 0 is -inf: nothing was cut, or there was no tail
+        tail = np.logaddexp(labels.tail_logprob.astype(np.float64), np.log(cut))
+    widest = int(keep.sum(axis=1).max(initial=1))
+    return dataclasses.replace(
+        labels,
+        topk_ids=np.where(keep, labels.topk_ids, np.int32(PAD_ID))[:, :widest],
+        topk_logprobs=np.where(keep, labels.topk_logprobs, np.float32(-np.inf))[:, :widest],
+        tail_logprob=tail.astype(np.float32),
+    )
+
+
+def drop_padding(
+    ids: NDArray[np.int32], logprobs: NDArray[np.float32], *, k: int, vocab_size: int
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The first k real ids of each row, in order; PAD_ID and -inf where fewer are left."""
+    padded = ids >= vocab_size
+    if padded.any():
+        order = np.argsort(padded, axis=1, kind="stable")
+        ids = np.where(padded, np.int32(PAD_ID), ids)
+        logprobs = np.where(padded, np.float32(-np.inf), logprobs)
+        ids = np.take_along_axis(ids, order, axis=1)
+        logprobs = np.take_along_axis(logprobs, order, axis=1)
+    return ids[:, :k], logprobs[:, :k]
+
+
+def derived_tail(
+    ids: NDArray[np.int32],
+    logprobs: NDArray[np.float32],
+    tokens: NDArray[np.int32],
+    token_logprob: NDArray[np.float32],
+    vocab_size: int,
+) -> NDArray[np.float32]:
+    """Log of the mass outside the top-k [n], where the engine reports nothing but the top-k.
+
+    The sum is taken in float64. What is left can still be zero or less by the rounding of the
+    float32 terms, so it is clamped at 1e-6, and at the actual token's mass where that token is
+    outside. Where the ids cover the vocabulary it is -inf, unless padding of the head has mass.
+    """
+    rest = 1.0 - np.exp(logprobs.astype(np.float64)).sum(axis=1)
+    if ids.shape[1] >= vocab_size:  # outside is at most the padding of the head
+        with np.errstate(divide="ignore"):
+            return np.log(np.where(rest > TAIL_FLOOR, rest, 0.0)).astype(np.float32)
+    outside = ~(ids == tokens[:, None]).any(axis=1)
+    floor = np.where(outside, np.exp(token_logprob.astype(np.float64)), 0.0)
+    return np.log(np.maximum(rest, np.maximum(floor, TAIL_FLOOR))).astype(np.float32)

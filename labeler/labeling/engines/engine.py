@@ -1,0 +1,87 @@
+"""The protocol of engines: requests in, labels out. Whatever the engine, the run is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from labeler.labeling.rendering.render import Span
+from schemas import Labels, SoftshardsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One sequence to label.
+
+    Attributes:
+        index: its place in the unit, by which the caller knows it; sample: which generation.
+        input_ids: the sequence (score) or the prompt (generate).
+        spans: where labels are wanted (score only).
+        seed: seed of its generation.
+    """
+
+    index: int
+    sample: int
+    input_ids: list[int]
+    spans: tuple[Span, ...]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeled:
+    """A labeled sequence.
+
+    Attributes:
+        request: what was asked.
+        input_ids: the whole sequence, with what was generated.
+        spans: where the labels are.
+        labels: the labels, in span order.
+        finish_reason: `stop` or `length` for generations, else None.
+    """
+
+    request: Request
+    input_ids: list[int]
+    spans: tuple[Span, ...]
+    labels: Labels
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A sequence the engine could not label, and why; becomes a reject."""
+
+    request: Request
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """What an engine says of itself, for identity (dtypes) and provenance (the rest)."""
+
+    name: str
+    version: str
+    device: str
+    dtype: str
+    head_dtype: str
+    tail_source: str
+    entropy_source: str
+    settings: dict[str, object]
+
+
+class EngineOutOfMemory(SoftshardsError):
+    """The engine ran out of memory; it can be loaded again with smaller steps."""
+
+
+class Engine(Protocol):
+    """A teacher, loaded: `vllm_engine`, `served_engine` and `transformers_engine` each make one."""
+
+    facts: EngineFacts
+
+    def run(self, requests: Sequence[Request]) -> Iterator[Labeled | Failed]:
+        """Label `requests`; yield each as it is finished, in any order."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory that the teacher takes."""
+        ...

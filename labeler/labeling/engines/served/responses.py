@@ -1,0 +1,172 @@
+"""A server's answers, parsed JSON of the completions API, to label rows (ids, logprobs).
+
+Rows are as `capture.labels_from_rows` takes them: [n, 1 + k], the actual token in column 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeler.labeling.engines.capture import CaptureError
+
+Rows = tuple[NDArray[np.int32], NDArray[np.float32]]
+Pairs = Iterable[tuple[int, float]]
+UNKNOWN = "\ufffd"
+"""What a tokenizer decodes to where a token is a part of a character."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTexts:
+    """A tokenizer's tokens as text, for servers that do not name ids.
+
+    Attributes:
+        texts: the text of each id.
+        ids: the id of each text that only one id has.
+    """
+
+    texts: list[str]
+    ids: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        """Share of ids that can be told by their text."""
+        return len(self.ids) / len(self.texts)
+
+
+def token_texts(tokenizer: Any, vocab_size: int) -> TokenTexts:
+    """Decode every id by itself, special tokens too."""
+    texts = tokenizer.batch_decode(
+        [[i] for i in range(vocab_size)],
+        skip_special_tokens=False,
+        clean_up_tokenization_spaces=False,
+    )
+    count = Counter(texts)
+    ids = {t: i for i, t in enumerate(texts) if t and count[t] == 1 and UNKNOWN not in t}
+    return TokenTexts(texts=texts, ids=ids)
+
+
+@contextlib.contextmanager
+def answer_checked() -> Iterator[None]:
+    """A server's answer of another form becomes a CaptureError: a reject that says so."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CaptureError(
+            f"the server's answer has not the form expected: {type(error).__name__} {error}"
+        ) from error
+
+
+def scored_by_id(
+    choice: dict[str, Any], tokens: Sequence[int], where: Sequence[int], k: int
+) -> Rows:
+    """Rows of `prompt_logprobs` (vLLM) at the positions `where` of the prompt `tokens`.
+
+    Raises:
+        CaptureError: the server scored another prompt, or gave fewer than k logprobs.
+    """
+    if choice["prompt_token_ids"] != list(tokens):
+        raise CaptureError("the server scored another prompt than the one sent")
+    given = choice["prompt_logprobs"]
+    if len(given) != len(tokens):
+        raise CaptureError(f"the server returned {len(given)} positions, asked {len(tokens)}")
+    rows = [[(int(i), entry["logprob"]) for i, entry in given[t].items()] for t in where]
+    return _stack(rows, [tokens[t] for t in where], k)
+
+
+def generated_by_id(choice: dict[str, Any], k: int) -> tuple[list[int], Rows]:
+    """Ids and rows of a generation whose tokens are spelt `token_id:N` (vLLM).
+
+    Raises:
+        CaptureError: as `scored_by_id`.
+    """
+    ids = choice["token_ids"]
+    given = choice["logprobs"]["top_logprobs"]
+    if len(given) != len(ids):
+        raise CaptureError(f"the server returned {len(given)} positions of {len(ids)} tokens")
+    rows = [[(int(text.split(":")[1]), p) for text, p in entry.items()] for entry in given]
+    return ids, _stack(rows, ids, k)
+
+
+def scored_by_text(
+    choice: dict[str, Any], tokens: Sequence[int], where: Sequence[int], k: int, known: TokenTexts
+) -> Rows:
+    """Rows of an echoed prompt at the positions `where` of the prompt `tokens`.
+
+    Raises:
+        CaptureError: the echo is not of these tokens.
+    """
+    given = choice["logprobs"]
+    if len(given["tokens"]) < len(tokens):
+        got = len(given["tokens"])
+        raise CaptureError(f"the server returned {got} positions, asked {len(tokens)}")
+    for t, token in enumerate(tokens):
+        _require_text(given["tokens"][t], token, known)
+    rows = [_text_row(given, t, tokens[t], known) for t in where]
+    return _stack(rows, [tokens[t] for t in where], k, filler=len(known.texts))
+
+
+def generated_by_text(
+    choice: dict[str, Any], k: int, known: TokenTexts, tokenizer: Any
+) -> tuple[list[int], Rows]:
+    """Ids and rows of a generation whose tokens are told by their text.
+
+    Raises:
+        CaptureError: a token's text is that of several ids or of none, and tokenising the whole
+            text does not tell which it is.
+    """
+    given = choice["logprobs"]
+    ids = [known.ids.get(text, -1) for text in given["tokens"]]
+    if -1 in ids:
+        again = tokenizer.encode("".join(given["tokens"]), add_special_tokens=False)
+        if len(again) != len(ids) or any(a != b for a, b in zip(again, ids) if b != -1):
+            text = given["tokens"][ids.index(-1)]
+            raise CaptureError(f"a generated token cannot be told by its text {text!r}")
+        ids = again
+    rows = [_text_row(given, t, token, known) for t, token in enumerate(ids)]
+    return ids, _stack(rows, ids, k, filler=len(known.texts))
+
+
+def _require_text(text: str, token: int, known: TokenTexts) -> None:
+    ours = known.texts[token]
+    if text != ours and UNKNOWN not in ours:
+        raise CaptureError(f"the server echoed {text!r} where token {token} is {ours!r}")
+
+
+def _text_row(given: Any, t: int, token: int, known: TokenTexts) -> Pairs:
+    """One position: the actual token, and the likeliest texts as ids.
+
+    Those that name no id get the first one past the vocabulary, as padding of a head has: it is
+    dropped later, and its mass is part of the tail.
+    """
+    own = given["tokens"][t]
+    others = {text: p for text, p in given["top_logprobs"][t].items() if text != own}
+    pairs = [(known.ids.get(text, len(known.texts)), p) for text, p in others.items()]
+    return [(token, given["token_logprobs"][t]), *(pair for pair in pairs if pair[0] != token)]
+
+
+def _stack(rows: list[Any], tokens: Sequence[int], k: int, filler: int | None = None) -> Rows:
+    """Arrays of rows; where one has fewer than k pairs, `filler` stands for the rest.
+
+    A server lists the k likeliest and the actual token once, so k pairs where it is among them and
+    k + 1 where it is not. Where it ties with the last of k + 1 it is the one outside.
+    """
+    ids = np.full((len(rows), 1 + k), -1 if filler is None else filler, np.int32)
+    logprobs = np.full((len(rows), 1 + k), -np.inf, np.float32)
+    for n, (row, token) in enumerate(zip(rows, tokens)):
+        own = [pair for pair in row if pair[0] == token]
+        top = sorted(row, key=lambda pair: (-pair[1], pair[0] == token))[:k]
+        if not own:
+            raise CaptureError(f"the server gave no logprob of token {token}")
+        if len(top) < k and filler is None:
+            raise CaptureError(f"the server returned {len(top)} logprobs at a position, asked {k}")
+        pairs = own[:1] + top
+        ids[n, : len(pairs)] = [pair[0] for pair in pairs]
+        logprobs[n, : len(pairs)] = [pair[1] for pair in pairs]
+    return ids, logprobs

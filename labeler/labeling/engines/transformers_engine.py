@@ -1,0 +1,229 @@
+"""The reference engine: plain transformers, one sequence at a time, every quantity exact.
+
+Slow on purpose: it is what the fast engine is checked against, and it runs where vLLM does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from labeler.labeling.engines.capture import CaptureError, positions
+from labeler.labeling.engines.engine import EngineFacts, Failed, Labeled, Request
+from labeler.labeling.engines.label_rows import draw, uniform
+from labeler.labeling.rendering.render import Span
+from labeler.labeling.teacher.teacher import Teacher
+from schemas import Labels, Sampling, SoftshardsError
+from schemas.draws import counted
+from schemas.errors import first_line
+
+EXACT_TAIL = "log-sum-exp over the other ids in float32"
+CHUNK = 512
+"""Positions whose logits are held at a time: 8,192 of them over 152 k ids would be 5 GB."""
+
+
+class TransformersEngine:
+    """A teacher in transformers, on the GPU where there is one.
+
+    Raises:
+        SoftshardsError: transformers cannot load the teacher, or output is to be constrained.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        *,
+        dtype: str,
+        head_dtype: str,
+        k: int,
+        sampling: Sampling | None,
+        draws: int = 0,
+    ) -> None:
+        if sampling is not None and sampling.structured:
+            raise SoftshardsError(
+                "the transformers engine cannot constrain what it generates",
+                mend="leave --structured away, or pass --engine vllm",
+            )
+        self._teacher, self._k, self._sampling, self._draws = teacher, k, sampling, draws
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                teacher.path, dtype=getattr(torch, dtype)
+            )
+        except Exception as error:  # weights, settings, memory: each raises what it likes
+            raise SoftshardsError(
+                f"the model cannot be loaded: {first_line(error)}", path=teacher.path
+            ) from error
+        if head_dtype != dtype:
+            _widen_head(model, getattr(torch, head_dtype))
+        # Sampled as asked, not as the checkpoint suggests (penalties, top-k).
+        model.generation_config = transformers.GenerationConfig()
+        self._model: Any = model.eval()
+        self._model.to(self._device)
+        heads = self._model.get_output_embeddings().weight.shape[0]
+        self._padding = list(range(teacher.vocab_size, heads))
+        self.facts = EngineFacts(
+            name="transformers",
+            version=transformers.__version__,
+            device=self._device,
+            dtype=dtype,
+            head_dtype=head_dtype,
+            tail_source=EXACT_TAIL,
+            entropy_source="full distribution",
+            settings={},
+        )
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request]) -> Iterator[Labeled | Failed]:
+        """Label `requests` in order; see `engine.Engine`."""
+        for request in requests:
+            try:
+                if self._sampling is None:
+                    yield self._label(request, request.input_ids, request.spans, None)
+                else:
+                    yield self._generate(request, self._sampling)
+            except CaptureError as error:
+                yield Failed(request=request, reason=str(error))
+
+    def _generate(self, request: Request, sampling: Sampling) -> Labeled:
+        torch.manual_seed(request.seed)
+        sampled = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": sampling.min_p,
+        }
+        ids = torch.tensor([request.input_ids], device=self._device)
+        output = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=sampling.max_tokens,
+            do_sample=sampling.temperature > 0,
+            eos_token_id=list(self._teacher.stop_ids) or None,
+            pad_token_id=0,
+            suppress_tokens=self._padding or None,  # padding ids of the head are no tokens
+            stop_strings=list(sampling.stop) or None,
+            tokenizer=self._teacher.tokenizer if sampling.stop else None,
+            **(sampled if sampling.temperature > 0 else {}),
+        )
+        whole = output[0].tolist()
+        start = len(request.input_ids)
+        if len(whole) == start:
+            raise CaptureError("nothing was generated")
+        complete = whole[-1] in self._teacher.stop_ids or len(whole) - start < sampling.max_tokens
+        span = Span(start=start, stop=len(whole), kind="answer")
+        return self._label(request, whole, (span,), "stop" if complete else "length")
+
+    def _label(
+        self, request: Request, ids: list[int], spans: tuple[Span, ...], reason: str | None
+    ) -> Labeled:
+        where = torch.from_numpy(positions(spans)).to(self._device)
+        tokens = torch.tensor(ids, device=self._device)
+        vocab_size = self._teacher.vocab_size
+        parts, drawn = [], []
+        with _body_run_once(self._model):
+            for chunk in where.split(CHUNK):
+                # The distribution of the token at t is the output at t - 1.
+                output = self._model(tokens[None], logits_to_keep=chunk - 1, use_cache=False)
+                logits = output.logits[0].float()
+                parts.append(exact_labels(logits, tokens[chunk], k=self._k, vocab_size=vocab_size))
+                if self._draws:
+                    u = uniform(logits.logsumexp(dim=-1), tokens[chunk])
+                    p = logits[:, :vocab_size].softmax(dim=-1)
+                    drawn.append(draw(p, u, self._draws).int().cpu().numpy())
+                    del p
+                del output, logits  # before the next chunk's are made
+        labels = parts[0] if len(parts) == 1 else _joined(parts)
+        if drawn:
+            sample_ids, sample_counts = counted(np.concatenate(drawn))
+            labels = dataclasses.replace(labels, sample_ids=sample_ids, sample_counts=sample_counts)
+        return Labeled(
+            request=request, input_ids=ids, spans=spans, labels=labels, finish_reason=reason
+        )
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self._model
+
+
+@contextlib.contextmanager
+def _body_run_once(model: Any) -> Iterator[None]:
+    """Inside, the layers below the head run in the first call only; later ones reuse their output.
+
+    So one call of the model a chunk of positions gives the logits of that chunk alone, through
+    whatever this model does after its head (softcap, scaling).
+    """
+    body = model.base_model
+    if any(module is model.get_output_embeddings() for module in body.modules()):
+        yield  # a model of another build: slower, and as right
+        return
+    run = body.forward
+    outputs: list[Any] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not outputs:
+            outputs.append(run(*args, **kwargs))
+        return outputs[0]
+
+    body.forward = forward
+    try:
+        yield
+    finally:
+        del body.forward  # the class has its own
+
+
+def _widen_head(model: Any, dtype: torch.dtype) -> None:
+    """Give the model an output projection of its own in `dtype`, as vLLM's `head_dtype` does."""
+    head = copy.deepcopy(model.get_output_embeddings()).to(dtype)
+    head.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
+    model.set_output_embeddings(head)
+
+
+def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_size: int) -> Labels:
+    """Labels from full logits: top-k of the real ids, exact tail, entropy and normaliser.
+
+    Takes three times the memory of the logits, with them.
+
+    Args:
+        logits: float32 [n, V], of the positions that the labels are of.
+        tokens: int64 [n], the actual tokens.
+        k: ids to keep; vocab_size: number of real ids, V or less.
+
+    Raises:
+        CaptureError: a logit is NaN.
+    """
+    if torch.isnan(logits).any():
+        raise CaptureError("the model returned NaN logits")
+    normalizer = torch.logsumexp(logits, dim=-1)
+    logprobs = logits - normalizer[:, None]
+    top, ids = logprobs[:, :vocab_size].topk(k, dim=-1)
+    token = logprobs.gather(1, tokens[:, None])[:, 0]
+    p = logprobs.exp()
+    entropy = torch.special.entr(p, out=p).sum(dim=-1)
+    tail = logprobs.scatter_(1, ids, -torch.inf).logsumexp(dim=-1)
+    return Labels(
+        topk_ids=ids.int().cpu().numpy(),
+        topk_logprobs=_numpy(top),
+        tail_logprob=_numpy(tail),
+        token_logprob=_numpy(token),
+        entropy=_numpy(entropy),
+        log_normalizer=_numpy(normalizer),
+    )
+
+
+def _joined(parts: Sequence[Labels]) -> Labels:
+    names = [f.name for f in dataclasses.fields(Labels) if getattr(parts[0], f.name) is not None]
+    arrays: Any = {n: np.concatenate([getattr(part, n) for part in parts]) for n in names}
+    return Labels(**arrays)
+
+
+def _numpy(values: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return values.float().cpu().numpy()

@@ -1,0 +1,147 @@
+"""Runs inside vLLM's workers: labels of the wanted positions only, with exact tails.
+
+vLLM mixes `LabelWorker` into its worker class (`worker_extension_cls`). Nothing changes until
+`softshards_install` is called, and `softshards_uninstall` puts everything back. `vllm_capture`
+calls both, and trusts the result only after a self-test against vLLM's public interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from labeler.labeling.engines.label_rows import EXTRAS, gather_rows, normalizer
+
+SPANS_KEY = "softshards_spans"
+"""Key in `SamplingParams.extra_args`: [[start, stop], ...], where labels of a prompt are wanted."""
+Rows = tuple[torch.Tensor, torch.Tensor]
+LOGIT_ROWS = 512
+"""Rows of the vocabulary in memory at once while a prompt is labeled, whatever the step's size."""
+
+
+class LabelWorker:
+    """Methods that vLLM's worker gains; called through `collective_rpc` on every worker."""
+
+    model_runner: Any
+
+    def softshards_install(self, k: int, vocab_size: int, draws: int) -> bool:
+        """Label prompts and generations with `k` of `vocab_size` real ids, and `draws` drawn ones.
+
+        Returns:
+            False if this worker has no head.
+
+        Raises:
+            AttributeError: this vLLM's model runner is built otherwise.
+        """
+        runner = self.model_runner
+        if not hasattr(runner, "sampler"):  # a pipeline stage before the last has no sampler
+            return False
+        gather = partial(gather_rows, k=k, vocab_size=vocab_size, draws=draws)
+        _take_over_sampler(runner.sampler, gather)
+        if not callable(runner._get_prompt_logprobs_dict):
+            raise AttributeError("_get_prompt_logprobs_dict")
+
+        def prompt_labels(hidden_states: torch.Tensor, scheduled: dict[str, int]) -> dict[str, Any]:
+            return _prompt_labels(runner, hidden_states, scheduled, gather, (1 + k, draws))
+
+        runner._get_prompt_logprobs_dict = prompt_labels
+        return True
+
+    def softshards_uninstall(self) -> None:
+        """Give the runner and its sampler their own methods back."""
+        runner = self.model_runner
+        runner.__dict__.pop("_get_prompt_logprobs_dict", None)
+        if hasattr(runner, "sampler"):
+            for name in ("compute_logprobs", "gather_logprobs"):
+                runner.sampler.__dict__.pop(name, None)
+
+
+def _take_over_sampler(sampler: Any, gather: Callable[..., Rows]) -> None:
+    """Let the sampler gather our rows. It computes logprobs first, and gathers them after sampling.
+
+    The normaliser is taken when the logprobs are computed: sampling scales the logits in place.
+    """
+    compute = type(sampler).compute_logprobs
+    latest: dict[str, torch.Tensor] = {}
+
+    def compute_logprobs(logits: torch.Tensor) -> torch.Tensor:
+        logprobs = compute(logits)
+        latest["logprobs"], latest["normalizer"] = logprobs, normalizer(logits, logprobs)
+        return logprobs
+
+    def gather_logprobs(logprobs: torch.Tensor, _: int, token_ids: torch.Tensor) -> Any:
+        if latest.get("logprobs") is not logprobs:
+            raise RuntimeError("the sampler gathers logprobs that it did not compute last")
+        log_normalizer = latest.pop("normalizer")
+        del latest["logprobs"]
+        return _tensors(*gather(logprobs, log_normalizer, token_ids))
+
+    type(sampler).gather_logprobs  # noqa: B018  # an AttributeError here, not in the first step
+    sampler.compute_logprobs, sampler.gather_logprobs = compute_logprobs, gather_logprobs
+
+
+def _prompt_labels(
+    runner: Any,
+    hidden_states: torch.Tensor,
+    scheduled: dict[str, int],
+    gather: Callable[..., Rows],
+    width: tuple[int, int],
+) -> dict[str, Any]:
+    """Labels of the prompts that this step finishes, by request.
+
+    `gather` is `gather_rows` with its settings; `width`: ids of a row, drawn ones apart.
+
+    A prompt longer than a step comes in several; its rows are collected in the runner's own buffer
+    for prompt logprobs, which follows the request when it is preempted.
+    """
+    finished = {}
+    for name in list(runner.num_prompt_logprobs):
+        scheduled_tokens = scheduled.get(name)
+        if scheduled_tokens is None:  # preempted
+            continue
+        request = runner.requests[name]
+        wanted = _positions(request.sampling_params.extra_args[SPANS_KEY])
+        rows = request.in_progress_prompt_logprobs_cpu
+        if rows is None:
+            rows = _tensors(
+                torch.zeros(len(wanted), sum(width), dtype=torch.int32),
+                torch.full((len(wanted), width[0] + len(EXTRAS)), torch.nan),
+            )
+            request.in_progress_prompt_logprobs_cpu = rows
+        first = request.num_computed_tokens
+        # The token at t is predicted by the hidden state of t - 1.
+        here = range(*np.searchsorted(wanted, [first + 1, first + scheduled_tokens + 1]))
+        offset = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[name]]) - first
+        for start in range(here.start, here.stop, LOGIT_ROWS):
+            part = slice(start, min(start + LOGIT_ROWS, here.stop))
+            where = torch.from_numpy(wanted[part]).to(hidden_states.device)
+            logits = runner.model.compute_logits(hidden_states[where - 1 + offset])
+            logprobs = type(runner.sampler).compute_logprobs(logits)
+            actual = [request.prompt_token_ids[t] for t in wanted[part]]
+            tokens = torch.tensor(actual, dtype=torch.int64, device=logits.device)
+            ids, values = gather(logprobs, normalizer(logits, logprobs), tokens)
+            rows.logprob_token_ids[part].copy_(ids, non_blocking=True)
+            rows.logprobs[part].copy_(values, non_blocking=True)
+        if first + scheduled_tokens >= len(request.prompt_token_ids):
+            finished[name] = rows
+            del runner.num_prompt_logprobs[name]
+            request.in_progress_prompt_logprobs_cpu = None
+    if finished:
+        runner._sync_device()
+    return finished
+
+
+def _positions(spans: list[list[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    parts = [np.arange(start, stop) for start, stop in spans]
+    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+
+
+def _tensors(ids: torch.Tensor, values: torch.Tensor) -> Any:
+    """As vLLM carries logprobs; it ranks the actual token too, which nobody here asks for."""
+    from vllm.v1.outputs import LogprobsTensors
+
+    return LogprobsTensors(ids, values, torch.zeros(len(ids), dtype=torch.int32, device=ids.device))

@@ -1,0 +1,105 @@
+"""Rendered rows on disk while the input is planned: memory stays flat however large the input."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from labeler.labeling.inputs.read_records import Reject
+from labeler.labeling.rendering.render import Sequence
+from schemas import SoftshardsError
+
+CACHE_KIB = 2048
+TABLES = """
+CREATE TABLE rows (row INTEGER PRIMARY KEY, data BLOB);
+CREATE TABLE keys (key BLOB PRIMARY KEY, row INTEGER, n_tokens INTEGER, n_labels INTEGER)
+    WITHOUT ROWID;
+CREATE TABLE rejects (data BLOB);
+"""
+
+
+class Spool:
+    """Sequences by key, and rejects, in an SQLite file that no other process knows of.
+
+    Rows are written in the order in which they come; only the small table of keys is kept sorted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # The file is ours alone: no locks (shared file systems are slow at them), no journal.
+        path.unlink(missing_ok=True)
+        uri = f"{path.absolute().as_uri()}?nolock=1"
+        self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+        for setting in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KIB}"):
+            self._db.execute(f"PRAGMA {setting}")
+        self._db.executescript(TABLES)
+        self._db.execute("BEGIN")
+
+    def add(self, key: bytes, sequence: Sequence) -> bool:
+        """Keep a sequence; False where its key is there already."""
+        cursor = self._db.execute("SELECT 1 FROM keys WHERE key = ?", (key,))
+        if cursor.fetchone():
+            return False
+        data = pickle.dumps(sequence, pickle.HIGHEST_PROTOCOL)
+        row = self._db.execute("INSERT INTO rows (data) VALUES (?)", (data,)).lastrowid
+        counts = (len(sequence.input_ids), sequence.n_labels)
+        self._db.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (key, row, *counts))
+        return True
+
+    def take(self, key: bytes) -> Sequence | None:
+        """Take a sequence out, or None where its key is not there."""
+        query = "SELECT data FROM keys JOIN rows USING (row) WHERE key = ?"
+        found = self._db.execute(query, (key,)).fetchone()
+        if found is None:
+            return None
+        self._db.execute("DELETE FROM keys WHERE key = ?", (key,))
+        return pickle.loads(found[0])
+
+    def counts(self) -> Iterator[tuple[int, int]]:
+        """(tokens, labels) of each sequence, in the order of their keys."""
+        yield from self._db.execute("SELECT n_tokens, n_labels FROM keys ORDER BY key")
+
+    def sequences(self) -> Iterator[Sequence]:
+        """All sequences, in the order of their keys."""
+        query = "SELECT data FROM keys CROSS JOIN rows USING (row) ORDER BY key"
+        yield from map(_unpack, self._db.execute(query))
+
+    def add_reject(self, reject: Reject) -> None:
+        """Keep a reject."""
+        data = pickle.dumps(reject, pickle.HIGHEST_PROTOCOL)
+        self._db.execute("INSERT INTO rejects VALUES (?)", (data,))
+
+    def rejects(self) -> Iterator[Reject]:
+        """All rejects, in the order in which they came."""
+        yield from map(_unpack, self._db.execute("SELECT data FROM rejects ORDER BY rowid"))
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._db.close()
+
+
+@contextlib.contextmanager
+def spool(path: Path) -> Iterator[Spool]:
+    """A spool in a new file at `path`, which is deleted at the end.
+
+    Raises:
+        SoftshardsError: the disk is full.
+    """
+    try:
+        with contextlib.closing(Spool(path)) as made:
+            yield made
+    except sqlite3.OperationalError as error:
+        raise SoftshardsError(
+            f"the plan cannot be prepared: {error}",
+            path=path,
+            mend="free some space; planning needs about five bytes a token of the input",
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _unpack(row: tuple[bytes]) -> Any:
+    return pickle.loads(row[0])

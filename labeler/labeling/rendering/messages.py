@@ -1,0 +1,102 @@
+"""Columns of a record to chat messages, tools and documents as a chat template expects them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.rendering.spans import BadRecord
+
+Message = dict[str, Any]
+ASSISTANT = "assistant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """What a chat template is given: messages, and tools and documents where there are any."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+    documents: list[Any] | None = None
+
+
+def read_chat(columns: dict[str, Any], config: LabelConfig) -> Chat:
+    """The chat of a record with messages.
+
+    Raises:
+        BadRecord: a column does not hold what a template could read.
+    """
+    return Chat(
+        messages=read_messages(columns, config.messages_column),
+        tools=read_list(columns, config.tools_column),
+        documents=read_list(columns, config.documents_column),
+    )
+
+
+def read_messages(columns: dict[str, Any], name: str) -> list[Message]:
+    """The messages of a column: a list of {role, content, ...}, or that list as JSON.
+
+    Parquet gives every struct all keys of the column, null where a message has none: such keys are
+    left out. Arguments of tool calls that are JSON text become objects, as servers do before they
+    apply a template.
+
+    Raises:
+        BadRecord: it holds something else.
+    """
+    messages = read_list(columns, name)
+    if not messages:
+        raise BadRecord(f"column {name!r} has no messages")
+    return [_message(message, name) for message in messages]
+
+
+def _message(message: Any, name: str) -> Message:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str):
+        raise BadRecord(f"a message in column {name!r} is no object with a role: {message!r:.80}")
+    clean = _without_nulls(message)
+    calls = clean.get("tool_calls")
+    if calls:
+        clean["tool_calls"] = [_tool_call(call) for call in calls]
+    else:
+        clean.pop("tool_calls", None)
+    # Templates tell a turn of tool calls alone by its null content; elsewhere they would print it.
+    clean.setdefault("content", None if calls else "")
+    return clean
+
+
+def _tool_call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except json.JSONDecodeError:
+        return call
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def read_list(columns: dict[str, Any], name: str) -> list[Any] | None:
+    """The list in a column, or in its JSON text, without null keys; None where it is empty.
+
+    Raises:
+        BadRecord: it holds something else.
+    """
+    value = columns.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise BadRecord(f"column {name!r} is text that is no JSON: {error}") from error
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list):
+        raise BadRecord(f"column {name!r} is a {type(value).__name__}, not a list")
+    return [_without_nulls(item) for item in value]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

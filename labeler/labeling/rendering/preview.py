@@ -1,0 +1,141 @@
+"""`labeler preview`: the first rows as the teacher will see them, with what is to be labeled."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence as Many
+from itertools import chain, islice
+from typing import Any
+
+from rich.text import Text
+
+from labeler.console import out
+from labeler.labeling.inputs.read_records import Reject, find_files, read_records
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.rendering.render import Sequence, render
+from labeler.labeling.rendering.spans import Span
+from labeler.labeling.teacher.teacher import Teacher, open_teacher
+from schemas import SoftshardsError
+from schemas.arrow import SPAN_KINDS
+
+STYLES = dict(
+    zip(
+        SPAN_KINDS,
+        ("black on cyan", "black on green", "black on yellow", "black on magenta", "black on blue"),
+    )
+)
+VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
+OPEN, CLOSE = "⟦", "⟧"
+
+
+def preview(inputs: Many[str], config: LabelConfig, rows: int) -> tuple[Teacher, list[Any]]:
+    """The teacher, and the first `rows` sequences or rejects of the input.
+
+    Raises:
+        SoftshardsError: the teacher or the input cannot be read, or the input is empty.
+    """
+    teacher = open_teacher(
+        config.model, max_length=config.max_length, chat_template=config.chat_template
+    )
+    records = chain.from_iterable(map(read_records, find_files(inputs)))
+    rendered = list(islice(render(islice(records, config.limit), teacher, config), rows))
+    if not rendered:
+        raise SoftshardsError("the input has no record", path=", ".join(inputs))
+    return teacher, rendered
+
+
+def print_preview(inputs: Many[str], config: LabelConfig, rows: int, *, as_json: bool) -> None:
+    """Print `preview`: colours on a terminal, brackets elsewhere, or tokens and kinds as JSON."""
+    teacher, rendered = preview(inputs, config, rows)
+    if as_json:
+        items = [
+            {"id": item.id, "reject": item.reason}
+            if isinstance(item, Reject)
+            else row_facts(item, teacher)
+            for item in rendered
+        ]
+        print(json.dumps(items, ensure_ascii=False))
+        return
+    _print_legend(rendered)
+    for item in rendered:
+        out.print()
+        if isinstance(item, Reject):
+            out.print(Text(f"{item.id}: rejected: {item.reason}", style="red"))
+        else:
+            _print_row(item, teacher, config)
+
+
+def row_facts(row: Sequence, teacher: Teacher) -> dict[str, Any]:
+    """A row as JSON values: its key, labels by kind, and each token with the kind of its label."""
+    facts = {
+        "id": row.id,
+        "chunk": row.chunk,
+        "labels": labels_by_kind(row.spans),
+        "tokens": _tokens(row.input_ids, row.spans, teacher),
+    }
+    if row.student_input_ids is not None:
+        facts["student"] = _tokens(row.student_input_ids, row.student_spans or (), teacher)
+    return facts
+
+
+def labels_by_kind(spans: Many[Span]) -> dict[str, int]:
+    """Number of labels of each kind that there is."""
+    counts: Counter[str] = Counter()
+    for span in spans:
+        counts[span.kind] += span.stop - span.start
+    return dict(counts)
+
+
+def _tokens(ids: list[int], spans: Many[Span], teacher: Teacher) -> list[dict[str, Any]]:
+    kinds = {t: span.kind for span in spans for t in range(span.start, span.stop)}
+    return [
+        {"id": token, "text": teacher.tokenizer.decode([token]), "kind": kinds.get(t)}
+        for t, token in enumerate(ids)
+    ]
+
+
+def _print_legend(rendered: Many[Any]) -> None:
+    rows = [item for item in rendered if isinstance(item, Sequence)]
+    found = {span.kind for row in rows for span in row.spans}
+    if not found:
+        return
+    legend = Text("labeled: ")
+    for kind in (kind for kind in SPAN_KINDS if kind in found):
+        legend.append_text(_labeled(kind, "")).append(" ")
+    out.print(legend.append("(↵ is a line feed, ⇥ a tab)"))
+
+
+def _print_row(row: Sequence, teacher: Teacher, config: LabelConfig) -> None:
+    counts = ", ".join(f"{n} {kind}" for kind, n in labels_by_kind(row.spans).items())
+    chunk = f", chunk {row.chunk}" if row.chunk else ""
+    labels = f"labels: {counts}" if config.mode == "score" else f"at most {row.n_labels} labels"
+    out.print(Text(f"{row.id}{chunk}: {len(row.input_ids)} tokens, {labels}", style="bold"))
+    out.print(_shown(row.input_ids, row.spans, teacher, config))
+    if row.student_input_ids is not None:
+        tokens = f"the student sees {len(row.student_input_ids)} tokens:"
+        out.print(Text(tokens, style="bold"))
+        out.print(_shown(row.student_input_ids, row.student_spans or (), teacher, config))
+
+
+def _shown(ids: list[int], spans: Many[Span], teacher: Teacher, config: LabelConfig) -> Text:
+    def decoded(start: int, stop: int) -> str:
+        text = teacher.tokenizer.decode(ids[start:stop])
+        return "".join(VISIBLE.get(c, c if c.isprintable() else ascii(c)[1:-1]) for c in text)
+
+    text, done = Text(), 0
+    for span in spans:
+        text.append(decoded(done, span.start), style="dim")
+        text.append_text(_labeled(span.kind, decoded(span.start, span.stop)))
+        done = span.stop
+    text.append(decoded(done, len(ids)), style="dim")
+    if config.mode == "generate":
+        text.append_text(_labeled("answer", "..."))
+    return text
+
+
+def _labeled(kind: str, text: str) -> Text:
+    """Coloured, and in brackets with its kind where there are no colours."""
+    if out.is_terminal and not out.no_color:
+        return Text(text or kind, style=STYLES[kind])
+    return Text(f"{OPEN}{kind}{': ' if text else ''}{text}{CLOSE}")

@@ -1,0 +1,93 @@
+"""`--append`: the records of another input become further units of a label set that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from labeler.console import err
+from labeler.labeling.planning.cut import Planned
+from labeler.labeling.rendering.render import Sequence, Span
+from schemas import Manifest
+from schemas.journal import plan_rejects_path, write_rejects
+from schemas.manifest import write_manifest
+from schemas.plan import next_plan, open_plan, read_units, remove_other_plans, write_plan
+
+
+def is_recorded(settings: dict[str, Any], manifest: Manifest) -> bool:
+    """Whether the input that `settings` name is in the set's plan, as begun with or appended."""
+    return _call(settings) in _calls(manifest)
+
+
+def known_rows(out: Path, manifest: Manifest) -> Iterator[Sequence]:
+    """The rows of the set's plan, read unit by unit.
+
+    Raises:
+        LabelSetError: the plan is missing or altered.
+    """
+    for unit in read_units(open_plan(out, manifest.plan)):
+        for row in unit.drop_columns(["unit", "n_tokens"]).to_pylist():
+            yield Sequence(**row | {n: _spans(row[n]) for n in ("spans", "student_spans")})
+
+
+def append(
+    planned: Planned,
+    manifest: Manifest,
+    out: Path,
+    settings: dict[str, Any],
+    parents: list[dict[str, Any]],
+) -> Manifest:
+    """Add the units of `planned` after those of the set; the set is `running` again.
+
+    The new plan is a new file, and the manifest's switch to it is the one moment at which the set
+    changes: a process killed before it has changed nothing, one killed after it has appended.
+    """
+    err.print(
+        f"appending {planned.rows} rows in {planned.units} units to the {manifest.planned_units} "
+        f"of {out}; {planned.known} rows are in it already"
+    )
+    added = {"planned_rows": planned.rows, "planned_tokens": planned.n_tokens}
+    added |= {"planned_labels": planned.n_labels, "plan_rejects": planned.rejects}
+    provenance = manifest.provenance | {n: manifest.provenance[n] + added[n] for n in added}
+    inputs = manifest.provenance["plan"]["inputs"] | settings["inputs"]
+    provenance["plan"] = manifest.provenance["plan"] | {"inputs": inputs}
+    provenance["calls"] = [*_calls(manifest), _call(settings)]
+    if parents:
+        before = manifest.provenance.get("parents", [])
+        provenance["parents"] = [*before, *(p for p in parents if p not in before)]
+    changes: dict[str, Any] = {"provenance": provenance}
+    plan = manifest.plan
+    assert plan is not None, "a derived set is refused before"
+    if planned.units or planned.rejects:
+        name = next_plan(plan.path)
+        rejects = map(vars, planned.all_rejects())
+        write_rejects(plan_rejects_path(out, name), rejects)
+        old = read_units(open_plan(out, manifest.plan))
+        new = planned.tables(manifest.planned_units)
+        plan = write_plan(out, chain(old, new), name)
+        changes |= {
+            "status": "running",
+            "plan": plan,
+            "planned_units": manifest.planned_units + planned.units,
+            "index_pages": (),
+            "totals": None,
+        }
+    appended = manifest.model_copy(update=changes)
+    write_manifest(out, appended)
+    remove_other_plans(out, plan.path)
+    return appended
+
+
+def _call(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings names the input: that is recorded once a call that added some."""
+    return {"inputs": settings["inputs"], "limit": settings.get("limit")}
+
+
+def _calls(manifest: Manifest) -> list[dict[str, Any]]:
+    return manifest.provenance.get("calls", [_call(manifest.provenance["plan"])])
+
+
+def _spans(spans: list[dict[str, Any]] | None) -> tuple[Span, ...] | None:
+    return None if spans is None else tuple(Span(**span) for span in spans)

@@ -1,0 +1,1 @@
+"""The teacher as a folder on disk: tokenizer and identity, no weights loaded."""

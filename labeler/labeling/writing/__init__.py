@@ -1,0 +1,1 @@
+"""Labels to shards on disk, and the end of a label set."""

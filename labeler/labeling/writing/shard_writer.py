@@ -1,0 +1,140 @@
+"""Labeled sequences to one shard file, written whole or not at all, and its journal entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from labeler.labeling.engines.engine import EngineFacts, Labeled
+from labeler.labeling.inputs.read_records import Reject
+from schemas import PAD_ID, Identity, bucketed_entropy, encode
+from schemas.arrow import row_schema
+from schemas.compact import frequency_order
+from schemas.journal import UnitEntry, journal_unit, shard_name
+from schemas.shard import write_shard
+from schemas.version import COMPACT_1, PLAIN_1
+
+
+def write_unit(
+    out: Path,
+    unit: int,
+    planned: list[dict[str, Any]],
+    labeled: list[Labeled],
+    rejects: list[Reject],
+    *,
+    texts: list[str | None],
+    identity: Identity,
+    facts: EngineFacts,
+    row_group_labels: int,
+    provenance: dict[str, Any],
+    codec: str = PLAIN_1,
+) -> UnitEntry:
+    """Write a unit's shard and rejects, then journal it.
+
+    Args:
+        out: the label set's folder.
+        unit: the unit's number.
+        planned: its planned rows; `labeled` refers to them by index.
+        labeled: what the engine returned, sorted by (index, sample).
+        rejects: rows of the unit that could not be labeled.
+        texts: the decoded generation of each labeled sequence, or None.
+        identity: of the label set, for the shard's footer.
+        facts: of the engine, for the footer.
+        row_group_labels: labels a row group.
+        provenance: what else the journal is to say of this unit.
+        codec: how the shard stores the top-k.
+
+    Returns:
+        The journal entry, already on disk.
+    """
+    schema = row_schema(identity.vocab_size)
+    stretches = _row_groups(labeled, row_group_labels)
+    tables = (_table(planned, labeled[s], texts[s], schema, identity.vocab_size) for s in stretches)
+    groups, footer = write_shard(
+        out / shard_name(unit),
+        tables,
+        identity=identity,
+        unit=unit,
+        tail_source=facts.tail_source,
+        entropy_source=facts.entropy_source,
+        order=_order(labeled) if codec == COMPACT_1 else None,
+    )
+    return journal_unit(
+        out, unit, groups, footer, rejects=[vars(r) for r in rejects], provenance=provenance
+    )
+
+
+def _order(labeled: list[Labeled]) -> NDArray[np.int32]:
+    ids = [row.labels.topk_ids[row.labels.topk_ids != PAD_ID] for row in labeled]
+    return frequency_order(np.bincount(np.concatenate([*ids, np.empty(0, np.int32)])))
+
+
+def _row_groups(labeled: list[Labeled], row_group_labels: int) -> Iterator[slice]:
+    start, labels = 0, 0
+    for index, item in enumerate(labeled):
+        if labels and labels + len(item.labels) > row_group_labels:
+            yield slice(start, index)
+            start, labels = index, 0
+        labels += len(item.labels)
+    if start < len(labeled):
+        yield slice(start, len(labeled))
+
+
+def _table(
+    planned: list[dict[str, Any]],
+    rows: list[Labeled],
+    texts: list[str | None],
+    schema: pa.Schema,
+    vocab_size: int,
+) -> pa.Table:
+    columns = encode([row.labels for row in rows], vocab_size)
+    scalars = [
+        _scalars(planned[row.request.index], row, text)
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    arrays = [
+        columns[f.name].cast(f.type)
+        if f.name in columns
+        else pa.array([s.get(f.name) for s in scalars], f.type)
+        for f in schema
+    ]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _scalars(plan: dict[str, Any], row: Labeled, text: str | None) -> dict[str, Any]:
+    """The columns of a row that are not label arrays, as Python values."""
+    labels = row.labels
+    copied = ("id", "chunk", "parent_id", "source", "meta", "prompt")
+    entropy = bucketed_entropy(labels) if labels.entropy is None else labels.entropy
+    spans = [{"start": s.start, "stop": s.stop, "kind": s.kind} for s in row.spans]
+    return {name: plan[name] for name in copied} | {
+        "sample": row.request.sample,
+        "generation": text,
+        "finish_reason": row.finish_reason,
+        "n_tokens": len(row.input_ids),
+        "n_labels": len(labels),
+        "mean_nll": float(-np.mean(labels.token_logprob, dtype=np.float64)),
+        "mean_entropy": float(np.mean(entropy, dtype=np.float64)),
+        "coverage": float(np.mean(np.exp(labels.topk_logprobs.astype(np.float64)).sum(axis=1))),
+        "input_ids": row.input_ids,
+        "spans": spans,
+        **_student_context(plan, row, spans),
+    }
+
+
+def _student_context(
+    plan: dict[str, Any], row: Labeled, spans: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What the student sees; after a prompt of its own, what was generated after the teacher's."""
+    ids, planned = plan["student_input_ids"], plan["student_spans"]
+    if ids is not None and not planned:
+        prompt = len(row.request.input_ids)
+        shift = len(ids) - prompt
+        ids = [*ids, *row.input_ids[prompt:]]
+        planned = [s | {"start": s["start"] + shift, "stop": s["stop"] + shift} for s in spans]
+    return {"student_input_ids": ids, "student_spans": planned}

@@ -1,0 +1,1 @@
+"""Work on finished label sets: look, check, choose, rewrite, share."""

@@ -1,0 +1,1 @@
+"""What several commands on finished label sets share."""

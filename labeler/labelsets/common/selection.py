@@ -1,0 +1,55 @@
+"""Some rows of an opened label set, as a label set: in memory, and as a view on disk."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labeler.labelsets.common.rows import Mask
+from schemas import LabelSet
+from schemas.view import Kept, View, write_view
+
+
+def narrowed(
+    labels: LabelSet,
+    mask: Mask,
+    *,
+    n_labels: NDArray[np.int64],
+    n_tokens: NDArray[np.int64],
+    made: dict[str, Any],
+) -> LabelSet:
+    """The rows of a set, or of a view, that a mask keeps; always as a view of the set itself.
+
+    Args:
+        labels: the set or view.
+        mask, n_labels, n_tokens: of its rows, [rows] each.
+        made: how, for `View.made`.
+    """
+    groups, first = [], 0
+    for group in labels.row_groups:
+        here = slice(first, first + group.rows)
+        first += group.rows
+        if not mask[here].any():
+            continue
+        kept = Kept.of(group, mask[here], n_labels=n_labels[here], n_tokens=n_tokens[here])
+        groups.append(replace(group, kept=kept))
+    view = View(
+        label_set=str(labels.path),
+        identity_digest=labels.manifest.identity_digest,
+        kept=tuple(group.kept for group in groups if group.kept is not None),
+        made=made,
+    )
+    return LabelSet(labels.path, labels.manifest, tuple(groups), view)
+
+
+def save(path: Path, labels: LabelSet) -> None:
+    """Write the view that `narrowed` made."""
+    assert labels.view is not None, "a narrowed set has one"
+    place = os.path.relpath(labels.path.resolve(), path.parent.resolve())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_view(path, labels.view.model_copy(update={"label_set": place}))

@@ -1,0 +1,1 @@
+"""Compare two label sets over the same rows."""

@@ -1,0 +1,159 @@
+"""`labeler compare`: label where settings are given, compare, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from labeler.console import err, out
+from labeler.labelsets.compare.comparison import Comparison, Position, Side, Spread, compare_sets
+from schemas import SoftshardsError, open_label_set
+
+SETTINGS = (".yaml", ".yml")
+
+
+def print_comparison(
+    a: Path,
+    b: Path,
+    inputs: Sequence[str],
+    *,
+    rows: int,
+    worst: int,
+    partial: bool,
+    as_json: bool,
+) -> None:
+    """Compare two label sets; a side that is a settings file is labeled first.
+
+    Raises:
+        SoftshardsError: a side cannot be labeled or opened, or the two cannot be compared.
+    """
+    settings = [path for path in (a, b) if path.suffix in SETTINGS]
+    if bool(settings) != bool(inputs):
+        raise SoftshardsError(
+            "settings need inputs to label" if settings else "label sets need no inputs",
+            path=settings[0] if settings else inputs[0],
+            mend="`labeler compare A B` compares label sets, "
+            "`labeler compare a.yaml b.yaml INPUTS` labels with two settings first",
+        )
+    folders = [_label(path, inputs, rows) if path in settings else path for path in (a, b)]
+    set_a, set_b = (open_label_set(path, allow_partial=partial) for path in folders)
+    found = compare_sets(set_a, set_b, worst=worst)
+    from transformers import AutoTokenizer  # takes seconds, which a refusal need not wait for
+
+    tokenizer = AutoTokenizer.from_pretrained(set_a.tokenizer_dir)
+    shown = [_readable(position, tokenizer) for position in found.worst]
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found) | {"worst": shown}))
+    else:
+        _print(found, shown)
+
+
+def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
+    """Label the first records in a process of its own: two engines are never loaded at once."""
+    try:
+        content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SoftshardsError(f"the settings cannot be read: {error}", path=settings) from error
+    if not isinstance(content, dict) or "out" not in content:
+        raise SoftshardsError(
+            "the settings name no folder for the labels",
+            path=settings,
+            mend="add a line `out: FOLDER`, with a folder of its own for each file",
+        )
+    err.print(f"labeling {rows} records with {settings}", markup=False)
+    command = [sys.executable, "-m", "labeler", "label", *inputs, "--config", str(settings)]
+    # Its summary is not this command's output, which may be JSON.
+    done = subprocess.run([*command, "--limit", str(rows)], stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise SoftshardsError(
+            f"labeling with these settings ended with exit code {done.returncode}",
+            path=settings,
+            mend="see the message above",
+        )
+    return Path(content["out"])
+
+
+def _readable(position: Position, tokenizer: Any) -> dict[str, Any]:
+    """A position with text beside its ids, as JSON values."""
+
+    def top(ids: list[tuple[int, float]]) -> list[dict[str, Any]]:
+        return [{"id": i, "text": tokenizer.decode([i]), "p": p} for i, p in ids]
+
+    return {
+        **{n: getattr(position, n) for n in ("row", "chunk", "sample", "position", "kl")},
+        "token": tokenizer.decode(position.ids[-1:]),
+        "context": tokenizer.decode(position.ids[:-1]),
+        "top_a": top(position.top_a),
+        "top_b": top(position.top_b),
+    }
+
+
+def _print(found: Comparison, worst: list[dict[str, Any]]) -> None:
+    out.print(
+        f"{found.positions} positions of {found.rows} rows compared; not compared: {found.only_a} "
+        f"rows in A alone, {found.only_b} in B alone, {found.other_tokens} with other tokens"
+    )
+    out.print(_sides(found.a, found.b))
+    table = Table("", "mean", "median", "p99", "max", box=None, padding=(0, 2, 0, 0))
+    spreads = {
+        "KL(A||B)": found.kl_a_to_b,
+        "KL(B||A)": found.kl_b_to_a,
+        "|Δ log p(token)|": found.token_difference,
+    }
+    for name, spread in spreads.items():
+        table.add_row(name, *_figures(spread))
+    out.print(table)
+    out.print(
+        "nats a position; KL is over the ids that both have stored and one outcome for the rest: a "
+        f"lower bound, which sees {found.common_mass:.2%} of A's mass id by id"
+    )
+    out.print(f"same likeliest token at {found.same_first:.2%} of positions")
+    if worst:
+        out.print("where B is farthest from A:")
+    for line in worst:
+        key = f"{line['row']} (chunk {line['chunk']}, sample {line['sample']})"
+        before, token = line["context"][-50:], line["token"]
+        out.print(
+            f"  KL {line['kl']:.2e}, {key} at {line['position']}: {before!r} -> {token!r}\n"
+            f"    A  {_tops(line['top_a'])}\n"
+            f"    B  {_tops(line['top_b'])}",
+            markup=False,
+        )
+
+
+def _tops(top: list[dict[str, Any]]) -> str:
+    return "  ".join(f"{one['text']!r} {one['p']:.3f}" for one in top)
+
+
+def _figures(spread: Spread) -> list[str]:
+    return [f"{value:.2e}" for value in (spread.mean, spread.median, spread.p99, spread.max)]
+
+
+def _sides(a: Side, b: Side) -> Table:
+    table = Table("", "A", "B", box=None, padding=(0, 2, 0, 0))
+    lines: dict[str, list[str]] = {
+        "label set": [side.path for side in (a, b)],
+        "teacher": [side.teacher for side in (a, b)],
+        "dtype": [_dtypes(side) for side in (a, b)],
+        "k": [str(side.k) for side in (a, b)],
+        "perplexity": [f"{side.perplexity:.3f}" for side in (a, b)],
+        "coverage": [f"{side.coverage:.4f}" for side in (a, b)],
+        "bytes a label": [f"{side.bytes_per_label}" for side in (a, b)],
+    }
+    for name, (left, right) in lines.items():
+        table.add_row(name, Text(left), Text(right))
+    return table
+
+
+def _dtypes(side: Side) -> str:
+    quantised = f", {side.quantization}" if side.quantization else ""
+    return f"{side.dtype}, head {side.head_dtype}{quantised}"

@@ -1,0 +1,274 @@
+"""Two label sets over the same rows, compared: how far is one teacher from another?"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from labeler.labeling.engines.capture import positions
+from labeler.labeling.rendering.render import Span
+from labeler.labelsets.common.row_matching import partners
+from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, decode
+from schemas.codec import LABEL_COLUMNS
+from schemas.divergence import diverge
+
+KEY = ("id", "chunk", "sample")
+COLUMNS = (*KEY, "input_ids", "spans", *LABEL_COLUMNS)
+TOP = 3
+CONTEXT = 24
+"""Tokens shown before a position."""
+KEPT_GROUPS = 4
+"""Row groups of the second set that are held at a time: rows mostly come in the same order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One label set: what made it, its size, and its figures over the positions compared."""
+
+    path: str
+    teacher: str
+    dtype: str
+    head_dtype: str
+    quantization: str | None
+    k: int
+    rows: int
+    perplexity: float
+    coverage: float
+    bytes_per_label: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A quantity over all positions compared."""
+
+    mean: float
+    median: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """A position where the two teachers are far apart.
+
+    Attributes:
+        row: id of the row; chunk, sample: the rest of its key; position: place of the token in it.
+        kl: KL(A||B) there, in nats.
+        ids: the tokens before it, and at the end the actual token.
+        top_a, top_b: each teacher's likeliest ids, with their probabilities.
+    """
+
+    row: str
+    chunk: int
+    sample: int
+    position: int
+    kl: float
+    ids: list[int]
+    top_a: list[tuple[int, float]]
+    top_b: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare_sets` found. KL is a lower bound (`divergence.diverge`), in nats a position.
+
+    Attributes:
+        rows, positions: what was compared.
+        only_a, only_b: rows of one set alone; other_tokens: rows of both that are not the same
+            tokens, or are labeled at other positions. None of these is compared.
+        same_first: share of positions with the same likeliest id.
+        token_difference: |difference| of the actual token's logprob.
+        common_mass: A's mass of the ids that both have stored, on average. KL sees no difference
+            inside the rest.
+        worst: the positions with the largest KL(A||B), largest first.
+    """
+
+    a: Side
+    b: Side
+    rows: int
+    positions: int
+    only_a: int
+    only_b: int
+    other_tokens: int
+    kl_a_to_b: Spread
+    kl_b_to_a: Spread
+    same_first: float
+    token_difference: Spread
+    common_mass: float
+    worst: list[Position]
+
+
+def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
+    """Compare the labels of the rows that two sets have in common, with the same tokens.
+
+    Reads both row group by row group; what grows with the sets is their keys, and 33 bytes a
+    position. Two sets that were planned with another seed have their rows in another order, which
+    costs one read of a row group a row.
+
+    Raises:
+        SoftshardsError: the tokenizers differ, nothing can be compared, or a set is damaged.
+    """
+    require_same_tokenizer(a, b)
+    keys_a, keys_b = _keys(a), _keys(b)
+    found_b = partners(keys_a, keys_b.drop("number"))
+    pairs = keys_a.select("number", "group", "row").join(found_b, on="number").sort("group", "row")
+    sums = _Sums(worst)
+    for tables in _matched(a, b, pairs):
+        sums.add(*tables)
+    if not sums.positions:
+        raise SoftshardsError(
+            f"nothing to compare: {pairs.height} rows are in both sets, and none with the same "
+            "tokens and labeled positions",
+            path=b.path,
+            mend=f"`labeler label {a.path} --model OTHER_TEACHER` labels the rows of a set again",
+        )
+    found = {name: np.concatenate(parts) for name, parts in sums.divergence.items()}
+    nll, tail = sums.nll / sums.positions, sums.tail / sums.positions
+    return Comparison(
+        a=_side(a, nll[0], tail[0]),
+        b=_side(b, nll[1], tail[1]),
+        rows=sums.rows,
+        positions=sums.positions,
+        only_a=keys_a.height - pairs.height,
+        only_b=keys_b.height - pairs.height,
+        other_tokens=pairs.height - sums.rows,
+        kl_a_to_b=_spread(found["a_to_b"]),
+        kl_b_to_a=_spread(found["b_to_a"]),
+        same_first=float(found["same_first"].mean()),
+        token_difference=_spread(found["token_difference"]),
+        common_mass=float(found["common_mass"].mean()),
+        worst=sums.worst,
+    )
+
+
+def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
+    """Refuse two sets whose ids mean different tokens.
+
+    Raises:
+        SoftshardsError: with the tokenizers' digests.
+    """
+    ours, theirs = a.manifest.identity.tokenizer, b.manifest.identity.tokenizer
+    if ours != theirs:
+        raise SoftshardsError(
+            f"the sets have different tokenizers ({ours[:16]}... and {theirs[:16]}...): their ids "
+            "mean different tokens",
+            path=b.path,
+            mend="compare teachers of one tokenizer",
+        )
+
+
+def _keys(labels: LabelSet) -> pl.DataFrame:
+    """Key, origin and place of every row: its row group, and its row in that; numbered."""
+    frames = [
+        pl.DataFrame(labels.read_row_group(group, (*KEY, "parent_id"), verify=False))
+        .with_row_index("row")
+        .with_columns(group=pl.lit(number, pl.UInt32))
+        for number, group in enumerate(labels.row_groups)
+    ]
+    return pl.concat(frames).with_row_index("number")
+
+
+def _matched(a: LabelSet, b: LabelSet, pairs: pl.DataFrame) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The rows of `pairs`, as tables of equal length from either set, verified."""
+
+    @functools.lru_cache(maxsize=KEPT_GROUPS)
+    def group_of_b(number: int) -> pa.Table:
+        return b.read_row_group(b.row_groups[number], COLUMNS)
+
+    for (number,), rows in pairs.group_by(["group"], maintain_order=True):
+        table = a.read_row_group(a.row_groups[number], COLUMNS)
+        for (number_b,), places in rows.group_by(["group_b"], maintain_order=True):
+            one, other = places["row"].to_list(), places["row_b"].to_list()
+            yield table.take(one), group_of_b(number_b).take(other)
+
+
+class _Sums:
+    """Sums, and what is kept a position, over the rows compared so far."""
+
+    def __init__(self, worst: int) -> None:
+        self.rows = self.positions = 0
+        self.nll, self.tail = np.zeros(2), np.zeros(2)
+        self.divergence: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        self.worst: list[Position] = []
+        self._count = worst
+
+    def add(self, a: pa.Table, b: pa.Table) -> None:
+        """Compare those of the rows that are the same tokens, labeled at the same positions."""
+        same = [
+            row
+            for row in range(a.num_rows)
+            if all(a[name][row].equals(b[name][row]) for name in ("input_ids", "spans"))
+        ]
+        if not same:
+            return
+        a, b = a.take(same), b.take(same)
+        labels_a, labels_b = decode(a), decode(b).labels
+        found = diverge(labels_a.labels, labels_b)
+        for side, labels in enumerate((labels_a.labels, labels_b)):
+            self.nll[side] -= labels.token_logprob.sum(dtype=np.float64)
+            self.tail[side] += np.exp(labels.tail_logprob.astype(np.float64)).sum()
+        for name, values in vars(found).items():
+            self.divergence[name].append(values)
+        self.rows += len(same)
+        self.positions += len(labels_b)
+        self._keep_worst(a, labels_a, labels_b, found.a_to_b)
+
+    def _keep_worst(
+        self, rows: pa.Table, a: DecodedLabels, b: Labels, kl: NDArray[np.float64]
+    ) -> None:
+        found = []
+        for label in np.argsort(-kl, kind="stable")[: self._count]:
+            row = int(np.searchsorted(a.offsets, label, side="right")) - 1
+            ids = rows["input_ids"][row].as_py()
+            spans = [Span(**span) for span in rows["spans"][row].as_py()]
+            place = int(positions(spans)[label - a.offsets[row]])
+            found.append(
+                Position(
+                    row=rows["id"][row].as_py(),
+                    chunk=rows["chunk"][row].as_py(),
+                    sample=rows["sample"][row].as_py(),
+                    position=place,
+                    kl=float(kl[label]),
+                    ids=ids[max(0, place - CONTEXT) : place + 1],
+                    top_a=_top(a.labels, label),
+                    top_b=_top(b, label),
+                )
+            )
+        self.worst = sorted([*self.worst, *found], key=lambda p: -p.kl)[: self._count]
+
+
+def _top(labels: Labels, label: int) -> list[tuple[int, float]]:
+    ids, logprobs = labels.topk_ids[label, :TOP], labels.topk_logprobs[label, :TOP]
+    return [(int(i), float(np.exp(p))) for i, p in zip(ids, logprobs) if i != PAD_ID]
+
+
+def _side(labels: LabelSet, nll: float, tail: float) -> Side:
+    identity = labels.manifest.identity
+    size = sum({group.shard: group.footer.stop for group in labels.row_groups}.values())
+    return Side(
+        path=str(labels.path),
+        teacher=str(labels.manifest.provenance.get("teacher")),
+        dtype=identity.dtype,
+        head_dtype=identity.head_dtype,
+        quantization=identity.quantization,
+        k=identity.k,
+        rows=labels.rows,
+        perplexity=float(np.exp(nll)),
+        coverage=float(1 - tail),
+        bytes_per_label=round(size / max(1, labels.labels), 1),
+    )
+
+
+def _spread(values: NDArray[np.float64]) -> Spread:
+    median, p99 = np.quantile(values, (0.5, 0.99))
+    return Spread(
+        mean=float(values.mean()), median=float(median), p99=float(p99), max=float(values.max())
+    )

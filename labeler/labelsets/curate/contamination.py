@@ -1,0 +1,175 @@
+"""Rows that share n-grams with held-out text.
+
+After appendix C of Brown et al., Language Models are Few-Shot Learners (arXiv:2005.14165): 13-grams
+of words, without case and punctuation. There a document is cut where it collides; here the row is
+removed, and n-grams that many ids have are left out as templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from labeler.console import counting, err
+from labeler.labeling.inputs.find_inputs import LABEL_SET, find_files
+from labeler.labeling.inputs.read_records import Record, read_records
+from labeler.labelsets.common.ngrams import Hashes, mixed, ngrams, words
+from labeler.labelsets.common.rows import Rows, lists
+from schemas import SoftshardsError, open_label_set
+
+Units = Callable[[str], Hashes]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The n-grams of held-out texts.
+
+    Attributes:
+        grams: uint64 [m], sorted, without repeats.
+        first: int64 [m], the number of the first text with each; names: of the texts.
+    """
+
+    grams: Hashes
+    first: NDArray[np.int64]
+    names: list[str]
+
+
+@dataclass
+class Overlaps:
+    """What the rows of a set share with held-out text, row group by row group.
+
+    Attributes:
+        shares_with: the held-out text.
+        pairs: for each row group (row, gram, hash of the row's id), of each gram that is shared.
+        totals: for each row group, the number of n-grams of each row.
+    """
+
+    shares_with: HeldOut
+    pairs: list[tuple[NDArray[np.int64], NDArray[np.int64], Hashes]] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
+
+    def add(self, name: str, grams: Hashes) -> None:
+        """Count the next row: its id and its n-grams."""
+        known = self.shares_with.grams
+        at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+        hits = at[known[at] == grams]
+        row = np.full(len(hits), len(self.totals))
+        record = np.broadcast_to(_hash_of(name), hits.shape)
+        if len(hits):
+            self.pairs.append((row, hits, record))
+        self.totals.append(len(grams))
+
+    def shares(self, common: int) -> tuple[NDArray[np.float64], dict[int, int]]:
+        """Share of each row's n-grams that is held out, float64 [rows], templates left out.
+
+        Args:
+            common: n-grams that more ids than this have are templates.
+
+        Returns:
+            The shares, and for each row with any the held-out text of its first one.
+        """
+        shares = np.zeros(len(self.totals))
+        if not self.pairs:
+            return shares, {}
+        row, gram, record = (np.concatenate(part) for part in zip(*self.pairs))
+        pairs = pl.DataFrame({"gram": gram, "record": record})
+        ids = pairs.select(pl.col("record").n_unique().over("gram")).to_series().to_numpy()
+        row, gram = row[ids <= common], gram[ids <= common]
+        counts = np.bincount(row, minlength=len(shares))
+        shares = counts / np.maximum(1, self.totals)
+        rows, at = np.unique(row, return_index=True)
+        return shares, dict(zip(rows.tolist(), self.shares_with.first[gram[at]].tolist()))
+
+
+def _hash_of(name: str) -> np.uint64:
+    """A hash of a row's id."""
+    return np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), np.uint64)[0]
+
+
+def units_of(rows: Rows, kind: str) -> Units:
+    """How a text is cut: into words, or into tokens of the set's tokenizer."""
+    return words if kind == "words" else lambda text: mixed(rows.token_ids(text))
+
+
+def row_units(frame: pl.DataFrame, kind: str) -> Iterator[Hashes]:
+    """The units of each row: of its column `text`, or its `input_ids`."""
+    if kind == "words":
+        return (words(text) for text in frame["text"])
+    return (mixed(ids) for ids in lists(frame["input_ids"]))
+
+
+def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldOut:
+    """Read held-out label sets and files.
+
+    Of a label set the whole sequences count, of another record every string in it, each by itself.
+
+    Raises:
+        SoftshardsError: there is no text of n units in them, or a label set has another tokenizer
+            where tokens are compared.
+    """
+    units = units_of(rows, kind)
+    grams, first = [], []
+    names: list[str] = []
+    short = 0
+    with counting("records", "reading held-out text") as counted:
+        for name, texts in counted(_texts(inputs, rows, kind)):
+            found = [ngrams(units(part) if isinstance(part, str) else part, n) for part in texts]
+            whole = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+            if len(whole):
+                grams.append(whole)
+                first.append(np.full(len(whole), len(names)))
+                names.append(name)
+            else:
+                short += 1
+    if short:
+        err.print(f"{short} held-out records have no {n} {kind} in a row and match nothing")
+    if not grams:
+        raise SoftshardsError(
+            f"no held-out record has {n} {kind} in a row",
+            path=inputs[0],
+            mend="lower --ngram, or --ngram-of tokens for scripts without blanks",
+        )
+    known, at = np.unique(np.concatenate(grams), return_index=True)
+    return HeldOut(known, np.concatenate(first)[at], names)
+
+
+def _texts(
+    inputs: Sequence[str], rows: Rows, kind: str
+) -> Iterator[tuple[str, list[str] | list[Hashes]]]:
+    for file in find_files(inputs):
+        if file.kind == LABEL_SET:
+            held_out = Rows(open_label_set(file.paths[0]))
+            ours, theirs = (r.labels.manifest.identity.tokenizer for r in (rows, held_out))
+            if kind == "tokens" and ours != theirs:
+                raise SoftshardsError(
+                    "the held-out label set has another tokenizer",
+                    path=Path(file.paths[0]),
+                    mend="compare words: --ngram-of words",
+                )
+            column = "text" if kind == "words" else "input_ids"
+            for _, frame in held_out.frames(["id", column]):
+                for name, units in zip(frame["id"], row_units(frame, kind)):
+                    yield f"{file.name}: {name}", [units]
+            continue
+        for record in read_records(file):
+            if isinstance(record, Record):
+                yield record.id, list(_strings(record.columns))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a record, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _strings(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _strings(one)

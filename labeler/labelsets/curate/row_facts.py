@@ -1,0 +1,91 @@
+"""What the rules need of all rows, gathered in one pass; the label columns are not read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from labeler.console import progress
+from labeler.labelsets.common.ngrams import ngrams
+from labeler.labelsets.common.rows import Rows
+from labeler.labelsets.curate.contamination import HeldOut, Overlaps, row_units
+from labeler.labelsets.curate.curate_config import CurateConfig
+from labeler.labelsets.curate.duplicates import (
+    PERMUTATIONS,
+    digest,
+    signature,
+    token_columns,
+    tokens,
+)
+from schemas.arrow import KEY_COLUMNS
+
+NUMBERS = ("n_tokens", "n_labels", "mean_nll", "mean_entropy", "coverage")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Some hundred bytes a row: with `--dedup near` 512 more.
+
+    Attributes:
+        rows: DataFrame of id, chunk, sample and the scalars, one row a row.
+        digests: of what `--dedup exact` compares; empty without.
+        signatures: uint32 [rows, 128]; [0, 128] without `--dedup near`.
+        overlaps: with held-out text; None without `--decontaminate`.
+    """
+
+    rows: pl.DataFrame
+    digests: list[bytes]
+    signatures: NDArray[np.uint32]
+    overlaps: Overlaps | None
+
+    @property
+    def n_labels(self) -> NDArray[np.int64]:
+        """Labels of each row, int64 [rows]."""
+        return self.rows["n_labels"].to_numpy().astype(np.int64)
+
+    @property
+    def n_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each row, int64 [rows]."""
+        return self.rows["n_tokens"].to_numpy().astype(np.int64)
+
+    def name(self, row: int) -> str:
+        """A row's id/chunk/sample."""
+        return "/".join(map(str, self.rows.select(KEY_COLUMNS).row(row)))
+
+
+def gather(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -> Facts:
+    """Read what the settings call for.
+
+    Raises:
+        LabelSetError: a shard is altered.
+    """
+    scalars = [*KEY_COLUMNS, *NUMBERS]
+    if settings.score and "repetition" in settings.score:
+        scalars.append("repetition")
+    columns = list(scalars)
+    if settings.dedup != "none":
+        columns += token_columns(settings.dedup_on)
+    if held_out is not None:
+        columns.append("text" if settings.ngram_of == "words" else "input_ids")
+    columns = list(dict.fromkeys(columns))
+    total = rows.labels.rows
+    signatures = np.zeros((total if settings.dedup == "near" else 0, PERMUTATIONS), np.uint32)
+    overlaps = None if held_out is None else Overlaps(held_out)
+    frames, digests = [], []
+    with progress("rows") as bar:
+        task = bar.add_task("reading", total=total)
+        for first, frame in rows.frames(columns):
+            frames.append(frame.select(scalars))
+            if settings.dedup == "exact":
+                digests += [digest(ids) for ids in tokens(frame, settings.dedup_on)]
+            if settings.dedup == "near":
+                for i, ids in enumerate(tokens(frame, settings.dedup_on)):
+                    signatures[first + i] = signature(ids, settings.shingle)
+            if overlaps is not None:
+                for name, units in zip(frame["id"], row_units(frame, settings.ngram_of)):
+                    overlaps.add(name, ngrams(units, settings.ngram))
+            bar.advance(task, frame.height)
+    return Facts(pl.concat(frames), digests, signatures, overlaps)

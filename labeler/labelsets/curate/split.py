@@ -1,0 +1,65 @@
+"""Parts of a label set, by a hash of each row's id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import polars as pl
+
+from labeler.labelsets.common.rows import Mask
+from labeler.labelsets.curate.curate_config import CurateConfig
+from schemas import SoftshardsError
+
+REST = "train"
+"""The part that takes what the others leave."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Parts of a set by a hash of each row's id, so that a part never depends on other rows.
+
+    Attributes:
+        shares: of ids, by the part's name; what is left is `REST`'s.
+        seed: of the hash.
+    """
+
+    shares: dict[str, float]
+    seed: int
+
+    def masks(self, ids: pl.Series) -> dict[str, Mask]:
+        """For each part, its rows, bool [rows]."""
+        distinct = ids.unique()
+        draws = pl.Series([self._draw(name) for name in distinct], dtype=pl.Float64)
+        at = ids.replace_strict(distinct, draws, return_dtype=pl.Float64).to_numpy()
+        parts, low = {}, 0.0
+        for name, share in self.shares.items():
+            parts[name] = (low <= at) & (at < low + share)
+            low += share
+        return {REST: at >= low} | parts
+
+    def _draw(self, name: str) -> float:
+        """A number from 0 to below 1."""
+        bits = sha256(f"{self.seed}:{name}".encode()).digest()[:8]
+        return (int.from_bytes(bits) >> 11) / 2**53
+
+
+def parse_split(settings: CurateConfig) -> Split | None:
+    """`--split` as it was given.
+
+    Raises:
+        SoftshardsError: a part has no name or share, or they are more than the whole.
+    """
+    shares: dict[str, float] = {}
+    for text in settings.split:
+        name, _, share = text.partition("=")
+        mend = "give a name and a share between 0 and 1: --split heldout=0.05"
+        try:
+            shares[name] = float(share)
+        except ValueError as error:
+            raise SoftshardsError(f"--split {text} has no share", mend=mend) from error
+        if not name.isidentifier() or name == REST or not 0 < shares[name] < 1:
+            raise SoftshardsError(f"--split {text} is no part of a set", mend=mend)
+    if len(shares) < len(settings.split) or sum(shares.values()) >= 1:
+        raise SoftshardsError("the parts of --split must differ, and leave something to `train`")
+    return Split(shares, settings.seed) if shares else None

@@ -1,0 +1,179 @@
+"""Write a label set whose labels are there already: unit by unit, resumable, closed at the end.
+
+What a labeling run is to an engine, this is to any source of finished rows. The same promises hold:
+a unit is done when its shard is whole and journaled, and the same command goes on after a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from labeler.console import err, progress
+from labeler.labeling.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alone
+from labeler.labeling.runs.stopping import stop_on_signals
+from labeler.labeling.writing.finalize import close
+from schemas import Identity, Manifest, SoftshardsError, __version__
+from schemas.compact import frequency_order
+from schemas.journal import journal_unit, read_entry, shard_is_whole, shard_name
+from schemas.labelset import TOKENIZER
+from schemas.manifest import (
+    MANIFEST,
+    FileDigest,
+    differences,
+    read_manifest,
+    require_same_identity,
+    write_manifest,
+)
+from schemas.os_errors import full_disk_explained
+from schemas.shard import write_shard
+from schemas.version import COMPACT_1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedUnit:
+    """One shard's worth of rows that need no engine.
+
+    Attributes:
+        tables: gives the rows, plain columns, one table a row group; called twice for `compact/1`.
+        tail_source, entropy_source: how these columns were had, for the shard's footer.
+        provenance: what the journal is to say: `engine`, `engine_version`, `device`,
+            `engine_seconds`, as `labeler.labeling.runs` records them.
+        rejects: rows that were meant to be here and are not, as in `schemas.arrow.REJECT_SCHEMA`.
+    """
+
+    tables: Callable[[], Iterable[pa.Table]]
+    tail_source: str
+    entropy_source: str
+    provenance: dict[str, Any]
+    rejects: Sequence[dict[str, Any]] = ()
+
+
+def write_derived(
+    out: Path,
+    units: Sequence[FinishedUnit],
+    *,
+    identity: Identity,
+    codec: str,
+    derived: dict[str, Any],
+    copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
+    provenance: dict[str, Any],
+    check: Callable[[int], dict[str, Any]] | None = None,
+) -> Manifest:
+    """Write the units that are not there yet, and close the set.
+
+    Args:
+        out: folder of the new set.
+        units: all units; unit i becomes shard i. Empty ones are for the caller to leave out.
+        identity, codec: of the new set.
+        derived: from what and how it is made, as JSON; a set in `out` must have been made alike.
+        copy_tokenizer: puts the tokenizer's files into a folder and says which they are.
+        provenance: what else the manifest is to say (`teacher`, `parents`, ...).
+        check: called with a unit's number when its shard is written, before it is journaled; what
+            it returns is journaled, too.
+
+    Raises:
+        SoftshardsError: there is another set, or anything else, in `out`, the disk is full, or
+            `check` refuses.
+    """
+    with stop_on_signals() as stop, own_rank(out, 0, 1), full_disk_explained("the label set", out):
+        remove_leftovers_if_alone(out, 0, 1)
+        manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
+        todo = [unit for unit in range(len(units)) if not _is_done(out, unit)]
+        if reused := len(units) - len(todo):
+            err.print(f"reusing {reused} of {len(units)} units in {out}")
+        with stop.finishing_units(), progress("units") as bar:
+            for unit in bar.track(todo, description="writing"):
+                _write(out, unit, units[unit], manifest, check)
+                if stop.requested:
+                    break
+        with one_at_a_time(out, "close"):
+            manifest, _, missing = close(out, changed=bool(todo))
+    if missing:
+        raise SoftshardsError(
+            f"stopped with {len(missing)} of {len(units)} units to write; what is done is safe",
+            path=out,
+            mend="run the same command: it goes on from there",
+        )
+    return manifest
+
+
+def _begin(
+    out: Path,
+    units: Sequence[FinishedUnit],
+    identity: Identity,
+    codec: str,
+    derived: dict[str, Any],
+    copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
+    provenance: dict[str, Any],
+) -> Manifest:
+    mend = "write into another folder, or give the settings that the set was made with"
+    if (out / MANIFEST).exists():
+        found = read_manifest(out)
+        require_same_identity(identity, found.identity, path=out, mend=mend)
+        before = {"codec": found.codec} | found.provenance.get("derived", {"how": "labeled"})
+        if lines := differences(found=before, asked={"codec": codec} | derived):
+            raise SoftshardsError(f"there is another label set here:{lines}", path=out, mend=mend)
+        return found
+    # A killed process may have left a tokenizer before there was a manifest; a lock is hidden.
+    strangers = [p.name for p in out.iterdir() if p.name != TOKENIZER and p.name[0] != "."]
+    if strangers:
+        raise SoftshardsError(
+            f"the folder is not empty: it has {min(strangers)}", path=out, mend="name a new folder"
+        )
+    manifest = Manifest(
+        codec=codec,
+        status="running",
+        identity=identity,
+        identity_digest=identity.digest,
+        plan=None,
+        planned_units=len(units),
+        tokenizer_files=copy_tokenizer(out),
+        provenance={"softshards": __version__} | provenance | {"derived": derived},
+    )
+    write_manifest(out, manifest)
+    return manifest
+
+
+def _is_done(out: Path, unit: int) -> bool:
+    entry = read_entry(out, unit)
+    return entry is not None and shard_is_whole(out, entry)
+
+
+def _write(
+    out: Path,
+    unit: int,
+    source: FinishedUnit,
+    manifest: Manifest,
+    check: Callable[[int], dict[str, Any]] | None,
+) -> None:
+    order = _order(source.tables()) if manifest.codec == COMPACT_1 else None
+    groups, footer = write_shard(
+        out / shard_name(unit),
+        source.tables(),
+        identity=manifest.identity,
+        unit=unit,
+        tail_source=source.tail_source,
+        entropy_source=source.entropy_source,
+        order=order,
+    )
+    found = check(unit) if check is not None else {}
+    provenance = source.provenance | found
+    journal_unit(out, unit, groups, footer, rejects=source.rejects, provenance=provenance)
+
+
+def _order(tables: Iterable[pa.Table]) -> NDArray[np.int32]:
+    """The frequency order of a shard's ids; one table is held at a time."""
+    counts = np.zeros(0, np.int64)
+    for table in tables:
+        ids = table["topk_ids"].combine_chunks().flatten().flatten().to_numpy()
+        more = np.bincount(ids, minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+    return frequency_order(counts)

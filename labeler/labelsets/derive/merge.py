@@ -1,0 +1,148 @@
+"""`labeler merge`: label sets of one teacher and one way of labeling become one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from labeler.console import human_bytes, out, progress
+from labeler.labeling.label_config import CODECS
+from labeler.labelsets.common.rows import Rows
+from labeler.labelsets.common.selection import narrowed
+from labeler.labelsets.derive.recode import recode
+from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.arrow import KEY_COLUMNS
+from schemas.manifest import require_same_identity
+
+NAMED = 5
+"""Keys in a message."""
+
+
+def print_merge(
+    sources: Sequence[Path],
+    target: Path,
+    *,
+    codec: str | None,
+    on_duplicate: str,
+    as_json: bool,
+) -> None:
+    """Merge, and say what came together.
+
+    Raises:
+        SoftshardsError: as `merge`.
+    """
+    facts = merge(sources, target, codec=codec, on_duplicate=on_duplicate)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    left_out = f", {facts['left_out']} duplicates left out" if facts["left_out"] else ""
+    out.print(
+        f"{target}: {facts['rows']} rows, {facts['labels']} labels of {len(sources)} sets in "
+        f"{facts['codec']}, {human_bytes(facts['bytes'])}{left_out}; every row compared"
+    )
+
+
+def merge(
+    sources: Sequence[Path], target: Path, *, codec: str | None, on_duplicate: str
+) -> dict[str, Any]:
+    """Write the rows of several label sets or views as one set.
+
+    Args:
+        sources: in the order in which their rows are to stand.
+        target: folder of the new set; an unfinished one there is continued.
+        codec: `plain` or `compact`; None for that of the first set.
+        on_duplicate: what to do about rows of one key: `refuse`, or keep the `first`.
+
+    Returns:
+        `out`, `codec`, `rows`, `labels`, `bytes`, `left_out` (rows), as JSON values.
+
+    Raises:
+        SoftshardsError: identities differ, a key occurs twice, or as `recode`.
+    """
+    if len(sources) < 2:
+        raise SoftshardsError(
+            "there is nothing to merge",
+            mend="name at least two label sets, then the new folder: `labeler merge A B OUT`",
+        )
+    sets = [open_label_set(path) for path in sources]
+    for other in sets[1:]:
+        require_same_identity(
+            sets[0].manifest.identity,
+            other.manifest.identity,
+            path=other.path,
+            mend="only sets of one teacher and one way of labeling can become one set",
+        )
+    distinct = _without_duplicates(sets, sources, on_duplicate)
+    manifest = recode(
+        distinct, target, codec=CODECS[codec] if codec else sets[0].manifest.codec, how="merge"
+    )
+    assert manifest.totals is not None, "recode closes the set"
+    return {
+        "out": str(target),
+        "codec": manifest.codec,
+        "rows": manifest.totals.rows,
+        "labels": manifest.totals.labels,
+        "bytes": manifest.totals.bytes,
+        "left_out": sum(labels.rows for labels in sets) - sum(labels.rows for labels in distinct),
+    }
+
+
+def _without_duplicates(
+    sets: Sequence[LabelSet], sources: Sequence[Path], on_duplicate: str
+) -> list[LabelSet]:
+    """The sets, later ones without rows whose key an earlier one has.
+
+    Raises:
+        SoftshardsError: there are such rows, and they are to be refused.
+    """
+    rows = _keys(sets)
+    twice = ~rows.select(pl.struct(KEY_COLUMNS).is_first_distinct()).to_series()
+    if not twice.any():
+        return list(sets)
+    if on_duplicate == "refuse":
+        found = rows.filter(twice)
+        named = [f"{key}/{chunk}/{sample}" for key, chunk, sample in found[KEY_COLUMNS].rows()]
+        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        raise SoftshardsError(
+            f"{len(named)} rows have keys that an earlier set has: "
+            f"{', '.join(named[:NAMED])}{more}",
+            path=sources[found["set"][0]],
+            mend="--on-duplicate first keeps the row of the set that is named first",
+        )
+    kept = []
+    for number, labels in enumerate(sets):
+        own = rows["set"] == number
+        mask = ~twice.filter(own).to_numpy()
+        if mask.all():
+            kept.append(labels)
+            continue
+        n_labels, n_tokens = (
+            rows[name].filter(own).to_numpy().astype(np.int64) for name in ("n_labels", "n_tokens")
+        )
+        made: dict[str, Any] = {
+            "by": "merge",
+            "without keys of": [str(p) for p in sources[:number]],
+        }
+        if labels.view is not None:
+            made["of"] = labels.view.made
+        kept.append(narrowed(labels, mask, n_labels=n_labels, n_tokens=n_tokens, made=made))
+    return kept
+
+
+def _keys(sets: Sequence[LabelSet]) -> pl.DataFrame:
+    """Keys and sizes of all rows, with the number of their set."""
+    frames = []
+    with progress("rows") as bar:
+        task = bar.add_task("reading keys", total=sum(labels.rows for labels in sets))
+        for number, labels in enumerate(sets):
+            for _, frame in Rows(labels).frames([*KEY_COLUMNS, "n_labels", "n_tokens"]):
+                frames.append(frame.with_columns(set=pl.lit(number)))
+                bar.advance(task, frame.height)
+    if not frames:
+        raise SoftshardsError("there is no row to merge", path=sets[0].path)
+    return pl.concat(frames)

@@ -1,0 +1,197 @@
+"""Rows of label sets to a new label set in either codec, each row proved to have survived."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labeler.console import progress
+from labeler.labelsets.derive.derived_writer import FinishedUnit, write_derived
+from schemas import LabelSet, Manifest, RowGroup, SoftshardsError, decode, rounding, to_plain
+from schemas.arrow import KEY_COLUMNS, TOPK_COLUMNS
+from schemas.fingerprint import sha256_file
+from schemas.journal import read_entry, shard_name
+from schemas.labelset import TOKENIZER
+from schemas.manifest import FileDigest, require_same_identity
+from schemas.version import PLAIN_1
+
+
+def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> Manifest:
+    """Write all rows of `sources` as one label set; a shard of a source stays a shard.
+
+    Every row is read back and compared with its source: ids and all other columns equal, logprobs
+    within the codec's documented error. Rejects stay with the sources.
+
+    Args:
+        sources: label sets or views, of one identity.
+        out: folder of the new set; an unfinished one there is continued.
+        codec: of the new set.
+        how: what this is called in the manifest: `convert`, `merge`, `curate`.
+
+    Raises:
+        SoftshardsError: identities differ, a source is damaged or is in `out`, or a row did not
+            survive.
+    """
+    first = sources[0]
+    for other in sources[1:]:
+        require_same_identity(
+            first.manifest.identity,
+            other.manifest.identity,
+            path=other.path,
+            mend="only sets of one teacher and one way of labeling can become one set",
+        )
+    if out.resolve() in {labels.path.resolve() for labels in sources}:
+        raise SoftshardsError(
+            "the new set would be in the place of the old", path=out, mend="name another folder"
+        )
+    shards = [(labels, groups) for labels in sources for groups in _by_shard(labels)]
+    if not shards:
+        raise SoftshardsError("there is no row to write", path=first.path)
+
+    def check(unit: int) -> dict[str, Any]:
+        labels, groups = shards[unit]
+        return {"recoded": compare_shards(labels, groups, out / shard_name(unit), codec)}
+
+    with progress("shards") as bar:
+        units = [_unit(*shard) for shard in bar.track(shards, description="opening")]
+    facts = ("teacher", "parents", "max_batched_tokens", "chat_template")
+    return write_derived(
+        out,
+        units,
+        identity=first.manifest.identity,
+        codec=codec,
+        derived={"how": how, "from": [origin(labels) for labels in sources]},
+        copy_tokenizer=tokenizer_of(first),
+        provenance={n: v for n in facts if (v := first.manifest.provenance.get(n)) is not None},
+        check=check,
+    )
+
+
+def origin(labels: LabelSet) -> dict[str, Any]:
+    """What the manifest of a derived set says of one that it was made from."""
+    return {
+        "path": str(labels.path),
+        "self_digest": labels.manifest.self_digest,
+        "identity_digest": labels.manifest.identity_digest,
+        "content": labels.content_digest,
+        "view": labels.view.made if labels.view else None,
+        "rows": labels.rows,
+    }
+
+
+def tokenizer_of(labels: LabelSet) -> Callable[[Path], tuple[FileDigest, ...]]:
+    """Copies the tokenizer of a set into another one."""
+
+    def copy(out: Path) -> tuple[FileDigest, ...]:
+        (out / TOKENIZER).mkdir(parents=True, exist_ok=True)
+        for file in labels.manifest.tokenizer_files:
+            shutil.copyfile(labels.path / file.path, out / file.path)
+            if sha256_file(out / file.path) != file.sha256:
+                raise SoftshardsError("a tokenizer file changed while copied", path=file.path)
+        return labels.manifest.tokenizer_files
+
+    return copy
+
+
+def _by_shard(labels: LabelSet) -> list[list[RowGroup]]:
+    shards: dict[str, list[RowGroup]] = {}
+    for group in labels.row_groups:
+        shards.setdefault(group.shard, []).append(group)
+    return list(shards.values())
+
+
+def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
+    def tables() -> Iterator[pa.Table]:
+        return (labels.read_row_group(group) for group in groups)
+
+    footer = labels.shard_facts(groups[0])
+    number = int(Path(groups[0].shard).stem.removeprefix("part-"))
+    entry = read_entry(labels.path, number)
+    if entry is None:
+        raise SoftshardsError(
+            f"the journal has no entry of {groups[0].shard}",
+            path=labels.path,
+            mend="run `labeler repair` on the set",
+        )
+    return FinishedUnit(
+        tables=tables,
+        tail_source=footer["tail_source"],
+        entropy_source=footer["entropy_source"],
+        provenance=entry.provenance,
+    )
+
+
+def compare_shards(
+    labels: LabelSet, groups: list[RowGroup], written: Path, codec: str
+) -> dict[str, Any]:
+    """Prove that a written shard says what its source says, row by row.
+
+    Returns:
+        `labels` compared, `max_error` of a logprob in nats, and `kl`: the mean over them of
+        KL(source || written) over top-k and tail, in nats.
+
+    Raises:
+        SoftshardsError: a row differs by more than the codec allows.
+    """
+    count, worst, total = 0, 0.0, 0.0
+    with pq.ParquetFile(written, page_checksum_verification=True) as file:
+        for index, group in enumerate(groups):
+            before, after = labels.read_row_group(group), to_plain(file.read_row_group(index))
+            error, kl = compare_tables(before, after, codec, written)
+            count, worst, total = count + len(kl), max(worst, error), total + float(kl.sum())
+    return {"labels": count, "max_error": worst, "kl": total / max(1, count)}
+
+
+def compare_tables(
+    before: pa.Table, after: pa.Table, codec: str, path: Path
+) -> tuple[float, np.ndarray]:
+    """Largest error of a logprob and KL of each label [n], in nats, between two spellings of rows.
+
+    Raises:
+        SoftshardsError: naming the row that differs by more than `codec` allows.
+    """
+    for name in before.column_names:
+        if name not in TOPK_COLUMNS and not before[name].equals(after[name]):
+            raise SoftshardsError(f"column {name} did not survive", path=path, mend=REPORT)
+    old, new = decode(before), decode(after)
+    by_old, by_new = (np.argsort(d.labels.topk_ids, axis=1, kind="stable") for d in (old, new))
+    ids = np.take_along_axis(old.labels.topk_ids, by_old, 1)
+    if not np.array_equal(ids, np.take_along_axis(new.labels.topk_ids, by_new, 1)):
+        raise SoftshardsError("ids did not survive", path=path, mend=REPORT)
+    x = np.take_along_axis(old.labels.topk_logprobs.astype(np.float64), by_old, 1)
+    y = np.take_along_axis(new.labels.topk_logprobs.astype(np.float64), by_new, 1)
+    finite = np.isfinite(x)
+    error = np.abs(np.where(finite, x, 0) - np.where(np.isfinite(y), y, 0))
+    allowed = np.zeros_like(x)
+    if codec != PLAIN_1:
+        allowed = rounding(x, codec) * (1 + 2 * (by_old == 0))  # the argmax: a step more
+    bad = (error > allowed).any(axis=1) | (finite != np.isfinite(y)).any(axis=1)
+    if bad.any():
+        at = int(np.searchsorted(old.offsets, int(np.argmax(bad)), side="right")) - 1
+        key = ", ".join(str(before[name][at]) for name in KEY_COLUMNS)
+        raise SoftshardsError(
+            f"a logprob did not survive: it is off by {error[bad].max():.4f} nats",
+            path=path,
+            row=key,
+            mend=REPORT,
+        )
+    return float(error.max(initial=0)), _kl(x, y, old.labels.tail_logprob.astype(np.float64))
+
+
+REPORT = "this is a fault of softshards, or of the disk: delete the new set, and report it"
+
+
+def _kl(x: np.ndarray, y: np.ndarray, tail: np.ndarray) -> np.ndarray:
+    """KL [n] between (x, tail) and (y, tail), each made to sum to one."""
+    p, q = (np.concatenate([part, tail[:, None]], axis=1) for part in (x, y))
+    p -= np.logaddexp.reduce(p, axis=1, keepdims=True)
+    q -= np.logaddexp.reduce(q, axis=1, keepdims=True)
+    mass = np.exp(p)
+    terms = np.where(mass > 0, mass * (np.where(mass > 0, p, 0) - np.where(mass > 0, q, 0)), 0)
+    return np.asarray(terms.sum(axis=1))

@@ -1,0 +1,194 @@
+"""`labeler inspect`: what is in a label set, counted row group by row group."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from labeler.console import progress
+from labeler.labelsets.inspect.histograms import Histogram, length_edges
+from labeler.labelsets.inspect.outliers import Outliers, rounded
+from schemas import LabelSet, open_label_set
+from schemas.arrow import KEY_COLUMNS
+from schemas.codec import LABEL_COLUMNS
+from schemas.journal import read_rejects
+from schemas.polars_ext import LabelExpr, LazyLabels
+
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+COVERAGE = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
+NATS = tuple(x / 2 for x in range(25))
+"""Edges for entropies and NLL; what is above 12 nats is in the last bin."""
+MEANS = ("mean_nll", "mean_entropy", "coverage")
+
+
+@dataclass
+class _Counted:
+    """Sums over the rows and positions so far."""
+
+    coverage: Histogram = field(default_factory=lambda: Histogram(COVERAGE))
+    entropy: Histogram = field(default_factory=lambda: Histogram(NATS))
+    nll: Histogram = field(default_factory=lambda: Histogram(NATS))
+    whole_entropy: bool = True
+    lengths: pl.DataFrame = field(default_factory=pl.DataFrame)
+    finish: pl.DataFrame = field(default_factory=pl.DataFrame)
+    sources: pl.DataFrame = field(default_factory=pl.DataFrame)
+    kinds: pl.DataFrame = field(default_factory=pl.DataFrame)
+    outliers: Outliers = field(default_factory=Outliers)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Count the rows of a row group, with their labels."""
+        logs, tokens = LabelExpr(pl.col("topk_logprobs")), LabelExpr(pl.col("input_ids"))
+        positions = (
+            LazyLabels(rows.lazy())
+            .explode("kind", "topk_logprobs", "tail_logprob", "token_logprob", "entropy")
+            .select(
+                "kind",
+                n=pl.lit(1),
+                nll=-pl.col("token_logprob").cast(pl.Float32),
+                entropy=pl.coalesce("entropy", logs.entropy("tail_logprob")),
+                coverage=1 - pl.col("tail_logprob").cast(pl.Float32).exp(),
+            )
+            .collect()
+        )
+        for name in ("coverage", "entropy", "nll"):
+            getattr(self, name).add(positions[name].to_numpy())
+        self.whole_entropy &= rows["entropy"].null_count() == 0
+        labels = pl.col("n_labels")
+        weighed = rows.with_columns((pl.col(name) * labels).fill_null(0.0) for name in MEANS)
+        per_row = [pl.len().alias("rows"), labels.sum().alias("labels")]
+        sums = [pl.col(name).cast(pl.Float64).sum() for name in MEANS]
+        self.lengths = _summed(self.lengths, rows.group_by("n_tokens").len())
+        self.finish = _summed(self.finish, rows.group_by("finish_reason").len())
+        self.sources = _summed(self.sources, weighed.group_by("source").agg(*per_row, *sums))
+        by_kind = positions.group_by("kind").agg(
+            pl.col("n").sum().alias("labels"),
+            *(pl.col(name).cast(pl.Float64).sum() for name in ("nll", "entropy", "coverage")),
+        )
+        self.kinds = _summed(self.kinds, by_kind)
+        self.outliers.add(rows.with_columns(tokens=tokens.at("spans")))
+
+
+def _summed(so_far: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
+    """Rows of equal first column added up."""
+    both = more if so_far.is_empty() else pl.concat([so_far, more], how="vertical_relaxed")
+    return both.group_by(both.columns[0]).sum()
+
+
+def summarise(path: Path, *, partial: bool) -> dict[str, Any]:
+    """Facts of a label set or view as JSON values.
+
+    Reads every row group once, verified. Memory grows with the number of sources and of different
+    lengths only.
+
+    Raises:
+        LabelSetError: the set cannot be opened, or a shard is altered.
+    """
+    labels = open_label_set(path, allow_partial=partial)
+    counted = _Counted()
+    columns = [*KEY_COLUMNS, "source", "finish_reason", "n_tokens", "n_labels", *MEANS]
+    columns += ["input_ids", "spans", *LABEL_COLUMNS, "entropy"]
+    with progress("row groups") as bar:
+        for group in bar.track(labels.row_groups, description="reading"):
+            counted.add(pl.DataFrame(labels.read_row_group(group, columns)))
+    return _set_facts(path, labels) | _counted_facts(counted)
+
+
+def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
+    identity = labels.manifest.identity
+    size = sum({group.shard: group.footer.stop for group in labels.row_groups}.values())
+    whole = labels.view is None
+    return {
+        "path": str(path),
+        "status": labels.manifest.status,
+        "view": None if labels.view is None else labels.view.made,
+        "mode": identity.mode,
+        "k": identity.k,
+        "draws": identity.draws,
+        "codec": labels.manifest.codec,
+        "teacher": labels.manifest.provenance.get("teacher"),
+        "teacher_weights": identity.weights,
+        "dtype": identity.dtype,
+        "head_dtype": identity.head_dtype,
+        "vocab_size": identity.vocab_size,
+        "shards": len(labels.shards),
+        "row_groups": len(labels.row_groups),
+        "rows": labels.rows,
+        "tokens": labels.tokens,
+        "labels": labels.labels,
+        "rejects": read_rejects(labels.path).num_rows,
+        "bytes": size,
+        "bytes_per_label": round(size / max(1, labels.labels), 1) if whole else None,
+    }
+
+
+def _counted_facts(counted: _Counted) -> dict[str, Any]:
+    sources = _means(counted.sources, MEANS).sort("labels", "source", descending=[True, False])
+    kinds = _means(counted.kinds, ("nll", "entropy", "coverage")).sort("labels", descending=True)
+    total = counted.sources.select(pl.col("labels", *MEANS).sum()) if len(sources) else None
+    nll, entropy, coverage = (
+        total[name].item() / max(1, total["labels"].item()) if total is not None else math.nan
+        for name in MEANS
+    )
+    lengths = counted.lengths.sort("n_tokens") if len(counted.lengths) else None
+    return {
+        "perplexity": rounded(math.exp(min(nll, 700.0))),
+        "mean_nll": rounded(nll),
+        "mean_entropy": rounded(entropy),
+        "mean_coverage": rounded(coverage),
+        "entropy_of": "all ids" if counted.whole_entropy else "top-k and tail",
+        **{
+            f"{name}_quantiles": {q: rounded(getattr(counted, name).quantile(q)) for q in QUANTILES}
+            for name in ("coverage", "entropy", "nll")
+        },
+        "row_tokens": _length_facts(lengths),
+        "finish_reasons": {
+            str(reason): count for reason, count in counted.finish.sort(pl.all()).rows()
+        },
+        "histograms": {
+            "coverage": counted.coverage.facts(),
+            "entropy": counted.entropy.facts(),
+            "nll": counted.nll.facts(),
+            "row_tokens": _length_histogram(lengths),
+        },
+        "sources": sources.to_dicts(),
+        "kinds": kinds.to_dicts(),
+        "outliers": counted.outliers.facts(),
+    }
+
+
+def _means(sums: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+    """Sums over labels to means, `mean_`... by name; null where there is no label."""
+    if sums.is_empty():
+        return pl.DataFrame(schema={"source": pl.String, "labels": pl.Int64})
+    mean = {
+        f"mean_{name.removeprefix('mean_')}": pl.when(pl.col("labels") > 0)
+        .then(pl.col(name) / pl.col("labels"))
+        .round(4)
+        for name in names
+    }
+    return sums.with_columns(**mean).drop(set(names) - set(mean))
+
+
+def _length_facts(lengths: pl.DataFrame | None) -> dict[str, float | None]:
+    if lengths is None:
+        return dict.fromkeys(("shortest", "median", "longest"))
+    upto = lengths["len"].cum_sum()
+    middle = [int(np.searchsorted(upto, (upto[-1] + odd) / 2)) for odd in (0, 1)]
+    return {
+        "shortest": lengths["n_tokens"][0],
+        "median": float(np.mean([lengths["n_tokens"][i] for i in middle])),
+        "longest": lengths["n_tokens"][-1],
+    }
+
+
+def _length_histogram(lengths: pl.DataFrame | None) -> dict[str, Any]:
+    if lengths is None:
+        return {"edges": [], "counts": []}
+    edges = length_edges(lengths["n_tokens"][0], lengths["n_tokens"][-1])
+    counts, _ = np.histogram(lengths["n_tokens"], edges, weights=lengths["len"])
+    return {"edges": edges, "counts": counts.astype(int).tolist()}

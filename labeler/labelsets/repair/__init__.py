@@ -1,0 +1,1 @@
+"""Rebuild a damaged label set around its good shards."""

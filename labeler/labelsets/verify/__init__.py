@@ -1,0 +1,1 @@
+"""Check a label set, and that its labels are the teacher's."""

@@ -1,0 +1,100 @@
+"""The HTML page: markup, style and script in one file, under a policy that lets nothing else in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from labeler.labelsets.view.page_data import Viewer, stored_ids
+from labeler.labelsets.view.row_list import Query
+from schemas.atomic import write_atomic
+
+STYLE = "viewer.css"
+SCRIPTS = ("dom.js", "source.js", "scale.js", "list.js", "filters.js", "text.js", "bars.js")
+MAIN = "main.js"
+ALL_ROWS = 1 << 62
+
+
+def server_page() -> str:
+    """The page that asks `labeler.labelsets.view.server` for everything it shows."""
+    return _page({}, connect="'self'")
+
+
+def write_page(path: Path, viewer: Viewer, *, rows: int, seed: int) -> int:
+    """Write a page that holds a sample of rows and needs nothing else; returns the rows taken.
+
+    With two label sets, rows that both have come before rows of the first alone.
+
+    Raises:
+        SoftshardsError: a shard is altered.
+    """
+    data = sample_data(viewer, rows=rows, seed=seed)
+    write_atomic(path, _page(data, connect="'none'"))
+    return len(data["rows"])
+
+
+def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
+    """All that a page of `rows` rows shows, as JSON values."""
+    frame = viewer.listing.frame
+    if viewer.other is not None:
+        matched = frame.filter(frame["row_b"].is_not_null())
+        frame = matched if matched.height else frame
+    numbers = sorted(frame["number"].sample(min(rows, frame.height), seed=seed).to_list())
+    listed = viewer.listing.page(Query(), 0, ALL_ROWS)["rows"]
+    contents = {number: viewer.row(number) for number in numbers}
+    ids = {i for content in contents.values() for i in content["ids"]} | {
+        i for content in contents.values() for side in content["sides"] for i in stored_ids(side)
+    }
+    facts = viewer.facts()
+    for one in facts["sets"]:
+        # Where things are on this machine is nothing to send around.
+        del one["path"]
+        if one["teacher"] and Path(one["teacher"]).is_absolute():
+            one["teacher"] = Path(one["teacher"]).name
+    return {
+        "facts": facts,
+        "rows": [listed[n] | {"text": viewer.listing.texts[n]} for n in numbers],
+        "contents": contents,
+        "vocabulary": viewer.vocabulary.shown(ids),
+    }
+
+
+def _page(data: dict[str, Any], *, connect: str) -> str:
+    style, script = _asset(STYLE), _script()
+    policy = (
+        f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
+        f"connect-src {connect}; img-src data:; base-uri 'none'; form-action 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    parts = {"policy": policy, "style": style, "script": script, "data": json_for_html(data)}
+    # One pass: what is put in is never searched for places to put something in.
+    return re.sub(r"\{\{ (\w+) \}\}", lambda place: parts[place[1]], _asset("viewer.html"))
+
+
+def json_for_html(value: Any) -> str:
+    r"""JSON that can stand in a script element: ASCII alone, and no `<`, `>` or `&`.
+
+    `</script>` in a text becomes `\u003c/script\u003e`, which JSON reads as the same text.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _script() -> str:
+    parts = "\n".join(_asset(name) for name in (*SCRIPTS, MAIN))
+    return f'"use strict";\n(() => {{\n{parts}\n}})();\n'
+
+
+def _source(content: str) -> str:
+    """What a Content-Security-Policy calls an inline style or script."""
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _asset(name: str) -> str:
+    return (resources.files("labeler.labelsets.view") / "assets" / name).read_text(encoding="utf-8")

@@ -1,0 +1,205 @@
+"""What the page shows, as JSON values: facts of the sets, the list of rows, one row's labels."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
+from labeler.labelsets.compare.comparison import require_same_tokenizer
+from labeler.labelsets.view.row_list import COLUMNS, Listing, list_rows
+from schemas import (
+    PAD_ID,
+    Labels,
+    LabelSet,
+    SoftshardsError,
+    bucketed_entropy,
+    decode,
+    open_label_set,
+)
+from schemas.divergence import diverge
+
+SHORT = 1 << 16
+"""Ids below this, and a pad, fit in two bytes."""
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """One label set, or two over the same rows, opened for looking at; `paths` as given."""
+
+    labels: LabelSet
+    other: LabelSet | None
+    paths: tuple[Path, ...]
+    vocabulary: Vocabulary
+    listing: Listing
+
+    @property
+    def matched(self) -> int:
+        """Rows that the second set has, too."""
+        return 0 if self.other is None else self.listing.frame["row_b"].count()
+
+    def facts(self) -> dict[str, Any]:
+        """The manifests' facts and what the filters offer."""
+        opened = [labels for labels in (self.labels, self.other) if labels is not None]
+        sets = [_set_facts(labels, path) for labels, path in zip(opened, self.paths)]
+        facts = {"sets": sets, **self.listing.facts()}
+        if self.other is not None:
+            facts["matched"] = self.matched
+        return facts
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A row with its labels, read from disk and verified.
+
+        Labels are packed: arrays as base64 of little-endian numbers, `topk_ids` [n, k] with all
+        bits set where a list is shorter, `topk_logprobs` [n, k] float16, all others [n] float32;
+        `at` has the n positions.
+
+        Raises:
+            SoftshardsError: there is no such row, or its shard is altered.
+        """
+        if not 0 <= number < self.listing.frame.height:
+            raise SoftshardsError(
+                f"there is no row number {number}",
+                path=self.labels.path,
+                mend=f"rows are numbered 0 to {self.listing.frame.height - 1}",
+            )
+        place = self.listing.frame.row(number, named=True)
+        ours = _read(self.labels, place["group"], place["row"])
+        shown = {name: ours[name][0].as_py() for name in (*COLUMNS, "parent_id", "meta")}
+        ids, at, kinds = _tokens(ours)
+        labels = decode(ours).labels
+        content = {
+            "number": number,
+            **shown,
+            "ids": ids.tolist(),
+            "whole": self.vocabulary.whole(ids.tolist()),
+            "kinds": kinds,
+            "sides": [_packed(labels, at, self._vocab_size)],
+        }
+        if self.other is not None and place["row_b"] is not None:
+            theirs = _read(self.other, place["group_b"], place["row_b"])
+            content |= self._compared(ids, at, labels, theirs)
+        return content
+
+    @property
+    def _vocab_size(self) -> int:
+        return self.labels.manifest.identity.vocab_size
+
+    def _compared(
+        self, ids: NDArray[np.int32], at: NDArray[np.int64], labels: Labels, theirs: pa.Table
+    ) -> dict[str, Any]:
+        """The other set's labels at the positions that both label after the same tokens.
+
+        Two generations may part: the last position compared is where they do.
+        """
+        other_ids, other_at, _ = _tokens(theirs)
+        length = min(len(ids), len(other_ids))
+        same = ids[:length] == other_ids[:length]
+        parted = length if same.all() else int(np.argmin(same))
+        shared, ours, others = np.intersect1d(at, other_at, return_indices=True)
+        keep = shared <= parted
+        a, b = labels[ours[keep]], decode(theirs).labels[others[keep]]
+        found = diverge(a, b)
+        sides = [
+            _packed(labels, at, self._vocab_size),
+            _packed(b, shared[keep], self._vocab_size)
+            | {n: _floats(getattr(found, n)) for n in ("a_to_b", "b_to_a", "common_mass")},
+        ]
+        parts = parted < max(len(ids), len(other_ids))
+        return {"sides": sides, "parted": parted if parts else None}
+
+
+def open_viewer(path: Path, other: Path | None = None, *, partial: bool = False) -> Viewer:
+    """Open one label set, or two of one tokenizer, and list the rows of the first.
+
+    Raises:
+        SoftshardsError: a set cannot be opened, or their tokenizers differ.
+    """
+    labels = open_label_set(path, allow_partial=partial)
+    second = None if other is None else open_label_set(other, allow_partial=partial)
+    if second is not None:
+        require_same_tokenizer(labels, second)
+    vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
+    paths = (path,) if other is None else (path, other)
+    return Viewer(labels, second, paths, vocabulary, list_rows(labels, second, vocabulary))
+
+
+def _set_facts(labels: LabelSet, path: Path) -> dict[str, Any]:
+    manifest, identity = labels.manifest, labels.manifest.identity
+    return {
+        "name": path.resolve().name,
+        "path": str(path),
+        "view_of": None if labels.view is None else labels.path.resolve().name,
+        "teacher": manifest.provenance.get("teacher"),
+        "mode": identity.mode,
+        "k": identity.k,
+        "codec": manifest.codec,
+        "dtype": identity.dtype,
+        "head_dtype": identity.head_dtype,
+        "quantization": identity.quantization,
+        "vocab_size": identity.vocab_size,
+        "max_length": identity.max_length,
+        "sampling": None if identity.sampling is None else identity.sampling.model_dump(),
+        "rows": labels.rows,
+        "tokens": labels.tokens,
+        "labels": labels.labels,
+        "bytes": sum({group.shard: group.footer.stop for group in labels.row_groups}.values()),
+        "status": manifest.status,
+        "format_version": manifest.format_version,
+        "weights": identity.weights,
+        "tokenizer": identity.tokenizer,
+        "chat_template": identity.chat_template,
+        "identity_digest": manifest.identity_digest,
+    }
+
+
+def _read(labels: LabelSet, group: int, row: int) -> pa.Table:
+    """One row as a table, of bytes that were just hashed."""
+    return labels.read_row_group(labels.row_groups[group]).slice(row, 1)
+
+
+def _tokens(row: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64], list[list[Any]]]:
+    """A row's token ids, its labeled positions, and its spans as [start, stop, kind]."""
+    spans = [[span[name] for name in ("start", "stop", "kind")] for span in row["spans"][0].as_py()]
+    parts = [np.arange(start, stop) for start, stop, _ in spans]
+    at = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+    return np.asarray(row["input_ids"][0].as_py(), np.int32), at, spans
+
+
+def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> dict[str, Any]:
+    """Labels as `Viewer.row` describes them."""
+    kind = "<u2" if vocab_size < SHORT else "<u4"
+    ids = np.where(labels.topk_ids == PAD_ID, np.iinfo(kind).max, labels.topk_ids)
+    whole = labels.entropy is not None
+    return {
+        "at": at.tolist(),
+        "k": labels.topk_ids.shape[1],
+        "id_bytes": np.dtype(kind).itemsize,
+        "topk_ids": _base64(ids.astype(kind)),
+        "topk_logprobs": _base64(labels.topk_logprobs.astype("<f2")),
+        "tail_logprob": _floats(labels.tail_logprob),
+        "token_logprob": _floats(labels.token_logprob),
+        "entropy": _floats(labels.entropy if whole else bucketed_entropy(labels)),
+        "entropy_is_whole": whole,
+    }
+
+
+def stored_ids(side: dict[str, Any]) -> list[int]:
+    """The distinct token ids among a side's packed `topk_ids`."""
+    kind = np.dtype(f"<u{side['id_bytes']}")
+    ids = np.unique(np.frombuffer(base64.b64decode(side["topk_ids"]), kind))
+    return ids[ids != np.iinfo(kind).max].tolist()
+
+
+def _floats(values: NDArray[Any] | None) -> str:
+    return _base64(np.asarray(values, "<f4"))
+
+
+def _base64(array: NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")

@@ -1,0 +1,146 @@
+"""What a run will cost, and what is refused before the teacher is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.planning import budget
+from labeler.labeling.teacher.teacher import open_teacher, teacher_identity
+from schemas import Identity, SoftshardsError
+from tests.labeler.test_cli import assert_one_error, flags
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Settings = Callable[..., LabelConfig]
+QWEN = 151_936
+GB = 10**9
+
+
+def identity_of(config: LabelConfig, *, vocab_size: int) -> Identity:
+    teacher = open_teacher(config.model, max_length=config.max_length)
+    return teacher_identity(teacher, config).model_copy(update={"vocab_size": vocab_size})
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Say how many GB the device has, all of it free."""
+
+    def have(gigabytes: float) -> None:
+        size = int(gigabytes * GB)
+        monkeypatch.setattr(budget, "device_memory", lambda: (size, size))
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("free", "tokens"), [(80, 2048), (14.9, 1024), (7.4, 512), (3.7, 256), (1.9, 256)]
+)
+def test_a_step_is_halved_until_its_logits_take_a_quarter_of_what_is_free(
+    settings: Settings, memory: Callable[[float], None], free: float, tokens: int
+) -> None:
+    config = settings(engine="vllm")
+    memory(free)
+    found = budget.bound_batched_tokens(config, identity_of(config, vocab_size=QWEN))
+    assert found == tokens
+    assert budget.logits_bytes(found, QWEN) <= free * GB / 4
+    assert found == 2048 or budget.logits_bytes(2 * found, QWEN) > free * GB / 4
+
+
+def test_a_step_that_cannot_fit_is_refused_with_the_settings_to_change(
+    settings: Settings, memory: Callable[[float], None]
+) -> None:
+    config = settings(engine="vllm")
+    memory(1.8)
+    with pytest.raises(SoftshardsError, match="256 tokens over 151936 ids") as caught:
+        budget.bound_batched_tokens(config, identity_of(config, vocab_size=QWEN))
+    assert "--max-batched-tokens" in str(caught.value)
+    assert "--max-sequences" in str(caught.value)
+
+
+def test_what_was_asked_for_is_used_and_every_sequence_has_a_token(
+    settings: Settings, memory: Callable[[float], None]
+) -> None:
+    memory(3.7)
+    for asked, sequences, expected in [(4096, 64, 4096), (16, 64, 64), (None, 400, 400)]:
+        config = settings(engine="vllm", max_batched_tokens=asked, max_sequences=sequences)
+        identity = identity_of(config, vocab_size=QWEN)
+        assert budget.bound_batched_tokens(config, identity) == expected
+
+
+def test_a_gpu_that_vllm_fills_leaves_a_tenth(
+    settings: Settings, memory: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "_on_gpu", lambda: True)
+    memory(24)
+    share = {"gpu-memory-utilization": "0.8"}
+    for changes, tokens in [({}, 1024), ({"engine_arg": share}, 2048), ({"kv_cache_gb": 4}, 2048)]:
+        config = settings(engine="vllm", **changes)
+        identity = identity_of(config, vocab_size=QWEN)
+        assert budget.bound_batched_tokens(config, identity) == tokens
+
+
+def test_weights_are_counted_in_the_dtype_they_run_in(teacher: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert budget.weights_size(tmp_path, "bfloat16") == (parameters, 2 * parameters)
+    assert budget.weights_size(tmp_path, "float32") == (parameters, 4 * parameters)
+
+
+def test_a_full_disk_is_refused_before_anything_runs(settings: Settings) -> None:
+    config = settings()
+    identity = identity_of(config, vocab_size=300)
+    fits = budget.estimate(config, identity, labels=1)
+    budget.require_space(fits, config.out)
+    labels = fits.free_bytes // 8
+    with pytest.raises(SoftshardsError, match="lower --k"):
+        budget.require_space(budget.estimate(config, identity, labels=labels), config.out)
+
+
+def test_a_teacher_that_cannot_fit_is_refused_before_it_is_loaded(
+    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+) -> None:
+    asked = ["--model", teacher, "--out", tmp_path / "out", "--max-length", 64]
+    done = run_labeler("label", corpus, *asked, "--max-batched-tokens", 10**11)
+    assert_one_error(done, "the teacher cannot fit")
+    assert "make the logits smaller with --max-batched-tokens" in done.stderr
+    done = run_labeler("label", corpus, *asked, "--kv-cache-gb", 10**6)
+    assert_one_error(done, "make the KV cache smaller with --kv-cache-gb")
+
+
+@pytest.mark.parametrize("mode", ["score", "generate"])
+def test_calibration_measures_and_writes_nothing(
+    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path, mode: str
+) -> None:
+    prompts = ["--prompt-column", "text", "--max-tokens", "8"]
+    asked = ["--model", teacher, "--out", tmp_path / "out", "--engine", "transformers"]
+    asked += ["--max-length", 256, "--mode", mode, *prompts * (mode == "generate")]
+    dry = ["--limit", 8, "--max-reject-share", 1, "--dry-run", "--calibrate", "--json"]
+    done = run_labeler("label", corpus, *asked, *dry)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    work = plan["tokens"] + (plan["labels"] if mode == "generate" else 0)
+    assert plan["estimated_seconds"] == pytest.approx(work / plan["tokens_per_s"], abs=0.51)
+    assert plan["memory"]["weights"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_needs_a_dry_run(
+    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+) -> None:
+    done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--calibrate")
+    assert_one_error(done, "--calibrate belongs to --dry-run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_unit_of_whole_vocabularies_has_fewer_labels(settings: Settings) -> None:
+    assert budget.labels_a_unit(settings(k=64, unit_labels=131_072), QWEN) == 131_072
+    labels = budget.labels_a_unit(settings(k=10**9, unit_labels=131_072), QWEN)
+    assert labels * QWEN * 8 <= budget.UNIT_BYTES < (labels + 1) * QWEN * 8

@@ -1,0 +1,104 @@
+"""`labeler preview`: what is labeled can be seen before any engine is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.rendering import preview
+from tests.labeler.chat_templates import STYLES, make_chat_teacher
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher without weights."""
+    return make_chat_teacher(tmp_path_factory.mktemp("qwen"), STYLES["qwen"])
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    answer = {"role": "assistant", "content": "[b]the\tcat[/b]\n", "reasoning_content": "hm"}
+    question = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "what?"}]
+    rows = [
+        {"id": "one", "messages": [*question, answer]},
+        {"id": "two", "messages": question},
+        {"id": "three", "text": "the cat"},
+        {"id": "four", "text": "never shown"},
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_brackets_show_what_is_labeled(qwen: Path, chats: Path, run_labeler: Run) -> None:
+    done = run_labeler("preview", chats, "--model", qwen, "--student-drop", "system")
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert out.startswith("labeled: ⟦text⟧ ⟦answer⟧ ⟦thinking⟧ ")
+    assert "one: " in out
+    said = (
+        "<|im_start|>assistant↵\n⟦thinking: <think>↵\nhm↵\n</think>↵\n↵\n⟧"
+        "⟦answer: [b]the⇥cat[/b]↵\n<|im_end|>⟧↵\n"
+    )
+    assert out.count(said) == 2  # the teacher's, and the student's
+    teacher, student = out.split("the student sees")
+    assert "be brief" in teacher
+    assert "be brief" not in student
+    assert "two: rejected: it has nothing to label with --spans assistant" in out
+    assert "the⟦text:  cat⟧" in out
+    assert "never shown" not in out
+    assert not (Path.cwd() / "labels").exists()
+
+
+def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, run_labeler: Run) -> None:
+    done = run_labeler("preview", chats, "--model", qwen, "--rows", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout)
+    assert second == {"id": "two", "reject": "it has nothing to label with --spans assistant"}
+    tokens = first["tokens"]
+    answer = "".join(token["text"] for token in tokens if token["kind"] == "answer")
+    assert answer == "[b]the\tcat[/b]\n<|im_end|>"
+    kinds = [token["kind"] for token in tokens]
+    assert first["labels"] == {kind: kinds.count(kind) for kind in ("thinking", "answer")}
+    assert kinds[0] is None
+
+
+def test_prompts_end_where_the_answer_begins(qwen: Path, chats: Path, run_labeler: Run) -> None:
+    flags = ("--mode", "generate", "--max-tokens", 5, "--samples", 3)
+    done = run_labeler("preview", chats, "--model", qwen, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "one: rejected: its last message is the assistant's" in done.stdout
+    assert "at most 15 labels" in done.stdout
+    assert "what?<|im_end|>↵\n<|im_start|>assistant↵\n⟦answer: ...⟧" in done.stdout
+
+
+def test_a_terminal_shows_colours(
+    qwen: Path, chats: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Console(force_terminal=True, color_system="standard", soft_wrap=True, no_color=False)
+    monkeypatch.setattr(preview, "out", terminal)
+    config = LabelConfig(model=qwen, out=qwen)
+    preview.print_preview([str(chats)], config, 1, as_json=False)
+    shown = capsys.readouterr().out
+    assert "\x1b[30;42m[b]the⇥" in shown  # black on green: the answer
+    assert "\x1b[30;43m<think>" in shown  # black on yellow: thinking
+    assert "⟦" not in shown
+
+
+def test_what_cannot_be_previewed_is_one_error(
+    qwen: Path, tmp_path: Path, run_labeler: Run
+) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    done = run_labeler("preview", empty, "--model", qwen)
+    assert done.returncode == 2
+    assert "the input has no record" in done.stderr
+    assert "Traceback" not in done.stderr

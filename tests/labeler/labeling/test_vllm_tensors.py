@@ -1,0 +1,208 @@
+"""Labels as tensors from real vLLM: equal to the reference in every column, in every situation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from labeler.labeling.engines.engine import Labeled, Request
+from labeler.labeling.engines.label_rows import EXTRAS
+from labeler.labeling.engines.transformers_engine import TransformersEngine
+from labeler.labeling.engines.vllm.vllm_engine import VllmEngine, prepare_environment
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.rendering.render import Span
+from labeler.labeling.teacher.teacher import open_teacher
+from labeler.labelsets.verify.rescore import rescore_rows
+from schemas import Labels, open_label_set, scan, validate_label_set
+from schemas.journal import read_entries
+from tests.labeler.labeling.test_vllm import small
+from tests.tiny_model import TEXT, make_model
+
+pytestmark = pytest.mark.vllm
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@contextmanager
+def vllm(teacher: Path, *, k: int, batched_tokens: int, **settings: Any) -> Iterator[VllmEngine]:
+    prepare_environment()
+    config = LabelConfig(model=teacher, out=Path("unused"), k=k, max_sequences=4, **settings)
+    opened = open_teacher(teacher, max_length=config.max_length)
+    engine = VllmEngine(opened, config, dtype="float32", k=k, batched_tokens=batched_tokens)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def reference(teacher: Path, k: int, outcomes: list[Labeled]) -> list[Labels]:
+    opened = open_teacher(teacher, max_length=max(len(item.input_ids) for item in outcomes))
+    engine = TransformersEngine(opened, dtype="float32", head_dtype="float32", k=k, sampling=None)
+    requests = [
+        Request(index=i, sample=0, input_ids=item.input_ids, spans=item.spans, seed=0)
+        for i, item in enumerate(outcomes)
+    ]
+    labeled = [item for item in engine.run(requests) if isinstance(item, Labeled)]
+    assert len(labeled) == len(outcomes)
+    return [item.labels for item in labeled]
+
+
+def require_equal(labels: Labels, exact: Labels, tolerance: float = 1e-4) -> None:
+    np.testing.assert_allclose(labels.topk_logprobs, exact.topk_logprobs, atol=tolerance)
+    np.testing.assert_allclose(labels.token_logprob, exact.token_logprob, atol=tolerance)
+    for name in EXTRAS:
+        ours, theirs = getattr(labels, name), getattr(exact, name)
+        np.testing.assert_allclose(ours, theirs, atol=tolerance, err_msg=name)
+    near = np.diff(exact.topk_logprobs, axis=1, append=-np.inf) > -tolerance
+    near[:, 1:] |= near[:, :-1].copy()
+    near[:, -1] = True  # perhaps equal to the first that was left out
+    assert (labels.topk_ids == exact.topk_ids)[~near].all()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["k=8", "k=V"])
+def test_every_column_equals_the_reference(teacher: Path, whole: bool) -> None:
+    """Spans only, prompts longer than a step (chunked prefill), a head wider than the tokenizer."""
+    vocab_size = open_teacher(teacher, max_length=8).vocab_size
+    k = vocab_size if whole else 8
+    rng = np.random.default_rng(0)
+    spans = (Span(start=1, stop=3, kind="answer"), Span(start=70, stop=101, kind="answer"))
+    requests = [
+        Request(
+            index=i,
+            sample=0,
+            input_ids=rng.integers(0, vocab_size, length).tolist(),
+            spans=spans,
+            seed=i,
+        )
+        for i, length in enumerate([200, 101, 130, 150, 102, 199])
+    ]
+    with vllm(teacher, k=k, batched_tokens=48, max_length=200) as engine:
+        assert engine.facts.settings["capture"] == "tensors"
+        outcomes = [item for item in engine.run(requests) if isinstance(item, Labeled)]
+    assert len(outcomes) == len(requests)
+    for item, exact in zip(outcomes, reference(teacher, k, outcomes), strict=True):
+        assert len(item.labels) == 33
+        require_equal(item.labels, exact)
+
+
+def test_the_real_teachers_full_context_under_chunked_prefill(real_teacher: Path) -> None:
+    """8,192 tokens in steps of 512, labeled at the start, across step boundaries and at the end."""
+    opened = open_teacher(real_teacher, max_length=8192)
+    from pydoc_data.topics import topics
+
+    ids = opened.encode("\n\n".join(topics.values())[:60_000])[:8192]
+    assert len(ids) == opened.context == 8192
+    spans = tuple(Span(start=start, stop=start + 64, kind="text") for start in (1, 480, 4064, 8128))
+    request = Request(index=0, sample=0, input_ids=ids, spans=spans, seed=0)
+    with vllm(real_teacher, k=64, batched_tokens=512, max_length=8192) as engine:
+        (outcome,) = engine.run([request])
+    assert isinstance(outcome, Labeled)
+    (exact,) = reference(real_teacher, 64, [outcome])
+    require_equal(outcome.labels, exact, tolerance=1e-3)
+
+
+def test_a_vocabulary_of_140_000_under_a_padded_head(run_labeler: Run, tmp_path: Path) -> None:
+    """More ids than uint16 or 131,072, a head wider still, weights that favour its padding."""
+    path, words = tmp_path / "teacher", 140_000
+    vocabulary = {"<eos>": 0} | {f"w{i}": i for i in range(1, words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(path)
+    make_model(path, vocab_size=words + 200, initializer_range=0.3)
+    rng = np.random.default_rng(0)
+    source = tmp_path / "in.jsonl"
+    texts = [" ".join(f"w{i}" for i in rng.integers(1, words, 40)) for _ in range(12)]
+    source.write_text("".join(json.dumps({"text": t, "prompt": t[:60]}) + "\n" for t in texts))
+    for mode in ("score", "generate"):
+        out = tmp_path / mode
+        more = ["--mode", mode, "--max-tokens", "8", "--temperature", "1"]
+        done = run_labeler("label", source, *small(path, out, *more))
+        assert done.returncode == 0, done.stderr
+        labels = open_label_set(out)
+        assert list(validate_label_set(labels)) == []
+        frame = scan(out).select("topk_ids", "input_ids").collect()
+        ids = frame["topk_ids"].explode().explode()
+        assert 131_072 < ids.max() < words
+        assert frame["input_ids"].explode().max() < words
+        assert frame["topk_ids"].explode().list.len().unique().to_list() == [8]
+        result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+        assert result.good, result.verdict
+
+
+def test_constrained_generations_are_labeled_without_the_constraint(
+    run_labeler: Run, teacher: Path, tmp_path: Path
+) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXT))
+    more = ["--mode", "generate", "--max-tokens", "12", "--structured.regex", "[a-e ]{4,8}"]
+    done = run_labeler("label", prompts, *small(teacher, out, *more))
+    assert done.returncode == 0, done.stderr
+    frame = scan(out).collect()
+    assert frame["generation"].str.contains("^[a-e ]{1,12}$").all()
+    labels = open_label_set(out)
+    assert labels.manifest.identity.sampling is not None
+    assert labels.manifest.identity.sampling.structured == {"regex": "[a-e ]{4,8}"}
+    # Rescored without the constraint; under it all other ids would have had no mass.
+    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    assert result.good, result.verdict
+
+
+def test_nucleus_labels_keep_the_mass_asked_for(
+    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    more = ["--top-p-labels", "0.06", "--min-k", "2"]
+    done = run_labeler("label", corpus, *small(teacher, out, *more))
+    assert done.returncode == 0, done.stderr
+    labels = open_label_set(out)
+    assert list(validate_label_set(labels)) == []
+    one = scan(out).select("topk_ids", "topk_logprobs", "tail_logprob").collect()
+    rows = one.explode("topk_ids", "topk_logprobs", "tail_logprob")
+    kept = rows["topk_ids"].list.len()
+    assert 2 == kept.min() < kept.max() <= 8
+    logprobs = rows["topk_logprobs"].cast(pl.List(pl.Float64))
+    mass = logprobs.list.eval(pl.element().exp()).list.sum()
+    assert ((mass >= 0.0599) | (kept == 8)).all()
+    assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
+
+
+def test_tensors_come_through_tensor_parallel_workers(
+    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    more = ["--engine-arg.tensor-parallel-size", "2", "--limit", "8"]
+    done = run_labeler("label", corpus, *small(teacher, out, *more))
+    assert done.returncode == 0, done.stderr
+    labels = open_label_set(out)
+    entries = read_entries(out, labels.manifest.planned_units)
+    assert {entry.provenance["settings"]["capture"] for entry in entries} == {"tensors"}
+    assert {entry.provenance["settings"]["tensor_parallel_size"] for entry in entries} == {"2"}
+    assert labels.manifest.identity.engine_args is None  # where it runs does not change labels
+    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    assert result.good, result.verdict
+
+
+def test_sampled_answers_to_prompts_longer_than_a_step(
+    run_labeler: Run, teacher: Path, tmp_path: Path
+) -> None:
+    """On a CPU, vLLM cannot go on sampling after a prompt that was split between steps."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    rows = [{"prompt": f"{TEXT[0]} " * (1 + i % 4) + str(i)} for i in range(30)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ["--mode", "generate", "--max-tokens", "8", "--temperature", "1"]
+    flags = [*small(teacher, out)[:6], "--max-length", "120", "--max-sequences", "8"]
+    done = run_labeler("label", prompts, *flags, *more, "--max-batched-tokens", "32")
+    assert done.returncode == 0, done.stderr
+    labels = open_label_set(out)
+    assert labels.rows == len(rows)
+    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    assert result.good, result.verdict

@@ -1,0 +1,143 @@
+"""Several processes on one plan in one folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import pytest
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs.label_run import label
+from labeler.labeling.writing.finalize import close
+from schemas import SoftshardsError, open_label_set, validate_label_set
+from schemas.atomic import atomic_path
+from tests.labeler.labeling.test_run import shard_bytes
+
+Settings = Callable[..., LabelConfig]
+
+
+def command(corpus: Path, config: LabelConfig, rank: int, world_size: int) -> list[str]:
+    flags = ["--model", config.model, "--out", config.out, "--engine", "transformers", "--k", 8]
+    flags += ["--max-length", 64, "--unit-labels", 300, "--row-group-labels", 128]
+    flags += ["--rank", rank, "--world-size", world_size]
+    return [sys.executable, "-m", "labeler", "label", str(corpus), *map(str, flags)]
+
+
+def run_at_once(commands: list[list[str]]) -> list[str]:
+    """Run all; return what each said, after checking that it ended well."""
+    running = [
+        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for c in commands
+    ]
+    said = [process.communicate(timeout=300)[0] for process in running]
+    for process, text in zip(running, said, strict=True):
+        assert process.returncode == 0, text
+    return said
+
+
+def test_ranks_label_their_own_units_and_the_last_one_closes(
+    corpus: Path, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    label([str(corpus)], settings(out=tmp_path / "alone"))
+    whole = shard_bytes(tmp_path / "alone")
+    first = label([str(corpus)], settings(rank=1, world_size=2))
+    assert first.status == "running"
+    assert first.units_missing == first.units - first.units_labeled == (first.units + 1) // 2
+    assert "rank 1 of 2 has done its" in capsys.readouterr().err
+    out = Path(first.out)
+    assert [int(name[5:11]) for name in shard_bytes(out)] == list(range(1, first.units, 2))
+    partial = open_label_set(out, allow_partial=True)
+    assert list(validate_label_set(partial)) == []
+    assert (first.rows, first.labels) == (partial.rows, partial.labels)
+    again = label([str(corpus)], settings(rank=1, world_size=2))
+    assert (again.status, again.units_labeled) == ("running", 0)
+    last = label([str(corpus)], settings(rank=0, world_size=2))
+    assert (last.status, last.units_missing) == ("complete", 0)
+    assert last.units_labeled == (last.units + 1) // 2
+    assert shard_bytes(out) == whole
+    assert list(validate_label_set(open_label_set(out))) == []
+
+
+def test_processes_that_start_at_once_plan_once_and_finish_one_set(
+    corpus: Path, settings: Settings, tmp_path: Path
+) -> None:
+    """Two ranks, and one process that takes the whole plan for its own: bytes do not mix."""
+    label([str(corpus)], settings(out=tmp_path / "alone"))
+    config = settings()
+    ranks = [(0, 2), (1, 2), (0, 1)]
+    run_at_once([command(corpus, config, rank, world) for rank, world in ranks])
+    labels = open_label_set(config.out)
+    assert list(validate_label_set(labels)) == []
+    assert shard_bytes(config.out) == shard_bytes(tmp_path / "alone")
+    plan = (config.out / "plan.parquet").read_bytes()
+    assert plan == (tmp_path / "alone" / "plan.parquet").read_bytes()
+
+
+def test_one_process_a_rank(corpus: Path, settings: Settings) -> None:
+    config = settings(rank=1, world_size=2)
+    config.out.mkdir()
+    with (
+        filelock.FileLock(config.out / ".lock-1-of-2"),
+        pytest.raises(SoftshardsError, match="another process of rank 1 is writing"),
+    ):
+        label([str(corpus)], config)
+
+
+def test_a_process_waits_while_another_one_plans(
+    corpus: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings()
+    config.out.mkdir()
+    held, waits = threading.Event(), threading.Event()
+
+    def plan_for_a_while() -> None:
+        with filelock.FileLock(config.out / ".lock"):
+            held.set()
+            waits.wait(2)
+
+    other = threading.Thread(target=plan_for_a_while)
+    other.start()
+    held.wait()
+    assert label([str(corpus)], config).status == "complete"
+    other.join()
+    assert "waiting to plan: another process is at it" in capsys.readouterr().err
+
+
+def test_temporary_files_of_a_living_process_are_left_alone(
+    corpus: Path, settings: Settings
+) -> None:
+    config = settings()
+    theirs = config.out / "shards" / ".tmp-0123-part-000000.parquet"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"half a shard")
+    with filelock.FileLock(config.out / ".lock-1-of-2"):
+        assert label([str(corpus)], config).status == "complete"
+        assert theirs.exists()
+    label([str(corpus)], config)
+    assert not theirs.exists()
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+    code = "from schemas.atomic import atomic_path; from pathlib import Path; import sys\n"
+    code += "with atomic_path(Path(sys.argv[1])) as tmp: tmp.write_bytes(b'theirs')"
+    final = tmp_path / "file"
+    with atomic_path(final) as ours:
+        ours.write_bytes(b"ours")
+        subprocess.run([sys.executable, "-c", code, str(final)], check=True, timeout=60)
+        assert final.read_bytes() == b"theirs"
+    assert final.read_bytes() == b"ours"
+
+
+def test_two_that_finish_at_once_close_the_same_set(corpus: Path, settings: Settings) -> None:
+    config = settings()
+    label([str(corpus)], config)
+    before = {p: p.read_bytes() for p in config.out.rglob("*") if p.is_file()}
+    for _ in range(2):
+        manifest, _, missing = close(config.out, changed=True)
+        assert (manifest.status, missing) == ("complete", [])
+    assert {p: p.read_bytes() for p in config.out.rglob("*") if p.is_file()} == before

@@ -1,0 +1,153 @@
+"""`labeler merge`: several label sets as one, nothing lost and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs.label_run import label
+from schemas import open_label_set, validate_label_set
+from tests.labeler.command_line import CommandLine
+from tests.labeler.labeling.test_run import shard_bytes
+from tests.tiny_model import TEXT, make_model, make_tokenizer
+
+Row = dict[str, Any]
+
+
+def documents(ids: range) -> list[Row]:
+    return [{"id": f"d{i}", "text": f"{i} {' '.join(TEXT[i % 5 :])}"} for i in ids]
+
+
+@pytest.fixture(scope="module")
+def sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two sets with nothing in common, one that has rows of the first, one of another teacher."""
+    root = tmp_path_factory.mktemp("sets")
+    other = root / "other-teacher"
+    make_model(other, vocab_size=make_tokenizer(other) + 20, seed=5)
+    parts = {
+        "a": (teacher, range(24)),
+        "b": (teacher, range(24, 40)),
+        "c": (teacher, range(17, 30)),
+        "other": (other, range(4)),
+    }
+    for name, (model, ids) in parts.items():
+        source = root / f"{name}.jsonl"
+        source.write_text("".join(json.dumps(row) + "\n" for row in documents(ids)))
+        settings = {"engine": "transformers", "k": 8, "max_length": 64, "unit_labels": 150}
+        label([str(source)], LabelConfig(model=model, out=root / name, **settings))
+    return {name: root / name for name in parts}
+
+
+def rows(path: Path | str) -> list[Row]:
+    labels = open_label_set(path)
+    return [r for g in labels.row_groups for r in labels.read_row_group(g).to_pylist()]
+
+
+def test_a_merged_set_has_the_rows_of_both_and_says_whose(
+    sets: dict[str, Path], labeler: CommandLine
+) -> None:
+    facts = labeler("merge", sets["a"], sets["b"], "both", "--json").json
+    assert rows("both") == rows(sets["a"]) + rows(sets["b"])
+    both = open_label_set("both")
+    assert facts | {"bytes": 0} == {
+        "out": "both",
+        "codec": "plain/1",
+        "rows": both.rows,
+        "labels": both.labels,
+        "bytes": 0,
+        "left_out": 0,
+    }
+    assert both.manifest.identity == open_label_set(sets["a"]).manifest.identity
+    derived = both.manifest.provenance["derived"]
+    assert derived["how"] == "merge"
+    assert [one["path"] for one in derived["from"]] == [str(sets["a"]), str(sets["b"])]
+    assert not list(validate_label_set(both))
+    before = shard_bytes(Path("both"))
+    assert labeler("merge", sets["a"], sets["b"], "both").code == 0
+    assert shard_bytes(Path("both")) == before
+    compact = labeler(
+        "merge", "both", sets["a"], "third", "--on-duplicate", "first", "--codec", "compact"
+    )
+    assert compact.code == 0, compact.err
+    assert open_label_set("third").manifest.codec == "compact/1"
+    assert open_label_set("third").rows == both.rows
+
+
+def test_keys_that_occur_twice(sets: dict[str, Path], labeler: CommandLine) -> None:
+    a, c = rows(sets["a"]), rows(sets["c"])
+    known = {(row["id"], row["chunk"], row["sample"]) for row in a}
+    new = [row for row in c if (row["id"], row["chunk"], row["sample"]) not in known]
+    assert 0 < len(new) < len(c)
+    refused = labeler("merge", sets["a"], sets["c"], "ac")
+    assert refused.code == 2
+    assert f"{len(c) - len(new)} rows have keys" in refused.err
+    named = refused.err.split("earlier set has: ")[1].split(" and ")[0].split(", ")
+    assert len(named) == 5
+    assert all(key.partition("/")[0] in {row["id"] for row in a} for key in named)
+    assert not Path("ac").exists()
+    facts = labeler("merge", sets["a"], sets["c"], "ac", "--on-duplicate", "first", "--json").json
+    assert facts["left_out"] == len(c) - len(new)
+    assert rows("ac") == a + new
+
+
+def test_views_are_merged_as_what_they_show(sets: dict[str, Path], labeler: CommandLine) -> None:
+    for name, where in (("even", "<"), ("odd", ">=")):
+        flags = ("--where", f"n_labels {where} 60")
+        assert labeler("curate", sets["a"], "--out", f"{name}.view.json", *flags).code == 0
+    facts = labeler("merge", "even.view.json", "odd.view.json", "whole", "--json").json
+    assert facts["rows"] == open_label_set(sets["a"]).rows
+
+    def key(row: Row) -> tuple[str, int]:
+        return row["id"], row["chunk"]
+
+    assert sorted(rows("whole"), key=key) == sorted(rows(sets["a"]), key=key)
+
+
+def test_what_cannot_be_merged(sets: dict[str, Path], labeler: CommandLine) -> None:
+    for arguments, says in (
+        ((sets["a"], sets["other"], "out"), "only sets of one teacher"),
+        ((sets["a"], "out"), "nothing to merge"),
+        ((sets["a"], sets["b"], sets["a"]), "in the place of the old"),
+        ((sets["a"], "nowhere", "out"), "no label set here"),
+    ):
+        done = labeler("merge", *arguments)
+        assert (done.code, says in done.err) == (2, True), done.err
+        assert not Path("out").exists()
+
+
+def test_a_merge_goes_on_after_kill_9(
+    sets: dict[str, Path], labeler: CommandLine, tmp_path: Path
+) -> None:
+    """Killed as soon as some units are journaled, then run again: the bytes are the same."""
+    labeler("merge", sets["a"], sets["b"], "whole")
+    whole = shard_bytes(tmp_path / "whole")
+    units = len(whole)
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "labeler", "merge", sets["a"], sets["b"], out]
+    kills = 0
+    for wanted in (1, units // 2, units - 1):
+        run = subprocess.Popen(
+            [*map(str, command)],
+            cwd=Path(__file__).parents[3],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while run.poll() is None and len(list(out.glob("journal/unit-*.json"))) < wanted:
+            time.sleep(0.002)
+        if run.poll() is None:
+            kills += 1
+            run.kill()
+        run.wait()
+    assert kills, "nothing was killed in the middle"
+    done = labeler("merge", sets["a"], sets["b"], out)
+    assert done.code == 0, done.err
+    assert shard_bytes(out) == whole
+    assert open_label_set(out).manifest.status == "complete"
+    assert not list(out.glob("**/.tmp-*"))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
+from trainer.student.label_head import as_label_head
+from trainer.student.top1 import likeliest
+
+
+def reference_ece(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
+    """Bin by bin, as in Guo et al. (arXiv 1706.04599): bin m is ((m - 1) / M, m / M]."""
+    edges = np.linspace(0, 1, bins + 1)
+    total = 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            gap = abs(correct[inside].mean() - confidence[inside].mean())
+            total += inside.mean() * gap
+    return float(total)
+
+
+def ece(confidence: NDArray[Any], correct: NDArray[Any]) -> float:
+    each = bin_sums(torch.from_numpy(confidence), torch.from_numpy(correct))
+    sums = torch.zeros(BINS, 3, dtype=torch.float64).index_add_(0, each[:, 0].long(), each[:, 1:])
+    return expected_calibration_error(sums)
+
+
+@pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
+def test_ece_equals_a_numpy_reference(power: float) -> None:
+    rng = np.random.default_rng(1)
+    confidence = rng.random(5000) ** power
+    correct = rng.random(5000) < 0.7 * confidence
+    expected = reference_ece(confidence, correct)
+    assert expected > 0.02  # it is overconfident
+    assert ece(confidence, correct) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ece_of_known_cases() -> None:
+    right = np.array([True, True, False, False])
+    assert ece(np.full(4, 0.5), right) == 0  # right half of the time, and says so
+    assert ece(np.full(4, 0.9), right) == pytest.approx(0.4)
+    # In two bins gaps of opposite sign do not cancel.
+    assert ece(np.array([0.3, 0.3, 0.7, 0.7]), right) == pytest.approx(0.7)
+    assert ece(np.array([1.0, 1.0]), np.array([True, True])) == 0
+
+
+def test_certainty_with_a_rounding_error_stays_in_the_last_bin() -> None:
+    each = bin_sums(torch.tensor([1 + 1e-6, 1.0, 0.0]), torch.tensor([True] * 3))
+    assert each[:, 0].tolist() == [14, 14, 0]
+
+
+@pytest.mark.parametrize(
+    ("scale", "softcap", "spread"), [(1.0, None, 1.0), (0.5, 20.0, 2.0), (2.0, None, 0.02)]
+)
+def test_likeliest_equals_the_dense_argmax(
+    scale: float, softcap: float | None, spread: float
+) -> None:
+    torch.manual_seed(0)
+    head = as_label_head(nn.Linear(16, 230, bias=True))
+    hidden = torch.randn(700, 16) * spread * 8
+    vocab = 200
+    head.weight.data[vocab:] *= 50  # padding that would win if it counted
+    logits = nn.functional.linear(hidden, head.weight, head.bias)[:, :vocab].double() * scale
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    dense = logits.log_softmax(1)
+    # The labels hold the best id in some rows only, and rows are padded.
+    ids = torch.stack([torch.randperm(vocab)[:12] for _ in range(len(hidden))])
+    ids[::2, 0] = dense.argmax(1)[::2]
+    ids[:, 1:] = ids[:, 1:].masked_fill(ids[:, 1:] == ids[:, :1], -1)
+    settings: dict[str, Any] = {"valid_vocab": vocab, "scale": scale, "softcap": softcap}
+    with torch.no_grad():
+        logp, log_rest, _ = head(hidden, ids, None, **settings)
+        decided = logp.max(1).values >= log_rest
+        best, best_logp = likeliest(head, hidden, ids, logp, log_rest, **settings)
+    assert bool((~decided).any())
+    assert spread < 0.1 or bool(decided.any())  # both ways were gone
+    torch.testing.assert_close(best, dense.argmax(1))
+    torch.testing.assert_close(best_logp.double(), dense.max(1).values, atol=1e-5, rtol=1e-5)

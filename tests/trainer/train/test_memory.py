@@ -1,0 +1,115 @@
+"""What a run says before step 0: its plan, and whether memory will do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.tiny_model import make_model
+from tests.trainer.conftest import World
+from tests.trainer.running import command, config
+from trainer.cli import main
+from trainer.student.student import Student
+from trainer.train.loop import train
+from trainer.train.step_memory import _saved_bytes, activation_bytes, estimate
+from trainer.train.train_config import TrainConfig
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Student:
+    make_model(tmp_path, vocab_size=300, layers=4, max_position_embeddings=2048)
+    return Student(LlamaForCausalLM.from_pretrained(tmp_path), 300)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_what_autograd_keeps(student: Student, bf16: bool) -> None:
+    """Measured at up to 128 tokens, true at 1000."""
+    kept = _saved_bytes(student, 1000, bf16=bf16)
+    assert kept > 1000 * 4 * 64 * 4  # at least the layers' inputs
+    assert activation_bytes(student, 1000, bf16=bf16) == pytest.approx(kept, rel=0.02)
+
+
+def test_activations_of_attention_that_keeps_its_scores(student: Student) -> None:
+    """Eager attention grows with the square of the length; the estimate sees that."""
+    student.model.set_attn_implementation("eager")
+    kept = _saved_bytes(student, 1000, bf16=False)
+    assert kept > 1000 * 1000 * 4 * 2 * 4  # layers x heads x float32
+    assert activation_bytes(student, 1000, bf16=False) == pytest.approx(kept, rel=0.02)
+
+
+def test_every_part_is_counted(student: Student, world: World, tmp_path: Path) -> None:
+    def of(world_size: int = 1, sharded: bool = False, **settings: object) -> dict[str, int]:
+        chosen: TrainConfig = config(world, tmp_path, **settings)
+        sizes = {"pack_tokens": 1000, "k": 8, "window_bytes": 7}
+        memory = estimate(student, chosen, **sizes, world=world_size, sharded=sharded)
+        return vars(memory) | {"total": memory.total}
+
+    parameters = sum(p.numel() for p in student.parameters())
+    plain = of()
+    assert plain["weights"] == plain["gradients"] == 4 * parameters
+    assert plain["optimizer"] == 8 * parameters
+    assert plain["data"] == 7
+    assert plain["total"] == sum(v for name, v in plain.items() if name != "total")
+    assert of(gradient_checkpointing=True)["activations"] < plain["activations"] / 2
+    assert of(optimizer="adamw_8bit")["optimizer"] < plain["optimizer"] / 3
+    assert of(dtype="bf16")["activations"] < plain["activations"]
+    assert of(world_size=2)["gradients"] == 2 * plain["gradients"]  # DDP's buckets
+    halves = of(world_size=2, sharded=True)
+    assert halves["optimizer"] == plain["optimizer"] // 2
+    for parameter in student.model.model.parameters():
+        parameter.requires_grad_(False)
+    frozen = of()
+    assert frozen["gradients"] == frozen["optimizer"] == 0  # the head is tied to the embeddings
+    assert frozen["activations"] < plain["activations"]
+
+
+def test_peak_of_a_real_step_is_within_the_estimate(student: Student) -> None:
+    """The bytes that autograd holds after the forward pass, asked of the allocator itself."""
+    ids = torch.arange(1000)[None] % 300
+    with torch.profiler.profile(profile_memory=True) as profile:
+        states = student.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    held = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert held == pytest.approx(activation_bytes(student, 1000, bf16=False), rel=0.1)
+    del states
+
+
+def test_refused_before_the_first_step_with_the_figure(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        main([*command(world, out)[3:], "--memory-gb", "0.01"])
+    assert caught.value.code == 2
+    errors = capsys.readouterr().err
+    assert "needs about 0.2" in errors
+    assert "0.01 GB is there on cpu: weights 0.2" in errors
+    assert "--lora-r" in errors
+    assert not (out / "log.jsonl").exists()
+    chunks = ["--chunk-bytes", "100000"]  # the head's buffers are most of a tiny student
+    with pytest.raises(SystemExit) as caught:
+        main([*command(world, out)[3:], *chunks, "--memory-gb", "0.01", "--max-steps", "1"])
+    assert caught.value.code == 0
+
+
+def test_dry_run_says_what_the_run_then_does(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*command(world, tmp_path / "run")[3:], "--dry-run"]
+    arguments[arguments.index("--epochs") + 1] = "1"
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    assert "packs       13, 80.9% full" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*arguments, "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "run").exists()
+    train(config(world, tmp_path / "run", packs_per_step=1, epochs=1))
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (plan["steps"], plan["tokens"]) == (result["steps"], result["tokens"])
+    assert plan["parameters"] == plan["trained"] == result["parameters"]
+    assert plan["memory"]["total"] < plan["available"]

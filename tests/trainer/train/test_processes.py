@@ -1,0 +1,157 @@
+"""Several processes do what one does: DDP (see also test_two_ranks.py) and FSDP2, over gloo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from schemas import SoftshardsError
+from tests.trainer.conftest import World
+from tests.trainer.running import accelerate_launch, command, config, log, start, torchrun
+from trainer.train.loop import train
+
+KEYS = ("step", "tokens", "labels", "lr")
+
+
+def flags(world: World, out: Path, *more: str) -> list[str]:
+    """4 steps of 4 packs, and the last one short: 13 packs, one rank has nothing of its own."""
+    arguments = command(world, out, *more)
+    for name, value in (("--packs-per-step", "4"), ("--epochs", "1"), ("--save-every", "2")):
+        arguments[arguments.index(name) + 1] = value
+    return arguments
+
+
+def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float = 1e-6) -> None:
+    """The same packs in the same order, and the same losses up to the order of summation."""
+    assert [[line[key] for key in KEYS] for line in ours] == [
+        [line[key] for key in KEYS] for line in theirs
+    ]
+    for name in ("loss", "kl", "ce", "teacher_tail", "student_rest"):
+        assert [line[name] for line in ours] == pytest.approx(
+            [line[name] for line in theirs], rel=rel
+        )
+    norms = [[line["grad_norm"] for line in lines] for lines in (ours, theirs)]
+    assert norms[0] == pytest.approx(norms[1], rel=100 * rel)
+
+
+@pytest.fixture(scope="module")
+def one(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process, by accumulation."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "save_every": 2}
+    train(config(world, out, **settings, gradient_checkpointing=True, eval_labels=world.labels))
+    assert len(log(out)) == 4
+    return out
+
+
+def same_model(ours: Path, theirs: Path, atol: float) -> None:
+    """The same names, and weights that are no more than `atol` apart."""
+    models = [load_file(out / "final" / "model.safetensors") for out in (ours, theirs)]
+    assert models[0].keys() == models[1].keys()
+    for name, value in models[0].items():
+        torch.testing.assert_close(value, models[1][name], rtol=0, atol=atol)
+
+
+def test_sharded_and_compiled(world: World, tmp_path: Path) -> None:
+    code, errors = torchrun(flags(world, tmp_path / "two", "--shard", "--compile"))
+    assert code == 0, errors
+    train(config(world, tmp_path / "one", packs_per_step=4, epochs=1, compile=True))
+    same(log(tmp_path / "two"), log(tmp_path / "one"))
+    same_model(tmp_path / "two", tmp_path / "one", atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_in_bf16(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In a process of its own: Accelerate keeps the first precision of a process."""
+    out = tmp_path_factory.mktemp("bf16") / "run"
+    process = start(flags(world, out, "--dtype", "bf16"))
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    return out
+
+
+def test_copies_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None:
+    code, errors = accelerate_launch(flags(world, tmp_path, "--dtype", "bf16"), "--multi_gpu")
+    assert code == 0, errors
+    assert "in each of 2 processes (DDP)" in errors
+    same(log(tmp_path), log(one_in_bf16))
+    same_model(tmp_path, one_in_bf16, atol=1e-4)
+
+
+def test_sharded_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None:
+    """A weight may round otherwise, by 0.4 %, and turn the sign of a gradient near 0.
+
+    Then Adam's first steps, of up to 1e-3 each, go the other way.
+    """
+    code, errors = torchrun(flags(world, tmp_path, "--shard", "--dtype", "bf16"))
+    assert code == 0, errors
+    same(log(tmp_path), log(one_in_bf16), rel=1e-4)
+    same_model(tmp_path, one_in_bf16, atol=4e-3)
+
+
+def test_sharded_lora(world: World, tmp_path: Path) -> None:
+    """It learns what one process does, resumes bitwise, and ends in a plain merged checkpoint."""
+    settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "lora_r": 4}
+    more = ("--shard", "--lora-r", "4")
+    code, errors = torchrun(flags(world, tmp_path / "two", *more))
+    assert code == 0, errors
+    whole = log(tmp_path / "two")
+    train(config(world, tmp_path / "one", **settings))
+    same(whole, log(tmp_path / "one"))
+    saved = tmp_path / "two" / "checkpoints" / "step-00000002"
+    assert all("lora_" in name for name in torch.load(saved / "model.pt"))
+    code, errors = torchrun(flags(world, tmp_path / "rest", *more, "--resume", str(saved)))
+    assert code == 0, errors
+    assert log(tmp_path / "rest") == whole[2:]
+    train(config(world, tmp_path / "alone", **settings, resume=saved))
+    same(log(tmp_path / "alone"), whole[2:])
+    same_model(tmp_path / "two", tmp_path / "rest", atol=0)
+    same_model(tmp_path / "two", tmp_path / "one", atol=2e-5)
+    final = tmp_path / "two" / "final"
+    names = load_file(world.student / "model.safetensors").keys()
+    assert load_file(final / "model.safetensors").keys() == names
+    assert (final / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_sharded_processes_learn_what_one_does(world: World, one: Path, tmp_path: Path) -> None:
+    """FSDP2: steps, held-out measurements, checkpoints, and the model at the end."""
+    arguments = flags(world, tmp_path / "two", "--eval-labels", str(world.labels))
+    code, errors = accelerate_launch(arguments, "--use_fsdp", "--fsdp_version", "2")
+    assert code == 0, errors
+    assert "in each of 2 processes (FSDP2)" in errors
+    same(log(tmp_path / "two"), log(one))
+    evals = [(out / "eval.jsonl").read_text().splitlines() for out in (tmp_path / "two", one)]
+    for ours, theirs in zip(*(map(json.loads, lines) for lines in evals), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    same_model(tmp_path / "two", one, atol=2e-5)
+    # Its checkpoint, at another world size: the same packs follow.
+    saved = tmp_path / "two" / "checkpoints" / "step-00000002"
+    settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "resume": saved}
+    assert train(config(world, tmp_path / "rest", **settings)) == 0
+    same(log(tmp_path / "rest"), log(one)[2:])
+
+
+def test_one_process_goes_on_as_two_sharded(world: World, one: Path, tmp_path: Path) -> None:
+    saved = one / "checkpoints" / "step-00000002"
+    code, errors = torchrun(flags(world, tmp_path, "--shard", "--resume", str(saved)))
+    assert code == 0, errors
+    same(log(tmp_path), log(one)[2:])
+
+
+def test_what_cannot_be_shared(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SoftshardsError, match="nobody to share"):
+        train(config(world, tmp_path, shard=True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SoftshardsError, match="never resume") as caught:
+        train(config(world, tmp_path, shard=True, optimizer="adamw_8bit"))
+    assert "adamw_fused" in str(caught.value)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SoftshardsError, match="not a multiple of the 3 processes"):
+        train(config(world, tmp_path))

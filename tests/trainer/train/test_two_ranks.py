@@ -1,0 +1,94 @@
+"""Two DDP ranks over gloo: the step that one process takes, and a run that survives kill -9."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from schemas import open_label_set
+from tests.trainer.conftest import World
+from tests.trainer.running import command, config, log, start_ranks, torchrun, wait_for_step
+from trainer.data.collate import collate
+from trainer.data.dataset import LabelDataset
+from trainer.losses.objective import label_losses
+from trainer.student.student import load_student
+from trainer.train.loop import train
+
+SETTINGS: dict[str, Any] = {"packs_per_step": 4, "epochs": 6, "save_every": 4}
+BOUND = 5e-7
+"""Relative. float32 has 1.2e-7 between a number and the next, and sums go in other orders."""
+
+
+def flags(world: World, out: Path) -> list[str]:
+    arguments = command(world, out)
+    for name, value in SETTINGS.items():
+        arguments[arguments.index("--" + name.replace("_", "-")) + 1] = str(value)
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run by two ranks, not interrupted."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    code, errors = torchrun(flags(world, out))
+    assert code == 0, errors
+    return out
+
+
+def by_hand(world: World, rates: list[float]) -> list[dict[str, float]]:
+    """Each step as one backward pass over the labels of its 4 packs, with AdamW of PyTorch."""
+    labels = open_label_set(world.labels)
+    student = load_student(world.student, labels).train()
+    matrices = [p for p in student.parameters() if p.ndim >= 2]
+    others = [{"params": [p for p in student.parameters() if p.ndim < 2], "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": 0.01}, *others]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    packs = list(LabelDataset(labels, pack_tokens=128, window=4, epochs=SETTINGS["epochs"]))
+    lines = []
+    for step, rate in enumerate(rates):
+        batches = [collate(pack) for pack in packs[4 * step : 4 * step + 4]]
+        losses = [label_losses(student(batch), batch) for batch in batches]
+        kl, ce = (torch.cat(parts).mean() for parts in zip(*losses))
+        (kl + ce).backward()
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        values = {"loss": kl + ce, "kl": kl, "ce": ce, "grad_norm": norm}
+        lines.append({name: value.item() for name, value in values.items()})
+    return lines
+
+
+def test_accumulation_is_one_batch_is_two_ranks(world: World, two: Path, tmp_path: Path) -> None:
+    train(config(world, tmp_path, **SETTINGS))
+    accumulated, shared = log(tmp_path), log(two)
+    at_once = by_hand(world, [line["lr"] for line in accumulated])
+    assert len(at_once) == len(shared) == len(accumulated) > 15
+    for first, second in ((accumulated, at_once), (at_once, shared), (shared, accumulated)):
+        for name in ("loss", "kl", "ce", "grad_norm"):
+            gap = max(abs(a[name] / b[name] - 1) for a, b in zip(first, second))
+            assert gap < BOUND, name
+
+
+def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) -> None:
+    """kill -9 of the launcher and of both ranks, then the same command."""
+    out = tmp_path / "run"
+    arguments = flags(world, out)
+    process = start_ranks(arguments)
+    wait_for_step(process, out, 6)
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    assert len(family) >= 3
+    for member in family:
+        member.kill()
+    process.wait()
+    assert not (out / "result.json").exists()
+    code, errors = torchrun(arguments)
+    assert code == 0, errors
+    assert "going on after step" in errors
+    for name in ("log.jsonl", "final/model.safetensors"):
+        assert (out / name).read_bytes() == (two / name).read_bytes()

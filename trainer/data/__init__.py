@@ -1,0 +1,1 @@
+"""Label sets to batches: order, mixture, packing, decoding, collation."""

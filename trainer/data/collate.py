@@ -1,0 +1,178 @@
+"""A pack to tensors: one sequence in which documents do not see each other, and its labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from schemas.errors import LabelSetError
+from trainer.data.dataset import Pack
+from trainer.losses import renormalise_teacher
+
+Attention = Literal["mask", "documents", "positions", "varlen"]
+"""How documents are kept apart.
+
+mask: an explicit block-diagonal causal mask [1, 1, T, T], for SDPA and eager attention.
+documents: one after the other, by `trainer.student.document_attention`; the quickest on a CPU.
+positions: transformers derives the mask from position ids that restart; needed where some layers
+    have a sliding window, which one explicit mask could not express.
+varlen: cu_seqlens for flash attention.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """T tokens of some documents in a row, n labels. Integers are int64, logprobs float32.
+
+    Attributes:
+        input_ids, position_ids: [1, T]; positions restart with every document.
+        attention_mask: bool [1, 1, T, T], True where a query (third axis) sees a key, or None.
+        cu_seqlens: int32 [documents + 1] or None. max_length: tokens of the longest document.
+        document_lengths: tokens of each document, or None.
+        rows: [n], the hidden state that predicts label j: the one *before* the labeled token.
+        targets: [n], the actual token at label j.
+        topk_ids, topk_logprobs: [n, k], the teacher's, padded with -1 and -inf.
+        tail_logprob: [n]; together with topk_logprobs it sums to one, renormalised after storage.
+        token_logprob: [n], the teacher's log p of the actual token, as stored.
+        drawn_ids, drawn_counts: [n, m], ids drawn from the teacher's distribution and how often
+            each was, padded with -1 and 0; or None, where they were not read.
+        kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
+        documents: [n], which of the pack's rows a label is of. sources: input file of each row.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    max_length: int
+    document_lengths: list[int] | None
+    rows: Tensor
+    targets: Tensor
+    topk_ids: Tensor
+    topk_logprobs: Tensor
+    tail_logprob: Tensor
+    token_logprob: Tensor
+    drawn_ids: Tensor | None
+    drawn_counts: Tensor | None
+    kinds: Tensor
+    documents: Tensor
+    sources: list[str]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            moved[f.name] = value.to(device) if isinstance(value, Tensor) else value
+        return Batch(**moved)
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments for a transformers decoder."""
+        inputs: dict[str, Any] = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": self.attention_mask,
+            "use_cache": False,
+        }
+        if self.cu_seqlens is not None:
+            inputs |= {"cu_seq_lens_q": self.cu_seqlens, "cu_seq_lens_k": self.cu_seqlens}
+            inputs |= {"max_length_q": self.max_length, "max_length_k": self.max_length}
+        if self.document_lengths is not None:
+            inputs["document_lengths"] = self.document_lengths
+        return inputs
+
+
+def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = None) -> Batch:
+    """Lay the rows of a pack end to end.
+
+    Args:
+        pack: what `LabelDataset` yields.
+        attention: how documents are kept apart.
+        pad_to: pad to this many tokens with one more document, without labels (for torch.compile,
+            which wants one shape).
+
+    Raises:
+        LabelSetError: a label holds no probability mass, or an id twice.
+    """
+    window, rows = pack.window, pack.rows
+    lengths = window.token_offsets[rows + 1] - window.token_offsets[rows]
+    tokens = window.tokens[_ranges(window.token_offsets[rows], lengths)]
+    n_labels = window.label_offsets[rows + 1] - window.label_offsets[rows]
+    picked = _ranges(window.label_offsets[rows], n_labels)
+    starts = np.cumsum(lengths) - lengths
+    at = window.positions[picked] + np.repeat(starts, n_labels)
+    labels = window.labels[picked]
+    targets = tokens[at]
+    if pad_to is not None and pad_to > len(tokens):
+        lengths = np.append(lengths, pad_to - len(tokens))
+        starts = np.append(starts, len(tokens))
+        tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
+    positions = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    documents = np.repeat(np.arange(len(rows)), n_labels)
+    if (twice := _repeating(labels.topk_ids)).any():
+        raise LabelSetError(
+            f"{int(twice.sum())} of {len(twice)} labels hold an id twice: the mass outside the ids "
+            "would be wrong",
+            row=pack.keys[documents[twice.argmax()]],
+            mend="run `labeler verify` on the label set",
+        )
+    try:
+        topk, tail = renormalise_teacher(
+            torch.from_numpy(labels.topk_logprobs), torch.from_numpy(labels.tail_logprob)
+        )
+    except ValueError as error:
+        raise LabelSetError(
+            str(error), row=", ".join(pack.keys), mend="run `labeler verify` on the label set"
+        ) from error
+    return Batch(
+        input_ids=_long(tokens)[None],
+        position_ids=_long(positions)[None],
+        attention_mask=block_causal_mask(lengths) if attention == "mask" else None,
+        cu_seqlens=_cu_seqlens(lengths) if attention == "varlen" else None,
+        max_length=int(lengths.max()),
+        document_lengths=lengths.tolist() if attention == "documents" else None,
+        rows=_long(at - 1),
+        targets=_long(targets),
+        topk_ids=_long(labels.topk_ids),
+        topk_logprobs=topk,
+        tail_logprob=tail,
+        token_logprob=torch.from_numpy(labels.token_logprob),
+        drawn_ids=None if labels.sample_ids is None else _long(labels.sample_ids),
+        drawn_counts=None if labels.sample_counts is None else _long(labels.sample_counts),
+        kinds=_long(window.kinds[picked]),
+        documents=_long(documents),
+        sources=[window.sources[row] for row in rows],
+    )
+
+
+def _repeating(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which rows of [n, k] hold an id twice. On a GPU the op does not look, this does."""
+    ordered = np.sort(ids, axis=1)
+    return ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+
+
+def block_causal_mask(lengths: NDArray[np.int64]) -> Tensor:
+    """Bool [1, 1, T, T]: token q sees token k of the same document with k <= q."""
+    document = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    same = document[:, None] == document[None, :]
+    return same.tril_()[None, None]
+
+
+def _cu_seqlens(lengths: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+
+
+def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of [start, start + length) for each pair, one after the other."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+
+
+def _long(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))

@@ -1,0 +1,92 @@
+"""Several label sets in one run: which row groups of each an epoch visits.
+
+An epoch is one pass over the set that `--labels` names. A set that is mixed in with weight w is
+passed over w times in the same epoch: 2 shows it twice, 0.25 shows a quarter of its row groups,
+the next quarter in the next epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
+from trainer.data.order import permutation, row_group_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A label set of a mixture; `weight` is its passes an epoch."""
+
+    labels: LabelSet
+    weight: float = 1.0
+
+
+def open_mixture(
+    labels: LabelSet, mix: tuple[str, ...], *, allow_partial: bool = False
+) -> tuple[Part, ...]:
+    """The set itself, then those mixed in, each given as PATH or PATH=WEIGHT.
+
+    Raises:
+        SoftshardsError: a weight is no positive number, or a set's tokenizer is another one.
+    """
+    parts = [Part(labels=labels)]
+    for text in mix:
+        path, weight = _split(text)
+        other = open_label_set(path, allow_partial=allow_partial)
+        if other.manifest.identity.tokenizer != labels.manifest.identity.tokenizer:
+            raise SoftshardsError(
+                f"its tokenizer is not that of {labels.place}: token ids mean different things",
+                path=path,
+                mend="mix label sets of teachers with one tokenizer",
+            )
+        if other.labels == 0:
+            raise LabelSetError("the label set holds no labels", path=path)
+        parts.append(Part(labels=other, weight=weight))
+    return tuple(parts)
+
+
+def _split(text: str) -> tuple[str, float]:
+    path, sign, weight = text.rpartition("=")
+    if not sign or Path(text).exists():
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError as error:
+        raise SoftshardsError(f"--mix {text}: {weight!r} is no number") from error
+    if not 0 < value < 1e6:
+        raise SoftshardsError(f"--mix {text}: the weight must be above 0")
+    return path, value
+
+
+def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.int64]:
+    """(part, row group) [n, 2] of an epoch, in the order of the visit: a pure function.
+
+    Whatever its weight w, a part's row groups are visited equally often over the epochs, but for
+    one: epoch e takes places floor(e w n) to floor((e + 1) w n) of a cycle through all n.
+    """
+    chosen = []
+    for number, part in enumerate(parts):
+        n = len(part.labels.row_groups)
+        start, stop = (int(np.floor(e * part.weight * n + 1e-9)) for e in (epoch, epoch + 1))
+        cycle = permutation(n, "mixture", seed, number)
+        groups = np.sort(cycle[np.arange(start, stop) % n])
+        chosen.append(np.stack([np.full(len(groups), number), groups], axis=1))
+    visited = np.concatenate(chosen)
+    return visited[row_group_order(len(visited), seed, epoch)]
+
+
+def mixture_facts(parts: tuple[Part, ...]) -> list[dict[str, Any]]:
+    """What decides which rows are seen, of the sets that are mixed in, for a run's facts."""
+    return [
+        {
+            "identity": part.labels.manifest.identity_digest,
+            "content": part.labels.content_digest,
+            "weight": part.weight,
+        }
+        for part in parts[1:]
+    ]

@@ -1,0 +1,74 @@
+"""Pack rows into sequences of a token budget, from their lengths alone."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.errors import SoftshardsError
+from trainer.data.order import pack_order, row_order
+
+
+def pack_window(
+    lengths: NDArray[np.int64],
+    budget: int,
+    *,
+    seed: int,
+    epoch: int,
+    window: int,
+    row_name: Callable[[int], str] = str,
+) -> list[NDArray[np.int64]]:
+    """The packs of one window in training order, each an array of row numbers.
+
+    Args:
+        lengths: tokens of each row of the window [rows].
+        budget: most tokens a pack may have.
+        seed, epoch, window: what the order depends on.
+        row_name: names a row in the error for one that does not fit.
+
+    Raises:
+        SoftshardsError: a row is longer than the budget.
+    """
+    too_long = lengths > budget
+    if too_long.any():
+        row = int(np.argmax(too_long))
+        raise SoftshardsError(
+            f"the row has {int(lengths[row])} tokens and a pack holds {budget}",
+            row=row_name(row),
+            mend=f"pass --pack-tokens {int(lengths.max())} or more",
+        )
+    # Permuted before the stable sort by length, so that rows of one length mix anew each epoch.
+    order = row_order(len(lengths), seed, epoch, window)
+    packs = [order[pack] for pack in best_fit_decreasing(lengths[order], budget)]
+    return [packs[i] for i in pack_order(len(packs), seed, epoch, window)]
+
+
+def best_fit_decreasing(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Put each row, longest first, where it leaves the least room; open a pack where none has room.
+
+    Deterministic: rows of one length go in the order given, and so do packs with equal room.
+    """
+    packs: list[list[int]] = []
+    room: dict[int, list[int]] = {}  # free tokens -> packs with just that many
+    sizes: list[int] = []  # the keys of `room` in ascending order
+    for row in np.argsort(-lengths, kind="stable"):
+        length = int(lengths[row])
+        at = bisect_left(sizes, length)
+        if at == len(sizes):
+            pack, free = len(packs), budget
+            packs.append([])
+        else:
+            free = sizes[at]
+            pack = room[free].pop()
+            if not room[free]:
+                del room[free], sizes[at]
+        packs[pack].append(int(row))
+        left = free - length
+        if left not in room:
+            room[left] = []
+            insort(sizes, left)
+        room[left].append(pack)
+    return [np.array(pack, dtype=np.int64) for pack in packs]

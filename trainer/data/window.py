@@ -1,0 +1,103 @@
+"""Rows of label sets as arrays, as the student is to see them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from schemas import Labels, LabelSetError, decode
+from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
+from schemas.codec import LABEL_COLUMNS, list_offsets
+from trainer.data.vocab_map import VocabMap
+
+pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
+
+LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
+ROW_COLUMNS = (
+    *(*KEY_COLUMNS, "source", *LENGTH_COLUMNS),
+    *("input_ids", "spans", "student_spans", *LABEL_COLUMNS),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The decoded rows of one window, as the student is to see them.
+
+    Attributes:
+        keys: name of each row. tokens: int32, all rows' ids; row i has
+            tokens[token_offsets[i]:token_offsets[i + 1]].
+        labels: all rows' labels; row i has [label_offsets[i], label_offsets[i + 1]).
+        positions: int64 [labels], the place t of each labeled token in its own row.
+        kinds: int64 [labels], index into `schemas.arrow.SPAN_KINDS`.
+        sources: input file of each row, "" where it is not known.
+    """
+
+    keys: list[str]
+    tokens: NDArray[np.int32]
+    token_offsets: NDArray[np.int64]
+    labels: Labels
+    label_offsets: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+    sources: list[str]
+
+
+def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
+    """Rows of a shard to arrays; rows without labels are left out.
+
+    The student's own context is taken where a row has one, the teacher's elsewhere. With a
+    `vocab_map`, which must know all tokens of the rows, ids are the student's.
+    """
+    table = labeled(table).combine_chunks()
+    keys = row_names(table)
+    tokens = _either(table, "student_input_ids", "input_ids")
+    spans = _either(table, "student_spans", "spans")
+    decoded = decode(table)
+    flat = spans.flatten()
+    start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))
+    first = np.cumsum(stop - start) - (stop - start)  # the label at which each span begins
+    positions = np.arange((stop - start).sum()) + np.repeat(start - first, stop - start)
+    if len(positions) != len(decoded.labels):
+        raise LabelSetError(
+            f"spans cover {len(positions)} positions and there are {len(decoded.labels)} labels",
+            row=f"{keys[0]} or one of the {len(keys) - 1} after it",
+            mend="run `labeler verify` on the label set",
+        )
+    kind = pc.index_in(flat.field("kind"), pa.array(SPAN_KINDS)).to_numpy(zero_copy_only=False)
+    flat_tokens = tokens.flatten().to_numpy()
+    return Window(
+        keys=keys,
+        tokens=vocab_map.map_tokens(flat_tokens) if vocab_map else flat_tokens,
+        token_offsets=list_offsets(tokens),
+        labels=vocab_map.map_labels(decoded.labels) if vocab_map else decoded.labels,
+        label_offsets=decoded.offsets,
+        positions=positions,
+        kinds=np.repeat(kind.astype(np.int64), stop - start),
+        sources=[source or "" for source in table["source"].to_pylist()],
+    )
+
+
+def labeled(table: pa.Table) -> pa.Table:
+    """The rows that have labels."""
+    has_labels = pc.greater(table["n_labels"], 0)
+    return table if pc.all(has_labels).as_py() else table.filter(has_labels)
+
+
+def row_names(table: pa.Table) -> list[str]:
+    """What errors call each row: id, chunk and sample."""
+    rows = zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True)
+    return [f"{record} (chunk {chunk}, sample {sample})" for record, chunk, sample in rows]
+
+
+def _either(table: pa.Table, first: str, second: str) -> pa.ListArray:
+    """The first column where it is not null, else the second, as one array."""
+    if table[first].null_count == table.num_rows:
+        column = table[second]
+    else:
+        column = pc.if_else(pc.is_valid(table[first]), table[first], table[second])
+    return column.combine_chunks()

@@ -1,0 +1,1 @@
+"""Measure models on held-out labels."""

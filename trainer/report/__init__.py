@@ -1,0 +1,1 @@
+"""Teacher, baselines and students side by side on one page."""

@@ -1,0 +1,1 @@
+"""Make a student by leaving layers and feed-forward neurons of the teacher out."""

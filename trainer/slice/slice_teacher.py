@@ -1,0 +1,119 @@
+"""Make a student by leaving layers and feed-forward neurons of the teacher out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.fingerprint import weights_digest
+from trainer.data.collate import Attention, Batch, collate
+from trainer.data.dataset import LabelDataset
+from trainer.evaluate.teacher_facts import is_the_teacher
+from trainer.slice.layer_choice import choose_layers, mean_kl
+from trainer.slice.neurons import feed_forward_blocks, narrow
+from trainer.slice.slice_config import SliceConfig
+from trainer.student.layers import cut_layers, decoder_layers
+from trainer.student.save_model import save_model
+from trainer.student.student import load_student
+
+SLICE = "slice.json"
+PACK_TOKENS = 1024
+
+
+def slice_teacher(config: SliceConfig) -> int:
+    """Write a student with some of the teacher's layers; return the exit code.
+
+    Raises:
+        SoftshardsError: the teacher's layers cannot be taken out, or there is another slice at OUT.
+    """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    asked = _asked(config, labels)
+    if (config.out / SLICE).is_file():
+        found = json.loads((config.out / SLICE).read_text(encoding="utf-8"))
+        if found["asked"] != asked:
+            raise SoftshardsError(
+                "there is a student of other layers or neurons, or measured on other labels",
+                path=config.out,
+                mend="give another --out, or delete the folder",
+            )
+        console.print(f"reused {config.out}: layers {found['layers']}")
+        return 0
+    student = load_student(config.teacher, labels).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    student.to(device)
+    count = len(decoder_layers(student.model))
+    kept = config.chosen(count)
+    if max(kept or [0]) >= count or (config.keep or 1) > count:
+        raise SoftshardsError(f"the teacher has only {count} layers, 0 to {count - 1}")
+    if config.ffn_keep < 1:
+        feed_forward_blocks(student)  # refused now rather than after the layers were measured
+    batches = [batch.to(device) for batch in _sample(config, labels, student.attention)]
+    autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bf16")
+    removals: list[dict[str, Any]] = []
+    widths: dict[str, Any] = {}
+    with torch.no_grad(), autocast:
+        if kept is None:
+            assert config.keep is not None
+            kept, removals = choose_layers(student, batches, config.keep, config.candidates)
+        cut_layers(student.model, kept)
+        kl = mean_kl(student, batches)
+        console.print(f"layers kept: {kept}; KL to the teacher's labels, untrained: {kl:.3f} nats")
+        if config.ffn_keep < 1:
+            widths = narrow(student, batches, config.ffn_keep)
+            kl = mean_kl(student, batches)
+            console.print(
+                f"feed-forward neurons kept: {widths['after']} of {widths['before']}; KL {kl:.3f}"
+            )
+    report = {
+        "asked": asked,
+        "layers": kept,
+        "of": count,
+        "ffn": widths,
+        "kl": kl,
+        "removals": removals,
+        "sample_labels": sum(len(batch.targets) for batch in batches),
+        "from_the_labels_teacher": is_the_teacher(config.teacher, labels.manifest.identity),
+    }
+    dtype = _stored_dtype(config)
+    student.to(dtype)
+    student.model.config.dtype = dtype
+    save_model(student.model, config.out, tokenizer_dir=config.teacher, extra={SLICE: report})
+    return 0
+
+
+def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
+    try:
+        teacher = weights_digest(config.teacher)
+    except FileNotFoundError as error:
+        raise SoftshardsError(str(error), mend="give the teacher's checkpoint folder") from error
+    asked: dict[str, Any] = {"teacher": teacher, "dtype": config.dtype}
+    asked |= {name: getattr(config, name) for name in ("layers", "keep", "stride", "ffn_keep")}
+    if config.keep is not None:
+        asked["candidates"] = config.candidates
+    asked |= {"sample_tokens": config.sample_tokens, "seed": config.seed}
+    return asked | {"labels": labels.digests}
+
+
+def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iterator[Batch]:
+    """Whole packs of the label set in a seeded order, until there are enough labels."""
+    budget = max(PACK_TOKENS, labels.manifest.identity.max_length)
+    packs = LabelDataset(labels, pack_tokens=budget, seed=config.seed, window=1)
+    total = 0
+    for pack in packs:
+        yield collate(pack, attention=attention)
+        total += pack.n_labels
+        if total >= config.sample_tokens:
+            return
+
+
+def _stored_dtype(config: SliceConfig) -> torch.dtype:
+    raw = json.loads((config.teacher / "config.json").read_text(encoding="utf-8"))
+    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    dtype = getattr(torch, name, torch.float32)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -1,0 +1,1 @@
+"""Students: causal LMs whose output head returns label log-probabilities."""

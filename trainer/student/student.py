@@ -1,0 +1,256 @@
+"""A student: any Hugging Face causal LM with the teacher's tokenizer, and a head that knows labels.
+
+The head's op runs inside the head module's own forward: under FSDP the weight is whole only there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from schemas.errors import SoftshardsError
+from schemas.labelset import LabelSet
+from trainer.data.collate import Attention, Batch
+from trainer.data.vocab_map import VocabMap, read_vocab_map
+from trainer.losses.objective import StudentOutput
+from trainer.student.document_attention import DOCUMENTS, use_documents
+from trainer.student.label_head import as_label_head
+from trainer.student.tokenizer_check import check_tokenizer
+from trainer.student.top1 import likeliest
+
+PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+HEAD_CHECK_TOKENS = 16
+HEAD_CHECK_TOLERANCE = 2e-3
+
+disable_progress_bar()  # our own bars say more than one of how many tensors were loaded
+
+
+class Student(nn.Module):
+    """A causal LM whose forward takes a `Batch` and returns label log-probabilities.
+
+    Args:
+        model: the causal LM; its head is turned into a `LabelHead`.
+        valid_vocab: number of real token ids; the head may be padded past them.
+        vocab_map: from the teacher's ids to the student's, where they differ.
+
+    Attributes:
+        chunk_bytes: budget of the head's op (see `linear_label_logprobs`); None for its default.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, valid_vocab: int, vocab_map: VocabMap | None = None
+    ) -> None:
+        super().__init__()
+        head = as_label_head(model.get_output_embeddings())
+        rows = head.weight.shape[0]
+        if rows < valid_vocab:
+            raise SoftshardsError(
+                f"the student's head has {rows} rows and the tokenizer {valid_vocab} ids",
+                mend="resize the student's embeddings, or take a student made for this tokenizer",
+            )
+        self.model, self.valid_vocab, self.vocab_map = model, valid_vocab, vocab_map
+        self.chunk_bytes: int | None = None
+        text = model.config.get_text_config()
+        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        # Cohere multiplies its logits, Granite divides them.
+        self.scale = float(getattr(text, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+        self.attention = attention_of(model)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The final hidden states [n, d] that predict the labeled tokens."""
+        states: Tensor = self.model.base_model(**batch.model_inputs).last_hidden_state
+        return states[0, batch.rows]
+
+    def forward(self, batch: Batch, *, with_likeliest: bool = False) -> Any:
+        """Log-probabilities at the labels of a batch, a `StudentOutput`.
+
+        `with_likeliest` adds the likeliest token of all, int64 [n], and its log-probability [n];
+        they are found here because under FSDP the weights are whole only here.
+        """
+        hidden = self.hidden(batch)
+        if batch.drawn_ids is None:
+            output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
+        else:
+            output = self._with_drawn(hidden, batch, batch.drawn_ids)
+        if not with_likeliest:
+            return output
+        head, (logp, log_rest, *_) = self.model.get_output_embeddings(), output
+        return output, likeliest(head, hidden, batch.topk_ids, logp, log_rest, **self.head_settings)
+
+    def _with_drawn(self, hidden: Tensor, batch: Batch, drawn: Tensor) -> StudentOutput:
+        """Top-k and drawn ids in one pass over the head: an id of both is asked for once."""
+        ids = batch.topk_ids
+        known = drawn[:, :, None] == ids[:, None, :]  # [n, m, k]
+        place, inside = known.byte().argmax(2), known.any(2)
+        others = drawn.masked_fill(inside, -1)
+        logp, log_rest, target_logp, _ = self.label_logprobs(
+            hidden, torch.cat([ids, others], 1), batch.targets
+        )
+        of_topk, of_others = logp.split([ids.shape[1], drawn.shape[1]], 1)
+        return StudentOutput(
+            logp=of_topk,
+            log_rest=torch.cat([log_rest[:, None], of_others], 1).logsumexp(1),
+            target_logp=target_logp,
+            drawn_logp=torch.where(inside, of_topk.gather(1, place), of_others),
+        )
+
+    def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
+        """The head's part of `forward`."""
+        head: Any = self.model.get_output_embeddings()
+        return StudentOutput(*head(hidden, ids, target, **self.head_settings))
+
+    @property
+    def head_settings(self) -> dict[str, Any]:
+        """What the head's op has to know of the model."""
+        return {
+            "valid_vocab": self.valid_vocab,
+            "scale": self.scale,
+            "softcap": self.softcap,
+            "chunk_bytes": self.chunk_bytes,
+        }
+
+
+def load_student(
+    path: Path,
+    labels: LabelSet,
+    *,
+    from_config: bool = False,
+    seed: int = 0,
+    map_vocab: bool = False,
+    adapt: Callable[[PreTrainedModel], Any] | None = None,
+) -> Student:
+    """Load a student in float32 and check that it fits the label set.
+
+    Args:
+        path: a checkpoint folder; with `from_config` a folder with at least a `config.json`.
+        labels: the label set it is to learn from, or be measured on.
+        from_config: draw random weights from `seed` instead of loading any.
+        map_vocab: take a tokenizer that shares almost all tokens with the teacher's.
+        adapt: changes the model in place before its head is looked at (LoRA).
+
+    Raises:
+        IdentityError: its tokenizer is not the teacher's.
+        SoftshardsError: it cannot be loaded, packed, or its head is not one we know how to fuse.
+    """
+    check_model_folder(path)
+    vocab_map = read_vocab_map(labels, path) if map_vocab else None
+    if vocab_map is None:
+        check_tokenizer(path, labels, required=not from_config)
+    model = load_model(path, from_config=from_config, seed=seed)
+    if attention_of(model) == "mask" and not torch.accelerator.is_available():
+        use_documents(model)
+    if adapt is not None:
+        adapt(model)
+    vocab = vocab_map.student_vocab if vocab_map else labels.manifest.identity.vocab_size
+    student = Student(model, vocab, vocab_map)
+    check_head(student)
+    return student
+
+
+def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTrainedModel:
+    """Load a causal LM in float32, or make one with random weights.
+
+    Raises:
+        SoftshardsError: there is none, or transformers cannot load it.
+    """
+    check_model_folder(path)
+    try:
+        attention = _implementation()
+        if from_config:
+            torch.manual_seed(seed)
+            config = AutoConfig.from_pretrained(path)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            return model.float()
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, attn_implementation=attention
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse a folder that holds no model.
+
+    Raises:
+        SoftshardsError: with where to get one.
+    """
+    if not (path / "config.json").is_file():
+        raise SoftshardsError(
+            "no model here: config.json is missing",
+            path=path,
+            mend="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+        )
+
+
+def attention_of(model: PreTrainedModel) -> Attention:
+    """How to keep packed documents apart in this model.
+
+    Raises:
+        SoftshardsError: it has layers that carry state from token to token whatever the mask says.
+    """
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
+    if kinds - PACKABLE_LAYERS:
+        raise SoftshardsError(
+            f"the student has {', '.join(sorted(kinds - PACKABLE_LAYERS))} layers, which would "
+            "leak from one packed document into the next",
+            mend="use a student whose layers are all attention",
+        )
+    if text._attn_implementation == "flash_attention_2":
+        return "varlen"
+    if getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}:
+        return "positions"
+    return "documents" if text._attn_implementation == DOCUMENTS else "mask"
+
+
+def _implementation() -> str:
+    from transformers.utils import is_flash_attn_2_available
+
+    usable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return "flash_attention_2" if usable and is_flash_attn_2_available() else "sdpa"
+
+
+@torch.no_grad()
+def check_head(student: Student) -> None:
+    """Refuse a model whose logits are not what our head computes from its last hidden states.
+
+    Raises:
+        SoftshardsError: it does something to its logits that we do not know of.
+    """
+    if student.attention == "varlen":
+        return  # flash attention runs neither on the CPU nor in float32
+    model, vocab = student.model, student.valid_vocab
+    ids = torch.arange(HEAD_CHECK_TOKENS)[None] * 7919 % vocab
+    training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
+    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    found = student.label_logprobs(states, ids[0, :, None], ids[0]).target_logp
+    model.train(training)
+    expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
+    gap = float((found - expected).abs().max())
+    if not math.isfinite(gap):
+        raise SoftshardsError("the student's logits are not finite: its weights are broken")
+    if not gap < HEAD_CHECK_TOLERANCE:
+        raise SoftshardsError(
+            f"{type(model).__name__} transforms its logits in a way this trainer does not know "
+            f"(log-probabilities differ by {gap:.2g})",
+            mend="use another student architecture, or report this one",
+        )
+
+
+def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
+    """Number of parameters (tied ones once), with and without the embeddings and head."""
+    total = sum(p.numel() for p in model.parameters())
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    outer = {id(p): p.numel() for table in tables for p in table.parameters()}
+    return {"parameters": total, "non_embedding": total - sum(outer.values())}

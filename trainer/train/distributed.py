@@ -1,0 +1,102 @@
+"""One process or several: how Accelerate shares a run among them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from schemas import SoftshardsError
+from trainer.student.layers import decoder_layers
+from trainer.student.student import Student
+from trainer.train.train_config import TrainConfig
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate for the processes that torchrun or `accelerate launch` started: DDP or FSDP2.
+
+    Raises:
+        SoftshardsError: the packs of a step cannot be shared evenly, one process is to shard, or
+            what is to be sharded could not be loaded again.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    sharded = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    _refuse(config, world, sharded)
+    cpu = world > 1 and not torch.accelerator.is_available()
+    plugin = _fsdp2() if sharded else None
+    accelerator = Accelerator(
+        # Without this, processes that torchrun starts on a CPU would each train alone.
+        cpu=cpu,
+        mixed_precision="bf16" if config.dtype == "bf16" else "no",
+        log_with=None if config.tracker == "none" else config.tracker,
+        project_dir=str(config.out),
+        fsdp_plugin=plugin,
+    )
+    if plugin is not None and cpu:
+        # Accelerate knows FSDP2 on accelerators only; PyTorch knows it over gloo as well.
+        for state in (PartialState(), accelerator.state):
+            state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = plugin
+    return accelerator
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds only its share of the weights."""
+    return bool(accelerator.distributed_type == DistributedType.FSDP)
+
+
+def sharing(accelerator: Accelerator) -> str:
+    """How many processes train together, and how, for people; nothing where one does."""
+    how = "FSDP2" if is_sharded(accelerator) else "DDP"
+    world = accelerator.num_processes
+    return f" in each of {world} processes ({how})" if world > 1 else ""
+
+
+def prepare(accelerator: Accelerator, student: Student, optimizer: Any) -> tuple[Any, Any]:
+    """Student and optimizer as Accelerate wraps them; under FSDP2 a decoder layer is a unit."""
+    if is_sharded(accelerator):
+        plugin: Any = accelerator.state.fsdp_plugin
+        layers = decoder_layers(student.model)
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
+    model, wrapped = accelerator.prepare(student, optimizer)
+    if is_sharded(accelerator):  # the one case in which Accelerate leaves autocast out
+        model.forward = accelerator.autocast()(model.forward)
+    return model, wrapped
+
+
+def _refuse(config: TrainConfig, world: int, sharded: bool) -> None:
+    if sharded and world == 1:
+        raise SoftshardsError(
+            "--shard with one process: there is nobody to share the weights with",
+            mend="start several, as in `torchrun --nproc-per-node 2 -m trainer train --shard ...`",
+        )
+    if sharded and config.optimizer == "adamw_8bit":
+        # PyTorch loads whole states by splitting and scattering them; torchao's know neither.
+        raise SoftshardsError(
+            "--shard with --optimizer adamw_8bit: its shared states could be saved but not loaded, "
+            "and the run never resume",
+            mend="take --optimizer adamw_fused, whose states --shard divides among the processes, "
+            "or leave --shard out",
+        )
+    if config.packs_per_step % world:
+        raise SoftshardsError(
+            f"--packs-per-step {config.packs_per_step} is not a multiple of the {world} processes"
+        )
+
+
+def _fsdp2() -> FullyShardedDataParallelPlugin:
+    """FSDP2 with what `accelerate launch` says of it, but for what would change the numbers."""
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    # Every process loads the weights itself, and checks them, before it keeps its share.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+        # bf16 is autocast over float32 weights, sharded or not; gradients are summed in float32.
+        mixed_precision_policy=MixedPrecisionPolicy(),
+    )
