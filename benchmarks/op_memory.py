@@ -1,4 +1,4 @@
-"""T2: peak extra memory of the linear + label op against materialised logits with the same loss.
+"""T2: peak extra memory of the linear + label op against materialized logits with the same loss.
 
     python -m benchmarks.op_memory [--full]
 
@@ -6,12 +6,12 @@ Memory is peak resident set (VmHWM, Linux) of a fresh process for each measureme
 resident just before: unlike a profiler of tensor allocations it also sees what kernels and the BLAS
 library take inside, and unlike a peak in a shared process it cannot be hidden by an earlier one.
 The outputs and the gradients of weight and hidden are subtracted, from all sides: the op holds all
-of them at its peak, materialised logits may not, so the ratio errs against the op.
+of them at its peak, materialized logits may not, so the ratio errs against the op.
 
 Beside it the losses of TRL and Liger that run on a CPU (`benchmarks/peers.py`). They and, by
-default, materialised logits are measured at a quarter of the tokens: what materialises grows with
+default, materialized logits are measured at a quarter of the tokens: what materializes grows with
 them in proportion, and is scaled; Liger's is flat from there on (its chunk). --full measures
-materialised logits at all tokens, which takes 14 GB and minutes.
+materialized logits at all tokens, which takes 14 GB and minutes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FEW = 1024
 TARGET = 1 / 20
 
 
-def materialised(
+def materialized(
     hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     log_p = torch.nn.functional.linear(hidden, weight).log_softmax(1)
@@ -54,7 +54,7 @@ def step(name: str, hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor)
         logp, log_rest, target_logp = linear_label_logprobs(hidden, weight, ids, target=target)
         assert target_logp is not None
     else:
-        logp, log_rest, target_logp = materialised(hidden, weight, ids, target)
+        logp, log_rest, target_logp = materialized(hidden, weight, ids, target)
     loss = forward_kl(teacher[:, :-1], teacher[:, -1], logp, log_rest)
     torch.autograd.backward((loss + cross_entropy(target_logp)).mean())
 
@@ -115,9 +115,9 @@ def main() -> None:
     )
     op = _show("op", N, d)
     op_few = _show("op", FEW, d)
-    dense = _show("materialised", dense_n, d) * N / dense_n
+    dense = _show("materialized", dense_n, d) * N / dense_n
     peers = {name: _show(name, FEW, d) for name in PEERS}
-    print(f"op / materialised = 1/{dense / op:.0f} at n={N} (target 1/20)")
+    print(f"op / materialized = 1/{dense / op:.0f} at n={N} (target 1/20)")
     print(f"op, n={N} / n={FEW} = {op / op_few:.2f}")
     result = {
         "ratio": op / dense,
@@ -125,8 +125,8 @@ def main() -> None:
         "of_one_logits_tensor": op / logits,
         "growth": op / op_few,
         "op_bytes": op,
-        "materialised_bytes": dense,
-        "materialised_n": dense_n,
+        "materialized_bytes": dense,
+        "materialized_n": dense_n,
         "peers": {name: {"bytes": v, "op_to_it": op_few / v} for name, v in peers.items()},
         "peers_n": FEW,
         "chunk_bytes": CHUNK_BYTES,

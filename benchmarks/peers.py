@@ -18,7 +18,7 @@ is the student's weight, detached: one table less in memory, for all alike."""
 
 
 def trl_jsd(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tensor) -> Tensor:
-    """TRL's GKD loss at beta 0, the forward KL, on materialised logits, and cross-entropy."""
+    """TRL's GKD loss at beta 0, the forward KL, on materialized logits, and cross-entropy."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL says that these modules may move
         from trl.experimental.gkd import GKDTrainer
@@ -30,7 +30,7 @@ def trl_jsd(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tens
 
 
 def trl_top_k(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tensor) -> Tensor:
-    """TRL's forward KL over 64 ids and the tail (SDFT), on materialised logits, and cross-entropy.
+    """TRL's forward KL over 64 ids and the tail (SDFT), on materialized logits, and cross-entropy.
 
     The nearest thing to ours that is published: k + 1 buckets, but from two sets of full logits.
     """

@@ -61,7 +61,7 @@ def _launch(
     app.config = None  # of an earlier call in the same process
     if config is not None:
         if not config.is_file():
-            raise SoftshardsError("no such file", path=config, mend="check --config")
+            raise SoftshardsError("no such file", path=config, hint="check --config")
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
         )

@@ -1,4 +1,4 @@
-"""Codec `plain/1`: label arrays to Arrow columns and back. Vectorised, no per-token Python."""
+"""Codec `plain/1`: label arrays to Arrow columns and back. Vectorized, no per-token Python."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def one_array(column: pa.ChunkedArray) -> Any:
 
 
 def list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
-    """Offsets into `array.flatten()`, which (unlike `.values`) honours slices."""
+    """Offsets into `array.flatten()`, which (unlike `.values`) honors slices."""
     offsets = array.offsets.to_numpy()
     return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)
 

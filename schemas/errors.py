@@ -12,7 +12,7 @@ class SoftshardsError(Exception):
         what: what is wrong, in one sentence.
         path: the file concerned, if one is.
         row: the record or row concerned, if one is (`notes.jsonl:17`, `article/3`).
-        mend: what to do about it.
+        hint: what to do about it.
     """
 
     def __init__(
@@ -21,12 +21,12 @@ class SoftshardsError(Exception):
         *,
         path: Path | str | None = None,
         row: str | int | None = None,
-        mend: str | None = None,
+        hint: str | None = None,
     ) -> None:
-        self.what, self.path, self.row, self.mend = what, path, row, mend
+        self.what, self.path, self.row, self.hint = what, path, row, hint
         where = [str(part) for part in (path, None if row is None else f"row {row}") if part]
         message = f"{', '.join(where)}: {what}" if where else what
-        super().__init__(f"{message}\n  mend: {mend}" if mend else message)
+        super().__init__(f"{message}\n  hint: {hint}" if hint else message)
 
 
 def first_line(error: BaseException) -> str:

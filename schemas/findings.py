@@ -14,14 +14,14 @@ class Finding:
         kind: what sort of thing, in one word (docs/verify.md lists them).
         where: the file, row group, row or position concerned; empty where it is the whole set.
         what: what is wrong, in one sentence.
-        mend: what to do about it, if anything can be done.
+        hint: what to do about it, if anything can be done.
         note: worth knowing, and no fault.
     """
 
     kind: str
     what: str
     where: str = ""
-    mend: str | None = None
+    hint: str | None = None
     note: bool = False
 
     def __str__(self) -> str:
@@ -32,5 +32,5 @@ class Finding:
         return dataclasses.replace(self, where=f"{outer}, {self.where}" if self.where else outer)
 
     def as_json(self) -> dict[str, str | None]:
-        """Its kind, place, sentence and mend."""
-        return {"kind": self.kind, "where": self.where, "what": self.what, "mend": self.mend}
+        """Its kind, place, sentence and hint."""
+        return {"kind": self.kind, "where": self.where, "what": self.what, "hint": self.hint}

@@ -41,7 +41,7 @@ def sha256_json(value: Any) -> str:
 
 
 def tokenizer_digest(tokenizer_dir: Path) -> str:
-    """Digest of what a tokenizer *does*: vocabulary, merges, normaliser and added tokens.
+    """Digest of what a tokenizer *does*: vocabulary, merges, normalizer and added tokens.
 
     Two saves of one tokenizer by different library versions differ in formatting and in the
     `padding` and `truncation` state that the last call left behind; neither changes an id, so

@@ -1,4 +1,4 @@
-"""`index/`: the journal's byte ranges in one Parquet page, made when a set is finalised."""
+"""`index/`: the journal's byte ranges in one Parquet page, made when a set is finalized."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_index(
             raise LabelSetError(
                 f"an index page is {state}",
                 path=path,
-                mend="run the same `labeler label` command: it rebuilds the index from the journal",
+                hint="run the same `labeler label` command: it rebuilds the index from the journal",
             )
         groups: list[ByteRange] = []
         for row in pq.read_table(path, page_checksum_verification=True).to_pylist():

@@ -136,13 +136,13 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     path = entry_path(directory, unit)
     if not path.exists():
         return None
-    mend = "delete the entry and run the same `labeler label` command: the unit is done again"
+    hint = "delete the entry and run the same `labeler label` command: the unit is done again"
     try:
         entry = UnitEntry.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
-        raise LabelSetError("the journal entry cannot be read", path=path, mend=mend) from error
+        raise LabelSetError("the journal entry cannot be read", path=path, hint=hint) from error
     if entry.sealed().self_digest != entry.self_digest or entry.unit != unit:
-        raise LabelSetError("the journal entry was altered", path=path, mend=mend)
+        raise LabelSetError("the journal entry was altered", path=path, hint=hint)
     return entry
 
 

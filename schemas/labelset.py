@@ -206,7 +206,7 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
         raise LabelSetError(
             "the label set is not finished",
             path=remote.url if remote else directory,
-            mend="run the command that was making it again: it goes on from there; commands that "
+            hint="run the command that was making it again: it goes on from there; commands that "
             "can take it as it is have --allow-partial",
         )
     check_tokenizer(directory, manifest)
@@ -230,10 +230,10 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
     view = read_view(path)
     beside = join(place, view.label_set)
     labels = open_label_set(beside, allow_partial=True, storage_options=options)
-    mend = "make the view again with `labeler curate`"
+    hint = "make the view again with `labeler curate`"
     if labels.manifest.identity_digest != view.identity_digest:
         raise LabelSetError(
-            f"the view is not of {labels.place}: other labels", path=place, mend=mend
+            f"the view is not of {labels.place}: other labels", path=place, hint=hint
         )
     there = {(group.shard, group.index): group for group in labels.row_groups}
     groups = []
@@ -244,7 +244,7 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
                 f"{labels.place} has changed since the view was made: {kept.shard}, row group "
                 f"{kept.row_group} is another one",
                 path=place,
-                mend=mend,
+                hint=hint,
             )
         groups.append(replace(group, kept=kept))
     return replace(labels, row_groups=tuple(groups), view=view)
@@ -263,7 +263,7 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
             raise LabelSetError(
                 f"a tokenizer file is {state}",
                 path=path,
-                mend="copy it again from the teacher's checkpoint",
+                hint="copy it again from the teacher's checkpoint",
             )
     if tokenizer_digest(directory / TOKENIZER) != manifest.identity.tokenizer:
         raise LabelSetError("the tokenizer is not the teacher's", path=directory / TOKENIZER)

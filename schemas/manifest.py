@@ -65,7 +65,7 @@ class Identity(LateFields):
         dtype: the dtype the teacher ran in; head_dtype: that of its output projection.
         mode: `score` (teacher-forced) or `generate`.
         k: number of top logprobs stored a position.
-        max_length: longest sequence in tokens; overlap: tokens shared by neighbouring chunks.
+        max_length: longest sequence in tokens; overlap: tokens shared by neighboring chunks.
         top_p_labels: mass of the ids stored, where fewer than k suffice; min_k: at least so many.
         draws: ids drawn a position from the full distribution (sampled labels), where any are.
         spans: which tokens of chats are labeled; rendering: other rules of rendering (truncation,
@@ -119,7 +119,7 @@ class FileDigest(Model):
 
 
 class Totals(Model):
-    """Sums over all shards; counted when the set is finalised."""
+    """Sums over all shards; counted when the set is finalized."""
 
     units: int
     rows: int
@@ -171,7 +171,7 @@ def read_manifest(directory: Path) -> Manifest:
             "no label set here: "
             + ("manifest.json is missing" if directory.is_dir() else "there is no such folder"),
             path=directory,
-            mend="give the folder that `labeler label --out` wrote",
+            hint="give the folder that `labeler label --out` wrote",
         )
     try:
         raw = path.read_text(encoding="utf-8")
@@ -181,21 +181,21 @@ def read_manifest(directory: Path) -> Manifest:
         raise LabelSetError(
             f"the manifest cannot be read: {_first_line(error)}",
             path=path,
-            mend="run the `labeler label` command that made the set again, or restore the file",
+            hint="run the `labeler label` command that made the set again, or restore the file",
         ) from error
     _check_version(content.format_version, content.codec, path)
     if content.sealed().self_digest != content.self_digest:
         raise LabelSetError(
             "the manifest was altered: its digest of itself does not match",
             path=path,
-            mend="restore the file from a copy; a manifest is never edited by hand",
+            hint="restore the file from a copy; a manifest is never edited by hand",
         )
     if content.identity.digest != content.identity_digest:
         raise LabelSetError("the identity and its digest differ", path=path)
     return content
 
 
-def require_same_identity(expected: Identity, found: Identity, *, path: Path, mend: str) -> None:
+def require_same_identity(expected: Identity, found: Identity, *, path: Path, hint: str) -> None:
     """Refuse two identities that differ, naming every field that does.
 
     Raises:
@@ -204,7 +204,7 @@ def require_same_identity(expected: Identity, found: Identity, *, path: Path, me
     ours, theirs = expected.model_dump(mode="json"), found.model_dump(mode="json")
     if lines := differences(found=theirs, asked=ours):
         raise IdentityError(
-            f"the label set was made with other settings:{lines}", path=path, mend=mend
+            f"the label set was made with other settings:{lines}", path=path, hint=hint
         )
 
 
@@ -225,7 +225,7 @@ def check_version(format_version: str, path: Path) -> None:
         raise LabelSetError(
             f"format version {format_version}; this softshards reads {FORMAT_MAJOR}.x",
             path=path,
-            mend=f"install a softshards that reads format {major}.x",
+            hint=f"install a softshards that reads format {major}.x",
         )
 
 
@@ -235,7 +235,7 @@ def _check_version(format_version: str, codec: str, path: Path) -> None:
         raise LabelSetError(
             f"unknown codec {codec!r}; this softshards reads {', '.join(KNOWN_CODECS)}",
             path=path,
-            mend="install a newer softshards",
+            hint="install a newer softshards",
         )
 
 

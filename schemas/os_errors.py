@@ -27,7 +27,7 @@ def full_disk_explained(what: str, out: Path) -> Iterator[None]:
         if not is_full_disk(error):
             raise
         message = f"the disk is full: {what} could not be written; what was finished is safe"
-        raise SoftshardsError(message, path=out, mend=AGAIN) from error
+        raise SoftshardsError(message, path=out, hint=AGAIN) from error
 
 
 def is_full_disk(error: BaseException | None) -> bool:
@@ -48,9 +48,9 @@ def explained(error: OSError) -> SoftshardsError | None:
     """An error about a path, or a full disk, in the user's terms; None for all others."""
     if error.errno in FULL:
         path = None if error.filename is None else os.fsdecode(error.filename)
-        return SoftshardsError("the disk is full", path=path, mend=AGAIN)
+        return SoftshardsError("the disk is full", path=path, hint=AGAIN)
     if error.filename is None:
         return None
-    mend = "check the path, and that you may write there"
+    hint = "check the path, and that you may write there"
     what = error.strerror or str(error)
-    return SoftshardsError(what, path=os.fsdecode(error.filename), mend=mend)
+    return SoftshardsError(what, path=os.fsdecode(error.filename), hint=hint)

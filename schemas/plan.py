@@ -51,7 +51,7 @@ def open_plan(directory: Path, expected: FileDigest | None) -> pq.ParquetFile:
         raise LabelSetError(
             f"the plan is {'altered' if path.is_file() else 'missing'}",
             path=path,
-            mend="restore the file from a copy, or label into a new folder",
+            hint="restore the file from a copy, or label into a new folder",
         )
     return pq.ParquetFile(path, page_checksum_verification=True)
 

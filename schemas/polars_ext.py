@@ -103,7 +103,7 @@ class LazyLabels:
         if found is None:
             raise SoftshardsError(
                 "this frame is not the one that schemas.scan returned",
-                mend="ask that one, or call schemas.facts(path)",
+                hint="ask that one, or call schemas.facts(path)",
             )
         return dict(found)
 

@@ -51,7 +51,7 @@ def explode(
         lists[name] = pl.coalesce(name, pl.lit(None).repeat_by(position.list.len()))
     if missing := [name for name in columns if name not in lists]:
         raise SoftshardsError(
-            f"no column {missing[0]!r} to explode", mend=f"there are {', '.join(lists)}"
+            f"no column {missing[0]!r} to explode", hint=f"there are {', '.join(lists)}"
         )
     wanted = {name: lists[name] for name in columns or lists}
     rows = [name for name in KEY_COLUMNS if name in names]

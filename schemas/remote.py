@@ -28,7 +28,7 @@ CACHE_GB = "SOFTSHARDS_CACHE_GB"
 
 ATTEMPTS = 5
 FOR_GOOD = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)
-"""Errors that trying again does not mend."""
+"""Errors that trying again does not hint."""
 
 FETCH_THREADS = 8
 """Stretches that are fetched at once: object stores answer late, and many requests alike."""
@@ -100,7 +100,7 @@ class Remote:
             raise LabelSetError(
                 f"cannot be read: {type(error).__name__}: {error}",
                 path=url,
-                mend="look at the network and the credentials; the same command goes on where it "
+                hint="look at the network and the credentials; the same command goes on where it "
                 "was",
             ) from error
 
@@ -200,6 +200,6 @@ def _cache_bytes() -> int:
         limit = -1.0
     if not 0 <= limit < 1e9:
         raise SoftshardsError(
-            f"{CACHE_GB}={text}: not a number of GB", mend="set it to 10, say, or to 0"
+            f"{CACHE_GB}={text}: not a number of GB", hint="set it to 10, say, or to 0"
         )
     return int(limit * 1e9)

@@ -78,6 +78,6 @@ def _said_of(url: str) -> Iterator[None]:
         raise LabelSetError(
             f"no label set can be read here: {error}",
             path=url,
-            mend="give the URL of the folder with manifest.json (or of a view), and what its "
+            hint="give the URL of the folder with manifest.json (or of a view), and what its "
             "filesystem needs (docs/trainer.md)",
         ) from error

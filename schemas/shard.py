@@ -184,5 +184,5 @@ def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str
                 f"the shard belongs to another label set: {name} is {found[name]!r}, "
                 f"the manifest has {expected!r}",
                 path=path,
-                mend="put the shard back where it came from and run `labeler label` again",
+                hint="put the shard back where it came from and run `labeler label` again",
             )

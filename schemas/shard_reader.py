@@ -240,10 +240,10 @@ def _require_hash(data: Any, stretch: ByteRange, what: str, path: str) -> None:
 def damaged(what: str, path: str) -> LabelSetError:
     """The error that names a shard and how to have it made again."""
     if is_url(path):
-        mend = "copy the label set there again; `labeler verify` says whether the original is whole"
+        hint = "copy the label set there again; `labeler verify` says whether the original is whole"
     else:
-        mend = (
+        hint = (
             "`labeler repair` puts the shard aside; the same `labeler label` command then labels "
             "its unit again, and nothing else"
         )
-    return LabelSetError(what, path=path, mend=mend)
+    return LabelSetError(what, path=path, hint=hint)

@@ -27,7 +27,7 @@ def reader(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     if not callable(decode):
         raise SoftshardsError(
             f"{type(tokenizer).__name__} is no tokenizer",
-            mend="give the path of a tokenizer.json, an object with `decode`, or a function",
+            hint="give the path of a tokenizer.json, an object with `decode`, or a function",
         )
     return decode
 
@@ -36,16 +36,16 @@ def _load(path: Path) -> Callable[[list[int]], str]:
     from tokenizers import Tokenizer as FastTokenizer
 
     file = path / "tokenizer.json" if path.is_dir() else path
-    mend = (
+    hint = (
         "a label set has it in its folder tokenizer/; for another kind of tokenizer give a function"
     )
     if not file.is_file():
-        raise SoftshardsError("there is no tokenizer.json", path=file, mend=mend)
+        raise SoftshardsError("there is no tokenizer.json", path=file, hint=hint)
     try:
         loaded = FastTokenizer.from_file(str(file))
     except Exception as error:  # what tokenizers raises for a file that is not one
         raise SoftshardsError(
-            f"this is no tokenizer.json: {error}", path=file, mend=mend
+            f"this is no tokenizer.json: {error}", path=file, hint=hint
         ) from error
     return lambda ids: loaded.decode(ids, skip_special_tokens=False)
 

@@ -50,8 +50,8 @@ def examine(
         try:
             table = labels.read_row_group(group)
         except (LabelSetError, pa.ArrowException, OSError) as error:
-            what, mend = getattr(error, "what", str(error)), getattr(error, "mend", None)
-            yield Finding(kind="damage", where=where, what=what, mend=mend)
+            what, hint = getattr(error, "what", str(error)), getattr(error, "hint", None)
+            yield Finding(kind="damage", where=where, what=what, hint=hint)
             continue
         found = list(
             validate_table(
@@ -167,12 +167,12 @@ def _side_files(labels: LabelSet) -> Iterator[Finding]:
         if labels.manifest.plan is not None:
             open_plan(labels.path, labels.manifest.plan)
     except LabelSetError as error:
-        yield Finding(kind="plan", where=str(error.path), what=error.what, mend=error.mend)
+        yield Finding(kind="plan", where=str(error.path), what=error.what, hint=error.hint)
     for unit in range(labels.manifest.planned_units):
         try:
             entry = read_entry(labels.path, unit)
         except LabelSetError as error:
-            yield Finding(kind="journal", where=str(error.path), what=error.what, mend=error.mend)
+            yield Finding(kind="journal", where=str(error.path), what=error.what, hint=error.hint)
             continue
         rejects = rejects_path(labels.path, unit)
         if entry is None:

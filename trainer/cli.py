@@ -35,7 +35,7 @@ app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
 def train(config: TrainConfig) -> int:
     """Train a student on a label set.
 
-    Minimises forward KL to the teacher (over its stored top-k and the mass outside it) plus
+    Minimizes forward KL to the teacher (over its stored top-k and the mass outside it) plus
     cross-entropy on the actual tokens, or whatever sum of losses `--loss` says. The run can be
     killed at any moment: the same command goes on from the newest checkpoint and gives the very
     same loss curve. A finished run is reused.

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.quality.arms import ARMS, Arm
 from benchmarks.quality.data import ROOT, prepare
 from benchmarks.quality.runs import Settings, measure, row_of, run, student_name
-from benchmarks.quality.table import MOST_SEEDS, markdown, summarise
+from benchmarks.quality.table import MOST_SEEDS, markdown, summarize
 from labeler.console import human_seconds
 from schemas import SoftshardsError
 from schemas.atomic import write_atomic
@@ -53,7 +53,7 @@ def main() -> None:
         "train_labels": inputs.train.labels,
         "heldout_labels": inputs.heldout.labels,
         "references": references,
-        **summarise(rows),
+        **summarize(rows),
     }
     about = [
         f"Student {student_name(inputs.student)}, {tokens:,} tokens of training, "
@@ -88,7 +88,7 @@ def _rows(jobs: list[tuple[Arm, int]], settings: Settings) -> list[dict[str, Any
 
 
 def _references(settings: Settings) -> dict[str, Any]:
-    """Teacher and untrained student, as `summarise` describes arms."""
+    """Teacher and untrained student, as `summarize` describes arms."""
     inputs = settings.inputs
     models = {"teacher": inputs.teacher, "untrained": inputs.student}
     found = measure(inputs, list(models.values()), settings.out / "references.json")

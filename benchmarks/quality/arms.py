@@ -47,9 +47,9 @@ ARMS = (
         online="dense",
     ),
     Arm(
-        name="renormalised",
-        what="KL of the top 64 renormalised, no tail",
-        loss=("renormalised_kl=1",),
+        name="renormalized",
+        what="KL of the top 64 renormalized, no tail",
+        loss=("renormalized_kl=1",),
     ),
     Arm(
         name="sampled",

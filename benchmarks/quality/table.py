@@ -21,7 +21,7 @@ MOST_SEEDS = len(T95) + 1
 Row = dict[str, Any]
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """Means and deviations of each arm, paired differences, and what Q1 and Q2 ask.
 
     Args:

@@ -1,4 +1,4 @@
-"""Commands that check and mend label sets: `verify`, `repair`."""
+"""Commands that check and repair label sets: `verify`, `repair`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def verify(
     allow_partial
         Also check a set that is still being labeled.
     as_json
-        Print JSON on standard output: problems and notes, each with kind, where, what and mend.
+        Print JSON on standard output: problems and notes, each with kind, where, what and hint.
     """
     from labeler.labelsets.verify.verify import print_verification
 

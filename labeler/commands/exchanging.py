@@ -66,7 +66,7 @@ def import_(
     format: Literal["distillkit", "axolotl", "jsonl"] | None = None,
     shift: int | None = None,
     kind: Literal["text", "answer", "thinking", "tool_call", "prompt"] = "text",
-    allow: list[Literal["shift", "renormalised"]] | None = None,
+    allow: list[Literal["shift", "renormalized", "renormalised"]] | None = None,
     codec: Literal["plain", "compact"] = "plain",
     max_reject_share: float = 0.5,
     dry_run: bool = False,
@@ -104,7 +104,7 @@ def import_(
     kind
         Kind of the spans, where the file does not say.
     allow
-        What not to refuse: shift (labels that look shifted), renormalised (a top-k that adds up to
+        What not to refuse: shift (labels that look shifted), renormalized (a top-k that adds up to
         1, so that the tail is lost). May be given several times.
     codec
         Codec of the set.
@@ -122,7 +122,7 @@ def import_(
         raise SoftshardsError(
             f"the probabilities are at temperature {temperature:g}: from a top-k alone those at 1 "
             "cannot be had",
-            mend="get log-probabilities at temperature 1 from the teacher",
+            hint="get log-probabilities at temperature 1 from the teacher",
         )
     settings = ImportSettings(
         tokenizer=tokenizer,
@@ -131,7 +131,7 @@ def import_(
         form=format,
         shift=shift,
         kind=kind,
-        allow=tuple(allow or ()),
+        allow=tuple(name.replace("alised", "alized") for name in allow or ()),
         codec=codec,
         max_reject_share=max_reject_share,
     )
@@ -139,7 +139,7 @@ def import_(
         print_dry_run(inputs, settings, as_json=as_json)
         return
     if out_dir is None:
-        raise SoftshardsError("there is no --out", mend="name the new set's folder, or --dry-run")
+        raise SoftshardsError("there is no --out", hint="name the new set's folder, or --dry-run")
     print_import(inputs, out_dir, settings, as_json=as_json)
 
 
@@ -147,7 +147,7 @@ def push(
     labels: Path,
     repo: str,
     *,
-    licence: Annotated[str | None, Parameter(name=["--licence", "--license"])] = None,
+    license: Annotated[str | None, Parameter(name=["--license", "--licence"])] = None,
     terms: str | None = None,
     teacher: str | None = None,
     private: bool = False,
@@ -162,7 +162,7 @@ def push(
     The set is checked first, byte by byte. The same command goes on after an interruption, and
     sends nothing twice. Log in with `hf auth login`, or set HF_TOKEN.
 
-    Example: `labeler push ./labels me/my-labels --licence cc-by-4.0 --terms TERMS.md --dry-run`
+    Example: `labeler push ./labels me/my-labels --license cc-by-4.0 --terms TERMS.md --dry-run`
 
     Parameters
     ----------
@@ -170,8 +170,8 @@ def push(
         Folder of a complete label set.
     repo
         OWNER/NAME of the dataset repository; it is made where it is missing.
-    licence
-        Licence of the set, as the Hub spells it (apache-2.0, cc-by-4.0, other, ...), or unknown.
+    license
+        License of the set, as the Hub spells it (apache-2.0, cc-by-4.0, other, ...), or unknown.
         Needed: nothing is guessed.
     terms
         Terms of the teacher's outputs: Markdown, or a file with it.
@@ -194,7 +194,7 @@ def push(
     from labeler.labelsets.hub.dataset_card import statement
     from labeler.labelsets.hub.hub_repo import Place
 
-    stated = statement(licence, terms, teacher)
+    stated = statement(license, terms, teacher)
     place = Place(repo=repo, revision=revision, endpoint=endpoint)
     shared, card = hub.push(
         labels, place, stated, private=private, replace=replace, dry_run=dry_run

@@ -54,7 +54,7 @@ def label(
     from labeler.labeling.runs import label_dry_run, label_run
 
     if calibrate and not dry_run:
-        raise SoftshardsError("--calibrate belongs to --dry-run", mend="give both, or neither")
+        raise SoftshardsError("--calibrate belongs to --dry-run", hint="give both, or neither")
     if dry_run:
         label_dry_run.print_plan(inputs, settings, calibrate=calibrate, as_json=as_json)
         return
@@ -85,7 +85,7 @@ def preview(
     rows: int = 3,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
 ) -> None:
-    """Show the first rows as the teacher will see them, with the tokens to be labeled coloured.
+    """Show the first rows as the teacher will see them, with the tokens to be labeled colored.
 
     Takes the flags of `label`, needs the teacher's tokenizer only, and writes nothing. Where the
     output is no terminal, labeled tokens stand in brackets with their kind.

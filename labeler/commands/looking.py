@@ -30,7 +30,7 @@ def inspect(
     labels
         Folder of the label set, or a view of one.
     row
-        The id of a row to print, coloured by entropy, with its tokens beside the teacher's top 5:
+        The id of a row to print, colored by entropy, with its tokens beside the teacher's top 5:
         `first` for any, id/chunk=2 or id/sample=1 where there are several.
     start
         The first of that row's labels to print beside its top 5, counted from 0.

@@ -105,7 +105,7 @@ class LabelConfig:
     """Column with documents for the chat template."""
 
     ids_column: Annotated[str, Parameter(group=COLUMNS)] = "input_ids"
-    """Column with token ids, for input that is already tokenised."""
+    """Column with token ids, for input that is already tokenized."""
 
     spans_column: Annotated[str, Parameter(group=COLUMNS)] = "spans"
     """Column beside it with the spans to label ({start, stop, kind}); without, all but the first
@@ -172,7 +172,7 @@ class LabelConfig:
     be the error of the labels; float32 costs memory and little time."""
 
     quantization: Annotated[str | None, Parameter(group=ENGINE)] = None
-    """vLLM quantisation of the teacher (fp8, awq, ...), where the checkpoint does not say it."""
+    """vLLM quantization of the teacher (fp8, awq, ...), where the checkpoint does not say it."""
 
     max_batched_tokens: Annotated[int | None, Parameter(group=ENGINE)] = None
     """Tokens an engine step at most; by default 2048, or less where the logits of that many would
@@ -189,7 +189,7 @@ class LabelConfig:
     labels become part of the label set's identity."""
 
     capture: Annotated[Literal["auto", "public"], Parameter(group=ENGINE)] = "auto"
-    """auto: take labels from vLLM as tensors, with the exact tail, entropy and normaliser, after a
+    """auto: take labels from vLLM as tensors, with the exact tail, entropy and normalizer, after a
     self-test has shown that they equal the public interface's; public: do not try."""
 
     deterministic: Annotated[bool, Parameter(group=ENGINE)] = True
@@ -256,7 +256,7 @@ class LabelConfig:
             raise SoftshardsError(
                 "--draws needs the teacher's whole distribution, which neither a server nor "
                 "--capture public gives",
-                mend="run vLLM in this process with --capture auto, or --engine transformers",
+                hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
         for name in ("max_reject_share", "top_p_labels", "top_p", "min_p"):
             if not 0 <= getattr(self, name) <= 1:
@@ -283,7 +283,7 @@ class LabelConfig:
             raise SoftshardsError(
                 f"--max-tokens {self.max_tokens} leaves no room for a prompt in "
                 f"--max-length {self.max_length}",
-                mend="raise --max-length or lower --max-tokens",
+                hint="raise --max-length or lower --max-tokens",
             )
 
     @property

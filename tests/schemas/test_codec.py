@@ -54,7 +54,7 @@ def test_round_trip(lengths: list[int], vocab: int, k: int, ragged: bool, full: 
             np.testing.assert_array_equal(stored.log_normalizer, row.log_normalizer)
 
 
-def test_decode_honours_slices() -> None:
+def test_decode_honors_slices() -> None:
     rows = [random_labels(n, 4, 40, seed=n) for n in (3, 5, 2)]
     table = as_table(rows, 40)
     part = decode(table.slice(1, 1))

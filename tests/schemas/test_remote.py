@@ -82,7 +82,7 @@ def test_what_is_kept_is_proved_each_time(sets: dict[str, Path], cache: Path) ->
             data = bytearray(kept[key])
             data[len(data) // 2] ^= 1
             kept[key] = bytes(data)
-    assert rows(open_label_set(url)).equals(truth)  # fetched again, and mended
+    assert rows(open_label_set(url)).equals(truth)  # fetched again, and repaired
     with diskcache.Cache(cache) as kept:
         stretches = {group.bytes.sha256 for group in open_label_set(sets["plain"]).row_groups}
         assert stretches <= set(kept)
@@ -166,7 +166,7 @@ def test_a_network_that_fails_is_asked_again(
     assert rows(open_label_set("flaky://flaky")).equals(rows(open_label_set(sets["plain"])))
     assert min(Flaky.failures.values()) == 2
     monkeypatch.setattr(Flaky, "times", 1000)
-    with pytest.raises(LabelSetError, match=r"ConnectionResetError.*\n.*mend: look at the network"):
+    with pytest.raises(LabelSetError, match=r"ConnectionResetError.*\n.*hint: look at the network"):
         open_label_set("flaky://flaky")
 
 

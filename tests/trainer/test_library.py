@@ -41,7 +41,7 @@ def test_a_plain_loop_ends_at_the_last_pack(ran: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["hugging_face", "trl"])
-def test_other_trainers_minimise_the_same_loss(ran: dict[str, Any], name: str) -> None:
+def test_other_trainers_minimize_the_same_loss(ran: dict[str, Any], name: str) -> None:
     """Their first logged loss is the loss of the first pack under the untrained student."""
     import torch
 

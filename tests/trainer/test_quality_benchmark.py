@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from benchmarks.quality.online import dense_kl, draw, train_online
-from benchmarks.quality.table import T95, difference, markdown, summarise
+from benchmarks.quality.table import T95, difference, markdown, summarize
 from tests.trainer.build_label_set import build_label_set
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
@@ -122,7 +122,7 @@ def rows(**kl: list[float]) -> list[dict[str, Any]]:
 
 def test_differences_are_paired_by_seed() -> None:
     """Seeds that differ by far more than the arms do not hide that one arm is always better."""
-    found = summarise(rows(ce=[1.0, 2.0, 3.0], kd=[0.90, 1.91, 2.89]))
+    found = summarize(rows(ce=[1.0, 2.0, 3.0], kd=[0.90, 1.91, 2.89]))
     gap = found["differences"]["ce"]["kd"]["kl"]
     interval = stats.ttest_rel([0.90, 1.91, 2.89], [1.0, 2.0, 3.0]).confidence_interval(0.95)
     assert gap["mean"] == pytest.approx((interval.low + interval.high) / 2)
@@ -130,7 +130,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert gap["beyond_noise"]
     assert found["q1"] == {"lower_ppl_than_ce": False, "lower_kl_than_ce": True}
     assert found["arms"]["ce"]["kl"]["deviation"] == pytest.approx(1.0)
-    noisy = summarise(rows(ce=[1.0, 2.0, 3.0], kd=[0.5, 2.4, 2.9]))
+    noisy = summarize(rows(ce=[1.0, 2.0, 3.0], kd=[0.5, 2.4, 2.9]))
     assert noisy["q1"]["lower_kl_than_ce"] is False
     text = markdown({**found, "references": {}}, ["about"])
     assert "**-0.1000 ± 0.0248**" in text
@@ -138,16 +138,16 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_one_seed_says_nothing_about_noise_and_worse_is_not_better() -> None:
-    one = summarise(rows(ce=[1.0], kd=[0.5]))
+    one = summarize(rows(ce=[1.0], kd=[0.5]))
     assert one["q1"]["lower_kl_than_ce"] is None
     assert "not known from one seed" in markdown(one, [])
-    worse = summarise(rows(ce=[1.0, 2.0], kd=[1.5, 2.5001]))
+    worse = summarize(rows(ce=[1.0, 2.0], kd=[1.5, 2.5001]))
     assert worse["differences"]["ce"]["kd"]["kl"]["beyond_noise"]
     assert worse["q1"]["lower_kl_than_ce"] is False
 
 
 def test_q2_is_relative_to_online() -> None:
-    found = summarise(rows(kl=[0.6, 0.8], online=[0.5, 0.7]))["q2"]
+    found = summarize(rows(kl=[0.6, 0.8], online=[0.5, 0.7]))["q2"]
     assert found["kl_percent"] == pytest.approx(100 * 0.1 / 0.6)
     assert found["ce_percent"] == pytest.approx(100 * 0.001 / 2.006)
     assert found["holds"]

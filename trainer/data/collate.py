@@ -12,7 +12,7 @@ from torch import Tensor
 
 from schemas.errors import LabelSetError
 from trainer.data.dataset import Pack
-from trainer.losses import renormalise_teacher
+from trainer.losses import renormalize_teacher
 
 Attention = Literal["mask", "documents", "positions", "varlen"]
 """How documents are kept apart.
@@ -37,7 +37,7 @@ class Batch:
         rows: [n], the hidden state that predicts label j: the one *before* the labeled token.
         targets: [n], the actual token at label j.
         topk_ids, topk_logprobs: [n, k], the teacher's, padded with -1 and -inf.
-        tail_logprob: [n]; together with topk_logprobs it sums to one, renormalised after storage.
+        tail_logprob: [n]; together with topk_logprobs it sums to one, renormalized after storage.
         token_logprob: [n], the teacher's log p of the actual token, as stored.
         drawn_ids, drawn_counts: [n, m], ids drawn from the teacher's distribution and how often
             each was, padded with -1 and 0; or None, where they were not read.
@@ -120,15 +120,15 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
             f"{int(twice.sum())} of {len(twice)} labels hold an id twice: the mass outside the ids "
             "would be wrong",
             row=pack.keys[documents[twice.argmax()]],
-            mend="run `labeler verify` on the label set",
+            hint="run `labeler verify` on the label set",
         )
     try:
-        topk, tail = renormalise_teacher(
+        topk, tail = renormalize_teacher(
             torch.from_numpy(labels.topk_logprobs), torch.from_numpy(labels.tail_logprob)
         )
     except ValueError as error:
         raise LabelSetError(
-            str(error), row=", ".join(pack.keys), mend="run `labeler verify` on the label set"
+            str(error), row=", ".join(pack.keys), hint="run `labeler verify` on the label set"
         ) from error
     return Batch(
         input_ids=_long(tokens)[None],

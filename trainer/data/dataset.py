@@ -64,7 +64,7 @@ class ReaderState:
             raise SoftshardsError(
                 f"reader state version {content.get('version')}, this softshards reads "
                 f"{STATE_VERSION}",
-                mend="resume with the softshards that wrote the checkpoint",
+                hint="resume with the softshards that wrote the checkpoint",
             )
         return ReaderState(**content)
 
@@ -150,7 +150,7 @@ class LabelDataset:
                 raise LabelSetError(
                     "the labels hold no drawn ids, and --loss sampled needs them",
                     path=part.labels.place,
-                    mend="label with `labeler label --draws 50`, or choose another --loss",
+                    hint="label with `labeler label --draws 50`, or choose another --loss",
                 )
         self.columns = (*ROW_COLUMNS, *DRAW_COLUMNS) if drawn else ROW_COLUMNS
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:

@@ -42,7 +42,7 @@ def open_mixture(
             raise SoftshardsError(
                 f"its tokenizer is not that of {labels.place}: token ids mean different things",
                 path=path,
-                mend="mix label sets of teachers with one tokenizer",
+                hint="mix label sets of teachers with one tokenizer",
             )
         if other.labels == 0:
             raise LabelSetError("the label set holds no labels", path=path)

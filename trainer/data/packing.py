@@ -38,7 +38,7 @@ def pack_window(
         raise SoftshardsError(
             f"the row has {int(lengths[row])} tokens and a pack holds {budget}",
             row=row_name(row),
-            mend=f"pass --pack-tokens {int(lengths.max())} or more",
+            hint=f"pass --pack-tokens {int(lengths.max())} or more",
         )
     # Permuted before the stable sort by length, so that rows of one length mix anew each epoch.
     order = row_order(len(lengths), seed, epoch, window)

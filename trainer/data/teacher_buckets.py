@@ -8,7 +8,7 @@ from torch import Tensor
 from trainer.losses.buckets import check_buckets, with_tail
 
 
-def renormalise_teacher(logp: Tensor, log_tail: Tensor) -> tuple[Tensor, Tensor]:
+def renormalize_teacher(logp: Tensor, log_tail: Tensor) -> tuple[Tensor, Tensor]:
     """Shift each row so that probabilities and tail sum to one again after storage rounding.
 
         logp - log Z, log_tail - log Z,   Z = sum_j exp(logp_j) + exp(log_tail)

@@ -129,7 +129,7 @@ def read_vocab_map(labels: LabelSet, student: Path) -> VocabMap:
             f"--vocab-map: the student knows {shared:.1%} of the teacher's {len(theirs)} tokens by "
             f"name, and must know {MIN_SHARED:.0%}: its tokenizer is another one, not a variant",
             path=student,
-            mend="take a student of the teacher's family (or `trainer slice` one from the teacher)",
+            hint="take a student of the teacher's family (or `trainer slice` one from the teacher)",
         )
     return VocabMap(ids, max(ours.values()) + 1)
 
@@ -160,7 +160,7 @@ def coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
         raise IdentityError(
             f"--vocab-map: every one of {rows} rows has a token that the student does not know",
             path=labels.place,
-            mend="take a student whose tokenizer has the tokens of the teacher's chat template",
+            hint="take a student whose tokenizer has the tokens of the teacher's chat template",
         )
     return Coverage(
         ids=float((vocab_map.ids != PAD_ID).mean()),

@@ -66,7 +66,7 @@ def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
         raise LabelSetError(
             f"spans cover {len(positions)} positions and there are {len(decoded.labels)} labels",
             row=f"{keys[0]} or one of the {len(keys) - 1} after it",
-            mend="run `labeler verify` on the label set",
+            hint="run `labeler verify` on the label set",
         )
     kind = pc.index_in(flat.field("kind"), pa.array(SPAN_KINDS)).to_numpy(zero_copy_only=False)
     flat_tokens = tokens.flatten().to_numpy()

@@ -190,13 +190,13 @@ def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
             raise SoftshardsError(
                 f"the results are of version {version}, this softshards writes {RESULTS_VERSION}",
                 path=config.out,
-                mend="delete the file, or give another --out: the models are measured again",
+                hint="delete the file, or give another --out: the models are measured again",
             )
         if not same:
             raise SoftshardsError(
                 "the results are about another label set",
                 path=config.out,
-                mend="give another --out: numbers of two held-out sets do not compare",
+                hint="give another --out: numbers of two held-out sets do not compare",
             )
         return results
     manifest = labels.manifest
@@ -217,7 +217,7 @@ def _digest(path: Path) -> str:
         return weights_digest(path)
     except FileNotFoundError as error:
         raise SoftshardsError(
-            "no model here: there are no weights", path=path, mend="give a checkpoint folder"
+            "no model here: there are no weights", path=path, hint="give a checkpoint folder"
         ) from error
 
 

@@ -42,7 +42,7 @@ def measured(model: Path, results: dict[str, Any]) -> dict[str, Any]:
     raise SoftshardsError(
         "this model was not measured",
         path=model,
-        mend=f"run `trainer evaluate --model {model}` with the --labels and --out of the others",
+        hint=f"run `trainer evaluate --model {model}` with the --labels and --out of the others",
     )
 
 

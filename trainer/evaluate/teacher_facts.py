@@ -57,7 +57,7 @@ def checkpoint_size(path: Path, labels: LabelSet) -> dict[str, Any]:
     try:
         proved = is_the_teacher(path, identity)
     except FileNotFoundError as error:
-        raise SoftshardsError(str(error), mend="give the teacher's checkpoint folder") from error
+        raise SoftshardsError(str(error), hint="give the teacher's checkpoint folder") from error
     if proved is None:
         check_tokenizer(path, labels)
     if proved is False:
@@ -65,7 +65,7 @@ def checkpoint_size(path: Path, labels: LabelSet) -> dict[str, Any]:
             "--teacher is not the checkpoint that made the labels: the digest of its weights is "
             f"not {identity.weights[:16]}...",
             path=path,
-            mend="give the folder that the set was labeled from, or leave --teacher out",
+            hint="give the folder that the set was labeled from, or leave --teacher out",
         )
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -6,14 +6,14 @@ one id. Which one when, and where each comes from: docs/losses.md.
 
 Temperature: none of the bucketed ones takes one. The tail was stored at T = 1, and what it would be
 at another T depends on how it is spread over ids that were not stored: it is not determined.
-`renormalised_kl` leaves the tail out and can have any.
+`renormalized_kl` leaves the tail out and can have any.
 """
 
-from trainer.data.teacher_buckets import renormalise_teacher
+from trainer.data.teacher_buckets import renormalize_teacher
 from trainer.losses.cross_entropy import cross_entropy
 from trainer.losses.forward_kl import forward_kl
 from trainer.losses.jsd import jsd
-from trainer.losses.renormalized_kl import renormalised_kl
+from trainer.losses.renormalized_kl import renormalized_kl
 from trainer.losses.reverse_kl import reverse_kl
 from trainer.losses.sampled import sampled_cross_entropy
 from trainer.losses.skew_kl import skew_kl
@@ -24,8 +24,8 @@ __all__ = [
     "cross_entropy",
     "forward_kl",
     "jsd",
-    "renormalise_teacher",
-    "renormalised_kl",
+    "renormalize_teacher",
+    "renormalized_kl",
     "reverse_kl",
     "sampled_cross_entropy",
     "skew_kl",

@@ -13,7 +13,7 @@ def bucketed(
 ) -> tuple[Tensor, Tensor]:
     """Teacher and student, each [n, k + 1] with the tail last.
 
-    teacher_logp [n, k] and teacher_log_tail [n] as decoded (see `renormalise_teacher`), logp [n, k]
+    teacher_logp [n, k] and teacher_log_tail [n] as decoded (see `renormalize_teacher`), logp [n, k]
     and log_rest [n] from `linear_label_logprobs` over the same ids. Both come out in the student's
     dtype, at least float32.
 

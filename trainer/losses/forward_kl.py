@@ -24,7 +24,7 @@ def forward_kl(
     -inf too. A bucket with teacher mass but no student mass costs +inf, as the formula says (a tail
     where the student's ids cover its vocabulary: the two sides disagree about the vocabulary); its
     gradient stays finite. The value is a KL only if each teacher row sums to one: see
-    `renormalise_teacher`.
+    `renormalize_teacher`.
 
     Raises ValueError for shapes that do not fit and for dtypes that are not floating point.
     """

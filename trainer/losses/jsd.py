@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence with tail."""
+"""Generalized Jensen-Shannon divergence with tail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is minimised: a weighted sum of losses, over labels that may count unequally."""
+"""What is minimized: a weighted sum of losses, over labels that may count unequally."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Objective:
     @property
     def warnings(self) -> list[str]:
         """What whoever chose these losses should know."""
-        return [WARNING] if any(t.name == "renormalised_kl" for t in self.terms) else []
+        return [WARNING] if any(t.name == "renormalized_kl" for t in self.terms) else []
 
 
 def objective_of(config: TrainConfig) -> Objective:
@@ -65,7 +65,7 @@ def objective_of(config: TrainConfig) -> Objective:
 
 
 def label_losses(output: StudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What is reported whatever is minimised, each [n] in nats: forward KL and cross-entropy."""
+    """What is reported whatever is minimized, each [n] in nats: forward KL and cross-entropy."""
     teacher = (batch.topk_logprobs, batch.tail_logprob)
     kl = losses.forward_kl(*teacher, output.logp, output.log_rest)
     return kl, losses.cross_entropy(output.target_logp)
@@ -140,9 +140,9 @@ def _divergence(name: str, objective: Objective, output: StudentOutput, batch: B
         if output.drawn_logp is None or batch.drawn_counts is None:
             raise ValueError("the batch has no drawn ids")
         return losses.sampled_cross_entropy(batch.drawn_counts, output.drawn_logp)
-    if name == "renormalised_kl":
+    if name == "renormalized_kl":
         temperature = objective.temperature
-        return losses.renormalised_kl(batch.topk_logprobs, logp, temperature=temperature)
+        return losses.renormalized_kl(batch.topk_logprobs, logp, temperature=temperature)
     buckets = (batch.topk_logprobs, batch.tail_logprob, logp, log_rest)
     match name:
         case "reverse_kl":

@@ -1,4 +1,4 @@
-"""Forward KL over the top k alone, both sides renormalised: what most other tools do."""
+"""Forward KL over the top k alone, both sides renormalized: what most other tools do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from trainer.losses.buckets import check_same_ids, kl
 
 WARNING = (
-    "renormalised_kl leaves the student free outside the teacher's top k: it may put any mass "
+    "renormalized_kl leaves the student free outside the teacher's top k: it may put any mass "
     "there at no cost. It is for comparison with other tools; forward_kl has the tail"
 )
 
 
-def renormalised_kl(teacher_logp: Tensor, logp: Tensor, *, temperature: float = 1.0) -> Tensor:
+def renormalized_kl(teacher_logp: Tensor, logp: Tensor, *, temperature: float = 1.0) -> Tensor:
     """T^2 KL(t_T || p_T) over the labeled ids alone, per position (arXiv 1503.02531).
 
         t_T = softmax(teacher_logp / T),  p_T = softmax(logp / T),  both over the row's ids

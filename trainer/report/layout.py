@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 INK = "#010203"
-"""Stands for the page's text colour in figures; replaced by `currentColor` in the SVG."""
+"""Stands for the page's text color in figures; replaced by `currentColor` in the SVG."""
 COLORS = ("#3b7dd8", "#d9822b", "#2f9e6e", "#a154c8", "#c8455c", "#7a8a2e")
 FIGURE_STYLE: Any = {
     **dict.fromkeys(
@@ -38,7 +38,7 @@ def environment() -> Environment:
 
 
 def svg(figure: Any) -> str:
-    """A matplotlib figure as an SVG element in the page's text colour."""
+    """A matplotlib figure as an SVG element in the page's text color."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()

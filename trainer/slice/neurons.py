@@ -68,7 +68,7 @@ def feed_forward_blocks(student: Student) -> list[Any]:
             raise SoftshardsError(
                 f"--ffn-keep: layer {number} has a {type(block).__name__}, not a dense block of "
                 f"gate_proj, up_proj and down_proj of {width} neurons",
-                mend="leave --ffn-keep out, or take a model of the Llama, Qwen or Mistral kind "
+                hint="leave --ffn-keep out, or take a model of the Llama, Qwen or Mistral kind "
                 "(no mixture of experts)",
             )
     return blocks

@@ -40,7 +40,7 @@ def slice_teacher(config: SliceConfig) -> int:
             raise SoftshardsError(
                 "there is a student of other layers or neurons, or measured on other labels",
                 path=config.out,
-                mend="give another --out, or delete the folder",
+                hint="give another --out, or delete the folder",
             )
         console.print(f"reused {config.out}: layers {found['layers']}")
         return 0
@@ -91,7 +91,7 @@ def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
     try:
         teacher = weights_digest(config.teacher)
     except FileNotFoundError as error:
-        raise SoftshardsError(str(error), mend="give the teacher's checkpoint folder") from error
+        raise SoftshardsError(str(error), hint="give the teacher's checkpoint folder") from error
     asked: dict[str, Any] = {"teacher": teacher, "dtype": config.dtype}
     asked |= {name: getattr(config, name) for name in ("layers", "keep", "stride", "ffn_keep")}
     if config.keep is not None:

@@ -49,5 +49,5 @@ def as_label_head(head: Any) -> Any:
         return as_lora_label_head(head)
     raise SoftshardsError(
         f"the output head is a {type(head).__name__}, not a plain linear layer",
-        mend="use a student with an ordinary, unquantised lm_head",
+        hint="use a student with an ordinary, unquantized lm_head",
     )

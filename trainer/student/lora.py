@@ -32,13 +32,13 @@ def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise SoftshardsError(
-            "--lora-r needs peft, which is not installed", mend="pip install 'softshards[lora]'"
+            "--lora-r needs peft, which is not installed", hint="pip install 'softshards[lora]'"
         ) from error
     targets = list(config.lora_targets)
     if "lm_head" in targets and model.config.get_text_config().tie_word_embeddings:
         raise SoftshardsError(
             "--lora-targets lm_head: the head is tied to the embeddings, and cannot change alone",
-            mend="leave lm_head out of --lora-targets",
+            hint="leave lm_head out of --lora-targets",
         )
     torch.manual_seed(config.seed)
     settings = LoraConfig(
@@ -52,7 +52,7 @@ def add_lora(model: PreTrainedModel, config: TrainConfig) -> Any:
     except ValueError as error:
         raise SoftshardsError(
             f"--lora-targets {' '.join(targets)}: {str(error).splitlines()[0]}",
-            mend=f"name linear layers of the student, such as q_proj and down_proj, or {ALL}",
+            hint=f"name linear layers of the student, such as q_proj and down_proj, or {ALL}",
         ) from error
 
 

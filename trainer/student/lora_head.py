@@ -56,7 +56,7 @@ def as_lora_label_head(head: Any) -> LoraLabelHead:
         raise SoftshardsError(
             f"the adapter on the output head is a {type(head).__name__} of a kind that the fused "
             "head does not know",
-            mend="leave lm_head out of the adapter, or put a plain LoRA on it",
+            hint="leave lm_head out of the adapter, or put a plain LoRA on it",
         )
     head.__class__ = LoraLabelHead
     return head

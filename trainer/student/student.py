@@ -53,7 +53,7 @@ class Student(nn.Module):
         if rows < valid_vocab:
             raise SoftshardsError(
                 f"the student's head has {rows} rows and the tokenizer {valid_vocab} ids",
-                mend="resize the student's embeddings, or take a student made for this tokenizer",
+                hint="resize the student's embeddings, or take a student made for this tokenizer",
             )
         self.model, self.valid_vocab, self.vocab_map = model, valid_vocab, vocab_map
         self.chunk_bytes: int | None = None
@@ -187,7 +187,7 @@ def check_model_folder(path: Path) -> None:
         raise SoftshardsError(
             "no model here: config.json is missing",
             path=path,
-            mend="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+            hint="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
         )
 
 
@@ -203,7 +203,7 @@ def attention_of(model: PreTrainedModel) -> Attention:
         raise SoftshardsError(
             f"the student has {', '.join(sorted(kinds - PACKABLE_LAYERS))} layers, which would "
             "leak from one packed document into the next",
-            mend="use a student whose layers are all attention",
+            hint="use a student whose layers are all attention",
         )
     if text._attn_implementation == "flash_attention_2":
         return "varlen"
@@ -244,7 +244,7 @@ def check_head(student: Student) -> None:
         raise SoftshardsError(
             f"{type(model).__name__} transforms its logits in a way this trainer does not know "
             f"(log-probabilities differ by {gap:.2g})",
-            mend="use another student architecture, or report this one",
+            hint="use another student architecture, or report this one",
         )
 
 

@@ -25,7 +25,7 @@ def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> N
         raise IdentityError(
             "the student has no tokenizer, so nothing says that its ids mean what the teacher's do",
             path=path,
-            mend=f"if they do, copy the files of {labels.tokenizer_dir} into the folder",
+            hint=f"if they do, copy the files of {labels.tokenizer_dir} into the folder",
         ) from error
     if found != expected:
         raise IdentityError(
@@ -33,7 +33,7 @@ def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> N
             f"tokens\n  digest: student {found[:16]}, teacher {expected[:16]}"
             f"{_difference(path, labels.tokenizer_dir)}",
             path=path,
-            mend="take a student of the teacher's family, or `trainer slice` one from the teacher; "
+            hint="take a student of the teacher's family, or `trainer slice` one from the teacher; "
             "--vocab-map takes one that shares almost all tokens",
         )
 

@@ -29,7 +29,7 @@ def flag_name(key: Any, where: str, config: type, path: Path) -> str:
         return name
     near = nearest(name, config)
     raise SoftshardsError(
-        f"{where}: there is no flag {key}", path=path, mend=f"did you mean {near}?" if near else ""
+        f"{where}: there is no flag {key}", path=path, hint=f"did you mean {near}?" if near else ""
     )
 
 

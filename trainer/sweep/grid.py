@@ -81,7 +81,7 @@ def read_sweep(path: Path, out: Path) -> Sweep:
     asked = [*_product(_section(content, "grid", dict, path), path)]
     asked += [_run(i, run, path) for i, run in enumerate(_section(content, "runs", list, path))]
     if not asked:
-        raise SoftshardsError("there is no trial in it", path=path, mend="add `grid` or `runs`")
+        raise SoftshardsError("there is no trial in it", path=path, hint="add `grid` or `runs`")
     trials: dict[str, Trial] = {}
     for parts, own in asked:
         settings = base | own
@@ -93,7 +93,7 @@ def read_sweep(path: Path, out: Path) -> Sweep:
             raise SoftshardsError(
                 f"{what} {trial.name}",
                 path=path,
-                mend="name the values in `grid` (`student: {small: PATH, large: PATH}`) or give "
+                hint="name the values in `grid` (`student: {small: PATH, large: PATH}`) or give "
                 "each of `runs` a `name`",
             )
         trials[trial.name] = trial
@@ -123,10 +123,10 @@ def _load(path: Path) -> dict[str, Any]:
         raise SoftshardsError(f"it must have the keys {', '.join(SECTIONS)}", path=path)
     for key in content:
         if key not in SECTIONS:
-            mend = f"its keys are {', '.join(SECTIONS)}"
+            hint = f"its keys are {', '.join(SECTIONS)}"
             if nearest(str(key), TrainConfig):
-                mend += "; flags for all trials belong under `base`"
-            raise SoftshardsError(f"unknown key {key}", path=path, mend=mend)
+                hint += "; flags for all trials belong under `base`"
+            raise SoftshardsError(f"unknown key {key}", path=path, hint=hint)
     return content
 
 
@@ -202,7 +202,7 @@ def _own(flags: Settings, where: str, path: Path) -> Settings:
         raise SoftshardsError(
             f"{where} sets {flag}, which must be the same for all trials",
             path=path,
-            mend="set it under `base`; another label set is another sweep",
+            hint="set it under `base`; another label set is another sweep",
         )
     return own
 

@@ -137,5 +137,5 @@ def _check_early(trials: list[Trial], config: SweepConfig) -> None:
         if not trial.config.eval_every:
             raise SoftshardsError(
                 f"--stop-early {config.stop_early}, but trial {trial.name} is not measured midway",
-                mend="set eval_every under `base` (steps between two measurements)",
+                hint="set eval_every under `base` (steps between two measurements)",
             )

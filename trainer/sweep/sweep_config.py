@@ -63,5 +63,5 @@ class SweepConfig:
         if self.per_trial_gpus is not None and not 0 <= self.per_trial_gpus <= 1:
             raise SoftshardsError(
                 f"--per-trial-gpus is {self.per_trial_gpus}; it must be 0 to 1",
-                mend="train a student that needs several GPUs with `accelerate launch -m trainer`",
+                hint="train a student that needs several GPUs with `accelerate launch -m trainer`",
             )

@@ -25,7 +25,7 @@ def train_all(trials: list[Trial], left: list[Trial], config: SweepConfig, label
         SoftshardsError: Ray is not installed, or a trial needs more than the machine has.
     """
     if find_spec("ray") is None:
-        raise SoftshardsError("Ray is not installed", mend="pip install 'softshards[sweep]'")
+        raise SoftshardsError("Ray is not installed", hint="pip install 'softshards[sweep]'")
     prepare_ray()
     from trainer.sweep.schedule import run_trials
 

@@ -72,14 +72,14 @@ def _refuse(config: TrainConfig, world: int, sharded: bool) -> None:
     if sharded and world == 1:
         raise SoftshardsError(
             "--shard with one process: there is nobody to share the weights with",
-            mend="start several, as in `torchrun --nproc-per-node 2 -m trainer train --shard ...`",
+            hint="start several, as in `torchrun --nproc-per-node 2 -m trainer train --shard ...`",
         )
     if sharded and config.optimizer == "adamw_8bit":
         # PyTorch loads whole states by splitting and scattering them; torchao's know neither.
         raise SoftshardsError(
             "--shard with --optimizer adamw_8bit: its shared states could be saved but not loaded, "
             "and the run never resume",
-            mend="take --optimizer adamw_fused, whose states --shard divides among the processes, "
+            hint="take --optimizer adamw_fused, whose states --shard divides among the processes, "
             "or leave --shard out",
         )
     if config.packs_per_step % world:

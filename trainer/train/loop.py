@@ -132,7 +132,7 @@ def _checkpoint(config: TrainConfig, facts: Facts) -> Found | None:
             raise SoftshardsError(
                 "--resume: no whole checkpoint is here",
                 path=config.resume,
-                mend="name a folder such as OUT/checkpoints/step-00000200",
+                hint="name a folder such as OUT/checkpoints/step-00000200",
             )
     else:
         found = checkpoint.newest_checkpoint(config.out)
@@ -140,7 +140,7 @@ def _checkpoint(config: TrainConfig, facts: Facts) -> Found | None:
         raise SoftshardsError(
             f"there is a checkpoint at step {found[1]['step']} and --resume is never",
             path=config.out,
-            mend="pass --resume auto, or another --out",
+            hint="pass --resume auto, or another --out",
         )
     if found:
         check_same_run(found[1]["facts"], facts, config.out)

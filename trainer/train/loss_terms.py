@@ -1,4 +1,4 @@
-"""What a run minimises, as flags say it. No torch: the settings check their flags with it."""
+"""What a run minimizes, as flags say it. No torch: the settings check their flags with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from schemas.errors import SoftshardsError
 BUCKETED = ("forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd")
 """Losses over the teacher's top k and the tail; only at T = 1."""
 
-LOSSES = (*BUCKETED, "renormalised_kl", "sampled", "ce")
+LOSSES = (*BUCKETED, "renormalized_kl", "sampled", "ce")
+
+FORMER_NAMES = {"renormalised_kl": "renormalized_kl"}
 
 Shape = Literal["constant", "linear", "cosine"]
 
@@ -79,12 +81,12 @@ def parse_losses(
             f"--loss {tailed[0]} at --temperature {temperature:g}: the labels hold the mass "
             "outside the top k at T = 1, and what it is at another T depends on how it is spread "
             "over tokens that were not stored",
-            mend="leave --temperature at 1, or use --loss renormalised_kl=1, which has no tail",
+            hint="leave --temperature at 1, or use --loss renormalized_kl=1, which has no tail",
         )
-    if temperature != 1 and "renormalised_kl" not in names:
+    if temperature != 1 and "renormalized_kl" not in names:
         raise SoftshardsError(
             f"--temperature {temperature:g} changes nothing: none of the losses has one",
-            mend="leave --temperature at 1",
+            hint="leave --temperature at 1",
         )
     for flag, share in (("--jsd-beta", jsd_beta), ("--skew-alpha", skew_alpha)):
         if not 0 < share < 1:
@@ -124,6 +126,7 @@ def parse_weighting(
 def _parse_loss(text: str) -> LossTerm:
     form = "NAME=WEIGHT, or NAME=SHAPE:FROM:TO with linear or cosine, such as ce=linear:1:0.1"
     name, separator, value = text.partition("=")
+    name = FORMER_NAMES.get(name, name)
     if name not in LOSSES:
         raise SoftshardsError(f"--loss: there is no {name!r}; there are {', '.join(LOSSES)}")
     shape, *ends = value.split(":") if ":" in value else ("constant", value, value)

@@ -37,7 +37,7 @@ def _adamw_8bit() -> Any:
     except ImportError as error:
         raise SoftshardsError(
             "--optimizer adamw_8bit needs torchao, which is not installed",
-            mend="pip install 'softshards[optim]', or take adamw_fused",
+            hint="pip install 'softshards[optim]', or take adamw_fused",
         ) from error
     return AdamW8bit
 
@@ -62,7 +62,7 @@ def make_scheduler(config: TrainConfig, optimizer: Any, total_steps: int) -> Any
     except (TypeError, ValueError) as error:
         raise SoftshardsError(
             f"--schedule {config.schedule}: {error}",
-            mend="see transformers.get_scheduler for what a schedule takes, and pass it as "
+            hint="see transformers.get_scheduler for what a schedule takes, and pass it as "
             "--schedule-args.min-lr-rate 0.1",
         ) from error
     with warnings.catch_warnings():  # of stepping before the optimizer did: it is meant,

@@ -117,23 +117,23 @@ def refuse_what_does_not_fit(config: TrainConfig, plan: Plan) -> None:
         return
     parts = ", ".join(f"{name} {_gb(size)}" for name, size in asdict(plan.memory).items())
     fixed = needed - plan.memory.grows
-    mends = []
+    hints = []
     if fixed < available:
         fits = int(config.pack_tokens * (available - fixed) / plan.memory.grows)
-        mends.append(f"--pack-tokens {max(2, fits)} (no row may be longer)")
+        hints.append(f"--pack-tokens {max(2, fits)} (no row may be longer)")
     if not config.gradient_checkpointing:
-        mends.append("--gradient-checkpointing")
+        hints.append("--gradient-checkpointing")
     if config.dtype == "fp32":
-        mends.append("--dtype bf16")
+        hints.append("--dtype bf16")
     if config.optimizer != "adamw_8bit":
-        mends.append("--optimizer adamw_8bit")
+        hints.append("--optimizer adamw_8bit")
     if not config.lora_r:
-        mends.append("--lora-r 16")
-    mends.append("--shard over several GPUs")
+        hints.append("--lora-r 16")
+    hints.append("--shard over several GPUs")
     raise SoftshardsError(
         f"a step of --pack-tokens {config.pack_tokens} needs about {_gb(needed)} a process and "
         f"{_gb(available)} is there on {plan.device}: {parts}",
-        mend=f"any of {'; '.join(mends)}; or --memory-gb 0 if you know better. Context parallelism "
+        hint=f"any of {'; '.join(hints)}; or --memory-gb 0 if you know better. Context parallelism "
         "is not supported",
     )
 

@@ -52,7 +52,7 @@ def student_digest(path: Path, *, from_config: bool) -> str:
         raise SoftshardsError(
             "no model here" if from_config else str(error).removeprefix(f"{path} "),
             path=path,
-            mend="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+            hint="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
         ) from error
 
 
@@ -73,7 +73,7 @@ def check_same_run(found: Facts, asked: Facts, out: Path) -> None:
         raise SoftshardsError(
             f"the run here was started differently:{''.join(lines)}",
             path=out,
-            mend="use the settings of then, or another --out",
+            hint="use the settings of then, or another --out",
         )
 
 

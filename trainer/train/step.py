@@ -109,6 +109,6 @@ def _not_finite(run: Run, packs: list[Pack], sums: Tensor, norm: float) -> None:
     raise SoftshardsError(
         f"the loss or its gradient is not finite at step {run.step + 1}; its rows are listed there",
         path=path,
-        mend="lower --lr or raise --warmup; if one row is to blame, look at it "
+        hint="lower --lr or raise --warmup; if one row is to blame, look at it "
         "(`labeler inspect`) and leave it out",
     )

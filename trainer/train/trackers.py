@@ -36,7 +36,7 @@ def start_tracker(run: Run, console: Console) -> None:
     except Exception as error:  # the trackers have no common error
         raise SoftshardsError(
             f"--tracker {name} refuses: {first_line(error)}",
-            mend="wandb needs `wandb login`, or WANDB_MODE=offline" if name == "wandb" else None,
+            hint="wandb needs `wandb login`, or WANDB_MODE=offline" if name == "wandb" else None,
         ) from error
     if name in WITH_ARTIFACTS and run.is_main:
         tracked: Any = run.accelerator.get_tracker(name, unwrap=True)

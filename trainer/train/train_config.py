@@ -49,13 +49,13 @@ class TrainConfig:
 
     loss: tuple[str, ...] = ("forward_kl=1", "ce=1")
     """NAME=WEIGHT, once for each loss of the sum: forward_kl, reverse_kl, jsd, skew_kl,
-    skew_reverse_kl, tvd (all over top-k and tail), renormalised_kl, sampled (ids drawn from the
+    skew_reverse_kl, tvd (all over top-k and tail), renormalized_kl, sampled (ids drawn from the
     teacher: `labeler label --draws`), ce (the actual tokens).
     NAME=SHAPE:FROM:TO changes the weight over the run: ce=linear:1:0.1, or cosine.
     `--loss ce=1` alone is plain training. docs/losses.md says which when."""
 
     temperature: float = 1.0
-    """Temperature of renormalised_kl, T squared included. The others exist at 1 only."""
+    """Temperature of renormalized_kl, T squared included. The others exist at 1 only."""
 
     jsd_beta: float = 0.5
     """beta of jsd: near 0 like forward KL, near 1 like reverse KL."""
@@ -221,17 +221,17 @@ class TrainConfig:
             if getattr(self, name) and self.eval_labels is None:
                 raise SoftshardsError(
                     f"--{name.replace('_', '-')} without anything to measure on",
-                    mend="pass --eval-labels with a held-out label set",
+                    hint="pass --eval-labels with a held-out label set",
                 )
         if self.patience and not self.eval_every:
             raise SoftshardsError(
                 "--patience counts measurements, and there are none on the way",
-                mend="pass --eval-every with a number of steps",
+                hint="pass --eval-every with a number of steps",
             )
         if self.tracker != "none" and find_spec(self.tracker) is None:
             raise SoftshardsError(
                 f"--tracker {self.tracker}: it is not installed",
-                mend="pip install 'softshards[trackers]', or leave it to OUT/log.jsonl",
+                hint="pip install 'softshards[trackers]', or leave it to OUT/log.jsonl",
             )
 
     @property

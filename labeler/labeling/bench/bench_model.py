@@ -73,7 +73,7 @@ def _prompts(workload: Workload) -> list[list[int]]:
         raise SoftshardsError(
             f"the label set has {len(tokens)} tokens, the workload needs {wanted}",
             path=workload.labels,
-            mend="lower --sequences or --prompt-tokens",
+            hint="lower --sequences or --prompt-tokens",
         )
     size = workload.prompt_tokens
     return [tokens[i * size : (i + 1) * size] for i in range(workload.sequences)]

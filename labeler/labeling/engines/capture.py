@@ -92,7 +92,7 @@ def labels_from_tensors(
 
     Args:
         ids: [n, 1 + k + draws], the actual token first, ids that were drawn last.
-        values: [n, 1 + k + 3], its logprob, those of the top-k, then tail, entropy, normaliser.
+        values: [n, 1 + k + 3], its logprob, those of the top-k, then tail, entropy, normalizer.
         tokens: [n] the tokens that the sequence has at these positions.
         k: ids a position.
         vocab_size: number of real token ids.

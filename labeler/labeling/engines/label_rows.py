@@ -24,7 +24,7 @@ def gather_rows(
     vocab_size: int,
     draws: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Actual token, top-k of the real ids, exact tail, entropy and normaliser of n positions.
+    """Actual token, top-k of the real ids, exact tail, entropy and normalizer of n positions.
 
     Args:
         logprobs: float32 [n, V], T = 1. Overwritten: its memory is used for the probabilities.
@@ -81,7 +81,7 @@ def draw(probabilities: torch.Tensor, u: torch.Tensor, draws: int) -> torch.Tens
 
 
 def uniform(log_normalizer: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """A number in [0, 1) a position, float32 [n]: a hash of its normaliser and its actual token.
+    """A number in [0, 1) a position, float32 [n]: a hash of its normalizer and its actual token.
 
     No generator is used: its numbers would depend on which positions share a step, and a resumed
     run would draw others. The mixing is that of SplitMix64 (Steele, Lea and Flood 2014).

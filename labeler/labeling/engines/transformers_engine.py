@@ -49,7 +49,7 @@ class TransformersEngine:
         if sampling is not None and sampling.structured:
             raise SoftshardsError(
                 "the transformers engine cannot constrain what it generates",
-                mend="leave --structured away, or pass --engine vllm",
+                hint="leave --structured away, or pass --engine vllm",
             )
         self._teacher, self._k, self._sampling, self._draws = teacher, k, sampling, draws
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -188,7 +188,7 @@ def _widen_head(model: Any, dtype: torch.dtype) -> None:
 
 
 def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_size: int) -> Labels:
-    """Labels from full logits: top-k of the real ids, exact tail, entropy and normaliser.
+    """Labels from full logits: top-k of the real ids, exact tail, entropy and normalizer.
 
     Takes three times the memory of the logits, with them.
 

@@ -64,13 +64,13 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     files = [file for text in inputs for file in _find(text)]
     if not files:
         raise SoftshardsError(
-            "no input given", mend="name files or folders: `labeler label corpus.jsonl ...`"
+            "no input given", hint="name files or folders: `labeler label corpus.jsonl ...`"
         )
     twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
     if twice:
         raise SoftshardsError(
             f"two inputs have the same name, so their records would: {twice[0]}",
-            mend="give the folder above them, or a pattern: names are relative to these",
+            hint="give the folder above them, or a pattern: names are relative to these",
         )
     return files
 
@@ -85,7 +85,7 @@ def _find(text: str) -> list[SourceFile]:
         if fixed != path and not (is_local(fs) and fs.exists(path)):
             return _matches(fs, path, base=posixpath.dirname(fixed), pattern=text)
         if not fs.exists(path):
-            raise SoftshardsError("no such file or folder", path=text, mend="check the path")
+            raise SoftshardsError("no such file or folder", path=text, hint="check the path")
         if _is_folder(fs, path):
             return _folder(fs, path, name=_name(path), base=path)
         return [_file(fs, path, _name(path))]
@@ -116,7 +116,7 @@ def _matches(fs: AbstractFileSystem, glob: str, *, base: str, pattern: str) -> l
         else:
             files.append(_file(fs, path, name))
     if not files:
-        raise SoftshardsError("no file matches this", path=pattern, mend="check the pattern")
+        raise SoftshardsError("no file matches this", path=pattern, hint="check the pattern")
     return files
 
 
@@ -126,7 +126,7 @@ def _file(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
     kind = suffix_of(name)
     if kind is None:
         raise SoftshardsError(
-            "cannot read this kind of file", path=shown(fs, path), mend=f"known are {KNOWN}"
+            "cannot read this kind of file", path=shown(fs, path), hint=f"known are {KNOWN}"
         )
     return SourceFile(name=name, kind=kind, fs=fs, paths=(path,))
 
@@ -143,7 +143,7 @@ def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[
         raise SoftshardsError(
             "there is no file in this folder that can be read",
             path=shown(fs, path),
-            mend=f"known are {KNOWN}; name a label set itself, not the folder that it is in",
+            hint=f"known are {KNOWN}; name a label set itself, not the folder that it is in",
         )
     return found
 
@@ -160,7 +160,7 @@ def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[SourceFi
         missing = [split for split in splits if split not in entries]
         if missing:
             what = f"the split {missing[0]!r} of this dataset is missing"
-            raise SoftshardsError(what, path=shown(fs, folder), mend="save the dataset again")
+            raise SoftshardsError(what, path=shown(fs, folder), hint="save the dataset again")
         entries = {split: entries[split] for split in splits}
     for name, entry in entries.items():
         path = entry["name"]
@@ -177,7 +177,7 @@ def _label_set(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
         raise SoftshardsError(
             "a label set can only be read from a local disk",
             path=shown(fs, path),
-            mend="copy the folder, and name the copy",
+            hint="copy the folder, and name the copy",
         )
     if name.endswith(VIEW_SUFFIX):  # of rows that are there, whether the set is finished or not
         read_view(Path(path))
@@ -185,7 +185,7 @@ def _label_set(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
         raise SoftshardsError(
             "the label set is not finished",
             path=path,
-            mend="run the command that began it again",
+            hint="run the command that began it again",
         )
     return SourceFile(name=name, kind=LABEL_SET, fs=fs, paths=(path,))
 
@@ -203,7 +203,7 @@ def _described(fs: AbstractFileSystem, folder: str, name: str, key: str) -> list
         return list(json.loads(fs.cat_file(path))[key])
     except (ValueError, KeyError, TypeError) as error:
         what = f"this is no description of a dataset: {error!r}"
-        raise SoftshardsError(what, path=shown(fs, path), mend="save the dataset again") from error
+        raise SoftshardsError(what, path=shown(fs, path), hint="save the dataset again") from error
 
 
 def _is_folder(fs: AbstractFileSystem, path: str) -> bool:

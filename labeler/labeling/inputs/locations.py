@@ -33,11 +33,11 @@ def open_place(text: str) -> tuple[AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(text)
     except ImportError as error:
         package = getattr(error.__cause__ or error, "name", None)
-        mend = f"pip install {package}" if package else "install the package that it names"
-        raise SoftshardsError(f"no driver for this URL: {error}", path=text, mend=mend) from error
+        hint = f"pip install {package}" if package else "install the package that it names"
+        raise SoftshardsError(f"no driver for this URL: {error}", path=text, hint=hint) from error
     except ValueError as error:
-        mend = "give a path, or a URL such as https://, s3://, gs:// or file://"
-        raise SoftshardsError(f"no such kind of URL: {error}", path=text, mend=mend) from error
+        hint = "give a path, or a URL such as https://, s3://, gs:// or file://"
+        raise SoftshardsError(f"no such kind of URL: {error}", path=text, hint=hint) from error
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
@@ -56,7 +56,7 @@ def shown(fs: AbstractFileSystem, path: str) -> str:
 
 
 @contextlib.contextmanager
-def named_errors(fs: AbstractFileSystem, where: str, mend: str) -> Iterator[None]:
+def named_errors(fs: AbstractFileSystem, where: str, hint: str) -> Iterator[None]:
     """Turn what file systems and readers raise into an error that names the file.
 
     Raises:
@@ -70,7 +70,7 @@ def named_errors(fs: AbstractFileSystem, where: str, mend: str) -> Iterator[None
         raise
     except errors as error:
         what = f"cannot be read: {first_line(error)}"
-        raise SoftshardsError(what, path=where, mend=mend) from error
+        raise SoftshardsError(what, path=where, hint=hint) from error
 
 
 @contextlib.contextmanager

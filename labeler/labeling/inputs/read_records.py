@@ -65,9 +65,9 @@ def read_records(file: SourceFile) -> Iterator[Record | Reject]:
     first = 0
     for path in file.paths:
         where = file.name if file.held else shown(file.fs, path)
-        mend = "is the file complete, and what its name says?"
+        hint = "is the file complete, and what its name says?"
         number = -1
-        with named_errors(file.fs, where, mend), opened(file.fs, path, file.kind) as stream:
+        with named_errors(file.fs, where, hint), opened(file.fs, path, file.kind) as stream:
             for number, item in read_items(stream, file.kind):
                 name = f"{file.name}:{first + number}"
                 if isinstance(item, dict):
@@ -78,7 +78,7 @@ def read_records(file: SourceFile) -> Iterator[Record | Reject]:
 
 
 def _label_set_rows(file: SourceFile) -> Iterator[Record]:
-    """Rows of a label set, verified, as records that are tokenised already.
+    """Rows of a label set, verified, as records that are tokenized already.
 
     A row is known by its own id where that can be, otherwise by its whole key.
     """

@@ -29,7 +29,7 @@ VLLM_SHARE = 0.9
 """Share of a GPU that vLLM fills with model and cache, by default."""
 CPU_CACHE_BYTES = 1 << 30
 """KV cache of vLLM on a CPU, by default."""
-UNQUANTISED = ("F64", "F32", "F16", "BF16")
+UNQUANTIZED = ("F64", "F32", "F16", "BF16")
 UNIT_BYTES = 1 << 30
 """Memory for the ids and logprobs of one unit."""
 ENGINE_EFFICIENCY = 0.5
@@ -138,7 +138,7 @@ def bound_batched_tokens(config: LabelConfig, identity: Identity) -> int:
                 f"take {need / 1e9:.2f} GB, of {free / 1e9:.2f} GB of memory that are free they "
                 f"may have {room / 1e9:.2f}",
                 path=config.model,
-                mend="free some memory, lower --max-sequences if it is above "
+                hint="free some memory, lower --max-sequences if it is above "
                 f"{SMALLEST_BATCHED_TOKENS}, bound the cache with --kv-cache-gb, or choose a step "
                 "yourself with --max-batched-tokens",
             )
@@ -193,7 +193,7 @@ def _on_gpu() -> bool:
 def weights_size(model: Path, dtype: str) -> tuple[int, int]:
     """Parameters of a checkpoint, and the bytes they take when it runs in `dtype`.
 
-    Quantised weights are taken as they are on disk.
+    Quantized weights are taken as they are on disk.
     """
     import torch
     from safetensors import safe_open
@@ -206,7 +206,7 @@ def weights_size(model: Path, dtype: str) -> tuple[int, int]:
                 tensor = file.get_slice(name)
                 count = math.prod(tensor.get_shape())
                 parameters += count
-                size += count * (item if tensor.get_dtype() in UNQUANTISED else 1)
+                size += count * (item if tensor.get_dtype() in UNQUANTIZED else 1)
     for path in model.glob("*.bin"):
         parameters += path.stat().st_size // item
         size += path.stat().st_size
@@ -235,7 +235,7 @@ def require_space(budget: Budget, out: Path) -> None:
             f"the label set would take about {budget.bytes / 1e9:.1f} GB, "
             f"free are {budget.free_bytes / 1e9:.1f} GB",
             path=out,
-            mend="lower --k, label less, or choose another disk for --out",
+            hint="lower --k, label less, or choose another disk for --out",
         )
 
 
@@ -261,7 +261,7 @@ def require_memory(memory: Memory, model: Path) -> None:
     raise SoftshardsError(
         f"the teacher cannot fit in {memory.total / 1e9:.2f} GB of memory: {listed}",
         path=model,
-        mend=f"make the {name.split(' (')[0]} smaller with {setting}, or spread the teacher over "
+        hint=f"make the {name.split(' (')[0]} smaller with {setting}, or spread the teacher over "
         "GPUs with --engine-arg.tensor-parallel-size",
     )
 

@@ -117,7 +117,7 @@ class _Intake:
                 f"more than --max-reject-share); the first: {first.reason}",
                 path=first.source,
                 row=first.id,
-                mend="check the input and the column flags, or raise --max-reject-share",
+                hint="check the input and the column flags, or raise --max-reject-share",
             )
 
 
@@ -169,7 +169,7 @@ def plan_units(
             f"nothing to label: the input has no usable record{first}",
             path=inputs,
             row=rejects[0].id if rejects else None,
-            mend="check the input and the column flags (`labeler label --help`, group Input)",
+            hint="check the input and the column flags (`labeler label --help`, group Input)",
         )
     intake.check_share()
     return Planned(

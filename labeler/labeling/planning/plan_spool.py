@@ -95,7 +95,7 @@ def spool(path: Path) -> Iterator[Spool]:
         raise SoftshardsError(
             f"the plan cannot be prepared: {error}",
             path=path,
-            mend="free some space; planning needs about five bytes a token of the input",
+            hint="free some space; planning needs about five bytes a token of the input",
         ) from error
     finally:
         path.unlink(missing_ok=True)

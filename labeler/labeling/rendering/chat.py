@@ -131,14 +131,14 @@ def _turns(
 
 
 def _inexact(lost: list[int], last: int) -> str:
-    mend = (
+    hint = (
         "give a template that only adds to a chat (--chat-template), or other --template-kwargs"
         if last in lost
         else "`--spans completion` labels the last turn alone"
     )
     return (
         "the chat template rewrites the chat, so that what the assistant said in message "
-        f"{lost[0]} cannot be told exactly; {mend}"
+        f"{lost[0]} cannot be told exactly; {hint}"
     )
 
 

@@ -47,7 +47,7 @@ def scored(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Re
         return all(columns.get(name) is not None for name in names)
 
     if has(config.ids_column):
-        return _pretokenised(columns, teacher, config)
+        return _pretokenized(columns, teacher, config)
     if has(config.messages_column):
         return _chat(columns, teacher, config)
     if has(config.text_column):
@@ -64,7 +64,7 @@ def scored(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Re
     )
 
 
-def _pretokenised(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
+def _pretokenized(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
     if columns.get(config.spans_column) is None:
         ids = read_ids(columns, config.ids_column, teacher.vocab_size)
         if config.append_eos:

@@ -46,7 +46,7 @@ def preview(inputs: Many[str], config: LabelConfig, rows: int) -> tuple[Teacher,
 
 
 def print_preview(inputs: Many[str], config: LabelConfig, rows: int, *, as_json: bool) -> None:
-    """Print `preview`: colours on a terminal, brackets elsewhere, or tokens and kinds as JSON."""
+    """Print `preview`: colors on a terminal, brackets elsewhere, or tokens and kinds as JSON."""
     teacher, rendered = preview(inputs, config, rows)
     if as_json:
         items = [
@@ -135,7 +135,7 @@ def _shown(ids: list[int], spans: Many[Span], teacher: Teacher, config: LabelCon
 
 
 def _labeled(kind: str, text: str) -> Text:
-    """Coloured, and in brackets with its kind where there are no colours."""
+    """Colored, and in brackets with its kind where there are no colors."""
     if out.is_terminal and not out.no_color:
         return Text(text or kind, style=STYLES[kind])
     return Text(f"{OPEN}{kind}{': ' if text else ''}{text}{CLOSE}")

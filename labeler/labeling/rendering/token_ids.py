@@ -1,4 +1,4 @@
-"""Columns of records that are tokenised already: token ids, and the spans to label."""
+"""Columns of records that are tokenized already: token ids, and the spans to label."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def begin(
     if not (config.out / MANIFEST).exists():
         if config.append:
             raise SoftshardsError(
-                "there is no label set to append to", path=config.out, mend="leave out --append"
+                "there is no label set to append to", path=config.out, hint="leave out --append"
             )
         return _new(files, config, teacher, identity, settings)
     manifest = read_manifest(config.out)
@@ -77,7 +77,7 @@ def begin(
         raise SoftshardsError(
             "this label set was derived from others: there is nothing left to label in it",
             path=config.out,
-            mend="label into the set it was made from (--append), or into a new folder",
+            hint="label into the set it was made from (--append), or into a new folder",
         )
     remove_other_plans(config.out, manifest.plan.path)
     _require_same(identity, manifest, config.out)
@@ -167,8 +167,8 @@ def _require_same(
     """Refuse other settings. A template that no row went through is none, here as there."""
     if manifest.identity.chat_template is None and not templated:
         identity = identity.model_copy(update={"chat_template": None})
-    mend = "label into another folder, or give the settings that the set was made with"
-    require_same_identity(identity, manifest.identity, path=out, mend=mend)
+    hint = "label into another folder, or give the settings that the set was made with"
+    require_same_identity(identity, manifest.identity, path=out, hint=hint)
 
 
 def _require_same_plan(
@@ -181,7 +181,7 @@ def _require_same_plan(
         raise SoftshardsError(
             f"the label set was begun with another input or plan:{lines}",
             path=out,
-            mend="label into another folder, or give the input and settings it was begun with"
+            hint="label into another folder, or give the input and settings it was begun with"
             " (--append adds the records of another input)",
         )
 
@@ -191,7 +191,7 @@ def _require_same_codec(config: LabelConfig, manifest: Manifest) -> None:
         raise SoftshardsError(
             f"the label set is in codec {manifest.codec}, asked {CODECS[config.codec]}",
             path=config.out,
-            mend=f"pass --codec {manifest.codec.split('/')[0]}; `labeler convert` recodes a set",
+            hint=f"pass --codec {manifest.codec.split('/')[0]}; `labeler convert` recodes a set",
         )
 
 
@@ -204,7 +204,7 @@ def _parents(files: list[SourceFile], identity: Identity) -> list[dict[str, Any]
                 "the label set was made with another tokenizer, so its token ids are not the "
                 "teacher's",
                 path=parent["name"],
-                mend="choose a teacher with the tokenizer of that set",
+                hint="choose a teacher with the tokenizer of that set",
             )
     return parents
 

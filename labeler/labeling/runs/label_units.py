@@ -223,7 +223,7 @@ class _RejectShare:
                 f"than --max-reject-share); the last: {rejects[-1].reason}",
                 path=self._config.model,
                 row=rejects[-1].id,
-                mend="check the teacher with `labeler label --limit 10`, or raise "
+                hint="check the teacher with `labeler label --limit 10`, or raise "
                 "--max-reject-share",
             )
 
@@ -274,7 +274,7 @@ def load_engine(
         raise SoftshardsError(
             f"the engine runs the teacher in {facts.dtype} with a {facts.head_dtype} head, "
             f"asked were {identity.dtype} and {identity.head_dtype}",
-            mend="pass --head-dtype model, or another --dtype",
+            hint="pass --head-dtype model, or another --dtype",
         )
     return engine
 

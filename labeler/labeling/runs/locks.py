@@ -31,7 +31,7 @@ def own_rank(out: Path, rank: int, world_size: int) -> Iterator[None]:
     except filelock.Timeout as error:
         which = f"another process of rank {rank}" if world_size > 1 else "another process"
         raise SoftshardsError(
-            f"{which} is writing into this folder", path=out, mend="wait, or stop it"
+            f"{which} is writing into this folder", path=out, hint="wait, or stop it"
         ) from error
     try:
         yield
@@ -70,7 +70,7 @@ def alone(out: Path, work: str) -> Iterator[None]:
                     raise SoftshardsError(
                         "another process is writing into this folder",
                         path=out,
-                        mend="wait, or stop it",
+                        hint="wait, or stop it",
                     ) from error
         yield
 

@@ -61,5 +61,5 @@ def plan_again(planned: Planned, out: Path, manifest: Manifest) -> None:
         raise LabelSetError(
             "the plan is lost, and the input gives another one now",
             path=out / manifest.plan.path,
-            mend="restore the plan from a copy, or label into a new folder",
+            hint="restore the plan from a copy, or label into a new folder",
         )

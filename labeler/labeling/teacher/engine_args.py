@@ -46,7 +46,7 @@ def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
         name = flag.replace("-", "_")
         if name in OWN_FLAGS:
             raise SoftshardsError(
-                f"--engine-arg.{flag} has a flag of its own", mend=f"use {OWN_FLAGS[name]}"
+                f"--engine-arg.{flag} has a flag of its own", hint=f"use {OWN_FLAGS[name]}"
             )
         if name in OURS:
             raise SoftshardsError(f"--engine-arg.{flag} cannot be set: labeling depends on it")

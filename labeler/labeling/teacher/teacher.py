@@ -58,7 +58,7 @@ class Teacher:
         """
         if self.tokenizer.eos_token_id is None:
             raise SoftshardsError(
-                "the tokenizer has no EOS token", path=self.path, mend="leave out --append-eos"
+                "the tokenizer has no EOS token", path=self.path, hint="leave out --append-eos"
             )
         return self.tokenizer.eos_token_id
 
@@ -108,7 +108,7 @@ class Teacher:
             raise SoftshardsError(
                 "chats need a fast tokenizer: this one does not say which characters a token is",
                 path=self.path,
-                mend="convert it to tokenizer.json, or give prompt and completion, or token ids",
+                hint="convert it to tokenizer.json, or give prompt and completion, or token ids",
             )
         plain = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         plain.post_processor = None
@@ -131,15 +131,15 @@ def open_teacher(path: Path, *, max_length: int, chat_template: Path | None = No
     """
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    mend = "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer"
+    hint = "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer"
     if not (path / "config.json").is_file():
-        raise SoftshardsError("not a model: config.json is missing", path=path, mend=mend)
+        raise SoftshardsError("not a model: config.json is missing", path=path, hint=hint)
     try:
         model_config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # broken files raise whatever their parser likes
         raise SoftshardsError(
-            f"the model cannot be opened: {first_line(error)}", path=path, mend=mend
+            f"the model cannot be opened: {first_line(error)}", path=path, hint=hint
         ) from error
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
@@ -149,7 +149,7 @@ def open_teacher(path: Path, *, max_length: int, chat_template: Path | None = No
         raise SoftshardsError(
             f"--max-length {max_length} is more than the model's context of {context} tokens",
             path=path,
-            mend=f"pass --max-length {context} or less",
+            hint=f"pass --max-length {context} or less",
         )
     stop_ids = [tokenizer.eos_token_id]
     if (path / "generation_config.json").is_file():
@@ -172,7 +172,7 @@ def _read_template(path: Path) -> str:
         raise SoftshardsError(
             f"the chat template cannot be read: {first_line(error)}",
             path=path,
-            mend="check --chat-template",
+            hint="check --chat-template",
         ) from error
 
 

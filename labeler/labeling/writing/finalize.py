@@ -17,7 +17,7 @@ LEDGER = "ledger.json"
 
 
 def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
-    """Finalise a set if all its units are done; only one process at a time may be in here.
+    """Finalize a set if all its units are done; only one process at a time may be in here.
 
     The manifest is read anew: another process may have closed the set, or appended to it.
 
@@ -31,7 +31,7 @@ def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
     manifest = read_manifest(out)
     missing = [unit for unit in range(manifest.planned_units) if not _is_there(out, unit)]
     if not missing and (changed or not _is_closed(out, manifest)):
-        manifest = finalise(out, manifest)
+        manifest = finalize(out, manifest)
     if not missing and manifest.totals is not None:
         return manifest, manifest.totals, missing
     sums = _Sums()
@@ -40,7 +40,7 @@ def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
     return manifest, sums.totals(manifest), missing
 
 
-def finalise(out: Path, manifest: Manifest) -> Manifest:
+def finalize(out: Path, manifest: Manifest) -> Manifest:
     """Index the finished units and close the set. Any process may do it, any number of times."""
     sums = _Sums()
     pages = write_index(out, sums.over(out, manifest))

@@ -16,7 +16,7 @@ _WORD = re.compile(r"\w+")
 
 
 def mixed(numbers: NDArray[np.integer]) -> Hashes:
-    """Spread integers over 64 bits, one to one (the finaliser of SplitMix64)."""
+    """Spread integers over 64 bits, one to one (the finalizer of SplitMix64)."""
     x = numbers.astype(np.uint64) + _ODD
     x = (x ^ (x >> np.uint64(30))) * _MIX[0]
     x = (x ^ (x >> np.uint64(27))) * _MIX[1]

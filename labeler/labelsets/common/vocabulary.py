@@ -37,7 +37,7 @@ class Vocabulary:
         return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
 
     def whole(self, ids: Iterable[int]) -> dict[int, str]:
-        """Characters that neighbouring tokens hold together, by place in `ids`.
+        """Characters that neighboring tokens hold together, by place in `ids`.
 
         The first token of such a group has the text of all of it, the others have none. A fragment
         that completes nothing is in no group.
@@ -112,7 +112,7 @@ def _load(directory: Path) -> Tokenizer:
         raise SoftshardsError(
             f"the tokenizer cannot be loaded: {error}",
             path=directory,
-            mend="copy the tokenizer files again from the teacher's checkpoint",
+            hint="copy the tokenizer files again from the teacher's checkpoint",
         ) from error
 
 

@@ -41,7 +41,7 @@ def print_comparison(
         raise SoftshardsError(
             "settings need inputs to label" if settings else "label sets need no inputs",
             path=settings[0] if settings else inputs[0],
-            mend="`labeler compare A B` compares label sets, "
+            hint="`labeler compare A B` compares label sets, "
             "`labeler compare a.yaml b.yaml INPUTS` labels with two settings first",
         )
     folders = [_label(path, inputs, rows) if path in settings else path for path in (a, b)]
@@ -67,7 +67,7 @@ def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
         raise SoftshardsError(
             "the settings name no folder for the labels",
             path=settings,
-            mend="add a line `out: FOLDER`, with a folder of its own for each file",
+            hint="add a line `out: FOLDER`, with a folder of its own for each file",
         )
     err.print(f"labeling {rows} records with {settings}", markup=False)
     command = [sys.executable, "-m", "labeler", "label", *inputs, "--config", str(settings)]
@@ -77,7 +77,7 @@ def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
         raise SoftshardsError(
             f"labeling with these settings ended with exit code {done.returncode}",
             path=settings,
-            mend="see the message above",
+            hint="see the message above",
         )
     return Path(content["out"])
 
@@ -155,5 +155,5 @@ def _sides(a: Side, b: Side) -> Table:
 
 
 def _dtypes(side: Side) -> str:
-    quantised = f", {side.quantization}" if side.quantization else ""
-    return f"{side.dtype}, head {side.head_dtype}{quantised}"
+    quantized = f", {side.quantization}" if side.quantization else ""
+    return f"{side.dtype}, head {side.head_dtype}{quantized}"

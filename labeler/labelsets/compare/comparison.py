@@ -128,7 +128,7 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
             f"nothing to compare: {pairs.height} rows are in both sets, and none with the same "
             "tokens and labeled positions",
             path=b.path,
-            mend=f"`labeler label {a.path} --model OTHER_TEACHER` labels the rows of a set again",
+            hint=f"`labeler label {a.path} --model OTHER_TEACHER` labels the rows of a set again",
         )
     found = {name: np.concatenate(parts) for name, parts in sums.divergence.items()}
     nll, tail = sums.nll / sums.positions, sums.tail / sums.positions
@@ -161,7 +161,7 @@ def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
             f"the sets have different tokenizers ({ours[:16]}... and {theirs[:16]}...): their ids "
             "mean different tokens",
             path=b.path,
-            mend="compare teachers of one tokenizer",
+            hint="compare teachers of one tokenizer",
         )
 
 

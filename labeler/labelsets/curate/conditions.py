@@ -68,7 +68,7 @@ def no_match(pattern: str) -> Condition:
     except PolarsError as error:
         raise SoftshardsError(
             f"--refusal-pattern {pattern!r} is no regular expression: {first_line(error)}",
-            mend="the syntax is that of Rust's `regex`: no look-around, no back-references",
+            hint="the syntax is that of Rust's `regex`: no look-around, no back-references",
         ) from error
     return Condition("refusal-pattern", pattern, ~found)
 
@@ -114,7 +114,7 @@ def refused(asked: str) -> Iterator[None]:
     except PolarsError as error:
         raise SoftshardsError(
             f"{asked}: {first_line(error)}",
-            mend="compare like with like: numbers with numbers, text in '...' with text",
+            hint="compare like with like: numbers with numbers, text in '...' with text",
         ) from error
 
 
@@ -139,19 +139,19 @@ def check(columns: pl.Schema, text: str, asked: str, *, number: bool = False) ->
         near = difflib.get_close_matches(unknown, names, n=3)
         raise SoftshardsError(
             f"{asked}: there is no column {unknown}",
-            mend=f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}",
+            hint=f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}",
         ) from error
     except PolarsError as error:
         aggregate = "GROUP BY" in str(error)
         what = "it is about many rows, not about each" if aggregate else first_line(error)
         raise SoftshardsError(
             f"{asked}: {what}",
-            mend="give one SQL expression on the columns of a row, as in WHERE of a SELECT",
+            hint="give one SQL expression on the columns of a row, as in WHERE of a SELECT",
         ) from error
     kind = schema.get("result", pl.Null())
     good = kind.is_numeric() or kind == pl.Boolean if number else kind == pl.Boolean
     if not good or len(schema) != 2:
         raise SoftshardsError(
             f"{asked} gives {kind}, not {'a number' if number else 'true or false'}",
-            mend="compare it with something: `mean_nll < 4`" if not number else "compute a number",
+            hint="compare it with something: `mean_nll < 4`" if not number else "compute a number",
         )

@@ -134,7 +134,7 @@ def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldO
         raise SoftshardsError(
             f"no held-out record has {n} {kind} in a row",
             path=inputs[0],
-            mend="lower --ngram, or --ngram-of tokens for scripts without blanks",
+            hint="lower --ngram, or --ngram-of tokens for scripts without blanks",
         )
     known, at = np.unique(np.concatenate(grams), return_index=True)
     return HeldOut(known, np.concatenate(first)[at], names)
@@ -151,7 +151,7 @@ def _texts(
                 raise SoftshardsError(
                     "the held-out label set has another tokenizer",
                     path=Path(file.paths[0]),
-                    mend="compare words: --ngram-of words",
+                    hint="compare words: --ngram-of words",
                 )
             column = "text" if kind == "words" else "input_ids"
             for _, frame in held_out.frames(["id", column]):

@@ -54,14 +54,14 @@ def print_curation(source: Path, settings: CurateConfig, *, dry_run: bool, as_js
                 labels, mask, n_labels=facts.n_labels, n_tokens=facts.n_tokens, made=made
             )
             save(paths[name], part)
-            if settings.materialise is not None:
+            if settings.materialize is not None:
                 codec = CODECS[settings.codec] if settings.codec else labels.manifest.codec
-                folder = settings.materialise / name if name else settings.materialise
+                folder = settings.materialize / name if name else settings.materialize
                 recode([part], folder, codec=codec, how="curate")
                 written[name] = str(folder)
     if as_json:
         views = {} if dry_run else {name: str(path) for name, path in paths.items()}
-        print(json.dumps(report.as_json() | {"views": views, "materialised": written}))
+        print(json.dumps(report.as_json() | {"views": views, "materialized": written}))
         return
     for name, path in paths.items():
         count = report.parts[name]
@@ -175,13 +175,13 @@ def _refuse_empty(report: Report, settings: CurateConfig) -> None:
     if report.after.rows == 0:
         raise SoftshardsError(
             "no row is left; nothing was written",
-            mend="--dry-run says which rule removes how many",
+            hint="--dry-run says which rule removes how many",
         )
     for name, count in report.parts.items():
         if count.rows == 0:
             raise SoftshardsError(
                 f"no row falls into the part {name!r}; nothing was written",
-                mend=f"raise its share, or try another --seed than {settings.seed}",
+                hint=f"raise its share, or try another --seed than {settings.seed}",
             )
 
 

@@ -107,7 +107,9 @@ class CurateConfig:
     seed: Annotated[int, Parameter(group=RESULT)] = 0
     """Seed of the split."""
 
-    materialise: Annotated[Path | None, Parameter(group=RESULT)] = None
+    materialize: Annotated[
+        Path | None, Parameter(name=["--materialize", "--materialise"], group=RESULT)
+    ] = None
     """Also write the rows as a label set into this folder (with --split: one folder a part below
     it)."""
 
@@ -123,7 +125,7 @@ class CurateConfig:
     def __post_init__(self) -> None:
         if not self.out.name.endswith(VIEW_SUFFIX) or self.out.name == VIEW_SUFFIX:
             raise SoftshardsError(
-                f"--out is {self.out}", mend=f"the name of a view ends in {VIEW_SUFFIX}"
+                f"--out is {self.out}", hint=f"the name of a view ends in {VIEW_SUFFIX}"
             )
         for name in ("repetition_ngram", "ngram", "shingle", "verify_jobs", "best_of"):
             value = getattr(self, name)
@@ -140,10 +142,10 @@ class CurateConfig:
         if self.best_of is not None and self.score is None and not self.verifies:
             raise SoftshardsError(
                 "--best-of needs to know what is best",
-                mend="give --score, --verify or --verify-command",
+                hint="give --score, --verify or --verify-command",
             )
-        if self.codec is not None and self.materialise is None:
-            raise SoftshardsError("--codec belongs to --materialise", mend="give both, or neither")
+        if self.codec is not None and self.materialize is None:
+            raise SoftshardsError("--codec belongs to --materialize", hint="give both, or neither")
 
     @property
     def verifies(self) -> bool:

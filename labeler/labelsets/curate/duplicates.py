@@ -62,7 +62,7 @@ def require_minhash() -> None:
     except ImportError as error:
         raise SoftshardsError(
             "--dedup near needs the package datasketch",
-            mend="pip install 'softshards[curation]'",
+            hint="pip install 'softshards[curation]'",
         ) from error
 
 

@@ -53,13 +53,13 @@ def parse_split(settings: CurateConfig) -> Split | None:
     shares: dict[str, float] = {}
     for text in settings.split:
         name, _, share = text.partition("=")
-        mend = "give a name and a share between 0 and 1: --split heldout=0.05"
+        hint = "give a name and a share between 0 and 1: --split heldout=0.05"
         try:
             shares[name] = float(share)
         except ValueError as error:
-            raise SoftshardsError(f"--split {text} has no share", mend=mend) from error
+            raise SoftshardsError(f"--split {text} has no share", hint=hint) from error
         if not name.isidentifier() or name == REST or not 0 < shares[name] < 1:
-            raise SoftshardsError(f"--split {text} is no part of a set", mend=mend)
+            raise SoftshardsError(f"--split {text} is no part of a set", hint=hint)
     if len(shares) < len(settings.split) or sum(shares.values()) >= 1:
         raise SoftshardsError("the parts of --split must differ, and leave something to `train`")
     return Split(shares, settings.seed) if shares else None

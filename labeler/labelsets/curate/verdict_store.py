@@ -57,7 +57,7 @@ class Store:
             raise SoftshardsError(
                 f"the stored verdicts cannot be used: {error}",
                 path=path or known,
-                mend="check that you may write there; or delete the file: rows are verified again",
+                hint="check that you may write there; or delete the file: rows are verified again",
             ) from error
 
     def get(self, key: str) -> Verdict | None:

@@ -100,14 +100,14 @@ def _function_pool(verifier: Verifier) -> Iterator[Verify]:
         from pebble import ProcessPool
     except ImportError as error:
         raise SoftshardsError(
-            "--verify needs the package pebble", mend="pip install 'softshards[curation]'"
+            "--verify needs the package pebble", hint="pip install 'softshards[curation]'"
         ) from error
     try:
         load_function(verifier.target)
     except Exception as error:  # a user's module may raise anything
         raise SoftshardsError(
             f"--verify {verifier.target}: {type(error).__name__}: {first_line(error)}",
-            mend="give module:function, importable from here: `--verify checks:is_right`",
+            hint="give module:function, importable from here: `--verify checks:is_right`",
         ) from error
     # Polars has threads, so no fork of this process; a fork server starts workers quickly.
     context = multiprocessing.get_context("forkserver")
@@ -158,7 +158,7 @@ def _words(command: str) -> list[str]:
     if not words or shutil.which(words[0]) is None:
         raise SoftshardsError(
             f"--verify-command {command!r}: there is no such program",
-            mend="check its name, and that it may be executed; it is not run by a shell",
+            hint="check its name, and that it may be executed; it is not run by a shell",
         )
     return words
 

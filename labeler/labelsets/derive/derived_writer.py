@@ -99,7 +99,7 @@ def write_derived(
         raise SoftshardsError(
             f"stopped with {len(missing)} of {len(units)} units to write; what is done is safe",
             path=out,
-            mend="run the same command: it goes on from there",
+            hint="run the same command: it goes on from there",
         )
     return manifest
 
@@ -113,19 +113,19 @@ def _begin(
     copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
     provenance: dict[str, Any],
 ) -> Manifest:
-    mend = "write into another folder, or give the settings that the set was made with"
+    hint = "write into another folder, or give the settings that the set was made with"
     if (out / MANIFEST).exists():
         found = read_manifest(out)
-        require_same_identity(identity, found.identity, path=out, mend=mend)
+        require_same_identity(identity, found.identity, path=out, hint=hint)
         before = {"codec": found.codec} | found.provenance.get("derived", {"how": "labeled"})
         if lines := differences(found=before, asked={"codec": codec} | derived):
-            raise SoftshardsError(f"there is another label set here:{lines}", path=out, mend=mend)
+            raise SoftshardsError(f"there is another label set here:{lines}", path=out, hint=hint)
         return found
     # A killed process may have left a tokenizer before there was a manifest; a lock is hidden.
     strangers = [p.name for p in out.iterdir() if p.name != TOKENIZER and p.name[0] != "."]
     if strangers:
         raise SoftshardsError(
-            f"the folder is not empty: it has {min(strangers)}", path=out, mend="name a new folder"
+            f"the folder is not empty: it has {min(strangers)}", path=out, hint="name a new folder"
         )
     manifest = Manifest(
         codec=codec,

@@ -67,7 +67,7 @@ def merge(
     if len(sources) < 2:
         raise SoftshardsError(
             "there is nothing to merge",
-            mend="name at least two label sets, then the new folder: `labeler merge A B OUT`",
+            hint="name at least two label sets, then the new folder: `labeler merge A B OUT`",
         )
     sets = [open_label_set(path) for path in sources]
     for other in sets[1:]:
@@ -75,7 +75,7 @@ def merge(
             sets[0].manifest.identity,
             other.manifest.identity,
             path=other.path,
-            mend="only sets of one teacher and one way of labeling can become one set",
+            hint="only sets of one teacher and one way of labeling can become one set",
         )
     distinct = _without_duplicates(sets, sources, on_duplicate)
     manifest = recode(
@@ -112,7 +112,7 @@ def _without_duplicates(
             f"{len(named)} rows have keys that an earlier set has: "
             f"{', '.join(named[:NAMED])}{more}",
             path=sources[found["set"][0]],
-            mend="--on-duplicate first keeps the row of the set that is named first",
+            hint="--on-duplicate first keeps the row of the set that is named first",
         )
     kept = []
     for number, labels in enumerate(sets):

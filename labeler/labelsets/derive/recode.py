@@ -44,11 +44,11 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
             first.manifest.identity,
             other.manifest.identity,
             path=other.path,
-            mend="only sets of one teacher and one way of labeling can become one set",
+            hint="only sets of one teacher and one way of labeling can become one set",
         )
     if out.resolve() in {labels.path.resolve() for labels in sources}:
         raise SoftshardsError(
-            "the new set would be in the place of the old", path=out, mend="name another folder"
+            "the new set would be in the place of the old", path=out, hint="name another folder"
         )
     shards = [(labels, groups) for labels in sources for groups in _by_shard(labels)]
     if not shards:
@@ -117,7 +117,7 @@ def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
         raise SoftshardsError(
             f"the journal has no entry of {groups[0].shard}",
             path=labels.path,
-            mend="run `labeler repair` on the set",
+            hint="run `labeler repair` on the set",
         )
     return FinishedUnit(
         tables=tables,
@@ -158,12 +158,12 @@ def compare_tables(
     """
     for name in before.column_names:
         if name not in TOPK_COLUMNS and not before[name].equals(after[name]):
-            raise SoftshardsError(f"column {name} did not survive", path=path, mend=REPORT)
+            raise SoftshardsError(f"column {name} did not survive", path=path, hint=REPORT)
     old, new = decode(before), decode(after)
     by_old, by_new = (np.argsort(d.labels.topk_ids, axis=1, kind="stable") for d in (old, new))
     ids = np.take_along_axis(old.labels.topk_ids, by_old, 1)
     if not np.array_equal(ids, np.take_along_axis(new.labels.topk_ids, by_new, 1)):
-        raise SoftshardsError("ids did not survive", path=path, mend=REPORT)
+        raise SoftshardsError("ids did not survive", path=path, hint=REPORT)
     x = np.take_along_axis(old.labels.topk_logprobs.astype(np.float64), by_old, 1)
     y = np.take_along_axis(new.labels.topk_logprobs.astype(np.float64), by_new, 1)
     finite = np.isfinite(x)
@@ -179,7 +179,7 @@ def compare_tables(
             f"a logprob did not survive: it is off by {error[bad].max():.4f} nats",
             path=path,
             row=key,
-            mend=REPORT,
+            hint=REPORT,
         )
     return float(error.max(initial=0)), _kl(x, y, old.labels.tail_logprob.astype(np.float64))
 

@@ -80,5 +80,5 @@ class Gathering:
                 f"more than --max-reject-share); the first: {self._first['reason']}",
                 path=self._first["source"],
                 row=self._first["id"],
-                mend="check the file, --tokenizer and --shift, or raise --max-reject-share",
+                hint="check the file, --tokenizer and --shift, or raise --max-reject-share",
             )

@@ -165,7 +165,7 @@ def _mean(values: Any) -> float:
 
 
 def _spans(row: Foreign, kind: str) -> list[dict[str, Any]]:
-    """Runs of neighbouring positions."""
+    """Runs of neighboring positions."""
     cuts = np.flatnonzero(np.diff(row.positions) != 1) + 1
     runs = np.split(row.positions, cuts) if len(row.positions) else []
     return [{"start": int(r[0]), "stop": int(r[-1]) + 1, "kind": kind} for r in runs]

@@ -58,7 +58,7 @@ def print_export(
         out.print(f"{facts['rows_left_out']} rows without a label were left out")
     if facts["rows_of_other_ids"]:
         out.print(
-            f"{facts['rows_of_other_ids']} of {facts['rows']} rows: tokenised again, their text "
+            f"{facts['rows_of_other_ids']} of {facts['rows']} rows: tokenized again, their text "
             "gives other ids than the teacher saw"
         )
     out.print(f"facts of the label set: {target}{SIDECAR}", markup=False)
@@ -91,11 +91,11 @@ def export(
         raise SoftshardsError(
             f"a file of format {kind} is a {' or '.join(form.suffixes)}",
             path=target,
-            mend="give it such a name",
+            hint="give it such a name",
         )
     if target.exists() and not replace:
         raise SoftshardsError(
-            "there is a file already", path=target, mend="--replace writes over it"
+            "there is a file already", path=target, hint="--replace writes over it"
         )
     labels = open_label_set(source)
     text = completions(labels, lossy=lossy) if kind == "trl" else None
@@ -140,7 +140,7 @@ def _refuse_student_context(table: pa.Table, kind: str, source: Path) -> None:
             "place for them",
             path=source,
             row=table.filter(there)["id"][0].as_py(),
-            mend="--format jsonl keeps them; --lossy writes what the teacher saw",
+            hint="--format jsonl keeps them; --lossy writes what the teacher saw",
         )
 
 

@@ -21,7 +21,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise SoftshardsError(
             "there is no tokenizer.json",
             path=directory,
-            mend="give the folder of a fast tokenizer, such as the teacher's checkpoint",
+            hint="give the folder of a fast tokenizer, such as the teacher's checkpoint",
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))

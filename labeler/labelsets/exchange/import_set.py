@@ -40,7 +40,7 @@ class ImportSettings:
         form: the format, or None to tell it by the columns.
         shift: see `read_foreign`; None for that of the format.
         kind: of spans, where rows do not say.
-        allow: refusals that are not to be: `shift`, `renormalised`.
+        allow: refusals that are not to be: `shift`, `renormalized`.
         codec: of the set.
         max_reject_share: largest share of bad rows.
     """
@@ -194,7 +194,7 @@ def tail_source(counts: Counts) -> str:
     tail = STATED if not counts.derived_tail else IMPORTED_TAIL
     if counts.own_tail and counts.derived_tail:
         tail = f"{STATED}, else {IMPORTED_TAIL}"
-    if counts.evidence.renormalised:
+    if counts.evidence.renormalized:
         tail = f"{tail}; the file's top-k add up to 1, so that this is a floor and no tail"
     return f"{tail}; {UNKNOWN_TOKEN}" if counts.unknown_tokens else tail
 

@@ -170,7 +170,7 @@ def checked(row: Foreign, vocab_size: int) -> Foreign:
     """The row with ids in descending order of their logprobs.
 
     Raises:
-        BadRow: it breaks an invariant of docs/format.md that no reordering mends.
+        BadRow: it breaks an invariant of docs/format.md that no reordering hints.
     """
     if ((row.input_ids < 0) | (row.input_ids >= vocab_size)).any():
         raise BadRow(f"an input id is outside the tokenizer: {_outside(row.input_ids, vocab_size)}")

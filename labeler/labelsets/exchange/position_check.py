@@ -71,7 +71,7 @@ class Evidence:
         return best if believed else 0
 
     @property
-    def renormalised(self) -> bool:
+    def renormalized(self) -> bool:
         """Whether every position's top-k has all the mass: the tail was divided out."""
         return self.labels >= 20 and self.whole == self.labels
 
@@ -82,7 +82,7 @@ def judge(evidence: Evidence, path: Path, stated: int, allow: Sequence[str]) -> 
     Args:
         evidence: of the file `path`.
         stated: the shift it was read with.
-        allow: what is not to be refused: `shift`, `renormalised`.
+        allow: what is not to be refused: `shift`, `renormalized`.
 
     Raises:
         SoftshardsError: saying where they seem to stand.
@@ -93,14 +93,14 @@ def judge(evidence: Evidence, path: Path, stated: int, allow: Sequence[str]) -> 
             f"{evidence.share(0):.1%} of labels under --shift {stated}, of "
             f"{evidence.share(off):.1%} under --shift {stated + off}",
             path=path,
-            mend=f"give --shift {stated + off}, or, if you know better, --allow shift",
+            hint=f"give --shift {stated + off}, or, if you know better, --allow shift",
         )
-    if evidence.renormalised and "renormalised" not in allow:
+    if evidence.renormalized and "renormalized" not in allow:
         raise SoftshardsError(
             "the probabilities of every top-k add up to 1: somebody has divided the tail out, and "
             "how much the teacher thought of other tokens cannot be known any more",
             path=path,
-            mend="get the values before that, or import them without a tail: --allow renormalised",
+            hint="get the values before that, or import them without a tail: --allow renormalized",
         )
 
 

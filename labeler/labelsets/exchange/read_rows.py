@@ -38,13 +38,13 @@ def find_files(inputs: Sequence[Path]) -> list[Path]:
         inside = sorted(p for p in path.rglob("*") if suffix_of(p.name) in SUFFIXES)
         if path.is_dir() and not inside:
             raise SoftshardsError(
-                "no such file in this folder", path=path, mend=f"known: {', '.join(SUFFIXES)}"
+                "no such file in this folder", path=path, hint=f"known: {', '.join(SUFFIXES)}"
             )
         if not path.is_dir() and not path.is_file():
-            raise SoftshardsError("no such file", path=path, mend="check the name")
+            raise SoftshardsError("no such file", path=path, hint="check the name")
         if path.is_file() and suffix_of(path.name) not in SUFFIXES:
             raise SoftshardsError(
-                "not a file that can be imported", path=path, mend=f"known: {', '.join(SUFFIXES)}"
+                "not a file that can be imported", path=path, hint=f"known: {', '.join(SUFFIXES)}"
             )
         found += inside if path.is_dir() else [path]
     return found
@@ -64,7 +64,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
             yield from read_items(stream, suffix_of(path.name) or "")
     except READ_ERRORS as error:
         raise SoftshardsError(
-            f"the file cannot be read: {error}", path=path, mend="get a whole copy of it"
+            f"the file cannot be read: {error}", path=path, hint="get a whole copy of it"
         ) from error
 
 
@@ -86,7 +86,7 @@ def format_of(files: Sequence[Path]) -> str:
     first = next((row for path in files for _, row in read_rows(path)), None)
     path = files[0]
     if first is None:
-        raise SoftshardsError("there is no row", path=path, mend="check the input")
+        raise SoftshardsError("there is no row", path=path, hint="check the input")
     names = set(first) if isinstance(first, dict) else set()
     for name, form in FORMATS.items():
         if name != "trl" and set(form.columns) <= names:
@@ -95,19 +95,19 @@ def format_of(files: Sequence[Path]) -> str:
         raise SoftshardsError(
             "these rows are packed by DistillKit's compressor, with settings that are not in them",
             path=path,
-            mend="unpack them with DistillKit (`decompress_to_sparse`) into token_ids, top_values",
+            hint="unpack them with DistillKit (`decompress_to_sparse`) into token_ids, top_values",
         )
     if {"prompt", "completion"} <= names or {"messages", "text"} & names:
         raise SoftshardsError(
             "there are no labels in this file, only text",
             path=path,
-            mend=f"let a teacher label it: `labeler label {path} --model TEACHER --out LABELS`",
+            hint=f"let a teacher label it: `labeler label {path} --model TEACHER --out LABELS`",
         )
     known = "; ".join(f"{n}: {', '.join(f.columns)}" for n, f in FORMATS.items() if n != "trl")
     raise SoftshardsError(
         f"not a known format: the first row has {', '.join(sorted(names)) or 'no columns'}",
         path=path,
-        mend=f"the formats and their columns are {known}",
+        hint=f"the formats and their columns are {known}",
     )
 
 

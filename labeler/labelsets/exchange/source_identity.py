@@ -75,7 +75,7 @@ class Stated:
             return tokenizer_digest(self.tokenizer)
         except (FileNotFoundError, ValueError) as error:
             raise SoftshardsError(
-                f"no tokenizer: {error}", path=self.tokenizer, mend="check --tokenizer"
+                f"no tokenizer: {error}", path=self.tokenizer, hint="check --tokenizer"
             ) from error
 
     def _teacher_digests(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Stated:
                 raise SoftshardsError(
                     "the teacher has another tokenizer than --tokenizer",
                     path=self.folder,
-                    mend="give the folders of one model, or the teacher by name",
+                    hint="give the folders of one model, or the teacher by name",
                 )
         except FileNotFoundError:
             pass  # weights alone
@@ -95,7 +95,7 @@ class Stated:
             weights = weights_digest(self.folder)
         except FileNotFoundError as error:
             raise SoftshardsError(
-                f"no weights: {error}", path=self.folder, mend="give the teacher by name"
+                f"no weights: {error}", path=self.folder, hint="give the teacher by name"
             ) from error
         config = json.loads((self.folder / "config.json").read_bytes())
         return {"weights": weights, "model_config_digest": sha256_json(config)}

@@ -84,7 +84,7 @@ class Completions:
                 "its labels are not one stretch up to its end: a completion would have tokens "
                 "without labels, too",
                 row=row["id"],
-                mend="--lossy takes all from the first label on as the completion",
+                hint="--lossy takes all from the first label on as the completion",
             )
         start = spans[0]["start"]
         if start == 1 and spans[0]["kind"] == "text":

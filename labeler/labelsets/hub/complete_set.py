@@ -65,8 +65,8 @@ def open_whole(path: Path) -> WholeSet:
         raise LabelSetError(
             "this is a file, not the folder of a label set; a view only names rows of one",
             path=path,
-            mend="write a view's rows out as a set of their own, with `labeler curate "
-            "--materialise` or `labeler convert`, and give that",
+            hint="write a view's rows out as a set of their own, with `labeler curate "
+            "--materialize` or `labeler convert`, and give that",
         )
     labels = open_label_set(path)
     check_bytes(labels)
@@ -107,5 +107,5 @@ def check_bytes(labels: LabelSet) -> None:
         raise LabelSetError(
             str(finding),
             path=labels.path,
-            mend=finding.mend or f"see all of it with `labeler verify {labels.path}`",
+            hint=finding.hint or f"see all of it with `labeler verify {labels.path}`",
         )

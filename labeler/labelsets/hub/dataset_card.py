@@ -25,31 +25,31 @@ class Statement:
     """What the files cannot say, and the publisher must; nothing of it is guessed.
 
     Attributes:
-        licence: the Hub's identifier of a licence (`apache-2.0`, `other`, ...), or `unknown`.
+        license: the Hub's identifier of a license (`apache-2.0`, `other`, ...), or `unknown`.
         terms: terms of the teacher's outputs, in Markdown.
         teacher: public name of the teacher; by default the last part of its path.
     """
 
-    licence: str
+    license: str
     terms: str | None = None
     teacher: str | None = None
 
 
-def statement(licence: str | None, terms: str | None, teacher: str | None) -> Statement:
+def statement(license: str | None, terms: str | None, teacher: str | None) -> Statement:
     """The publisher's statement from flags; `terms` may name a file.
 
     Raises:
-        SoftshardsError: there is no licence.
+        SoftshardsError: there is no license.
     """
-    if not licence:
+    if not license:
         raise SoftshardsError(
-            "no licence is stated, and none is guessed",
-            mend="pass --licence with an identifier that the Hub knows (apache-2.0, cc-by-4.0, "
-            "other, ...), or --licence unknown to publish without one",
+            "no license is stated, and none is guessed",
+            hint="pass --license with an identifier that the Hub knows (apache-2.0, cc-by-4.0, "
+            "other, ...), or --license unknown to publish without one",
         )
     if terms is not None and len(terms) < 1024 and Path(terms).is_file():
         terms = Path(terms).read_text(encoding="utf-8")
-    return Statement(licence=licence, terms=terms and terms.strip(), teacher=teacher)
+    return Statement(license=license, terms=terms and terms.strip(), teacher=teacher)
 
 
 def dataset_card(whole: WholeSet, repo: str, stated: Statement) -> DatasetCard:
@@ -65,7 +65,7 @@ def dataset_card(whole: WholeSet, repo: str, stated: Statement) -> DatasetCard:
     manifest = whole.labels.manifest
     data = DatasetCardData(
         pretty_name=repo.split("/")[-1],
-        license=stated.licence,
+        license=stated.license,
         task_categories=["text-generation"],
         tags=["softshards", "soft-labels", "knowledge-distillation", "logprobs"],
         configs=[
@@ -83,7 +83,7 @@ def dataset_card(whole: WholeSet, repo: str, stated: Statement) -> DatasetCard:
         repo_id=repo,
         identity=manifest.identity,
         facts=_facts(whole, stated.teacher),
-        licence=stated.licence,
+        license=stated.license,
         terms=stated.terms,
         plain=manifest.codec == PLAIN_1,
         codec=manifest.codec,

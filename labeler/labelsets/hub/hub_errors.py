@@ -26,23 +26,23 @@ def hub_errors(url: str) -> Iterator[None]:
         raise
     except errors.OfflineModeIsEnabled as error:
         raise SoftshardsError(
-            "the Hub's library is set to be offline", path=url, mend="unset HF_HUB_OFFLINE"
+            "the Hub's library is set to be offline", path=url, hint="unset HF_HUB_OFFLINE"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise SoftshardsError("no such revision", path=url, mend="check --revision") from error
+        raise SoftshardsError("no such revision", path=url, hint="check --revision") from error
     except errors.RepositoryNotFoundError as error:
         raise SoftshardsError(
-            "no such dataset, or none that you may see", path=url, mend=f"check the name; {LOGIN}"
+            "no such dataset, or none that you may see", path=url, hint=f"check the name; {LOGIN}"
         ) from error
     except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:
         cause = error.__cause__ if type(error) is RuntimeError else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
-        mend = "run the same command: it goes on from there"
+        hint = "run the same command: it goes on from there"
         if status in (401, 403):
-            mend = LOGIN
+            hint = LOGIN
         elif isinstance(error, ValueError):
-            mend = "see what the Hub says; a card it refuses has a wrong --licence"
-        raise SoftshardsError(_sentence(cause or error), path=url, mend=mend) from error
+            hint = "see what the Hub says; a card it refuses has a wrong --license"
+        raise SoftshardsError(_sentence(cause or error), path=url, hint=hint) from error
 
 
 def _sentence(error: BaseException) -> str:

@@ -101,7 +101,7 @@ def check_name(repo: str) -> None:
             raise HFValidationError("it has no owner")
     except HFValidationError as error:
         raise SoftshardsError(
-            f"not a repository's name: {repo!r}", mend="give OWNER/NAME, as the Hub shows it"
+            f"not a repository's name: {repo!r}", hint="give OWNER/NAME, as the Hub shows it"
         ) from error
 
 
@@ -124,7 +124,7 @@ def refuse_another(there: Manifest | None, ours: Manifest, where: Path | str) ->
         f"there is a label set already, with manifest {there.self_digest[:16]} in place of "
         f"{ours.self_digest[:16]} ({which})",
         path=where,
-        mend="choose another place, or pass --replace to put this set in its place",
+        hint="choose another place, or pass --replace to put this set in its place",
     )
 
 

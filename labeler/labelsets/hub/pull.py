@@ -45,7 +45,7 @@ def pull(out: Path, place: Place, *, replace: bool = False) -> Shared:
             "no complete label set is there: "
             + ("manifest.json is missing" if manifest is None else "it is not finished"),
             path=place.url,
-            mend="check the name and --revision; a push that was interrupted is finished by the "
+            hint="check the name and --revision; a push that was interrupted is finished by the "
             "same `labeler push` command",
         )
     _check_target(out, manifest, replace=replace)
@@ -69,7 +69,7 @@ def pull(out: Path, place: Place, *, replace: bool = False) -> Shared:
         raise LabelSetError(
             f"what was downloaded is not the label set that was pushed: {error.what}",
             path=error.path or out,
-            mend="delete that file and pull again; if it comes back the same, it is altered on "
+            hint="delete that file and pull again; if it comes back the same, it is altered on "
             "the Hub: pull an earlier --revision, or ask its owner to push it again",
         ) from error
     return shared(whole, place, commit)
@@ -89,7 +89,7 @@ def _check_target(out: Path, manifest: Manifest, *, replace: bool) -> None:
         return
     if not (out / DOWNLOADS).is_dir():
         raise SoftshardsError(
-            "there is something here that was not pulled", path=out, mend="give a new folder"
+            "there is something here that was not pulled", path=out, hint="give a new folder"
         )
     if (out / MANIFEST).is_file() and not replace:
         refuse_another(read_manifest(out), manifest, out)

@@ -38,7 +38,7 @@ def push(
     Args:
         path: folder of a complete label set.
         place: the repository, which is made where it is missing, and its branch.
-        stated: licence, terms, and the teacher's name.
+        stated: license, terms, and the teacher's name.
         private: make it private, and refuse one that is public.
         replace: put the set in the place of another, or of an earlier state of itself.
         dry_run: send nothing, ask nothing.
@@ -89,7 +89,7 @@ def _make_repository(place: Place, private: bool) -> None:
         raise SoftshardsError(
             "the repository is there already, and public; nothing was sent",
             path=place.url,
-            mend="make it private on the Hub, push to another name, or leave out --private",
+            hint="make it private on the Hub, push to another name, or leave out --private",
         )
     if place.revision not in (None, "main"):
         api.create_branch(place.repo, repo_type=KIND, branch=str(place.revision), exist_ok=True)

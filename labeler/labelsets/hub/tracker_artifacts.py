@@ -74,7 +74,7 @@ def log_artifact(
     """
     if find_spec(to) is None:
         raise SoftshardsError(
-            f"--to {to}: it is not installed", mend="pip install 'softshards[trackers]'"
+            f"--to {to}: it is not installed", hint="pip install 'softshards[trackers]'"
         )
     whole = open_whole(path)
     whole.say_others()
@@ -101,7 +101,7 @@ def log_artifact(
         raise SoftshardsError(
             f"{to} refuses: {first_line(error)}",
             path=path,
-            mend="wandb needs `wandb login`, or WANDB_MODE=offline" if to == "wandb" else None,
+            hint="wandb needs `wandb login`, or WANDB_MODE=offline" if to == "wandb" else None,
         ) from error
     return Logged(
         to=to,

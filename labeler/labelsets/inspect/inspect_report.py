@@ -14,7 +14,7 @@ from labeler.console import human_bytes, out
 from labeler.labelsets.common.vocabulary import open_vocabulary
 from labeler.labelsets.inspect.histograms import bars, bin_names
 from labeler.labelsets.inspect.outliers import BY, names
-from labeler.labelsets.inspect.summary import QUANTILES, summarise
+from labeler.labelsets.inspect.summary import QUANTILES, summarize
 from schemas import open_label_set
 from schemas.journal import read_rejects
 
@@ -25,8 +25,8 @@ BESIDE = 77
 
 
 def print_summary(path: Path, *, partial: bool, as_json: bool) -> None:
-    """Print `summarise`."""
-    facts = summarise(path, partial=partial)
+    """Print `summarize`."""
+    facts = summarize(path, partial=partial)
     if as_json:
         print(json.dumps(facts))
         return

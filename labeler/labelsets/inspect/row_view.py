@@ -1,4 +1,4 @@
-"""`labeler inspect --row`: a row as running text coloured by entropy, and its top-k by position."""
+"""`labeler inspect --row`: a row as running text colored by entropy, and its top-k by position."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BESIDE = 53
 """Characters beside the top 5, which get the rest of the line."""
 VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
 STEPS = ((0.1, "blue"), (0.5, "cyan"), (1.5, "green"), (3.0, "yellow"))
-"""Entropy below so many nats has this colour, all above `HIGH`; every terminal knows these."""
+"""Entropy below so many nats has this color, all above `HIGH`; every terminal knows these."""
 HIGH = "red"
 
 
 def print_row(
     path: Path, name: str, start: int, positions: int, *, partial: bool, as_json: bool
 ) -> None:
-    """Print a row: its text coloured by entropy, then tokens beside the teacher's top 5 and tail.
+    """Print a row: its text colored by entropy, then tokens beside the teacher's top 5 and tail.
 
     Args:
         path: the label set or view.
@@ -55,7 +55,7 @@ def print_row(
             f"--start {start}, but the row has {len(lines)} labels",
             path=path,
             row=key["id"],
-            mend=f"the last one is --start {len(lines) - 1}" if lines else "leave --start out",
+            hint=f"the last one is --start {len(lines) - 1}" if lines else "leave --start out",
         )
     if as_json:
         print(json.dumps({**key, "labels": lines[start : start + positions]}))
@@ -87,7 +87,7 @@ def find_row(labels: LabelSet, name: str) -> pa.Table:
         "no row has this id",
         path=labels.path,
         row=name,
-        mend="ids are in the column `id`; `--row first` shows one",
+        hint="ids are in the column `id`; `--row first` shows one",
     )
 
 
@@ -136,7 +136,7 @@ def _legend() -> Text:
 def _running(
     ids: list[int], lines: list[dict[str, Any]], start: int, vocabulary: Vocabulary
 ) -> Text:
-    """Tokens of the row, each on the colour of its entropy; unlabeled ones dim."""
+    """Tokens of the row, each on the color of its entropy; unlabeled ones dim."""
     entropy = {line["position"]: line["entropy"] for line in lines}
     first = max(0, lines[start]["position"] - BEFORE) if start < len(lines) else 0
     shown = ids[first : first + RUNNING]

@@ -79,7 +79,7 @@ def _summed(so_far: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return both.group_by(both.columns[0]).sum()
 
 
-def summarise(path: Path, *, partial: bool) -> dict[str, Any]:
+def summarize(path: Path, *, partial: bool) -> dict[str, Any]:
     """Facts of a label set or view as JSON values.
 
     Reads every row group once, verified. Memory grows with the number of sources and of different

@@ -77,7 +77,7 @@ def require_something(out: Path) -> list[Path]:
         raise LabelSetError(
             "no label set here: neither manifest.json nor shards",
             path=out,
-            mend="give the folder that `labeler label --out` wrote",
+            hint="give the folder that `labeler label --out` wrote",
         )
     return shards
 

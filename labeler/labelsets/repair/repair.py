@@ -11,7 +11,7 @@ from pathlib import Path
 from labeler.console import out as console
 from labeler.labeling.runs.locks import alone
 from labeler.labeling.teacher.teacher import copy_tokenizer, open_teacher
-from labeler.labeling.writing.finalize import LEDGER, finalise
+from labeler.labeling.writing.finalize import LEDGER, finalize
 from labeler.labelsets.repair.diagnosis import (
     FROM_FILE,
     QUARANTINE,
@@ -38,7 +38,7 @@ class Repair:
         moved: files put into `quarantine/`, each with the reason.
         rebuilt: what was made again, and from what.
         redo: units that the same `labeler label` command labels again.
-        left: what could not be mended.
+        left: what could not be repaired.
     """
 
     path: str
@@ -186,7 +186,7 @@ def _close(found: Diagnosis, manifest: Manifest) -> None:
             _put_aside(page, out)
         return
     if manifest.status == "running" or not found.index or manifest != found.manifest:
-        finalise(out, manifest)
+        finalize(out, manifest)
         if ledger is not None and ledger != (out / LEDGER).read_bytes():
             kept = _free(out / QUARANTINE / LEDGER)
             kept.parent.mkdir(exist_ok=True)

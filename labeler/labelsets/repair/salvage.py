@@ -211,7 +211,7 @@ def _old_identity(old: dict[str, Any], directory: Path) -> Identity:
     raise SoftshardsError(
         "there is nothing to rebuild the manifest from: no shard's footer can be read",
         path=directory,
-        mend="label again into a new folder",
+        hint="label again into a new folder",
     )
 
 

@@ -35,10 +35,10 @@ def verdict(
     by_size = sorted(groups.items(), key=lambda item: -sum(len(f.positions) for f in item[1]))
     found = []
     for (kind, _), some in by_size:
-        what, mend = _sentence(kind, some, tolerance)
+        what, hint = _sentence(kind, some, tolerance)
         scope = _scope(some, rows=rows, positions=positions, kinds=kinds)
         name = "tail" if kind == "tail-lost" else kind
-        found.append(Finding(kind=name, where=_where(some[0]), what=what + scope, mend=mend))
+        found.append(Finding(kind=name, where=_where(some[0]), what=what + scope, hint=hint))
     return found
 
 
@@ -60,7 +60,7 @@ def _sentence(kind: str, faults: Sequence[Fault], tolerance: float) -> tuple[str
         )
     if kind == "tail-lost":
         return (
-            "labels are renormalised over the top-k: each logprob is too high by the mass outside "
+            "labels are renormalized over the top-k: each logprob is too high by the mass outside "
             f"it ({value:.2g} nats on average), so the tail is lost",
             "label again with logprobs over the full vocabulary",
         )

@@ -112,7 +112,7 @@ def teacher_path(labels: LabelSet, model: Path | None) -> Path:
         raise SoftshardsError(
             "the label set does not say where its teacher is",
             path=labels.path,
-            mend="give its folder with --model",
+            hint="give its folder with --model",
         )
     return Path(str(named))
 

@@ -29,9 +29,9 @@ COLUMNS = (
     *("prompt", "generation", "input_ids", "spans"),
 )
 COME_BACK = 0.5
-"""Share of neighbouring tokens that the tokenizer must make again of their text."""
+"""Share of neighboring tokens that the tokenizer must make again of their text."""
 ENOUGH_PAIRS = 50
-"""Neighbouring tokens below which that share says nothing."""
+"""Neighboring tokens below which that share says nothing."""
 OTHER_TOKENIZER = "label the input again, with the tokenizer of the teacher that is meant"
 OTHER_TEMPLATE = "label the input again, with the chat template that is meant"
 
@@ -51,7 +51,7 @@ def check_text(labels: LabelSet) -> Iterator[Finding]:
             where="tokenizer",
             what=f"wrong tokenizer: it has {teacher.vocab_size} tokens, the labels are over "
             f"{identity.vocab_size}",
-            mend=OTHER_TOKENIZER,
+            hint=OTHER_TOKENIZER,
         )
         return
     rows = _some_rows(labels)
@@ -82,7 +82,7 @@ def check_teacher(labels: LabelSet, path: Path) -> Iterator[Finding]:
                 where=str(path),
                 what=f"wrong {kind}: the digest of its {name} is {digest[:16]}..., that of the "
                 f"labels' {expected[name][:16]}...",
-                mend="give the checkpoint that made the set with --model",
+                hint="give the checkpoint that made the set with --model",
             )
     config = sha256_json(json.loads((path / "config.json").read_bytes()))
     if config != identity.model_config_digest and identity.weights_scope != "stated":
@@ -100,7 +100,7 @@ def _teachers_template(labels: LabelSet, teacher: Teacher) -> Iterator[Finding]:
             where=str(teacher.path),
             what="wrong chat template: the rows went through another one than this teacher's "
             f"(digest {ours[:16]}...), or it was given other arguments",
-            mend=OTHER_TEMPLATE,
+            hint=OTHER_TEMPLATE,
         )
 
 
@@ -131,7 +131,7 @@ def _some_rows(labels: LabelSet) -> list[dict[str, Any]]:
 
 
 def _texts(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Iterator[Finding]:
-    """Ids decoded, against prompts and generations; then tokenised again, against themselves."""
+    """Ids decoded, against prompts and generations; then tokenized again, against themselves."""
     told = [(row, agrees) for row in rows if (agrees := _says_its_text(row, teacher)) is not None]
     wrong = [row for row, agrees in told if not agrees]
     if wrong:
@@ -142,7 +142,7 @@ def _texts(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Iterator[Finding
             kind="tokenizer" if mostly else "text",
             where=_name(wrong[0]),
             what=f"wrong tokenizer: {what}" if mostly else what,
-            mend=OTHER_TOKENIZER if mostly else None,
+            hint=OTHER_TOKENIZER if mostly else None,
         )
     pairs, back = 0, 0
     for row in rows:
@@ -156,9 +156,9 @@ def _texts(rows: Sequence[dict[str, Any]], teacher: Teacher) -> Iterator[Finding
     if not wrong and pairs >= ENOUGH_PAIRS and back < COME_BACK * pairs:
         yield Finding(
             kind="tokenizer",
-            what="wrong tokenizer: decoded and tokenised again, only "
-            f"{back / pairs:.0%} of neighbouring tokens come back",
-            mend=OTHER_TOKENIZER,
+            what="wrong tokenizer: decoded and tokenized again, only "
+            f"{back / pairs:.0%} of neighboring tokens come back",
+            hint=OTHER_TOKENIZER,
         )
 
 
@@ -187,7 +187,7 @@ def _says_its_text(row: dict[str, Any], teacher: Teacher) -> bool | None:
 
 
 def _plain(text: str) -> str:
-    """Text without what tokenizers normalise away: blanks, case, compatibility forms."""
+    """Text without what tokenizers normalize away: blanks, case, compatibility forms."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -208,7 +208,7 @@ def _template(
             where=_name(other[0]),
             what=f"wrong chat template: the ids of {len(other)} of {len(fits)} rows looked at are "
             f"not what {which} makes of their messages",
-            mend=OTHER_TEMPLATE,
+            hint=OTHER_TEMPLATE,
         )
     if before := [row for row, found in fits if found == "context"]:
         yield Finding(

@@ -78,9 +78,9 @@ def print_verification(
         return not problems
     for finding in notes + problems:
         word = "note" if finding.note else f"problem ({finding.kind})"
-        mend = f"\n  mend: {finding.mend}" if finding.mend else ""
+        hint = f"\n  hint: {finding.hint}" if finding.hint else ""
         style = None if finding.note else "red"
-        out.print(f"{word}: {finding}{mend}", style=style, markup=False)
+        out.print(f"{word}: {finding}{hint}", style=style, markup=False)
     if result is not None:
         out.print(
             f"rescored {result.positions} labels of {result.rows} rows with transformers: largest "
@@ -115,8 +115,8 @@ def _opened(path: Path, *, partial: bool) -> LabelSet | Finding:
     except LabelSetError as error:
         if not whole:
             raise
-        mend = error.mend if path.is_file() else f"`labeler repair {path}`"
-        return Finding(kind="damage", where=str(error.path or ""), what=error.what, mend=mend)
+        hint = error.hint if path.is_file() else f"`labeler repair {path}`"
+        return Finding(kind="damage", where=str(error.path or ""), what=error.what, hint=hint)
 
 
 def _structure(labels: LabelSet) -> Iterator[Finding]:

@@ -67,7 +67,7 @@ class Viewer:
             raise SoftshardsError(
                 f"there is no row number {number}",
                 path=self.labels.path,
-                mend=f"rows are numbered 0 to {self.listing.frame.height - 1}",
+                hint=f"rows are numbered 0 to {self.listing.frame.height - 1}",
             )
         place = self.listing.frame.row(number, named=True)
         ours = _read(self.labels, place["group"], place["row"])

@@ -57,7 +57,7 @@ def parse_query(values: Mapping[str, str]) -> Query:
             ranges.append((name, _number(least, float("-inf")), _number(most, float("inf"))))
     sort = values.get("sort", "number")
     if sort not in SORTS:
-        raise SoftshardsError(f"cannot sort by {sort!r}", mend=f"sort by {', '.join(SORTS)}")
+        raise SoftshardsError(f"cannot sort by {sort!r}", hint=f"sort by {', '.join(SORTS)}")
     return Query(
         search=values.get("search", ""),
         source=values.get("source"),
@@ -72,7 +72,7 @@ def _number(text: str | None, default: float) -> float:
     try:
         return float(text) if text else default
     except ValueError:
-        raise SoftshardsError(f"{text!r} is not a number", mend="give a number") from None
+        raise SoftshardsError(f"{text!r} is not a number", hint="give a number") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,7 @@ def _scalars(labels: LabelSet, columns: tuple[str, ...]) -> pl.DataFrame:
         for number, group in enumerate(labels.row_groups)
     ]
     if not frames:
-        raise SoftshardsError("the set has no rows", path=labels.path, mend="label something")
+        raise SoftshardsError("the set has no rows", path=labels.path, hint="label something")
     # JSON knows neither NaN nor infinity.
     means = [pl.when(pl.col(n).is_finite()).then(pl.col(n)).alias(n) for n in MEANS if n in columns]
     return pl.concat(frames).with_columns(means)

@@ -43,7 +43,7 @@ def make_server(viewer: Viewer, port: int = 0) -> ThreadingHTTPServer:
     except OSError as error:
         raise SoftshardsError(
             f"port {port} cannot be used: {error.strerror}",
-            mend="give another --port, or none for a free one",
+            hint="give another --port, or none for a free one",
         ) from error
 
 
@@ -146,7 +146,7 @@ def _row(viewer: Viewer, asked: dict[str, str]) -> dict[str, Any]:
 def _whole(asked: dict[str, str], name: str, default: int) -> int:
     text = asked.get(name, str(default))
     if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise SoftshardsError(f"{name} is {text!r}", mend="give a whole number")
+        raise SoftshardsError(f"{name} is {text!r}", hint="give a whole number")
     return int(text)
 
 

@@ -34,7 +34,7 @@ def view_labels(
         raise SoftshardsError(
             "--rows is less than 1" if rows < 1 else "this is a folder",
             path=out_file,
-            mend="give --out a file and --rows at least 1",
+            hint="give --out a file and --rows at least 1",
         )
     viewer = open_viewer(labels, other, partial=partial)
     if viewer.other is not None and not viewer.matched:

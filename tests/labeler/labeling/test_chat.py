@@ -52,7 +52,7 @@ def kinds(tokens: Tokens) -> list[str | None]:
 
 
 def segmented(teacher: Teacher, segments: Segments) -> tuple[list[int], list[str | None]]:
-    """Ids and kinds of segments that were tokenised one by one; the first token has no label."""
+    """Ids and kinds of segments that were tokenized one by one; the first token has no label."""
     pieces = [(teacher.tokenizer.encode(t, add_special_tokens=False), kind) for t, kind in segments]
     found = [kind for ids, kind in pieces for _ in ids]
     return [i for ids, _ in pieces for i in ids], [None, *found[1:]]

@@ -56,7 +56,7 @@ def test_counts_average_to_the_distribution() -> None:
     torch.testing.assert_close(counts / 7, p[0].double(), atol=2e-4, rtol=0)
 
 
-def test_uniform_is_uniform_and_knows_nothing_of_its_neighbours() -> None:
+def test_uniform_is_uniform_and_knows_nothing_of_its_neighbors() -> None:
     normalizers = torch.linspace(5, 30, 20_000)
     tokens = torch.arange(20_000) % 997
     u = uniform(normalizers, tokens)

@@ -11,7 +11,7 @@ import pytest
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs import energy
 from labeler.labeling.runs import label_run as run
-from labeler.labeling.writing.finalize import LEDGER, finalise
+from labeler.labeling.writing.finalize import LEDGER, finalize
 from schemas.journal import read_entry, write_entry
 from schemas.manifest import read_manifest
 
@@ -94,11 +94,11 @@ def test_units_are_metered_and_the_ledger_sums_them_where_all_were_measured(
         assert (facts["energy_joules"], facts["energy_source"]) == (0.0, "RAPL")  # it stood still
         used = {"energy_joules": 1.5}
         write_entry(config.out, entry.model_copy(update={"provenance": facts | used}))
-    finalise(config.out, manifest)
+    finalize(config.out, manifest)
     assert joules_of(config.out) == pytest.approx(1.5 * manifest.planned_units)
     lost = {"energy_joules": None, "energy_source": None}
     write_entry(config.out, entry.model_copy(update={"provenance": facts | lost}))
-    finalise(config.out, manifest)
+    finalize(config.out, manifest)
     assert joules_of(config.out) is None
 
 

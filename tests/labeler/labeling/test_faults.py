@@ -43,7 +43,7 @@ def test_a_full_disk_costs_the_unit_in_work_only(
     failed = run_with("disk-full", "label", corpus, *flags)
     assert failed.returncode == 2
     assert "the disk is full: unit 1 could not be written" in failed.stderr
-    assert "mend:" in failed.stderr
+    assert "hint:" in failed.stderr
     finished = len(list((tmp_path / "labels").glob("journal/unit-*.json")))
     assert finished == 1
     again = run_labeler("label", corpus, *flags, "--json")

@@ -80,7 +80,7 @@ def test_prompts_end_where_the_answer_begins(qwen: Path, chats: Path, run_labele
     assert "what?<|im_end|>↵\n<|im_start|>assistant↵\n⟦answer: ...⟧" in done.stdout
 
 
-def test_a_terminal_shows_colours(
+def test_a_terminal_shows_colors(
     qwen: Path, chats: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     terminal = Console(force_terminal=True, color_system="standard", soft_wrap=True, no_color=False)

@@ -111,7 +111,7 @@ def test_the_real_teachers_full_context_under_chunked_prefill(real_teacher: Path
 
 
 def test_a_vocabulary_of_140_000_under_a_padded_head(run_labeler: Run, tmp_path: Path) -> None:
-    """More ids than uint16 or 131,072, a head wider still, weights that favour its padding."""
+    """More ids than uint16 or 131,072, a head wider still, weights that favor its padding."""
     path, words = tmp_path / "teacher", 140_000
     vocabulary = {"<eos>": 0} | {f"w{i}": i for i in range(1, words)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))

@@ -52,7 +52,7 @@ def records() -> list[Row]:
     ]
     rows += [{"id": f"l{n}", "prompt": "go on", "completion": "the cat " * n} for n in (8, 20)]
     rows.append(
-        {"id": "esc", "prompt": "colour", "completion": "\x1b[31mred \x1b]0;owned\x07 \u202e"}
+        {"id": "esc", "prompt": "color", "completion": "\x1b[31mred \x1b]0;owned\x07 \u202e"}
     )
     random.Random(0).shuffle(rows)
     return rows
@@ -405,10 +405,10 @@ def test_a_split_is_by_id_and_stays_when_rows_are_added(
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
-def test_the_materialised_set_is_the_view(codec: str, labels: Path, labeler: CommandLine) -> None:
+def test_the_materialized_set_is_the_view(codec: str, labels: Path, labeler: CommandLine) -> None:
     command = ("curate", labels, "--out", "v.view.json", "--where", "n_tokens > 30", "--json")
-    report = labeler(*command, "--materialise", "copy", "--codec", codec).json
-    assert report["materialised"] == {"": "copy"}
+    report = labeler(*command, "--materialize", "copy", "--codec", codec).json
+    assert report["materialized"] == {"": "copy"}
     view, copy = open_label_set("v.view.json"), open_label_set("copy")
     assert copy.manifest.codec == f"{codec}/1"
     assert copy.rows == view.rows < open_label_set(labels).rows
@@ -417,7 +417,7 @@ def test_the_materialised_set_is_the_view(codec: str, labels: Path, labeler: Com
     assert tables(copy, drop) == tables(view, drop)
     origin = copy.manifest.provenance["derived"]["from"][0]
     assert origin["view"]["rules"][0]["setting"] == "n_tokens > 30"
-    assert labeler(*command, "--materialise", "copy", "--codec", codec).code == 0
+    assert labeler(*command, "--materialize", "copy", "--codec", codec).code == 0
 
 
 def tables(labels: LabelSet, drop: tuple[str, ...]) -> list[Row]:
@@ -504,7 +504,7 @@ def test_label_columns_are_not_read_and_pages_that_are_read_are_checked(
         (("--where", "mean_nl < 3"), "did you mean mean_nll"),
         (("--where", "avg(mean_nll) < 3"), "about many rows"),
         (("--where", "mean_nll"), "not true or false"),
-        (("--where", "mean_nll <"), "mend: give one SQL expression"),
+        (("--where", "mean_nll <"), "hint: give one SQL expression"),
         (("--score", "mean_entrop", "--best-of", 1), "did you mean mean_entropy"),
         (("--score", "verdict", "--best-of", 1), "there is no column verdict"),
         (("--best-of", 1), "needs to know what is best"),
@@ -515,7 +515,7 @@ def test_label_columns_are_not_read_and_pages_that_are_read_are_checked(
         (("--split", "a=0.5", "--split", "b=0.6"), "leave something"),
         (("--where", "n_tokens > 1000000"), "no row is left"),
         (("--decontaminate", "short.txt"), "no held-out record has 13 words"),
-        (("--codec", "plain"), "belongs to --materialise"),
+        (("--codec", "plain"), "belongs to --materialize"),
         (("--dedup", "near", "--similarity", 1.5), "is a share"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from labeler.labelsets.common.vocabulary import open_vocabulary
 from labeler.labelsets.inspect.histograms import FINE, Histogram, length_edges
 from labeler.labelsets.inspect.inspect_report import print_rejects
-from labeler.labelsets.inspect.summary import COVERAGE, NATS, summarise
+from labeler.labelsets.inspect.summary import COVERAGE, NATS, summarize
 from schemas import LabelSetError, bucketed_entropy, decode, open_label_set
 from schemas.arrow import SPANS
 from tests.schemas.sets import CODECS, varied_table, write_set
@@ -62,7 +62,7 @@ def everything(path: Path) -> tuple[list[dict[str, Any]], Any]:
 @pytest.mark.parametrize("name", ["plain", "compact", "view"])
 def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str) -> None:
     rows, labels = everything(sets[name])
-    facts = summarise(sets[name], partial=False)
+    facts = summarize(sets[name], partial=False)
     assert json.loads(json.dumps(facts))
     assert (facts["rows"], facts["labels"]) == (len(rows), len(labels))
 
@@ -183,10 +183,10 @@ def test_a_row_is_shown_token_by_token(sets: dict[str, Path], run_labeler: Run) 
         ids, logs = row["topk_ids"][t - 1][:5], row["topk_logprobs"][t - 1][:5]
         assert [token for token, _ in line["top"]] == [vocabulary.texts[i] for i in ids]
         np.testing.assert_allclose([p for _, p in line["top"]], np.exp(logs), atol=1e-3)
-    coloured = run_labeler(*asked, "--positions", 2, env={"FORCE_COLOR": "1", "PATH": "/usr/bin"})
-    assert "next: --start 2" in coloured.stdout
-    running = re.findall(r"\x1b\[30;4[1-6]m", coloured.stdout)
-    assert len(running) >= row["n_labels"], "one colour a labeled token, and the legend"
+    colored = run_labeler(*asked, "--positions", 2, env={"FORCE_COLOR": "1", "PATH": "/usr/bin"})
+    assert "next: --start 2" in colored.stdout
+    running = re.findall(r"\x1b\[30;4[1-6]m", colored.stdout)
+    assert len(running) >= row["n_labels"], "one color a labeled token, and the legend"
     missing = run_labeler("inspect", sets["compact"], "--row", "nobody")
     assert missing.returncode == 2
     assert "no row has this id" in missing.stderr
@@ -202,11 +202,11 @@ def test_rejects_of_a_view_are_its_sets(
     assert "0 rejects" in capsys.readouterr().out
 
 
-def test_an_altered_set_is_not_summarised(tmp_path: Path) -> None:
+def test_an_altered_set_is_not_summarized(tmp_path: Path) -> None:
     path = write_set(tmp_path / "labels", [[varied_table(0, 4)]], CODECS[1])
     shard = next((path / "shards").iterdir())
     content = bytearray(shard.read_bytes())
     content[len(content) // 4] ^= 1
     shard.write_bytes(content)
     with pytest.raises(LabelSetError, match="was altered"):
-        summarise(path, partial=False)
+        summarize(path, partial=False)

@@ -317,7 +317,7 @@ def test_shifted_labels_are_refused_and_named(
         refused = labeler("import", file, *flags, *more)
         assert refused.code == 2
         assert "look shifted" in refused.err
-        assert "mend: give --shift 0" in refused.err
+        assert "hint: give --shift 0" in refused.err
         assert not out.exists()
     assert labeler("import", file, *flags, "--shift", 0).code == 0
     assert [places(row) for row, _ in rows_of(out)] == [list(range(3, 30))] * 8
@@ -394,12 +394,12 @@ def test_what_cannot_be_imported_says_what_to_do(
         ([{"prompt": "a", "completion": "b"}], "labeler label"),
         ([packed], "decompress_to_sparse"),
         ([{"x": 1}], "not a known format"),
-        ([jsonl_row(topk_logprobs=whole)] * 4, "--allow renormalised"),
+        ([jsonl_row(topk_logprobs=whole)] * 4, "--allow renormalized"),
     ):
         refused = labeler("import", write(tmp_path / "rows.jsonl", rows), *flags)
         assert refused.code == 2
         assert message in refused.err
-    assert labeler("import", tmp_path / "rows.jsonl", *flags, "--allow", "renormalised").code == 0
+    assert labeler("import", tmp_path / "rows.jsonl", *flags, "--allow", "renormalized").code == 0
     assert (
         "a floor and no tail" in open_label_set(tmp_path / "out").manifest.provenance["tail_source"]
     )

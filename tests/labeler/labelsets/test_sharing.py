@@ -104,7 +104,7 @@ def good(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def push(labels: Path, *more: str) -> list[object]:
-    return ["push", labels, REPO, "--licence", "apache-2.0", "--json", *more]
+    return ["push", labels, REPO, "--license", "apache-2.0", "--json", *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -163,7 +163,7 @@ def test_card(labeler: Run, server: Hub, labels: Path, tmp_path: Path, teacher: 
     """A dry run prints what would be the card, and asks the Hub nothing."""
     (tmp_path / "TERMS.md").write_text("Not for **weapons**.\n")
     terms = ["--terms", tmp_path / "TERMS.md", "--teacher", "Some/Teacher"]
-    done = labeler("push", labels, REPO, "--licence", "other", *terms, "--dry-run")
+    done = labeler("push", labels, REPO, "--license", "other", *terms, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert not server.log
     assert f"would go to {server.url}/datasets/{REPO}" in done.stderr
@@ -183,9 +183,9 @@ def test_card(labeler: Run, server: Hub, labels: Path, tmp_path: Path, teacher: 
     assert (ours["rows"], ours["labels"]) == (manifest.totals.rows, manifest.totals.labels)
     assert "Not for **weapons**." in card.text
     assert str(teacher) not in str(card)
-    unnamed = labeler("push", labels, REPO, "--licence", "unknown", "--dry-run").stdout
+    unnamed = labeler("push", labels, REPO, "--license", "unknown", "--dry-run").stdout
     assert DatasetCard(unnamed).data.to_dict()["softshards"]["teacher"] == teacher.name
-    assert "Licence: unknown" in unnamed
+    assert "License: unknown" in unnamed
     assert "not stated" in unnamed
 
 
@@ -338,7 +338,7 @@ def test_branches_and_other_sets(labeler: Run, server: Hub, labels: Path, tmp_pa
     golden = Path("tests/golden/format-1-plain-1")
     other = labeler(*push(golden, "--revision", "v1"))
     assert_error(other, "a label set already", "other teacher or settings", "--replace")
-    good(labeler("push", golden, "me/golden", "--licence", "unknown", "--json"))
+    good(labeler("push", golden, "me/golden", "--license", "unknown", "--json"))
     assert_error(labeler("pull", "me/golden", tmp_path / "a"), "a label set already", "--replace")
     assert_same_set(tmp_path / "a", labels)
     good(labeler("pull", "me/golden", tmp_path / "a", "--replace", "--json"))
@@ -351,8 +351,8 @@ def test_refusals_of_the_hub(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_error(labeler("pull", "me/none", tmp_path / "none"), "no such dataset", "hf auth login")
-    bad = labeler("push", labels, REPO, "--licence", "mine")
-    assert_error(bad, '"license" must be one of', "--licence")
+    bad = labeler("push", labels, REPO, "--license", "mine")
+    assert_error(bad, '"license" must be one of', "--license")
     nobody = ["--endpoint", "http://127.0.0.1:9"]
     assert_error(labeler(*push(labels, *nobody)), "127.0.0.1:9/datasets/me/labels", "same command")
     monkeypatch.setenv("HF_TOKEN", "hf_other")
@@ -363,23 +363,23 @@ def test_refusals_of_the_hub(
 
 
 @pytest.mark.parametrize(
-    ("state", "message", "mend"),
+    ("state", "message", "hint"),
     [
-        ("unlicensed", "no licence is stated", "--licence unknown"),
+        ("unlicensed", "no license is stated", "--license unknown"),
         ("nameless", "not a repository's name", "OWNER/NAME"),
-        ("view", "a view only names rows", "curate --materialise"),
+        ("view", "a view only names rows", "curate --materialize"),
         ("running", "not finished", "the command that was making it"),
-        ("altered", "row group 0 was altered", "mend"),
+        ("altered", "row group 0 was altered", "hint"),
     ],
 )
 def test_not_fit_to_push(
-    labeler: Run, server: Hub, labels: Path, tmp_path: Path, state: str, message: str, mend: str
+    labeler: Run, server: Hub, labels: Path, tmp_path: Path, state: str, message: str, hint: str
 ) -> None:
     """Refused before the Hub is asked anything."""
-    path, repo, licence = tmp_path / "labels", REPO, ["--licence", "other"]
+    path, repo, license = tmp_path / "labels", REPO, ["--license", "other"]
     shutil.copytree(labels, path)
     if state == "unlicensed":
-        licence = []
+        license = []
     elif state == "nameless":
         repo = "labels"
     elif state == "view":
@@ -391,7 +391,7 @@ def test_not_fit_to_push(
     else:
         shard = path / "shards" / "part-000000.parquet"
         shard.write_bytes(b"PAR2" + shard.read_bytes()[4:])
-    assert_error(labeler("push", path, repo, *licence), message, mend)
+    assert_error(labeler("push", path, repo, *license), message, hint)
     assert not server.log
 
 

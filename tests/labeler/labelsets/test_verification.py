@@ -209,7 +209,7 @@ def test_another_temperature_is_named(texts: Any, verify: Verify) -> None:
 
 
 def test_a_lost_tail_is_named(texts: Any, verify: Verify) -> None:
-    def renormalised(_: dict[str, Any], labels: Labels) -> Labels:
+    def renormalized(_: dict[str, Any], labels: Labels) -> Labels:
         mass = np.log(np.exp(labels.topk_logprobs).sum(axis=1))
         token = np.where(
             labels.token_logprob < labels.topk_logprobs[:, -1], -15.0, labels.token_logprob - mass
@@ -221,7 +221,7 @@ def test_a_lost_tail_is_named(texts: Any, verify: Verify) -> None:
             token_logprob=token.astype(np.float32),
         )
 
-    labels = change_labels(texts(), renormalised)
+    labels = change_labels(texts(), renormalized)
     assert verify(labels.path)[0] == 0
     code, result = verify(labels.path, "--rescore", 4)
     assert code == 1
@@ -292,7 +292,7 @@ def test_another_tokenizer_is_named(
     claims = {"tokenizer": teacher, "provenance": {"teacher": str(teacher)}}
     code, result = verify(reseal(labels, **claims).path)
     assert (code, kinds(result)) == (1, {"tokenizer"})
-    assert "wrong tokenizer: decoded and tokenised again" in result["problems"][0]["what"]
+    assert "wrong tokenizer: decoded and tokenized again" in result["problems"][0]["what"]
 
 
 @pytest.mark.parametrize("form", ["prompt", "chat", "answer"])
@@ -400,7 +400,7 @@ def test_a_set_that_cannot_be_opened_is_a_finding_and_no_set_is_an_error(
     manifest.write_bytes(whole.replace(b'"complete"', b'"running"'))
     code, result = verify(labels.path)
     assert (code, kinds(result)) == (1, {"damage"})
-    assert "labeler repair" in result["problems"][0]["mend"]
+    assert "labeler repair" in result["problems"][0]["hint"]
     manifest.write_bytes(whole)
     (labels.path / labels.manifest.index_pages[0].path).unlink()
     code, result = verify(labels.path)
@@ -418,4 +418,4 @@ def test_damage_is_found_before_labels_are_looked_at(texts: Any, verify: Verify)
     assert (code, kinds(result)) == (1, {"damage"})
     assert result["rescore"] is None
     assert labels.shards[0] in result["problems"][0]["where"]
-    assert result["problems"][0]["mend"]
+    assert result["problems"][0]["hint"]

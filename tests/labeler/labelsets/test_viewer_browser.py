@@ -257,7 +257,7 @@ def test_rows_are_filtered_and_sorted_by_entropy(
     expect(tab.locator("#line-0 .pill")).to_have_text(f"{kept['mean_entropy'][-1]:.2f}")
 
 
-def test_colours_say_what_is_measured(
+def test_colors_say_what_is_measured(
     tab: Page, one: str, viewers: dict[str, Viewer], viewed_sets: dict[str, Path]
 ) -> None:
     visit(tab, one)
@@ -306,10 +306,10 @@ def test_two_teachers_stand_side_by_side(
     expect(tail.locator(".of-b .p")).to_have_text(percent(float(np.exp(b.tail_logprob[label]))))
     tab.locator("#more").click()
     assert bars.count() - len(ids) in (0, 1)  # the actual token, where neither has it
-    colours = tab.eval_on_selector_all(
+    colors = tab.eval_on_selector_all(
         ".labeled", "nodes => nodes.map(n => Number(n.style.getPropertyValue('--v')))"
     )
-    assert int(np.argmax(colours)) in np.flatnonzero(found.a_to_b >= np.quantile(found.a_to_b, 0.9))
+    assert int(np.argmax(colors)) in np.flatnonzero(found.a_to_b >= np.quantile(found.a_to_b, 0.9))
     tab.get_by_role("button", name="Clear").click()
     tab.locator("#sort").select_option("nll_difference")
     most = viewer.listing.frame["nll_difference"].max()
@@ -341,7 +341,7 @@ def test_a_phone_shows_one_thing_at_a_time(browser: Browser, two: str, scheme: s
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_legible_on_the_strongest_colour(
+def test_text_is_legible_on_the_strongest_color(
     browser: Browser, addresses: dict[str, str], scheme: str
 ) -> None:
     """WCAG 2 contrast, as it is painted: 4.5 to 1 or more."""
@@ -359,7 +359,7 @@ def test_text_is_legible_on_the_strongest_colour(
 CONTRAST = """node => {
   node.style.setProperty("--v", 1);
   const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const paint = (colour) => { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); };
+  const paint = (color) => { pen.fillStyle = color; pen.fillRect(0, 0, 1, 1); };
   const luminance = () => {
     const part = (byte) => {
       const x = byte / 255;

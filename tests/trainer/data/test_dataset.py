@@ -137,7 +137,7 @@ def test_error_in_the_reader_thread_is_the_label_set_error_itself(
 ) -> None:
     with pytest.raises(LabelSetError, match=r"part-000001.*altered") as caught:
         list(dataset(altered(world, tmp_path)))
-    assert caught.value.mend
+    assert caught.value.hint
     assert caught.value.__cause__ is None
 
 

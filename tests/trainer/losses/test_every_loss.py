@@ -35,10 +35,10 @@ def calls() -> dict[str, tuple[float, Call]]:
     t, _ = buckets_at(teacher, ids)
     counts = torch.tensor([[3, 0, 1], [1, 1, 1], [0, 0, 5]])
     made: dict[str, tuple[float, Call]] = {
-        "renormalised_kl-T1": (1.0, lambda logp, *_: losses.renormalised_kl(t, logp)),
-        "renormalised_kl-T2": (
+        "renormalized_kl-T1": (1.0, lambda logp, *_: losses.renormalized_kl(t, logp)),
+        "renormalized_kl-T2": (
             1.0,
-            lambda logp, *_: losses.renormalised_kl(t, logp, temperature=2.0),
+            lambda logp, *_: losses.renormalized_kl(t, logp, temperature=2.0),
         ),
         "sampled": (1.0, lambda logp, *_: losses.sampled_cross_entropy(counts, logp)),
     }
@@ -140,7 +140,7 @@ def test_never_above_dense_and_monotone_in_nested_ids(name: str) -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", [*OURS, "renormalised_kl"])
+@pytest.mark.parametrize("name", [*OURS, "renormalized_kl"])
 def test_student_equal_to_teacher_has_no_loss_and_no_gradient(
     name: str, dtype: torch.dtype, temperature: float
 ) -> None:
@@ -149,11 +149,11 @@ def test_student_equal_to_teacher_has_no_loss_and_no_gradient(
 
     def loss(change: float) -> Tensor:
         """The teacher is the student, its log-probabilities of the ids times `change`."""
-        of_losses = 1.0 if name == "renormalised_kl" else temperature
+        of_losses = 1.0 if name == "renormalized_kl" else temperature
         logp, rest, _ = linear_label_logprobs(hidden, weight, ids, bias=bias, temperature=of_losses)
         teacher = logp.detach() * change
-        if name == "renormalised_kl":
-            return losses.renormalised_kl(teacher, logp, temperature=temperature)
+        if name == "renormalized_kl":
+            return losses.renormalized_kl(teacher, logp, temperature=temperature)
         return OURS[name](teacher, rest.detach(), logp, rest)
 
     tolerance = 60 * torch.finfo(dtype).eps

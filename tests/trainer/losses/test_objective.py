@@ -85,16 +85,16 @@ def test_a_sum_of_all_losses(student: Student, batches: list[Batch]) -> None:
     assert not sums.requires_grad
 
 
-def test_renormalised_kl_at_two(student: Student, batches: list[Batch]) -> None:
-    what = objective("renormalised_kl=1", temperature=2.0)
+def test_renormalized_kl_at_two(student: Student, batches: list[Batch]) -> None:
+    what = objective("renormalized_kl=1", temperature=2.0)
     assert "free outside the teacher's top k" in what.warnings[0]
     assert not objective("forward_kl=1").warnings
     batch = batches[0]
     output = student(batch)
     loss, _ = batch_loss(what, output, batch, torch.ones_like(output[1]), [1.0])
-    want = losses.renormalised_kl(batch.topk_logprobs, output[0], temperature=2.0).sum()
+    want = losses.renormalized_kl(batch.topk_logprobs, output[0], temperature=2.0).sum()
     assert loss.item() == want.item()
-    assert want.item() != losses.renormalised_kl(batch.topk_logprobs, output[0]).sum().item()
+    assert want.item() != losses.renormalized_kl(batch.topk_logprobs, output[0]).sum().item()
 
 
 def test_a_term_of_weight_zero_has_no_part_in_the_gradient(batches: list[Batch]) -> None:
@@ -233,8 +233,8 @@ def test_two_processes_weigh_as_one_does_from_the_command_line(
 def test_the_warning_is_said(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(config(world, tmp_path, loss=("renormalised_kl=1",), temperature=2.0, max_steps=1))
-    assert "warning: renormalised_kl leaves the student free" in capsys.readouterr().err
+    train(config(world, tmp_path, loss=("renormalized_kl=1",), temperature=2.0, max_steps=1))
+    assert "warning: renormalized_kl leaves the student free" in capsys.readouterr().err
 
 
 def test_terms_are_plain_data() -> None:

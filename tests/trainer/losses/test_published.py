@@ -72,7 +72,7 @@ def dense(c: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("beta", BETAS)
-def test_trl_generalised_jsd(beta: float, temperature: float) -> None:
+def test_trl_generalized_jsd(beta: float, temperature: float) -> None:
     """At T = 2 with labels of the whole vocabulary, where the tail is determined: it is empty."""
     c = case()
     student, teacher, ids = dense(c)
@@ -91,7 +91,7 @@ def test_trl_at_temperature_two() -> None:
         student[None], teacher[None], beta=0, temperature=2.0, reduction="sum"
     )
     logp, _, _ = linear_label_logprobs(c["hidden"], c["weight"], ids, bias=c["bias"])
-    got = losses.renormalised_kl(teacher.log_softmax(1), logp, temperature=2.0).sum()
+    got = losses.renormalized_kl(teacher.log_softmax(1), logp, temperature=2.0).sum()
     assert_same(got, want, c, atol=1e-10, rtol=1e-10)
 
 
@@ -106,7 +106,7 @@ def test_trl_top_k_with_tail(beta: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_trl_top_k_renormalised(temperature: float) -> None:
+def test_trl_top_k_renormalized(temperature: float) -> None:
     c = case()
     student, teacher, _ = dense(c)
     want = temperature**2 * _trl_top_k(
@@ -114,7 +114,7 @@ def test_trl_top_k_renormalised(temperature: float) -> None:
     )
     ids = student.topk(K).indices
     logp, _, _ = linear_label_logprobs(c["hidden"], c["weight"], ids, bias=c["bias"])
-    got = losses.renormalised_kl(
+    got = losses.renormalized_kl(
         teacher.log_softmax(1).gather(1, ids), logp, temperature=temperature
     )
     assert_same(got.sum(), want.sum(), c, atol=1e-10, rtol=1e-10)

@@ -103,7 +103,7 @@ def test_training_on_draws_comes_near_the_teacher(
     assert train(run) == 0
     lines = log(run.out)
     assert lines[-1]["loss"] == lines[-1]["loss/sampled"] < lines[0]["loss/sampled"]
-    assert lines[-1]["kl"] < 0.7 * lines[0]["kl"], "reported, not minimised"
+    assert lines[-1]["kl"] < 0.7 * lines[0]["kl"], "reported, not minimized"
 
 
 def test_sets_without_draws_are_refused_before_the_first_step(

@@ -90,8 +90,8 @@ def test_flags_that_make_no_sense_are_refused(settings: dict[str, Any], message:
 @pytest.mark.parametrize("name", LOSSES[:6])
 def test_a_tail_at_another_temperature_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(SoftshardsError) as caught:
-        config(loss=(f"{name}=1", "renormalised_kl=1"), temperature=2.0)
+        config(loss=(f"{name}=1", "renormalized_kl=1"), temperature=2.0)
     assert f"--loss {name} at --temperature 2" in str(caught.value)
     assert "not stored" in str(caught.value)
-    assert "mend: " in str(caught.value)
-    assert config(loss=("renormalised_kl=1", "ce=0.5"), temperature=2.0).temperature == 2.0
+    assert "hint: " in str(caught.value)
+    assert config(loss=("renormalized_kl=1", "ce=0.5"), temperature=2.0).temperature == 2.0

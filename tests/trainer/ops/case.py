@@ -1,4 +1,4 @@
-"""Inputs of the op, and the op itself written out with materialised logits."""
+"""Inputs of the op, and the op itself written out with materialized logits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def dense(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The docstring's formula with materialised logits, in float64, by plain autograd."""
+    """The docstring's formula with materialized logits, in float64, by plain autograd."""
     z = hidden.double() @ weight.double().T
     z = z if low_rank is None else z + low_rank[0].double() @ low_rank[1].double().T
     z = z if bias is None else z + bias.double()

@@ -141,6 +141,6 @@ def test_other_kinds_of_blocks_are_refused(world: World, tmp_path: Path) -> None
     settings = {"teacher": teacher, "labels": world.labels, "out": tmp_path / "s"}
     with pytest.raises(SoftshardsError, match="layer 0 has a GPT2MLP") as caught:
         slice_teacher(SliceConfig(**settings, ffn_keep=0.5))
-    assert "mend:" in str(caught.value)
+    assert "hint:" in str(caught.value)
     with pytest.raises(SoftshardsError, match="--ffn-keep is 0"):
         SliceConfig(**settings, ffn_keep=0.0)

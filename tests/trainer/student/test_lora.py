@@ -76,7 +76,7 @@ def test_targets_that_cannot_be(
 ) -> None:
     with pytest.raises(SoftshardsError, match=message) as caught:
         train(config(world, tmp_path, lora_r=2, lora_targets=targets))
-    assert "mend:" in str(caught.value)
+    assert "hint:" in str(caught.value)
 
 
 def test_without_peft(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_student_with_another_tokenizer_is_refused(world: World, tmp_path: Path)
     assert tokenizer_digest(other)[:16] in message
     assert "for example id" in message
     assert "vocabulary: student" in message
-    assert "mend:" in message
+    assert "hint:" in message
 
 
 def test_student_without_a_tokenizer_is_refused(world: World, tmp_path: Path) -> None:

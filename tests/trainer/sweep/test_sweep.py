@@ -82,7 +82,7 @@ def test_names_stay_when_trials_are_added(tmp_path: Path) -> None:
     [
         (
             {"grid": {"sed": [1, 2]}},
-            r"grid\.sed: there is no flag sed\n  mend: did you mean seed\?",
+            r"grid\.sed: there is no flag sed\n  hint: did you mean seed\?",
         ),
         ({"base": BASE | {"pack_token": 1}}, "did you mean pack_tokens?"),
         ({"runs": [{"learning": 1}]}, r"runs\[0\]: there is no flag learning"),

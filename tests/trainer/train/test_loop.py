@@ -183,7 +183,7 @@ def test_altered_shard_is_one_clear_error(
     arguments[arguments.index("--labels") + 1] = str(altered(world, tmp_path))
     errors = user_error(arguments, capsys)
     assert "part-000001" in errors
-    assert "mend:" in errors
+    assert "hint:" in errors
 
 
 def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

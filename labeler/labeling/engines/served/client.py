@@ -16,7 +16,7 @@ try:
 except ImportError as error:
     raise SoftshardsError(
         "--engine served needs the package openai, which is not installed",
-        mend="install the extra `served` of softshards",
+        hint="install the extra `served` of softshards",
     ) from error
 
 TIMEOUT_SECONDS = 1800.0
@@ -54,14 +54,14 @@ def model_card(config: LabelConfig) -> dict[str, Any]:
         raise SoftshardsError(
             "this is no server of the completions API: it lists no models",
             path=config.server_url,
-            mend="the URL ends in /v1 as a rule: http://127.0.0.1:8000/v1",
+            hint="the URL ends in /v1 as a rule: http://127.0.0.1:8000/v1",
         ) from error
     name = config.served_model or (next(iter(cards)) if len(cards) == 1 else None)
     if name not in cards:
         raise SoftshardsError(
             f"the server has no model {name!r}" if name else "the server has not one model",
             path=config.server_url,
-            mend=f"pass --served-model with one of: {', '.join(cards) or '(it has none)'}",
+            hint=f"pass --served-model with one of: {', '.join(cards) or '(it has none)'}",
         )
     return {field: cards[name].get(field) for field in STABLE}
 
@@ -102,18 +102,18 @@ def explained(
     what = f"the server refuses: {message_of(error)}"
     if isinstance(error, openai.APIConnectionError):
         what = f"the server does not answer: {message_of(error)}"
-        mend = "start it (`vllm serve TEACHER --max-logprobs -1`), or correct --server-url"
+        hint = "start it (`vllm serve TEACHER --max-logprobs -1`), or correct --server-url"
     elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        mend = "put the server's key into the environment variable OPENAI_API_KEY"
+        hint = "put the server's key into the environment variable OPENAI_API_KEY"
     elif isinstance(error, openai.NotFoundError):
-        mend = "check that --server-url ends as the server's does (/v1), and --served-model"
+        hint = "check that --server-url ends as the server's does (/v1), and --served-model"
     elif too_many_logprobs(error) and asked is not None:
-        mend = f"start the server with --max-logprobs {asked} (or -1), or lower --k"
+        hint = f"start the server with --max-logprobs {asked} (or -1), or lower --k"
     elif isinstance(error, openai.RateLimitError):
-        mend = "lower --concurrency, or raise --retries"
+        hint = "lower --concurrency, or raise --retries"
     else:
-        mend = "look at the server's log"
-    return SoftshardsError(what, path=config.server_url, mend=mend)
+        hint = "look at the server's log"
+    return SoftshardsError(what, path=config.server_url, hint=hint)
 
 
 def too_many_logprobs(error: openai.OpenAIError) -> bool:

@@ -118,7 +118,7 @@ def generated_by_text(
     """Ids and rows of a generation whose tokens are told by their text.
 
     Raises:
-        CaptureError: a token's text is that of several ids or of none, and tokenising the whole
+        CaptureError: a token's text is that of several ids or of none, and tokenizing the whole
             text does not tell which it is.
     """
     given = choice["logprobs"]

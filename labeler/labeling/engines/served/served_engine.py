@@ -144,7 +144,7 @@ class ServedEngine:
             raise SoftshardsError(
                 f"the engine failed: {explained(error, self._config).what}",
                 path=self._config.server_url,
-                mend="finished units are safe: see to the server, and the same command goes on "
+                hint="finished units are safe: see to the server, and the same command goes on "
                 "from there",
             ) from error
 
@@ -174,7 +174,7 @@ class ServedEngine:
             raise SoftshardsError(
                 f"the server fails the check before the start: {error}",
                 path=self._config.server_url,
-                mend="is --model the folder of the served model, and --server-api right?",
+                hint="is --model the folder of the served model, and --server-api right?",
             ) from error
 
     async def _checked(self, head_dtype: str) -> str:

@@ -39,13 +39,13 @@ def require_abilities(config: LabelConfig, card: dict[str, Any]) -> None:
         raise SoftshardsError(
             "an OpenAI-style server knows neither --min-p nor --structured",
             path=config.server_url,
-            mend="leave them away, or pass --server-api vllm",
+            hint="leave them away, or pass --server-api vllm",
         )
     if config.engine_arg:
         raise SoftshardsError(
             "--engine-arg does nothing to a server that is running",
             path=config.server_url,
-            mend="start the server with it",
+            hint="start the server with it",
         )
     scores = config.mode == "score" or bool(config.structured)
     needed = config.max_length + (1 if scores else 0)
@@ -54,7 +54,7 @@ def require_abilities(config: LabelConfig, card: dict[str, Any]) -> None:
             f"the server takes {card['max_model_len']} tokens, --max-length {config.max_length} "
             f"needs {needed}",
             path=config.server_url,
-            mend=f"start it with --max-model-len {needed}, or lower --max-length",
+            hint=f"start it with --max-model-len {needed}, or lower --max-length",
         )
 
 
@@ -77,7 +77,7 @@ def check_tokens(ours: list[int], theirs: list[int], url: str | None) -> None:
             f"the server's tokenizer is not the teacher's: it makes {theirs[:6]}... of a text of "
             f"which the teacher's makes {ours[:6]}...",
             path=url,
-            mend="give the folder of the served model with --model, or the right --served-model",
+            hint="give the folder of the served model with --model, or the right --served-model",
         )
 
 
@@ -97,13 +97,13 @@ def check_scores(rows: Rows, head_dtype: str, url: str | None) -> None:
         raise SoftshardsError(
             "the server's scores are no logprobs: their mass is more than one",
             path=url,
-            mend="start the server with --logprobs-mode raw_logprobs",
+            hint="start the server with --logprobs-mode raw_logprobs",
         )
     if head_dtype == "float32" and on_half_grid(top):
         raise SoftshardsError(
             "the server's output projection runs in 16 bits, --head-dtype says float32",
             path=url,
-            mend='start the server with --hf-overrides \'{"head_dtype": "float32"}\', or pass '
+            hint='start the server with --hf-overrides \'{"head_dtype": "float32"}\', or pass '
             "--head-dtype model",
         )
 
@@ -139,6 +139,6 @@ def check_raw(plain: dict[str, float], sharpened: dict[str, float], url: str | N
             "the server's logprobs of generated tokens change with the temperature: they are not "
             "the raw ones of T = 1",
             path=url,
-            mend="start the server with --logprobs-mode raw_logprobs; where that cannot be, "
+            hint="start the server with --logprobs-mode raw_logprobs; where that cannot be, "
             "generate elsewhere and score here",
         )

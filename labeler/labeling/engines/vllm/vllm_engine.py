@@ -89,7 +89,7 @@ def import_vllm() -> Any:
     except (ImportError, RuntimeError) as error:
         raise SoftshardsError(
             f"vLLM cannot be imported: {error}",
-            mend="install the extra `gpu` or `cpu` of softshards, or pass --engine transformers",
+            hint="install the extra `gpu` or `cpu` of softshards, or pass --engine transformers",
         ) from error
     return vllm
 
@@ -145,7 +145,7 @@ class VllmEngine:
             self.close()
             raise SoftshardsError(
                 f"--draws needs tensors from inside vLLM's workers: {reason}",
-                mend="leave --draws out, or pass --engine transformers",
+                hint="leave --draws out, or pass --engine transformers",
             )
         if config.capture == "auto" and reason is not None:
             err.print(f"labels through vLLM's public interface: {reason}", style="yellow")
@@ -173,7 +173,7 @@ class VllmEngine:
             raise kind(
                 f"vLLM cannot load the teacher: {first_line(error)}",
                 path=self._teacher.path,
-                mend="try VLLM_LOGGING_LEVEL=INFO to see its log; lower --max-batched-tokens, "
+                hint="try VLLM_LOGGING_LEVEL=INFO to see its log; lower --max-batched-tokens, "
                 "--max-sequences or --kv-cache-gb if memory is short",
             ) from error
 
@@ -243,7 +243,7 @@ class VllmEngine:
             raise kind(
                 f"the engine failed: {first_line(error)}",
                 path=self._teacher.path,
-                mend="finished units are safe, and the same command goes on from there; if memory "
+                hint="finished units are safe, and the same command goes on from there; if memory "
                 "ran out, lower --max-batched-tokens or --max-sequences; "
                 "VLLM_LOGGING_LEVEL=INFO shows vLLM's log",
             ) from error

@@ -63,7 +63,7 @@ class LabelWorker:
 def _take_over_sampler(sampler: Any, gather: Callable[..., Rows]) -> None:
     """Let the sampler gather our rows. It computes logprobs first, and gathers them after sampling.
 
-    The normaliser is taken when the logprobs are computed: sampling scales the logits in place.
+    The normalizer is taken when the logprobs are computed: sampling scales the logits in place.
     """
     compute = type(sampler).compute_logprobs
     latest: dict[str, torch.Tensor] = {}

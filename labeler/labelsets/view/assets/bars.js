@@ -14,7 +14,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
       ["←  →", "next token"],
       ["J  K  ↑  ↓", "next row"],
       ["/", "search"],
-      ["1 – 4", "colours"],
+      ["1 – 4", "colors"],
       ["Esc", "let go"],
     ];
     card.replaceChildren(

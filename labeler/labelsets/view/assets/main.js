@@ -93,7 +93,7 @@ async function start() {
     $("row-id").replaceChildren(...visible(clipped(row.id, 200)));
     $("row-facts").replaceChildren(...rowFacts(row, index, all));
     text.render(row, sides);
-    text.colour(mode);
+    text.color(mode);
     text.mark(null, false);
     card.rest(row);
     const [number, at] = wanted.splice(0);
@@ -130,7 +130,7 @@ async function start() {
   function setMode(name) {
     mode = name;
     $(`mode-${name}`).checked = true;
-    if (row) text.colour(mode);
+    if (row) text.color(mode);
     list.setMode(mode);
   }
 
@@ -159,7 +159,7 @@ async function start() {
   $("next").addEventListener("click", () => list.move(1));
 
   const step = (by) => {
-    const to = text.neighbour(position, by);
+    const to = text.neighbor(position, by);
     if (to === null) return;
     pinned = false;
     text.focus(to);

@@ -1,4 +1,4 @@
-// What tokens are coloured by: a value a labeled position, and the value that is full colour.
+// What tokens are colored by: a value a labeled position, and the value that is full color.
 
 const MODES = {
   entropy: {

@@ -1,4 +1,4 @@
-// A row as running text: labeled tokens coloured and reachable, all others plain.
+// A row as running text: labeled tokens colored and reachable, all others plain.
 
 function makeText(vocabulary, { onShow, onPin }) {
   const text = $("text");
@@ -10,7 +10,7 @@ function makeText(vocabulary, { onShow, onPin }) {
   let tokens = new Map(); // labeled position -> element
   let reachable = null; // the one token that Tab stops at
 
-  // A token's text as the page shows it, from its id and what it makes with its neighbours.
+  // A token's text as the page shows it, from its id and what it makes with its neighbors.
   function content(position, flows) {
     const id = row.ids[position];
     const whole = row.whole[position];
@@ -42,10 +42,10 @@ function makeText(vocabulary, { onShow, onPin }) {
     text.replaceChildren(...nodes);
     text.scrollTop = 0;
     if (sides[0].at.length) reach(sides[0].at[0]);
-    colour(mode);
+    color(mode);
   }
 
-  function colour(name) {
+  function color(name) {
     mode = name;
     text.dataset.mode = mode;
     strip.dataset.mode = mode;
@@ -119,7 +119,7 @@ function makeText(vocabulary, { onShow, onPin }) {
   }
 
   // The labeled position `step` labels from one, or the first.
-  function neighbour(position, step) {
+  function neighbor(position, step) {
     const at = sides[0].at;
     if (!at.length) return null;
     const index = sides[0].place.get(position);
@@ -157,7 +157,7 @@ function makeText(vocabulary, { onShow, onPin }) {
   });
   new ResizeObserver(() => draw()).observe(strip);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
-  return { render, colour, mark, focus, neighbour };
+  return { render, color, mark, focus, neighbor };
 }
 
 function kinds(row) {

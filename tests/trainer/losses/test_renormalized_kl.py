@@ -1,4 +1,4 @@
-"""Top-k alone, renormalised: temperature, its square, and what it does not see."""
+"""Top-k alone, renormalized: temperature, its square, and what it does not see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.trainer.losses.dense import log_rows
-from trainer.losses import renormalised_kl
+from trainer.losses import renormalized_kl
 from trainer.ops import linear_label_logprobs
 
 
@@ -20,7 +20,7 @@ def test_equals_the_formula_on_logits(temperature: float) -> None:
     teacher, student = torch.randn(2, 6, 20, generator=gen, dtype=torch.float64) * 3
     q, p = ((z[:, :5] / temperature).softmax(1) for z in (teacher, student))
     want = temperature**2 * (q * (q / p).log()).sum(1)
-    got = renormalised_kl(
+    got = renormalized_kl(
         teacher.log_softmax(1)[:, :5], student.log_softmax(1)[:, :5], temperature=temperature
     )
     torch.testing.assert_close(got, want)
@@ -36,7 +36,7 @@ def test_finite_differences_at_temperature_two() -> None:
     ids = torch.rand(n, v, generator=gen).argsort(1)[:, :k]
     teacher = 3 * torch.randn(n, v, generator=gen, dtype=torch.float64)
     logp, _, _ = linear_label_logprobs(hidden, weight, ids)
-    loss = renormalised_kl(teacher.log_softmax(1).gather(1, ids), logp, temperature=2.0)
+    loss = renormalized_kl(teacher.log_softmax(1).gather(1, ids), logp, temperature=2.0)
     (grad,) = torch.autograd.grad(loss.sum(), hidden)
 
     def written_out(x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def test_gradients_keep_their_size_over_temperature() -> None:
     """What T squared is for: without it, T = 4 would give a sixteenth."""
     teacher, logp = log_rows(64, 8, 0), log_rows(64, 8, 1).requires_grad_()
     sizes = [
-        torch.autograd.grad(renormalised_kl(teacher, logp, temperature=t).sum(), logp)[0].norm()
+        torch.autograd.grad(renormalized_kl(teacher, logp, temperature=t).sum(), logp)[0].norm()
         for t in (1.0, 4.0)
     ]
     assert 0.3 < sizes[1] / sizes[0] < 3
@@ -72,31 +72,31 @@ def test_does_not_see_mass_outside_the_ids() -> None:
     """Why there is a warning: moving nine tenths of the mass off the ids costs nothing."""
     teacher, student = log_rows(3, 6, 0), log_rows(3, 6, 1)
     moved = student + math.log(0.1)
-    torch.testing.assert_close(renormalised_kl(teacher, moved), renormalised_kl(teacher, student))
+    torch.testing.assert_close(renormalized_kl(teacher, moved), renormalized_kl(teacher, student))
 
 
 def test_equal_sides_and_padding_cost_nothing() -> None:
     teacher = log_rows(3, 6, 0)
     student = teacher.clone().requires_grad_()
-    loss = renormalised_kl(teacher, student, temperature=2.0)
+    loss = renormalized_kl(teacher, student, temperature=2.0)
     assert loss.abs().max() < 1e-14
     assert torch.autograd.grad(loss.sum(), student)[0].abs().max() < 1e-14
     pad = torch.full((3, 2), -math.inf, dtype=torch.float64)
     student = log_rows(3, 6, 1)
     padded = torch.cat([student, pad], 1).requires_grad_()
-    got = renormalised_kl(torch.cat([teacher, pad], 1), padded)
-    torch.testing.assert_close(got, renormalised_kl(teacher, student))
+    got = renormalized_kl(torch.cat([teacher, pad], 1), padded)
+    torch.testing.assert_close(got, renormalized_kl(teacher, student))
     assert torch.autograd.grad(got.sum(), padded)[0].isfinite().all()
     nothing = pad.clone().requires_grad_()
-    loss = renormalised_kl(pad, nothing)
+    loss = renormalized_kl(pad, nothing)
     assert (loss == 0).all()
     assert (torch.autograd.grad(loss.sum(), nothing)[0] == 0).all()
-    assert renormalised_kl(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+    assert renormalized_kl(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_temperatures_that_are_none_are_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
-        renormalised_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature=temperature)
+        renormalized_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature=temperature)
     with pytest.raises(ValueError, match="same ids"):
-        renormalised_kl(torch.zeros(1, 2), torch.zeros(1, 3))
+        renormalized_kl(torch.zeros(1, 2), torch.zeros(1, 3))
