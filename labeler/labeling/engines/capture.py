@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from schemas import PAD_ID, Labels
 from schemas.draws import counted
 

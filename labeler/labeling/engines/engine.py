@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from schemas import Labels, SoftshardsError
 
 

@@ -18,7 +18,7 @@ import transformers
 from labeler.labeling.engines.capture import CaptureError, positions
 from labeler.labeling.engines.engine import EngineFacts, Failed, Labeled, Request
 from labeler.labeling.engines.label_rows import draw, uniform
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Labels, Sampling, SoftshardsError
 from schemas.draws import counted

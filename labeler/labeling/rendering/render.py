@@ -19,8 +19,6 @@ from labeler.labeling.rendering.spans import (
 )
 from labeler.labeling.teacher.teacher import Teacher
 
-__all__ = ["BadRecord", "Sequence", "Span", "render"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:

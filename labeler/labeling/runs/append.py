@@ -9,7 +9,8 @@ from typing import Any
 
 from labeler.console import err
 from labeler.labeling.planning.cut import Planned
-from labeler.labeling.rendering.render import Sequence, Span
+from labeler.labeling.rendering.render import Sequence
+from labeler.labeling.rendering.spans import Span
 from schemas import Manifest
 from schemas.journal import plan_rejects_path, write_rejects
 from schemas.manifest import write_manifest

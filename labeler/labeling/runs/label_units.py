@@ -25,7 +25,7 @@ from labeler.labeling.engines.engine import (
 )
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs import energy
 from labeler.labeling.runs.energy import Energy
 from labeler.labeling.runs.stopping import Stop

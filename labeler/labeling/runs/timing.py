@@ -14,7 +14,7 @@ from labeler.labeling.engines.engine import Engine, Labeled, Request
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import rough_seconds
 from labeler.labeling.planning.cut import Planned
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs.label_units import load_engine
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, SoftshardsError

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeler.labeling.engines.capture import positions
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labelsets.common.row_matching import partners
 from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, decode
 from schemas.codec import LABEL_COLUMNS

@@ -15,7 +15,7 @@ import numpy as np
 from labeler.console import progress
 from labeler.labeling.engines.capture import positions
 from labeler.labeling.engines.engine import Labeled, Request
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labelsets.verify.classify import Fault, judge
 from labeler.labelsets.verify.differences import compare

@@ -11,7 +11,8 @@ import pytest
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.planning.cut import Planned, Rules, plan_units
 from labeler.labeling.planning.plan_spool import spool
-from labeler.labeling.rendering.render import Sequence, Span
+from labeler.labeling.rendering.render import Sequence
+from labeler.labeling.rendering.spans import Span
 from schemas import SoftshardsError
 
 

@@ -13,7 +13,7 @@ import pytest
 from labeler.labeling.engines.engine import Labeled, Request
 from labeler.labeling.engines.transformers_engine import TransformersEngine
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs.label_units import load_engine
 from labeler.labeling.teacher.teacher import open_teacher, teacher_identity
 from labeler.labelsets.verify.differences import compare

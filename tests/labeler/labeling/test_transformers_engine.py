@@ -19,7 +19,7 @@ from transformers import (
 from labeler.labeling.engines import transformers_engine
 from labeler.labeling.engines.engine import Labeled, Request
 from labeler.labeling.engines.transformers_engine import TransformersEngine, exact_labels
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import open_teacher
 from schemas import Sampling, SoftshardsError
 from tests.tiny_model import make_model, make_tokenizer

@@ -20,7 +20,7 @@ from labeler.labeling.engines.label_rows import EXTRAS
 from labeler.labeling.engines.transformers_engine import TransformersEngine
 from labeler.labeling.engines.vllm.vllm_engine import VllmEngine, prepare_environment
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import Labels, open_label_set, scan, validate_label_set

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from labeler.labeling.engines.engine import Labeled, Request
 from labeler.labeling.engines.transformers_engine import TransformersEngine
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs import label_run as run
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labelsets.compare.compare_report import print_comparison

@@ -47,7 +47,7 @@ from labeler.labeling.engines.served.server_checks import (
     require_abilities,
 )
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Sampling, SoftshardsError
 

@@ -28,7 +28,7 @@ from labeler.labeling.engines.engine import EngineFacts, EngineOutOfMemory, Fail
 from labeler.labeling.engines.vllm.tensor_capture import TensorRows, install, probe_tokens
 from labeler.labeling.engines.vllm.worker import SPANS_KEY, LabelWorker
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.render import Span
+from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.engine_args import engine_arguments
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Labels, Sampling, SoftshardsError
