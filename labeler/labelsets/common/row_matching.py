@@ -1,26 +1,68 @@
-"""Which row of a second label set is the same record as a row of the first."""
+"""Match the rows of two label sets that hold the same records."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
+from schemas import LabelSet, SoftshardsError
 from schemas.arrow import KEY_COLUMNS
 
+MATCHED_COLUMNS = (*KEY_COLUMNS, "parent_id")
+"""Columns that `match_rows` needs."""
 
-def partners(ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
-    """Match rows by key; what is left, by the row that both were made from.
 
-    A set that was made by labeling another one again has new ids for the later chunks of a
-    document, and names the rows they came from in `parent_id`.
+def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
+    """Reject two sets whose ids mean different tokens.
 
-    Args:
-        ours: a row a line, with the key, `parent_id` and `number`.
-        theirs: the same with columns of any name instead of `number`.
+    Raises:
+        SoftshardsError: the tokenizers differ; the message gives their digests.
+    """
+    ours, theirs = a.manifest.identity.tokenizer, b.manifest.identity.tokenizer
+    if ours != theirs:
+        raise SoftshardsError(
+            f"the sets have different tokenizers ({ours[:16]}... and {theirs[:16]}...): their ids "
+            "mean different tokens",
+            path=b.path,
+            hint="compare teachers that share a tokenizer",
+        )
+
+
+def row_table(labels: LabelSet, columns: Sequence[str]) -> pl.DataFrame:
+    """Read scalar columns of all rows, without hashing the shards.
 
     Returns:
-        Of the rows that have a partner: `number` (once), and those columns, each named NAME_b.
+        One line per row: the columns, its row group (`group`), and its place in that (`row`).
+
+    Raises:
+        SoftshardsError: the set has no rows, or a shard cannot be read.
     """
-    own = [name for name in theirs.columns if name not in (*KEY_COLUMNS, "parent_id")]
+    frames = [
+        pl.DataFrame(labels.read_row_group(group, columns, verify=False))
+        .with_row_index("row")
+        .with_columns(group=pl.lit(number, pl.UInt32))
+        for number, group in enumerate(labels.row_groups)
+    ]
+    if not frames:
+        raise SoftshardsError("the set has no rows", path=labels.path, hint="label some input")
+    return pl.concat(frames)
+
+
+def match_rows(ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
+    """Match rows by key, and the remaining rows by the row that both were made from.
+
+    A set made by labeling another one again has new ids for the later chunks of a document. Its
+    `parent_id` names the rows they came from.
+
+    Args:
+        ours: one line per row, with `MATCHED_COLUMNS` and `number`.
+        theirs: one line per row, with `MATCHED_COLUMNS` and other columns NAME.
+
+    Returns:
+        `number` (once) and NAME_b, for the rows that have a partner.
+    """
+    own = [name for name in theirs.columns if name not in MATCHED_COLUMNS]
     key = pl.format("{}/{}/{}", *KEY_COLUMNS)
     origin = pl.coalesce("parent_id", key).alias("origin")
     ours = ours.select("number", *KEY_COLUMNS, origin)
@@ -28,7 +70,7 @@ def partners(ours: pl.DataFrame, theirs: pl.DataFrame) -> pl.DataFrame:
         *KEY_COLUMNS, origin, *(pl.col(name).alias(f"{name}_b") for name in own)
     ).unique(KEY_COLUMNS, keep="first")
     by_key = ours.join(theirs.drop("origin"), on=KEY_COLUMNS)
-    # Several generations may come from one row: which is which cannot be told.
+    # Several generations may come from one row: nothing says which is which.
     left = ours.join(by_key, on="number", how="anti").unique("origin", keep="none")
     free = theirs.join(by_key, on=KEY_COLUMNS, how="anti").unique("origin", keep="none")
     by_origin = left.join(free.drop(KEY_COLUMNS), on="origin")

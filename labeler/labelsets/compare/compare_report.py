@@ -15,28 +15,21 @@ from rich.table import Table
 from rich.text import Text
 
 from labeler.console import err, out
+from labeler.labelsets.compare.compare_config import CompareConfig
 from labeler.labelsets.compare.comparison import Comparison, Position, Side, Spread, compare_sets
 from schemas import SoftshardsError, open_label_set
 
 SETTINGS = (".yaml", ".yml")
 
 
-def print_comparison(
-    a: Path,
-    b: Path,
-    inputs: Sequence[str],
-    *,
-    rows: int,
-    worst: int,
-    partial: bool,
-    as_json: bool,
-) -> None:
-    """Compare two label sets; a side that is a settings file is labeled first.
+def run_compare(config: CompareConfig) -> int:
+    """Compare two label sets, print the result, and return 0; label settings files first.
 
     Raises:
         SoftshardsError: a side cannot be labeled or opened, or the two cannot be compared.
     """
-    settings = [path for path in (a, b) if path.suffix in SETTINGS]
+    sides, inputs = (config.a, config.b), config.inputs
+    settings = [path for path in sides if path.suffix in SETTINGS]
     if bool(settings) != bool(inputs):
         raise SoftshardsError(
             "settings need inputs to label" if settings else "label sets need no inputs",
@@ -44,17 +37,18 @@ def print_comparison(
             hint="`labeler compare A B` compares label sets, "
             "`labeler compare a.yaml b.yaml INPUTS` labels with two settings first",
         )
-    folders = [_label(path, inputs, rows) if path in settings else path for path in (a, b)]
-    set_a, set_b = (open_label_set(path, allow_partial=partial) for path in folders)
-    found = compare_sets(set_a, set_b, worst=worst)
+    folders = [_label(path, inputs, config.rows) if path in settings else path for path in sides]
+    set_a, set_b = (open_label_set(path, allow_partial=config.allow_partial) for path in folders)
+    found = compare_sets(set_a, set_b, worst=config.worst)
     from transformers import AutoTokenizer  # takes seconds, which a refusal need not wait for
 
     tokenizer = AutoTokenizer.from_pretrained(set_a.tokenizer_dir)
     shown = [_readable(position, tokenizer) for position in found.worst]
-    if as_json:
+    if config.as_json:
         print(json.dumps(dataclasses.asdict(found) | {"worst": shown}))
     else:
         _print(found, shown)
+    return 0
 
 
 def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:

@@ -15,13 +15,18 @@ from numpy.typing import NDArray
 
 from labeler.labeling.engines.capture import positions
 from labeler.labeling.rendering.spans import Span
-from labeler.labelsets.common.row_matching import partners
+from labeler.labelsets.common.row_matching import (
+    MATCHED_COLUMNS,
+    match_rows,
+    require_same_tokenizer,
+    row_table,
+)
 from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, decode
+from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.divergence import diverge
 
-KEY = ("id", "chunk", "sample")
-COLUMNS = (*KEY, "input_ids", "spans", *LABEL_COLUMNS)
+COLUMNS = (*KEY_COLUMNS, "input_ids", "spans", *LABEL_COLUMNS)
 TOP = 3
 CONTEXT = 24
 """Tokens shown before a position."""
@@ -117,8 +122,9 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
         SoftshardsError: the tokenizers differ, nothing can be compared, or a set is damaged.
     """
     require_same_tokenizer(a, b)
-    keys_a, keys_b = _keys(a), _keys(b)
-    found_b = partners(keys_a, keys_b.drop("number"))
+    keys_a = row_table(a, MATCHED_COLUMNS).with_row_index("number")
+    keys_b = row_table(b, MATCHED_COLUMNS)
+    found_b = match_rows(keys_a, keys_b)
     pairs = keys_a.select("number", "group", "row").join(found_b, on="number").sort("group", "row")
     sums = _Sums(worst)
     for tables in _matched(a, b, pairs):
@@ -147,33 +153,6 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
         common_mass=float(found["common_mass"].mean()),
         worst=sums.worst,
     )
-
-
-def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
-    """Refuse two sets whose ids mean different tokens.
-
-    Raises:
-        SoftshardsError: with the tokenizers' digests.
-    """
-    ours, theirs = a.manifest.identity.tokenizer, b.manifest.identity.tokenizer
-    if ours != theirs:
-        raise SoftshardsError(
-            f"the sets have different tokenizers ({ours[:16]}... and {theirs[:16]}...): their ids "
-            "mean different tokens",
-            path=b.path,
-            hint="compare teachers of one tokenizer",
-        )
-
-
-def _keys(labels: LabelSet) -> pl.DataFrame:
-    """Key, origin and place of every row: its row group, and its row in that; numbered."""
-    frames = [
-        pl.DataFrame(labels.read_row_group(group, (*KEY, "parent_id"), verify=False))
-        .with_row_index("row")
-        .with_columns(group=pl.lit(number, pl.UInt32))
-        for number, group in enumerate(labels.row_groups)
-    ]
-    return pl.concat(frames).with_row_index("number")
 
 
 def _matched(a: LabelSet, b: LabelSet, pairs: pl.DataFrame) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -252,7 +231,6 @@ def _top(labels: Labels, label: int) -> list[tuple[int, float]]:
 
 def _side(labels: LabelSet, nll: float, tail: float) -> Side:
     identity = labels.manifest.identity
-    size = sum({group.shard: group.footer.stop for group in labels.row_groups}.values())
     return Side(
         path=str(labels.path),
         teacher=str(labels.manifest.provenance.get("teacher")),
@@ -263,7 +241,7 @@ def _side(labels: LabelSet, nll: float, tail: float) -> Side:
         rows=labels.rows,
         perplexity=float(np.exp(nll)),
         coverage=float(1 - tail),
-        bytes_per_label=round(size / max(1, labels.labels), 1),
+        bytes_per_label=round(labels.stored_bytes / max(1, labels.labels), 1),
     )
 
 

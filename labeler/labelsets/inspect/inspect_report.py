@@ -13,7 +13,9 @@ from rich.text import Text
 from labeler.console import human_bytes, out
 from labeler.labelsets.common.vocabulary import open_vocabulary
 from labeler.labelsets.inspect.histograms import bars, bin_names
+from labeler.labelsets.inspect.inspect_config import InspectConfig
 from labeler.labelsets.inspect.outliers import BY, names
+from labeler.labelsets.inspect.row_view import print_row
 from labeler.labelsets.inspect.summary import QUANTILES, summarize
 from schemas import open_label_set
 from schemas.journal import read_rejects
@@ -24,9 +26,31 @@ BESIDE = 77
 """Characters beside a row's text, which gets the rest of the line."""
 
 
-def print_summary(path: Path, *, partial: bool, as_json: bool) -> None:
-    """Print `summarize`."""
-    facts = summarize(path, partial=partial)
+def run_inspect(config: InspectConfig) -> int:
+    """Print the rejects, one row or the summary of a label set, and return 0.
+
+    Raises:
+        LabelSetError: the set cannot be opened, a shard is altered, or the row is missing.
+    """
+    if config.rejects:
+        print_rejects(config.labels, as_json=config.as_json)
+    elif config.row is not None:
+        print_row(
+            config.labels,
+            config.row,
+            start=config.start,
+            count=config.positions,
+            allow_partial=config.allow_partial,
+            as_json=config.as_json,
+        )
+    else:
+        print_summary(config.labels, allow_partial=config.allow_partial, as_json=config.as_json)
+    return 0
+
+
+def print_summary(path: Path, *, allow_partial: bool, as_json: bool) -> None:
+    """Print the facts, histograms, sources and outliers of a whole set."""
+    facts = summarize(path, allow_partial=allow_partial)
     if as_json:
         print(json.dumps(facts))
         return
@@ -46,7 +70,7 @@ def print_summary(path: Path, *, partial: bool, as_json: bool) -> None:
         out.print()
         out.print(_groups("kinds of span", "kind", facts["kinds"]))
     if facts["rows"]:
-        _print_outliers(path, facts, partial=partial)
+        _print_outliers(path, facts, allow_partial=allow_partial)
 
 
 def _facts(facts: dict[str, Any]) -> Table:
@@ -146,8 +170,8 @@ def _figure(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def _print_outliers(path: Path, facts: dict[str, Any], *, partial: bool) -> None:
-    labels = open_label_set(path, allow_partial=partial)
+def _print_outliers(path: Path, facts: dict[str, Any], *, allow_partial: bool) -> None:
+    labels = open_label_set(path, allow_partial=allow_partial)
     vocabulary = open_vocabulary(labels.tokenizer_dir, facts["vocab_size"])
     table = Table(box=None, title="rows that stand out", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)

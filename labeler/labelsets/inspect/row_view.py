@@ -30,7 +30,7 @@ HIGH = "red"
 
 
 def print_row(
-    path: Path, name: str, start: int, positions: int, *, partial: bool, as_json: bool
+    path: Path, name: str, *, start: int, count: int, allow_partial: bool, as_json: bool
 ) -> None:
     """Print a row: its text colored by entropy, then tokens beside the teacher's top 5 and tail.
 
@@ -38,14 +38,14 @@ def print_row(
         path: the label set or view.
         name: the row's id, or id/chunk=N/sample=N, or `first`.
         start: the first labeled position printed, counted from 0 among the labels.
-        positions: how many are.
-        partial: also take an unfinished set.
+        count: number of labels printed.
+        allow_partial: also take an unfinished set.
         as_json: print JSON.
 
     Raises:
         LabelSetError: there is no such row, or it has fewer labels.
     """
-    labels = open_label_set(path, allow_partial=partial)
+    labels = open_label_set(path, allow_partial=allow_partial)
     row = find_row(labels, name)
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
     lines = row_labels(row, vocabulary)
@@ -58,7 +58,7 @@ def print_row(
             hint=f"the last one is --start {len(lines) - 1}" if lines else "leave --start out",
         )
     if as_json:
-        print(json.dumps({**key, "labels": lines[start : start + positions]}))
+        print(json.dumps({**key, "labels": lines[start : start + count]}))
         return
     title = f"{key['id']} (chunk {key['chunk']}, sample {key['sample']}): {len(lines)} labels"
     out.print(Text(title, style="bold"))
@@ -67,9 +67,9 @@ def print_row(
     out.print()
     out.print(_running(row["input_ids"][0].as_py(), lines, start, vocabulary))
     out.print()
-    out.print(_table(lines[start : start + positions]))
-    if start + positions < len(lines):
-        out.print(f"next: --start {start + positions}", style="dim")
+    out.print(_table(lines[start : start + count]))
+    if start + count < len(lines):
+        out.print(f"next: --start {start + count}", style="dim")
 
 
 def find_row(labels: LabelSet, name: str) -> pa.Table:

@@ -79,7 +79,7 @@ def _summed(so_far: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return both.group_by(both.columns[0]).sum()
 
 
-def summarize(path: Path, *, partial: bool) -> dict[str, Any]:
+def summarize(path: Path, *, allow_partial: bool) -> dict[str, Any]:
     """Facts of a label set or view as JSON values.
 
     Reads every row group once, verified. Memory grows with the number of sources and of different
@@ -88,7 +88,7 @@ def summarize(path: Path, *, partial: bool) -> dict[str, Any]:
     Raises:
         LabelSetError: the set cannot be opened, or a shard is altered.
     """
-    labels = open_label_set(path, allow_partial=partial)
+    labels = open_label_set(path, allow_partial=allow_partial)
     counted = _Counted()
     columns = [*KEY_COLUMNS, "source", "finish_reason", "n_tokens", "n_labels", *MEANS]
     columns += ["input_ids", "spans", *LABEL_COLUMNS, "entropy"]
@@ -100,7 +100,6 @@ def summarize(path: Path, *, partial: bool) -> dict[str, Any]:
 
 def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
     identity = labels.manifest.identity
-    size = sum({group.shard: group.footer.stop for group in labels.row_groups}.values())
     whole = labels.view is None
     return {
         "path": str(path),
@@ -121,8 +120,8 @@ def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
         "tokens": labels.tokens,
         "labels": labels.labels,
         "rejects": read_rejects(labels.path).num_rows,
-        "bytes": size,
-        "bytes_per_label": round(size / max(1, labels.labels), 1) if whole else None,
+        "bytes": labels.stored_bytes,
+        "bytes_per_label": round(labels.stored_bytes / max(1, labels.labels), 1) if whole else None,
     }
 
 

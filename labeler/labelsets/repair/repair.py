@@ -10,7 +10,8 @@ from pathlib import Path
 
 from labeler.console import out as console
 from labeler.labeling.runs.locks import alone
-from labeler.labeling.teacher.teacher import copy_tokenizer, open_teacher
+from labeler.labeling.teacher.teacher import open_teacher
+from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from labeler.labeling.writing.finalize import LEDGER, finalize
 from labeler.labelsets.repair.diagnosis import (
     FROM_FILE,
@@ -20,6 +21,7 @@ from labeler.labelsets.repair.diagnosis import (
     require_something,
 )
 from labeler.labelsets.repair.rebuild_plan import lost_rejects, planned_units
+from labeler.labelsets.repair.repair_config import RepairConfig
 from labeler.labelsets.repair.salvage import tokenizer_files
 from schemas import Manifest
 from schemas.index import INDEX
@@ -49,12 +51,14 @@ class Repair:
     left: list[str]
 
 
-def print_repair(out: Path, *, model: Path | None, dry_run: bool, as_json: bool) -> bool:
-    """Repair a label set, say what was done, and return whether it is whole now.
+def run_repair(config: RepairConfig) -> int:
+    """Repair a label set, print what was done, and return the exit code: 0 if it is whole now.
 
     Raises:
-        SoftshardsError: there is no label set, nothing to rebuild it from, or a process labels.
+        SoftshardsError: the label set is missing, nothing is left to rebuild it from, or another
+            process is using it.
     """
+    out, model, dry_run = config.labels, config.model, config.dry_run
     require_something(out)  # before a lock is put there
     if dry_run:
         result = repaired(diagnose(out, model), dry_run=True)
@@ -64,12 +68,13 @@ def print_repair(out: Path, *, model: Path | None, dry_run: bool, as_json: bool)
             result = repaired(found, dry_run=False)
             if not found.sound:
                 _apply(found)
-    if as_json:
+    if config.as_json:
         print(json.dumps(vars(result)))
     else:
         _print(result)
     whole = not (result.redo or result.left)
-    return whole and not (dry_run and (result.moved or result.rebuilt))
+    pending = dry_run and (result.moved or result.rebuilt)
+    return 0 if whole and not pending else 1
 
 
 def repaired(found: Diagnosis, *, dry_run: bool) -> Repair:
@@ -150,7 +155,9 @@ def _apply(found: Diagnosis) -> None:
         for file in sorted((out / TOKENIZER).glob("*")):
             _put_aside(file, out)
         teacher = open_teacher(found.tokenizer, max_length=1)
-        manifest = manifest.model_copy(update={"tokenizer_files": copy_tokenizer(teacher, out)})
+        manifest = manifest.model_copy(
+            update={"tokenizer_files": copy_tokenizer(teacher.path, out)}
+        )
     elif found.manifest_lost is not None:
         manifest = manifest.model_copy(update={"tokenizer_files": tokenizer_files(out)})
     for unit in sorted({*found.lost_rejects, *found.rebuilt}):

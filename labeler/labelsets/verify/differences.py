@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas import PAD_ID, Labels, rounding
-from schemas.rounding import HALF_STEP
+from schemas.rounding_error import HALF_STEP
 from schemas.topk_match import match
 from schemas.version import COMPACT_1, PLAIN_1
 

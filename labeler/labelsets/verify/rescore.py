@@ -57,6 +57,12 @@ class Rescore:
     verdict: str
     findings: tuple[Finding, ...]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON values, without the findings, which are listed among the set's."""
+        values = dataclasses.asdict(self)
+        del values["findings"]
+        return values
+
 
 def rescore_rows(
     labels: LabelSet, count: int | None, model: Path | None, *, tolerance: float, seed: int
@@ -189,10 +195,3 @@ class _Sums:
             verdict=findings[0].what if findings else "the labels are the teacher's",
             findings=tuple(findings),
         )
-
-
-def as_json(result: Rescore) -> dict[str, Any]:
-    """The result for machines; its findings are listed among the set's."""
-    values = dataclasses.asdict(result)
-    del values["findings"]
-    return values

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from labeler.console import out, progress
-from labeler.labelsets.verify.rescore import Rescore, as_json, rescore_rows, teacher_path
+from labeler.labelsets.verify.rescore import Rescore, rescore_rows, teacher_path
 from labeler.labelsets.verify.text_checks import check_teacher, check_text
+from labeler.labelsets.verify.verify_config import VerifyConfig
 from schemas import LabelSet, LabelSetError, open_label_set
 from schemas.findings import Finding
 from schemas.manifest import MANIFEST, read_manifest
@@ -18,31 +19,15 @@ UNREADABLE = frozenset({"damage", "schema", "span", "count"})
 """Kinds of findings after which text and labels are not looked at: rows are not what they were."""
 
 
-def print_verification(
-    path: Path,
-    *,
-    rescore: int | None,
-    model: Path | None,
-    tolerance: float,
-    seed: int,
-    partial: bool,
-    as_machine: bool,
-) -> bool:
-    """Verify a label set or a view, print what was found, and return whether all is well.
-
-    Args:
-        path: the set's folder, or a view.
-        rescore: rows to compute again; None for all, 0 for none.
-        model: the teacher's folder; by default, for `rescore`, the one that the set names.
-        tolerance: largest difference of a logprob in nats beside the rounding of storage.
-        seed: of the choice of rows.
-        partial: also take a set that is still being labeled.
-        as_machine: print JSON.
+def run_verify(config: VerifyConfig) -> int:
+    """Check a label set or a view, print the findings, and return the exit code: 0 if it is good.
 
     Raises:
-        SoftshardsError: there is no label set, it is unfinished, or the teacher is not there.
+        SoftshardsError: the label set is missing or unfinished, or the teacher is missing.
     """
-    labels = _opened(path, partial=partial)
+    path, model = config.labels, config.model
+    rescore = None if config.rescore == "all" else config.rescore
+    labels = _opened(path, allow_partial=config.allow_partial)
     result: Rescore | None = None
     if isinstance(labels, Finding):
         found = [labels]
@@ -56,14 +41,16 @@ def print_verification(
                 other = list(check_teacher(labels, teacher_path(labels, model)))
                 found += other
             if asked and not any(finding.kind == "tokenizer" for finding in other):
-                result = rescore_rows(labels, rescore, model, tolerance=tolerance, seed=seed)
+                result = rescore_rows(
+                    labels, rescore, model, tolerance=config.tolerance, seed=config.seed
+                )
                 found += result.findings
         elif rescore != 0:
             what = "no row was computed again: the set is damaged"
             found.append(Finding(kind="damage", what=what, note=True))
     problems = [finding for finding in found if not finding.note]
     notes = [finding for finding in found if finding.note]
-    if as_machine:
+    if config.as_json:
         counts = {} if isinstance(labels, Finding) else {"rows": labels.rows}
         if isinstance(labels, LabelSet):
             counts |= {"labels": labels.labels}
@@ -72,10 +59,10 @@ def print_verification(
             **counts,
             "problems": [problem.as_json() for problem in problems],
             "notes": [note.as_json() for note in notes],
-            "rescore": None if result is None else as_json(result),
+            "rescore": None if result is None else result.as_json(),
         }
         print(json.dumps(facts))
-        return not problems
+        return 1 if problems else 0
     for finding in notes + problems:
         word = "note" if finding.note else f"problem ({finding.kind})"
         hint = f"\n  hint: {finding.hint}" if finding.hint else ""
@@ -94,10 +81,10 @@ def print_verification(
     out.print(
         f"{path}: {len(problems)} problems in {what}" if problems else f"{path}: good, {what}"
     )
-    return not problems
+    return 1 if problems else 0
 
 
-def _opened(path: Path, *, partial: bool) -> LabelSet | Finding:
+def _opened(path: Path, *, allow_partial: bool) -> LabelSet | Finding:
     """The set; or what is wrong with it, where it is there, should open, and does not.
 
     Raises:
@@ -106,12 +93,12 @@ def _opened(path: Path, *, partial: bool) -> LabelSet | Finding:
     whole = path.is_file() or (path / MANIFEST).is_file() or (path / "shards").is_dir()
     if whole and path.is_dir():
         try:
-            unfinished = read_manifest(path).status == "running" and not partial
+            unfinished = read_manifest(path).status == "running" and not allow_partial
         except LabelSetError:
             unfinished = False
         whole = not unfinished
     try:
-        return open_label_set(path, allow_partial=partial)
+        return open_label_set(path, allow_partial=allow_partial)
     except LabelSetError as error:
         if not whole:
             raise

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from labeler.labelsets.common.row_matching import require_same_tokenizer
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from labeler.labelsets.compare.comparison import require_same_tokenizer
 from labeler.labelsets.view.row_list import COLUMNS, Listing, list_rows
 from schemas import (
     PAD_ID,
@@ -24,6 +24,7 @@ from schemas import (
     open_label_set,
 )
 from schemas.divergence import diverge
+from schemas.labeled_spans import span_positions
 
 SHORT = 1 << 16
 """Ids below this, and a pad, fit in two bytes."""
@@ -115,14 +116,14 @@ class Viewer:
         return {"sides": sides, "parted": parted if parts else None}
 
 
-def open_viewer(path: Path, other: Path | None = None, *, partial: bool = False) -> Viewer:
+def open_viewer(path: Path, other: Path | None = None, *, allow_partial: bool = False) -> Viewer:
     """Open one label set, or two of one tokenizer, and list the rows of the first.
 
     Raises:
         SoftshardsError: a set cannot be opened, or their tokenizers differ.
     """
-    labels = open_label_set(path, allow_partial=partial)
-    second = None if other is None else open_label_set(other, allow_partial=partial)
+    labels = open_label_set(path, allow_partial=allow_partial)
+    second = None if other is None else open_label_set(other, allow_partial=allow_partial)
     if second is not None:
         require_same_tokenizer(labels, second)
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
@@ -149,7 +150,7 @@ def _set_facts(labels: LabelSet, path: Path) -> dict[str, Any]:
         "rows": labels.rows,
         "tokens": labels.tokens,
         "labels": labels.labels,
-        "bytes": sum({group.shard: group.footer.stop for group in labels.row_groups}.values()),
+        "bytes": labels.stored_bytes,
         "status": manifest.status,
         "format_version": manifest.format_version,
         "weights": identity.weights,
@@ -166,10 +167,10 @@ def _read(labels: LabelSet, group: int, row: int) -> pa.Table:
 
 def _tokens(row: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64], list[list[Any]]]:
     """A row's token ids, its labeled positions, and its spans as [start, stop, kind]."""
-    spans = [[span[name] for name in ("start", "stop", "kind")] for span in row["spans"][0].as_py()]
-    parts = [np.arange(start, stop) for start, stop, _ in spans]
-    at = np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
-    return np.asarray(row["input_ids"][0].as_py(), np.int32), at, spans
+    records = row["spans"][0].as_py()
+    spans = [[span[name] for name in ("start", "stop", "kind")] for span in records]
+    ids = np.asarray(row["input_ids"][0].as_py(), np.int32)
+    return ids, span_positions(records), spans
 
 
 def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from labeler.labelsets.common.row_matching import partners
+from labeler.labelsets.common.row_matching import match_rows, row_table
 from labeler.labelsets.common.vocabulary import Vocabulary
 from schemas import LabelSet, SoftshardsError
 from schemas.arrow import KEY_COLUMNS
@@ -162,21 +162,15 @@ def list_rows(labels: LabelSet, other: LabelSet | None, vocabulary: Vocabulary) 
     frame = _scalars(labels, (*COLUMNS, "parent_id")).with_row_index("number")
     if other is not None:
         theirs = _scalars(other, (*KEY_COLUMNS, "parent_id", "mean_nll"))
-        frame = frame.join(partners(frame, theirs), on="number", how="left", maintain_order="left")
+        frame = frame.join(
+            match_rows(frame, theirs), on="number", how="left", maintain_order="left"
+        )
         difference = pl.col("mean_nll_b") - pl.col("mean_nll")
         frame = frame.with_columns(nll_difference=difference).drop("mean_nll_b")
     return Listing(frame, labels, vocabulary)
 
 
 def _scalars(labels: LabelSet, columns: tuple[str, ...]) -> pl.DataFrame:
-    frames = [
-        pl.DataFrame(labels.read_row_group(group, columns, verify=False))
-        .with_row_index("row")
-        .with_columns(group=pl.lit(number, pl.UInt32))
-        for number, group in enumerate(labels.row_groups)
-    ]
-    if not frames:
-        raise SoftshardsError("the set has no rows", path=labels.path, hint="label something")
-    # JSON knows neither NaN nor infinity.
+    # JSON has neither NaN nor infinity.
     means = [pl.when(pl.col(n).is_finite()).then(pl.col(n)).alias(n) for n in MEANS if n in columns]
-    return pl.concat(frames).with_columns(means)
+    return row_table(labels, columns).with_columns(means)

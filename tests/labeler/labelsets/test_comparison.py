@@ -19,7 +19,8 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs import label_run as run
 from labeler.labeling.teacher.teacher import open_teacher
-from labeler.labelsets.compare.compare_report import print_comparison
+from labeler.labelsets.compare.compare_config import CompareConfig
+from labeler.labelsets.compare.compare_report import run_compare
 from labeler.labelsets.compare.comparison import compare_sets
 from schemas import Labels, LabelSet, RowGroup, SoftshardsError, decode, open_label_set
 from schemas.divergence import diverge
@@ -242,9 +243,9 @@ def test_what_cannot_be_compared_is_refused(
     run_labeler: Run, make_set: Callable[..., Path], tmp_path: Path
 ) -> None:
     def refused(*sides: Path, inputs: Sequence[Path] = ()) -> str:
-        names = [str(path) for path in inputs]
+        config = CompareConfig(*sides, tuple(map(str, inputs)), rows=2, worst=1, as_json=True)
         with pytest.raises(SoftshardsError) as caught:
-            print_comparison(*sides, names, rows=2, worst=1, partial=False, as_json=True)
+            run_compare(config)
         return str(caught.value)
 
     a = make_set("a", limit=3)

@@ -62,7 +62,7 @@ def everything(path: Path) -> tuple[list[dict[str, Any]], Any]:
 @pytest.mark.parametrize("name", ["plain", "compact", "view"])
 def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str) -> None:
     rows, labels = everything(sets[name])
-    facts = summarize(sets[name], partial=False)
+    facts = summarize(sets[name], allow_partial=False)
     assert json.loads(json.dumps(facts))
     assert (facts["rows"], facts["labels"]) == (len(rows), len(labels))
 
@@ -209,4 +209,4 @@ def test_an_altered_set_is_not_summarized(tmp_path: Path) -> None:
     content[len(content) // 4] ^= 1
     shard.write_bytes(content)
     with pytest.raises(LabelSetError, match="was altered"):
-        summarize(path, partial=False)
+        summarize(path, allow_partial=False)

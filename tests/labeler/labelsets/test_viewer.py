@@ -21,14 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from labeler.labelsets.common.row_matching import partners
+from labeler.labelsets.common.row_matching import match_rows
 from labeler.labelsets.common.selection import narrowed, save
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
 from labeler.labelsets.view.html_page import json_for_html, server_page, write_page
 from labeler.labelsets.view.page_data import Viewer, open_viewer
 from labeler.labelsets.view.row_list import SORTS, Query, parse_query
 from labeler.labelsets.view.server import make_server
-from labeler.labelsets.view.view_command import view_labels
+from labeler.labelsets.view.view_command import run_view
+from labeler.labelsets.view.view_config import ViewConfig
 from schemas import Labels, LabelSetError, SoftshardsError, decode, open_label_set, scan
 from schemas.divergence import diverge
 from tests.labeler.test_cli import assert_one_error
@@ -236,7 +237,7 @@ def test_rows_that_part_are_compared_up_to_where_they_do(teacher: Path, tmp_path
 def test_a_set_labeled_again_is_matched_by_where_its_rows_come_from() -> None:
     ours = pl.DataFrame({"number": [0, 1, 2], "id": ["x", "x", "y"], "chunk": [0, 1, 0]})
     theirs = pl.DataFrame({"id": ["x/1/0", "x", "z"], "chunk": [0, 0, 0]})
-    found = partners(
+    found = match_rows(
         ours.with_columns(sample=0, parent_id=pl.lit(None, pl.String)),
         theirs.with_columns(
             sample=0,
@@ -387,16 +388,10 @@ def test_a_page_that_cannot_be_written_is_refused(
     rows: int, out_file: str, message: str, viewed_sets: dict[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(SoftshardsError, match=message):
-        view_labels(
-            viewed_sets["a"],
-            None,
-            out_file=tmp_path / out_file,
-            rows=rows,
-            seed=0,
-            port=0,
-            open_browser=False,
-            partial=False,
-            as_json=False,
+        run_view(
+            ViewConfig(
+                viewed_sets["a"], out_file=tmp_path / out_file, rows=rows, open_browser=False
+            )
         )
     assert not (tmp_path / "page.html").exists()
 

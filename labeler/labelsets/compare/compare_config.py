@@ -1,0 +1,39 @@
+"""Settings of `labeler compare`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CompareConfig:
+    """The two sides to compare."""
+
+    a: Path
+    """Folder of a label set, or a view of one; or a YAML file of `labeler label` settings (model,
+    out, ...)."""
+
+    b: Path
+    """The other side, over the same rows."""
+
+    inputs: tuple[str, ...] = ()
+    """With settings: files to label, as for `labeler label`."""
+
+    _: KW_ONLY
+
+    rows: int = 100
+    """With settings: records of the input to label."""
+
+    worst: int = 10
+    """Positions to show, the ones with the largest KL."""
+
+    allow_partial: bool = False
+    """Also compare sets that are still being labeled."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print JSON on standard output."""

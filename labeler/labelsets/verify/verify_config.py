@@ -1,0 +1,47 @@
+"""Settings of `labeler verify`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def _require_count(kind: object, value: int | str) -> None:
+    del kind
+    if isinstance(value, int) and value < 0:
+        raise ValueError("it must be 0 or more, or `all`")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class VerifyConfig:
+    """The label set to check, and how deep."""
+
+    labels: Path
+    """Folder of the label set, or a view of one."""
+
+    _: KW_ONLY
+
+    rescore: Annotated[int | Literal["all"], Parameter(validator=_require_count)] = 0
+    """Rows to compute again with the transformers reference engine, or `all`. Only `all` finds a
+    single wrong label."""
+
+    model: Path | None = None
+    """Folder of the teacher; by default, for --rescore, the one that made the set. Its weights,
+    tokenizer and chat template are compared with the set's, too."""
+
+    tolerance: float = 1e-3
+    """Largest difference of a logprob that counts as equal, in nats, on top of the rounding of
+    storage. Raise it for teachers in bfloat16."""
+
+    seed: int = 0
+    """Seed for the choice of rows."""
+
+    allow_partial: bool = False
+    """Also check a set that is still being labeled."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print JSON on standard output: problems and notes, each with kind, where, what and hint."""
