@@ -1,16 +1,19 @@
-"""Files that are either wholly there or not there at all."""
+"""Files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from schemas.os_errors import explain_full_disk
+
 TMP_PREFIX = ".tmp-"
 _OURS = secrets.token_hex(4)
-"""Two processes that write one file at once do not write into each other's temporary one."""
+"""Keeps two processes that write the same file from sharing one temporary file."""
 
 
 @contextmanager
@@ -32,6 +35,39 @@ def atomic_path(final: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success fsync its files and rename it to `final`.
+
+    An older `final` is replaced. A crash leaves the old folder, the new one, or (for the instant
+    between two renames) none, but never a part of one.
+
+    Raises:
+        SoftshardsError: the disk is full.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    tmp = final.with_name(f"{TMP_PREFIX}{final.name}")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        with explain_full_disk(final.name, final.parent):
+            yield tmp
+            for path in [*tmp.rglob("*"), tmp]:
+                fsync(path)
+        if final.exists():
+            old = final.with_name(f"{TMP_PREFIX}old-{final.name}")
+            shutil.rmtree(old, ignore_errors=True)
+            final.replace(old)
+            tmp.replace(final)
+            shutil.rmtree(old)
+        else:
+            tmp.replace(final)
+        fsync(final.parent)
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
 def write_atomic(final: Path, data: bytes | str) -> None:
     """Write `data` to `final` atomically and durably."""
     with atomic_path(final) as tmp:
@@ -39,9 +75,9 @@ def write_atomic(final: Path, data: bytes | str) -> None:
 
 
 def remove_leftovers(directory: Path) -> list[Path]:
-    """Delete what killed writers left in `directory`; return what was deleted.
+    """Delete the temporary files of killed writers in `directory` and return their paths.
 
-    Only for one that knows that nobody else is writing there.
+    Call it only where no other process can be writing.
     """
     leftovers = sorted(directory.glob(f"**/{TMP_PREFIX}*"))
     for path in leftovers:
@@ -50,7 +86,7 @@ def remove_leftovers(directory: Path) -> list[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
+    """Flush a file or folder to disk so that it survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

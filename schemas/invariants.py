@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import KEY_COLUMNS, SPAN_KINDS, row_schema
+from schemas.arrow import KEY_COLUMNS, row_schema
 from schemas.codec import DRAW_COLUMNS, PAD_ID, DecodedLabels, bucketed_entropy, decode
 from schemas.draws import misfits
 from schemas.findings import Finding
-from schemas.rounding import HALF_STEP, rounding
+from schemas.labeled_spans import span_problem
+from schemas.rounding_error import HALF_STEP, rounding
 from schemas.shift_check import Places, flat_list, label_places, shifts
 from schemas.version import COMPACT_1, PLAIN_1
 
@@ -62,20 +63,6 @@ def validate_table(
 def row_name(key: Key) -> str:
     """A row's key as messages spell it."""
     return f"row {key[0]} (chunk {key[1]}, sample {key[2]})"
-
-
-def span_problem(spans: list[dict[str, Any]], n_tokens: int, n_labels: int) -> str | None:
-    """Say what is wrong with a row's spans: sorted, disjoint, 1 <= start < stop <= n_tokens."""
-    last = 1
-    for span in spans:
-        if not last <= span["start"] < span["stop"] <= n_tokens:
-            where = f"[{span['start']}, {span['stop']})"
-            return f"span {where} is empty, out of order or outside 1..{n_tokens}"
-        if span["kind"] not in SPAN_KINDS:
-            return f"unknown span kind {span['kind']!r}"
-        last = span["stop"]
-    total = sum(span["stop"] - span["start"] for span in spans)
-    return None if total == n_labels else f"spans cover {total} positions, labels {n_labels}"
 
 
 def _row_counts(

@@ -146,10 +146,17 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     return entry
 
 
-def shard_is_whole(directory: Path, entry: UnitEntry) -> bool:
-    """Whether a journaled unit's shard is there, and of the size that the entry says."""
+def finished_unit(directory: Path, unit: int) -> UnitEntry | None:
+    """Return the entry of a unit that is done: journaled, with its shard in place and whole.
+
+    Raises:
+        LabelSetError: the entry was altered.
+    """
+    entry = read_entry(directory, unit)
+    if entry is None:
+        return None
     shard = directory / entry.shard
-    return shard.is_file() and shard.stat().st_size == entry.bytes
+    return entry if shard.is_file() and shard.stat().st_size == entry.bytes else None
 
 
 def read_entries(directory: Path, units: int) -> list[UnitEntry]:

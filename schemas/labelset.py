@@ -14,47 +14,15 @@ from schemas.arrow import COLUMN_ORDER
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
-from schemas.journal import ByteRange, read_entries
+from schemas.journal import read_entries
 from schemas.manifest import Manifest, read_manifest
 from schemas.remote import Remote, is_url, join
 from schemas.remote_metadata import mirror, mirror_view
+from schemas.row_group import RowGroup
 from schemas.shard_reader import ShardReader
-from schemas.view import VIEW_SUFFIX, Kept, View, read_view
+from schemas.view import VIEW_SUFFIX, View, read_view
 
 TOKENIZER = "tokenizer"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowGroup:
-    """One row group: the unit in which label sets are verified and read.
-
-    Attributes:
-        shard: path of the shard relative to the set; index: the row group's place in it.
-        bytes: its stretch of the file, with row, label and token counts and the hash.
-        footer: the shard's footer, the same for all its row groups.
-        kept: what a view keeps of it; None where all rows are.
-    """
-
-    shard: str
-    index: int
-    bytes: ByteRange
-    footer: ByteRange
-    kept: Kept | None = None
-
-    @property
-    def rows(self) -> int:
-        """Sequences to read from it."""
-        return (self.kept or self.bytes).rows
-
-    @property
-    def labels(self) -> int:
-        """Labeled positions of those."""
-        return (self.kept or self.bytes).labels
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of those, labeled or not."""
-        return (self.kept or self.bytes).tokens
 
 
 @dataclass(frozen=True)

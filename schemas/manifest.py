@@ -22,6 +22,12 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ExtensibleModel(BaseModel):
+    """Frozen, and open to unknown fields: for files that later versions may extend."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class LateFields(Model):
     """A model that has gained fields since its first sets were written.
 

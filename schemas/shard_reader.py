@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +26,9 @@ from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.manifest import Manifest
 from schemas.remote import Remote, Stretch, is_url
+from schemas.row_group import RowGroup
 from schemas.shard import check_footer, stored_order
 from schemas.version import PLAIN_1
-
-if TYPE_CHECKING:
-    from schemas.labelset import RowGroup
 
 Verify = Literal["read", "full", "none"]
 """Check the pages that are read; the whole row group first; nothing but footers."""

@@ -16,8 +16,9 @@ from schemas.findings import Finding
 from schemas.fingerprint import sha256_file
 from schemas.invariants import Key, row_name, validate_table
 from schemas.journal import entry_path, read_entry, rejects_path
-from schemas.labelset import LabelSet, RowGroup
+from schemas.labelset import LabelSet
 from schemas.plan import open_plan
+from schemas.row_group import RowGroup
 
 SHOWN = 5
 """Duplicates that are named; the others are counted."""

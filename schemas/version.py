@@ -10,6 +10,9 @@ PLAIN_1 = "plain/1"
 COMPACT_1 = "compact/1"
 """Codec: ids as a set by gaps, logprobs in steps; smaller, and read through `LabelSet` only."""
 
+CODECS = {"plain": PLAIN_1, "compact": COMPACT_1}
+"""Codecs by the names that commands take."""
+
 KNOWN_CODECS = (PLAIN_1, COMPACT_1)
 
 __version__ = "0.1.0"

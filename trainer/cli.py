@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from schemas import SoftshardsError, __version__
-from schemas.os_errors import explained
+from schemas.os_errors import as_user_error
 from trainer.evaluate.evaluate_config import EvaluateConfig, ReportConfig
 from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.sweep_config import SweepConfig
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SoftshardsError as error:
         _refuse(error)
     except OSError as error:
-        if (known := explained(error)) is None:
+        if (known := as_user_error(error)) is None:
             raise
         _refuse(known)
     except KeyboardInterrupt:

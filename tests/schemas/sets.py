@@ -16,9 +16,10 @@ from schemas.compact import frequency_order
 from schemas.index import write_index
 from schemas.journal import journal_unit, shard_name
 from schemas.manifest import read_manifest, write_manifest
+from schemas.row_group import Kept
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1, PLAIN_1
-from schemas.view import Kept, View
+from schemas.view import View
 from tests.schemas.samples import shard_table
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1-plain-1"

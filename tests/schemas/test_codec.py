@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from schemas.arrow import row_schema
 from schemas.codec import Labels, bucketed_entropy, decode, encode, widen
-from schemas.rounding import HALF_STEP
+from schemas.rounding_error import HALF_STEP
 from tests.schemas.samples import random_labels
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from schemas import SoftshardsError
-from schemas.os_errors import explained, full_disk_explained
+from schemas.os_errors import as_user_error, explain_full_disk
 
 FULL = Path("/dev/full")
 """A device of Linux on which every write fails as on a full disk."""
@@ -32,7 +32,7 @@ def by_safetensors() -> None:
 
 @pytest.mark.parametrize("write", [by_python, by_torch, by_safetensors])
 def test_full(write: Callable[[], None], tmp_path: Path) -> None:
-    within = full_disk_explained("a shard", tmp_path)
+    within = explain_full_disk("a shard", tmp_path)
     with (
         pytest.raises(SoftshardsError, match=r"full: a shard could not(.|\n)*free"),
         within,
@@ -41,9 +41,9 @@ def test_full(write: Callable[[], None], tmp_path: Path) -> None:
 
 
 def test_others_pass(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), full_disk_explained("a shard", tmp_path):
+    with pytest.raises(FileNotFoundError), explain_full_disk("a shard", tmp_path):
         (tmp_path / "none").read_text(encoding="utf-8")
-    within = full_disk_explained("a shard", tmp_path)
+    within = explain_full_disk("a shard", tmp_path)
     with pytest.raises(RuntimeError, match="unrelated"), within:
         raise RuntimeError("unrelated")
 
@@ -51,8 +51,8 @@ def test_others_pass(tmp_path: Path) -> None:
 def test_explained() -> None:
     with pytest.raises(OSError, match="No space") as caught:
         by_python()
-    assert "the disk is full" in str(explained(caught.value))
+    assert "the disk is full" in str(as_user_error(caught.value))
     with pytest.raises(FileNotFoundError) as missing:
         Path("/none/there").read_text(encoding="utf-8")
-    assert str(explained(missing.value)).startswith("/none/there: No such file")
-    assert explained(OSError("of no path")) is None
+    assert str(as_user_error(missing.value)).startswith("/none/there: No such file")
+    assert as_user_error(OSError("of no path")) is None

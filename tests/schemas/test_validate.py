@@ -5,7 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from schemas.invariants import span_problem, validate_table
+from schemas.invariants import validate_table
+from schemas.labeled_spans import span_problem
 from tests.schemas.samples import shard_table
 
 

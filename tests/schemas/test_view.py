@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from schemas import LabelSet, LabelSetError, decode, open_label_set
-from schemas.view import View, packed_bits, write_view
+from schemas.row_group import packed_bits
+from schemas.view import View, write_view
 from tests.schemas.sets import view_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -81,5 +82,5 @@ def test_bits_of_another_number_of_rows_are_refused(tmp_path: Path) -> None:
     longer = view.kept[0].model_copy(update={"bits": packed_bits(np.ones(99, bool))})
     write_view(path, view.model_copy(update={"kept": (longer,)}))
     opened = open_label_set(path)
-    with pytest.raises(LabelSetError, match="not those of"):
+    with pytest.raises(LabelSetError, match="do not fit"):
         opened.read_row_group(opened.row_groups[0])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.errors import LabelSetError
+from schemas.labeled_spans import positions
 from trainer.data.dataset import Pack
 from trainer.losses import renormalize_teacher
 
@@ -102,9 +103,9 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
     """
     window, rows = pack.window, pack.rows
     lengths = window.token_offsets[rows + 1] - window.token_offsets[rows]
-    tokens = window.tokens[_ranges(window.token_offsets[rows], lengths)]
+    tokens = window.tokens[positions(window.token_offsets[rows], window.token_offsets[rows + 1])]
     n_labels = window.label_offsets[rows + 1] - window.label_offsets[rows]
-    picked = _ranges(window.label_offsets[rows], n_labels)
+    picked = positions(window.label_offsets[rows], window.label_offsets[rows + 1])
     starts = np.cumsum(lengths) - lengths
     at = window.positions[picked] + np.repeat(starts, n_labels)
     labels = window.labels[picked]
@@ -113,7 +114,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         lengths = np.append(lengths, pad_to - len(tokens))
         starts = np.append(starts, len(tokens))
         tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
-    positions = np.arange(len(tokens)) - np.repeat(starts, lengths)
+    in_document = np.arange(len(tokens)) - np.repeat(starts, lengths)
     documents = np.repeat(np.arange(len(rows)), n_labels)
     if (twice := _repeating(labels.topk_ids)).any():
         raise LabelSetError(
@@ -132,7 +133,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         ) from error
     return Batch(
         input_ids=_long(tokens)[None],
-        position_ids=_long(positions)[None],
+        position_ids=_long(in_document)[None],
         attention_mask=block_causal_mask(lengths) if attention == "mask" else None,
         cu_seqlens=_cu_seqlens(lengths) if attention == "varlen" else None,
         max_length=int(lengths.max()),
@@ -166,12 +167,6 @@ def block_causal_mask(lengths: NDArray[np.int64]) -> Tensor:
 
 def _cu_seqlens(lengths: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-
-
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers of [start, start + length) for each pair, one after the other."""
-    before = np.cumsum(lengths) - lengths
-    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
 
 
 def _long(array: NDArray[Any]) -> Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from schemas import Labels, LabelSetError, decode
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
+from schemas.labeled_spans import positions
 from trainer.data.vocab_map import VocabMap
 
 pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
@@ -60,11 +61,10 @@ def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
     decoded = decode(table)
     flat = spans.flatten()
     start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))
-    first = np.cumsum(stop - start) - (stop - start)  # the label at which each span begins
-    positions = np.arange((stop - start).sum()) + np.repeat(start - first, stop - start)
-    if len(positions) != len(decoded.labels):
+    covered = positions(start, stop)
+    if len(covered) != len(decoded.labels):
         raise LabelSetError(
-            f"spans cover {len(positions)} positions and there are {len(decoded.labels)} labels",
+            f"spans cover {len(covered)} positions and there are {len(decoded.labels)} labels",
             row=f"{keys[0]} or one of the {len(keys) - 1} after it",
             hint="run `labeler verify` on the label set",
         )
@@ -76,7 +76,7 @@ def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
         token_offsets=list_offsets(tokens),
         labels=vocab_map.map_labels(decoded.labels) if vocab_map else decoded.labels,
         label_offsets=decoded.offsets,
-        positions=positions,
+        positions=covered,
         kinds=np.repeat(kind.astype(np.int64), stop - start),
         sources=[source or "" for source in table["source"].to_pylist()],
     )

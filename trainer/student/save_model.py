@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from schemas.atomic import atomic_directory
 from schemas.fingerprint import TOKENIZER_FILES
-from trainer.train.checkpoint import atomic_directory
 
 
 def save_model(
@@ -19,26 +19,27 @@ def save_model(
     final: Path,
     *,
     tokenizer_dir: Path,
-    state: dict[str, Any] | None = None,
-    extra: dict[str, Any] | None = None,
-    also: dict[str, Callable[[Path], None]] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    json_files: Mapping[str, object] | None = None,
+    folders: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:
     """Write a checkpoint that transformers and vLLM load, atomically.
 
     Args:
-        model: the causal LM. final: the folder to make, or to replace.
+        model: the causal LM.
+        final: the folder to make, or to replace.
         tokenizer_dir: where to copy the tokenizer files from.
         state: the weights, where the model itself holds only a part of them (FSDP).
-        extra: file name -> JSON-able content to write beside the weights.
-        also: folder name -> what fills it, beside the weights.
+        json_files: file name -> JSON-able content to write beside the weights.
+        folders: folder name -> function that makes this folder beside the weights.
     """
     with atomic_directory(final) as tmp:
         model.save_pretrained(tmp, state_dict=state)
         copy_tokenizer(tokenizer_dir, tmp)
-        for name, content in (extra or {}).items():
+        for name, content in (json_files or {}).items():
             (tmp / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for name, fill in (also or {}).items():
-            fill(tmp / name)
+        for name, write in (folders or {}).items():
+            write(tmp / name)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

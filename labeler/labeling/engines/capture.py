@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeler.labeling.rendering.spans import Span
-from schemas import PAD_ID, Labels
+from schemas import PAD_ID, Labels, labeled_spans
 from schemas.draws import counted
 
 TAIL_FLOOR = 1e-6
@@ -24,9 +24,8 @@ class CaptureError(Exception):
 
 
 def positions(spans: Sequence[Span]) -> NDArray[np.int64]:
-    """Labeled positions t [n] of a sequence, in span order."""
-    parts = [np.arange(span.start, span.stop) for span in spans]
-    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
+    """Return the labeled positions t [n] of a sequence, in span order."""
+    return labeled_spans.positions([s.start for s in spans], [s.stop for s in spans])
 
 
 def flat_rows(flat: Any, *, skip: int = 0) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

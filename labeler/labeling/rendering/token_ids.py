@@ -1,4 +1,4 @@
-"""Columns of records that are tokenized already: token ids, and the spans to label."""
+"""Read the columns of records that are already tokenized: token ids, and the spans to label."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import numpy as np
 
 from labeler.labeling.rendering.messages import read_list
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens, count_labels
-from schemas.invariants import span_problem
+from schemas.labeled_spans import SpanRecord, span_problem
 
 STUDENT_IDS, STUDENT_SPANS = "student_input_ids", "student_spans"
-"""Columns of a row that comes from a label set, where the student was to see other tokens."""
+"""Columns of a label set's row whose student sees different tokens."""
 
 
 def read_ids(columns: dict[str, Any], name: str, vocab_size: int) -> list[int]:
-    """The token ids of a column.
+    """Return the token ids of a column.
 
     Raises:
-        BadRecord: it holds something else, or an id that the tokenizer does not have.
+        BadRecord: the column holds something else, or an id that the tokenizer does not have.
     """
     values = read_list(columns, name) or []
     try:
         ids = np.array(values)
     except ValueError as error:  # lists of different lengths
-        raise BadRecord(f"column {name!r} is no list of token ids: {error}") from error
+        raise BadRecord(f"column {name!r} is not a list of token ids: {error}") from error
     if not values or ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise BadRecord(f"column {name!r} is no list of token ids")
+        raise BadRecord(f"column {name!r} is not a list of token ids")
     if ids.min() < 0 or ids.max() >= vocab_size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
         raise BadRecord(f"column {name!r} has the id {bad}; the tokenizer has {vocab_size} tokens")
-    return ids.tolist()
+    return [int(i) for i in ids]
 
 
 def read_tokens(columns: dict[str, Any], ids_name: str, spans_name: str, vocab_size: int) -> Tokens:
-    """Token ids and the spans beside them: {start, stop} with a `kind`, `text` where it is none.
+    """Return token ids and their spans: {start, stop} and a `kind`, by default `text`.
 
     Raises:
         BadRecord: a column holds something else, or the spans are not sorted and disjoint with
@@ -47,9 +47,10 @@ def read_tokens(columns: dict[str, Any], ids_name: str, spans_name: str, vocab_s
             for s in read_list(columns, spans_name) or []
         )
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise BadRecord(f"column {spans_name!r} is no list of {{start, stop, kind}}") from error
+        raise BadRecord(f"column {spans_name!r} is not a list of {{start, stop, kind}}") from error
     if not spans:
-        raise BadRecord(f"column {spans_name!r} has no span: there is nothing to label")
-    if problem := span_problem([vars(s) for s in spans], len(ids), count_labels(spans)):
+        raise BadRecord(f"column {spans_name!r} has no spans: there is nothing to label")
+    records: list[SpanRecord] = [{"start": s.start, "stop": s.stop, "kind": s.kind} for s in spans]
+    if problem := span_problem(records, len(ids), count_labels(spans)):
         raise BadRecord(f"column {spans_name!r}: {problem}")
     return Tokens(ids=ids, spans=spans)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from schemas import Manifest
-from schemas.atomic import write_atomic
 from schemas.index import write_index
-from schemas.journal import UnitEntry, entry_path, read_entry, shard_name
+from schemas.journal import UnitEntry, finished_unit
+from schemas.ledger import EngineCost, Ledger, write_ledger
 from schemas.manifest import Totals, read_manifest, write_manifest
-
-LEDGER = "ledger.json"
 
 
 def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
@@ -29,7 +25,7 @@ def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
         The manifest, sums over what is done, and the units that are not.
     """
     manifest = read_manifest(out)
-    missing = [unit for unit in range(manifest.planned_units) if not _is_there(out, unit)]
+    missing = [unit for unit in range(manifest.planned_units) if finished_unit(out, unit) is None]
     if not missing and (changed or not _is_closed(out, manifest)):
         manifest = finalize(out, manifest)
     if not missing and manifest.totals is not None:
@@ -46,7 +42,7 @@ def finalize(out: Path, manifest: Manifest) -> Manifest:
     pages = write_index(out, sums.over(out, manifest))
     changes = {"status": "complete", "index_pages": pages, "totals": sums.totals(manifest)}
     complete = manifest.model_copy(update=changes)
-    write_atomic(out / LEDGER, json.dumps({"engines": sums.ledger()}, indent=2) + "\n")
+    write_ledger(out, sums.ledger())
     write_manifest(out, complete)
     return complete
 
@@ -57,22 +53,18 @@ def _is_closed(out: Path, manifest: Manifest) -> bool:
     return manifest.status == "complete" and all((out / page.path).is_file() for page in pages)
 
 
-def _is_there(out: Path, unit: int) -> bool:
-    return entry_path(out, unit).is_file() and (out / shard_name(unit)).is_file()
-
-
 class _Sums:
     """Sums over the journal's entries, taken while they are read once."""
 
     def __init__(self) -> None:
         names = ("units", "rows", "tokens", "labels", "rejects", "bytes")
         self._sums = dict.fromkeys(names, 0)
-        self._devices: dict[str, dict[str, Any]] = {}
+        self._engines: dict[str, EngineCost] = {}
 
     def over(self, out: Path, manifest: Manifest) -> Iterator[UnitEntry]:
         """The entries of all finished units, by unit; each is added up as it passes."""
         for unit in range(manifest.planned_units):
-            entry = read_entry(out, unit)
+            entry = finished_unit(out, unit)
             if entry is not None:
                 self._add(entry)
                 yield entry
@@ -83,27 +75,38 @@ class _Sums:
             self._sums[name] += getattr(entry, name)
         facts = entry.provenance
         name = f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
-        nothing = {"engine_seconds": 0.0, "energy_joules": 0.0, "tokens": 0, "labels": 0}
-        sums = self._devices.setdefault(
-            name, nothing | {"energy_source": facts.get("energy_source")}
+        known = self._engines.get(name) or EngineCost(
+            engine_seconds=0.0,
+            energy_joules=0.0,
+            tokens=0,
+            labels=0,
+            energy_source=facts.get("energy_source"),
+            tokens_per_s=0.0,
         )
-        sums["engine_seconds"] += facts["engine_seconds"]
         joules = facts.get("energy_joules")
-        if joules is None or sums["energy_joules"] is None:
-            sums["energy_joules"] = None  # not all of it was measured
+        if joules is not None and known.energy_joules is not None:
+            joules += known.energy_joules
         else:
-            sums["energy_joules"] += joules
-        sums["tokens"] += entry.tokens
-        sums["labels"] += entry.labels
+            joules = None  # not all of it was measured
+        changes = {
+            "engine_seconds": known.engine_seconds + facts["engine_seconds"],
+            "energy_joules": joules,
+            "tokens": known.tokens + entry.tokens,
+            "labels": known.labels + entry.labels,
+        }
+        self._engines[name] = known.model_copy(update=changes)
 
     def totals(self, manifest: Manifest) -> Totals:
         """Sums for the manifest; its rejects are the plan's and the units'."""
         rejects = self._sums["rejects"] + manifest.provenance.get("plan_rejects", 0)
         return Totals(**self._sums | {"rejects": rejects})
 
-    def ledger(self) -> dict[str, dict[str, Any]]:
-        """Engine seconds, energy, tokens and labels, by engine and device."""
-        for sums in self._devices.values():
-            sums["engine_seconds"] = round(sums["engine_seconds"], 3)
-            sums["tokens_per_s"] = round(sums["tokens"] / max(sums["engine_seconds"], 1e-9), 1)
-        return self._devices
+    def ledger(self) -> Ledger:
+        """Return engine seconds, energy, tokens and labels by engine and device."""
+        engines = {}
+        for name, cost in self._engines.items():
+            seconds = round(cost.engine_seconds, 3)
+            speed = round(cost.tokens / max(seconds, 1e-9), 1)
+            changes = {"engine_seconds": seconds, "tokens_per_s": speed}
+            engines[name] = cost.model_copy(update=changes)
+        return Ledger(engines=engines)

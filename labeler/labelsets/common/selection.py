@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from labeler.labelsets.common.rows import Mask
 from schemas import LabelSet
-from schemas.view import Kept, View, write_view
+from schemas.row_group import Kept
+from schemas.view import View, write_view
 
 
 def narrowed(

@@ -16,12 +16,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeler.console import err, progress
-from labeler.labeling.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alone
+from labeler.labeling.runs.locks import set_lock, rank_lock, remove_abandoned_files
 from labeler.labeling.runs.stopping import stop_on_signals
 from labeler.labeling.writing.finalize import close
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
-from schemas.journal import journal_unit, read_entry, shard_is_whole, shard_name
+from schemas.journal import finished_unit, journal_unit, shard_name
 from schemas.labelset import TOKENIZER
 from schemas.manifest import (
     MANIFEST,
@@ -31,7 +31,7 @@ from schemas.manifest import (
     require_same_identity,
     write_manifest,
 )
-from schemas.os_errors import full_disk_explained
+from schemas.os_errors import explain_full_disk
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1
 
@@ -82,10 +82,10 @@ def write_derived(
         SoftshardsError: there is another set, or anything else, in `out`, the disk is full, or
             `check` refuses.
     """
-    with stop_on_signals() as stop, own_rank(out, 0, 1), full_disk_explained("the label set", out):
-        remove_leftovers_if_alone(out, 0, 1)
+    with stop_on_signals() as stop, rank_lock(out, 0, 1), explain_full_disk("the label set", out):
+        remove_abandoned_files(out, 0, 1)
         manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
-        todo = [unit for unit in range(len(units)) if not _is_done(out, unit)]
+        todo = [unit for unit in range(len(units)) if finished_unit(out, unit) is None]
         if reused := len(units) - len(todo):
             err.print(f"reusing {reused} of {len(units)} units in {out}")
         with stop.finishing_units(), progress("units") as bar:
@@ -93,7 +93,7 @@ def write_derived(
                 _write(out, unit, units[unit], manifest, check)
                 if stop.requested:
                     break
-        with one_at_a_time(out, "close"):
+        with set_lock(out, "close"):
             manifest, _, missing = close(out, changed=bool(todo))
     if missing:
         raise SoftshardsError(
@@ -139,11 +139,6 @@ def _begin(
     )
     write_manifest(out, manifest)
     return manifest
-
-
-def _is_done(out: Path, unit: int) -> bool:
-    entry = read_entry(out, unit)
-    return entry is not None and shard_is_whole(out, entry)
 
 
 def _write(

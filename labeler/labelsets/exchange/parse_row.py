@@ -13,7 +13,7 @@ from labeler.labelsets.exchange.exchange_formats import FILL
 from labeler.labelsets.exchange.read_rows import BadRow, Row, flat, nested, plain
 from labeler.labelsets.exchange.tensor_rows import IGNORED
 from schemas import PAD_ID, Labels
-from schemas.invariants import span_problem
+from schemas.labeled_spans import span_positions, span_problem
 
 IMPORTED_TAIL = f"imported:derived ({DERIVED_TAIL})"
 STATED = "imported:stated in the file"
@@ -99,7 +99,6 @@ def _spans_row(row: Row, tokens: NDArray[np.int64], shift: int) -> Foreign:
     if problem:
         raise BadRow(problem)
     ids, logs = _square_ids(lengths, ids), _square(lengths, logs, -np.inf)
-    parts = [np.arange(s["start"], s["stop"]) for s in moved]
     known: dict[str, Floats] = {}
     for field, name in KNOWN.items():
         if plain(row.get(name)) is not None:
@@ -108,7 +107,7 @@ def _spans_row(row: Row, tokens: NDArray[np.int64], shift: int) -> Foreign:
                 raise BadRow(f"{len(known[field])} values of {name} for {len(lengths)} labels")
     return Foreign(
         input_ids=tokens,
-        positions=np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64),
+        positions=span_positions(moved),
         ids=ids,
         logprobs=logs,
         spans=moved,

@@ -1,4 +1,4 @@
-"""A label set that may be handed on: complete, every byte checked, and which files it is."""
+"""A label set that is ready to be shared: complete, every byte checked, its files listed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from labeler.console import err, progress
-from schemas import LabelSet, open_label_set
 from schemas.atomic import TMP_PREFIX
 from schemas.errors import LabelSetError
+from schemas.labelset import LabelSet, open_label_set
 from schemas.manifest import MANIFEST
 from schemas.validate import examine_other_files
 
@@ -19,25 +19,26 @@ PARTS = (
     "plan*.parquet",
     *(f"{folder}/*" for folder in ("index", "journal", "shards", "tokenizer", "hidden", "head")),
 )
-"""What belongs to a label set (docs/format.md), as patterns in which `*` crosses folders."""
+"""Files of a label set (docs/format.md), as patterns in which `*` crosses folders."""
 LEFTOVERS = (f"{TMP_PREFIX}*", f"*/{TMP_PREFIX}*")
 CARD = "README.md"
-"""The dataset card of a set that was pulled: made anew when it is pushed."""
+"""The dataset card of a pulled set; a push writes it anew."""
 
 
 @dataclass(frozen=True)
-class WholeSet:
-    """A complete label set whose every byte was checked; `open_whole` makes it.
+class CompleteSet:
+    """A complete label set whose every byte was checked; `open_complete_set` makes it.
 
     Attributes:
         labels: the opened set.
-        files: its files, relative, sorted; others: what else is in the folder, which stays there.
-        bytes: size of `files`.
+        files: its files, relative to the folder, sorted.
+        extra_files: other files in the folder, which are not shared.
+        bytes: total size of `files`.
     """
 
     labels: LabelSet
     files: tuple[str, ...]
-    others: tuple[str, ...]
+    extra_files: tuple[str, ...]
     bytes: int
 
     @property
@@ -45,57 +46,58 @@ class WholeSet:
         """The set's folder."""
         return self.labels.path
 
-    def say_others(self) -> None:
-        """Say what in the folder is no part of the set, so that nobody believes it shared."""
-        if self.others:
-            shown = ", ".join(self.others[:5]) + (", ..." if len(self.others) > 5 else "")
+    def warn_extra_files(self) -> None:
+        """Name the files in the folder that are left out, so that nobody expects them shared."""
+        if self.extra_files:
+            shown = ", ".join(self.extra_files[:5]) + (", ..." if len(self.extra_files) > 5 else "")
             err.print(f"not part of the label set, left out: {shown}", markup=False)
 
 
-def open_whole(path: Path) -> WholeSet:
-    """Open a label set, and compare every byte of it with the hashes it has of itself.
+def open_complete_set(path: Path) -> CompleteSet:
+    """Open a label set, and compare every byte of it with the hashes that it records.
 
     Args:
         path: the set's folder.
 
     Raises:
-        LabelSetError: it is a view, is not finished, or a file is missing, altered or too many.
+        LabelSetError: the path is a view, the set is unfinished, or a file is missing, altered or
+            superfluous.
     """
     if path.is_file():
         raise LabelSetError(
-            "this is a file, not the folder of a label set; a view only names rows of one",
+            "this is a file, not the folder of a label set; a view only selects rows of one",
             path=path,
-            hint="write a view's rows out as a set of their own, with `labeler curate "
-            "--materialize` or `labeler convert`, and give that",
+            hint="write the rows of a view as a label set, with `labeler curate --materialize` or "
+            "`labeler convert`, and give that",
         )
     labels = open_label_set(path)
-    check_bytes(labels)
-    files = [
+    require_intact(labels)
+    found = [
         file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()
     ]
-    ours = [file for file in files if belongs(file)]
-    return WholeSet(
+    files = [file for file in found if is_set_file(file)]
+    return CompleteSet(
         labels,
-        files=tuple(ours),
-        others=tuple(file for file in files if not belongs(file) and not _is_tool_file(file)),
-        bytes=sum((path / file).stat().st_size for file in ours),
+        files=tuple(files),
+        extra_files=tuple(f for f in found if not is_set_file(f) and not _is_tool_file(f)),
+        bytes=sum((path / file).stat().st_size for file in files),
     )
 
 
-def belongs(file: str) -> bool:
-    """Whether a file, by its path relative to the folder, is part of a label set."""
+def is_set_file(file: str) -> bool:
+    """Return whether a file, by its path relative to the folder, is part of a label set."""
     return any(fnmatch(file, part) for part in PARTS) and not any(
         fnmatch(file, leftover) for leftover in LEFTOVERS
     )
 
 
 def _is_tool_file(file: str) -> bool:
-    """Locks, what killed writers left, a card that was pulled, the Hub library's notes."""
+    """Recognize locks, leftovers of killed writers, a pulled card, and the Hub library's cache."""
     return file == CARD or file.startswith((".lock", ".cache/")) or TMP_PREFIX in file
 
 
-def check_bytes(labels: LabelSet) -> None:
-    """Hash every shard, and check plan, journal and rejects; the rest was checked at opening.
+def require_intact(labels: LabelSet) -> None:
+    """Hash every shard, and check plan, journal and rejects; opening has checked the rest.
 
     Raises:
         LabelSetError: with the first problem.
@@ -107,5 +109,5 @@ def check_bytes(labels: LabelSet) -> None:
         raise LabelSetError(
             str(finding),
             path=labels.path,
-            hint=finding.hint or f"see all of it with `labeler verify {labels.path}`",
+            hint=finding.hint or f"see all problems with `labeler verify {labels.path}`",
         )

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labeler.console import out as console
-from labeler.labeling.runs.locks import alone
+from labeler.labeling.runs.locks import exclusive_lock
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
-from labeler.labeling.writing.finalize import LEDGER, finalize
+from labeler.labeling.writing.finalize import finalize
 from labeler.labelsets.repair.diagnosis import (
     FROM_FILE,
     QUARANTINE,
@@ -27,6 +27,7 @@ from schemas import Manifest
 from schemas.index import INDEX
 from schemas.journal import rejects_path, write_entry, write_rejects
 from schemas.labelset import TOKENIZER
+from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST, write_manifest
 from schemas.plan import PLAN, open_plan, write_plan
 
@@ -63,7 +64,7 @@ def run_repair(config: RepairConfig) -> int:
     if dry_run:
         result = repaired(diagnose(out, model), dry_run=True)
     else:
-        with alone(out, "repair"):
+        with exclusive_lock(out, "repair"):
             found = diagnose(out, model)
             result = repaired(found, dry_run=False)
             if not found.sound:

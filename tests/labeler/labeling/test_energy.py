@@ -11,8 +11,9 @@ import pytest
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs import energy
 from labeler.labeling.runs import label_run as run
-from labeler.labeling.writing.finalize import LEDGER, finalize
+from labeler.labeling.writing.finalize import finalize
 from schemas.journal import read_entry, write_entry
+from schemas.ledger import LEDGER
 from schemas.manifest import read_manifest
 
 RANGE_UJ = 262_143_328_850

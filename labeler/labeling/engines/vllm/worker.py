@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from labeler.labeling.engines.label_rows import EXTRAS, gather_rows, normalizer
+from schemas.labeled_spans import positions
 
 SPANS_KEY = "softshards_spans"
 """Key in `SamplingParams.extra_args`: [[start, stop], ...], where labels of a prompt are wanted."""
@@ -104,7 +105,7 @@ def _prompt_labels(
         if scheduled_tokens is None:  # preempted
             continue
         request = runner.requests[name]
-        wanted = _positions(request.sampling_params.extra_args[SPANS_KEY])
+        wanted = positions(*np.reshape(request.sampling_params.extra_args[SPANS_KEY], (-1, 2)).T)
         rows = request.in_progress_prompt_logprobs_cpu
         if rows is None:
             rows = _tensors(
@@ -133,11 +134,6 @@ def _prompt_labels(
     if finished:
         runner._sync_device()
     return finished
-
-
-def _positions(spans: list[list[int]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    parts = [np.arange(start, stop) for start, stop in spans]
-    return np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64)
 
 
 def _tensors(ids: torch.Tensor, values: torch.Tensor) -> Any:

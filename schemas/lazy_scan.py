@@ -1,4 +1,4 @@
-"""A label set as a Polars LazyFrame that believes nothing altered and reads what a query needs."""
+"""A label set as a Polars LazyFrame that verifies its reads and reads only what a query needs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from schemas.arrow import COLUMN_ORDER, row_schema
 from schemas.codec import DRAW_COLUMNS, LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from schemas.labelset import LabelSet, open_label_set
 from schemas.polars_ext import FACTS
+from schemas.set_facts import facts_of
 from schemas.shard_reader import OpenGroup, Verify
 
 LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS}
-"""Columns that are read after the rows were filtered on the others."""
+"""Columns that are read after the rows are filtered on the other columns."""
 
 
 def scan(
@@ -30,21 +31,21 @@ def scan(
     """Scan a label set with Polars. The frame has the plain columns of docs/format.md.
 
     Filters on scalars (all columns but labels) are applied before label columns are read: a row
-    group in which no row is left costs nothing more, and codec `compact/1` is decoded for the rows
-    left alone. `pl.scan_parquet("LABELS/shards/*.parquet")` is not the same: it checks nothing,
-    and knows neither views nor that codec.
+    group without a matching row costs nothing more, and codec `compact/1` is decoded for matching
+    rows only. `pl.scan_parquet("LABELS/shards/*.parquet")` is not the same: it checks nothing and
+    knows neither views nor that codec.
 
     Args:
-        path: the set's folder, or a view of one, or the URL of either, as for `open_label_set`.
-        verify: "read" checks footers by their hashes, and each page that is read by its checksum.
-            "full" reads each row group that the query reads whole, and hashes it first.
-            "none" checks footers alone.
-        allow_partial: also take a set that is still being labeled.
-        storage_options: of the URL's filesystem, for fsspec.
+        path: a set's folder, a view, or the URL of either, as for `open_label_set`.
+        verify: "read" checks footers by their hashes and each page read by its checksum. "full"
+            reads and hashes each row group as a whole before the query uses it. "none" checks
+            footers only.
+        allow_partial: accept a set that is still being labeled.
+        storage_options: options of the URL's filesystem, for fsspec.
 
     Returns:
-        LazyFrame, one sequence a row; `frame.labels.facts` on it tells what `facts` does.
-        An altered shard is a `LabelSetError` when the frame is collected.
+        LazyFrame, one sequence per row; `frame.labels.facts` returns what `schemas.facts` does.
+        An altered shard raises `LabelSetError` when the frame is collected.
 
     Raises:
         LabelSetError: the set cannot be opened.
@@ -59,48 +60,8 @@ def scan(
         explain_name=f"label set {path}",
         explain_detail=f"{labels.rows} rows, {labels.labels} labels, k = {identity.k}",
     )
-    setattr(frame, FACTS, _facts(path, labels))
+    setattr(frame, FACTS, facts_of(path, labels))
     return frame
-
-
-def facts(
-    path: Path | str,
-    *,
-    allow_partial: bool = False,
-    storage_options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What a label set says of itself, as JSON values; reads no labels.
-
-    Args:
-        path: as for `scan`.
-        allow_partial: also take a set that is still being labeled.
-        storage_options: of the URL's filesystem, for fsspec.
-
-    Returns:
-        `path`, `codec`, `status`, `rows`, `labels`, `tokens`; `identity` and `provenance` of the
-        manifest, `identity_digest`; of a view, `view`: how it was made.
-
-    Raises:
-        LabelSetError: the set cannot be opened.
-    """
-    labels = open_label_set(path, allow_partial=allow_partial, storage_options=storage_options)
-    return _facts(path, labels)
-
-
-def _facts(path: Path | str, labels: LabelSet) -> dict[str, Any]:
-    manifest = labels.manifest
-    return {
-        "path": str(path),
-        "codec": manifest.codec,
-        "status": manifest.status,
-        "rows": labels.rows,
-        "labels": labels.labels,
-        "tokens": labels.tokens,
-        "identity": manifest.identity.model_dump(mode="json"),
-        "identity_digest": manifest.identity_digest,
-        "provenance": manifest.provenance,
-        "view": None if labels.view is None else labels.view.made,
-    }
 
 
 Source = Callable[
@@ -109,7 +70,7 @@ Source = Callable[
 
 
 def _source(labels: LabelSet, verify: Verify) -> Source:
-    """The function that Polars calls: once an execution, with what it wants."""
+    """Return the function that Polars calls once per execution with the query's needs."""
 
     def read(
         with_columns: list[str] | None,
@@ -134,7 +95,7 @@ def _source(labels: LabelSet, verify: Verify) -> Source:
 def _rows(
     group: OpenGroup, wanted: list[str], conditions: list[pl.Expr], n_rows: int
 ) -> pl.DataFrame:
-    """Rows of a row group that meet all conditions, of its first `n_rows`; labels are read last."""
+    """Return the first `n_rows` rows of a row group that meet all conditions; labels come last."""
     early = [c for c in conditions if _roots(c) and not LABELS.intersection(_roots(c))]
     late = [c for c in conditions if not _roots(c) or LABELS.intersection(_roots(c))]
     keep = np.arange(group.group.rows) < n_rows
@@ -162,7 +123,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
 
 
 def _conjuncts(predicate: pl.Expr) -> list[pl.Expr]:
-    """`a & b & c` as [a, b, c]: Polars joins all filters into one."""
+    """Split `a & b & c` into [a, b, c]: Polars joins all filters into one."""
     parts = predicate.meta.pop()
     if len(parts) == 2 and (parts[1] & parts[0]).meta.eq(predicate):
         return [*_conjuncts(parts[1]), *_conjuncts(parts[0])]
