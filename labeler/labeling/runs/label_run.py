@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,28 +11,31 @@ from pathlib import Path
 from labeler.console import err
 from labeler.labeling.inputs.read_records import find_files
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning.budget import Budget, engine_memory, require_memory
-from labeler.labeling.planning.cut import Planned
-from labeler.labeling.runs.begin import begin, budget, planning
+from labeler.labeling.planning.engine_memory import (
+    checkpoint_size,
+    engine_memory,
+    require_memory,
+)
+from labeler.labeling.runs.begin import begin
+from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.label_units import label_units
-from labeler.labeling.runs.locks import one_at_a_time, own_rank, remove_leftovers_if_alone
+from labeler.labeling.runs.locks import rank_lock, remove_abandoned_files, set_lock
 from labeler.labeling.runs.stopping import Stop, stop_on_signals
-from labeler.labeling.runs.timing import Timing, measured_timing, rough_timing
-from labeler.labeling.teacher.teacher import Teacher, open_teacher, teacher_identity
+from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.finalize import close
 from schemas import Manifest
-from schemas.journal import entry_path, read_entry, shard_is_whole
-from schemas.os_errors import full_disk_explained
+from schemas.journal import entry_path, finished_unit, shard_name
+from schemas.os_errors import explain_full_disk
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """What a call of `labeler label` did; sizes are those of the whole set, as far as it is done.
+    """The result of a call of `labeler label`; sizes are of all finished units of the set.
 
     Attributes:
         status: `complete`, or `running` where units are missing.
         units_reused, units_labeled: of this process's own units.
-        units_missing: of the whole set; other processes', unless `stopped_by` a signal.
+        units_missing: of the whole set; of other processes, unless `stopped_by` a signal.
     """
 
     out: str
@@ -52,21 +54,18 @@ class RunSummary:
 
 
 def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
-    """Label `inputs` into `config.out`, or go on where an earlier call stopped.
+    """Label `inputs` into `config.out`, or resume where an earlier call stopped.
 
     Raises:
-        SoftshardsError: with a cause the user can act on; whatever was finished stays.
-        Interrupted: by a signal while no unit was in work, or by a second one.
+        SoftshardsError: with a cause the user can act on; finished units stay.
+        Interrupted: by a signal while no unit was in progress, or by a second one.
     """
     started = time.perf_counter()
-    teacher = open_teacher(
-        config.model, max_length=config.max_length, chat_template=config.chat_template
-    )
-    identity = teacher_identity(teacher, config)
+    teacher, identity = identify_teacher(config, weights_digest=config.weights_digest)
     files = find_files(inputs)
-    with stop_on_signals() as stop, own_rank(config.out, config.rank, config.world_size):
-        with one_at_a_time(config.out, "plan"), full_disk_explained("the plan", config.out):
-            remove_leftovers_if_alone(config.out, config.rank, config.world_size)
+    with stop_on_signals() as stop, rank_lock(config.out, config.rank, config.world_size):
+        with set_lock(config.out, "plan"), explain_full_disk("the plan", config.out):
+            remove_abandoned_files(config.out, config.rank, config.world_size)
             manifest = begin(files, config, teacher, identity)
         summary = _label_own_units(config, teacher, manifest, stop)
     return dataclasses.replace(summary, seconds=round(time.perf_counter() - started, 1))
@@ -84,19 +83,20 @@ def _label_own_units(
     labeled = 0
     if todo:
         step = manifest.provenance["max_batched_tokens"]
-        memory = engine_memory(config, manifest.identity, batched_tokens=step)
+        size = checkpoint_size(config.model, manifest.identity.dtype)
+        vocab_size = manifest.identity.vocab_size
+        memory = engine_memory(config, size, vocab_size=vocab_size, batched_tokens=step)
         require_memory(memory, config.model)
         with stop.finishing_units():
             labeled = label_units(todo, config, teacher, manifest, stop)
-    with one_at_a_time(out, "close"), full_disk_explained("index and manifest", out):
+    with set_lock(out, "close"), explain_full_disk("index and manifest", out):
         manifest, totals, missing = close(out, changed=labeled > 0)
     stopped = stop.signal.name if stop.signal and labeled < len(todo) else None
     if missing and not stopped:
         names = ", ".join(map(str, missing[:8])) + (", ..." if missing[8:] else "")
         err.print(
-            f"rank {config.rank} of {config.world_size} has done its {len(own)} units; "
-            f"{len(missing)} of {manifest.planned_units} are missing, for other ranks to label: "
-            f"{names}"
+            f"rank {config.rank} of {config.world_size} has finished its {len(own)} units; "
+            f"{len(missing)} of {manifest.planned_units} are left to other ranks: {names}"
         )
     return RunSummary(
         out=str(out),
@@ -115,41 +115,13 @@ def _label_own_units(
     )
 
 
-def dry_run(
-    inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = False
-) -> tuple[Planned, Budget, Timing]:
-    """Plan without writing to `config.out`: the plan in numbers, bytes and memory, and the time.
-
-    Args:
-        inputs: what to label; config: how.
-        calibrate: load the teacher and measure its speed on a few rows.
-    """
-    teacher = open_teacher(
-        config.model, max_length=config.max_length, chat_template=config.chat_template
-    )
-    identity = teacher_identity(teacher, config)
-    files = find_files(inputs)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        planning(files, config, teacher, Path(folder) / "plan.sqlite") as planned,
-    ):
-        cost = budget(planned, config, identity)
-        if calibrate:
-            require_memory(cost.memory, config.model)
-            step = cost.memory.batched_tokens
-            timing = measured_timing(planned, config, teacher, identity, batched_tokens=step)
-        else:
-            timing = rough_timing(planned, config, identity)
-        return planned, cost, timing
-
-
 def _is_done(out: Path, unit: int) -> bool:
-    """Whether a unit is journaled and its shard is there, whole; one that is not is done again."""
-    entry = read_entry(out, unit)
-    if entry is None:
-        return False
-    if shard_is_whole(out, entry):
+    """Check whether a unit is done; delete its entry where its shard is missing or cut off."""
+    if finished_unit(out, unit) is not None:
         return True
-    err.print(f"{out / entry.shard} is missing or cut off: unit {unit} is labeled again")
-    entry_path(out, unit).unlink()
+    entry = entry_path(out, unit)
+    if entry.exists():
+        shard = out / shard_name(unit)
+        err.print(f"{shard} is missing or truncated: labeling unit {unit} again")
+        entry.unlink()
     return False

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from labeler.console import err, human_bytes, out, progress
-from labeler.labeling.label_config import CODECS, LabelConfig
-from labeler.labeling.teacher.teacher import copy_tokenizer_files
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from labeler.labelsets.derive.derived_writer import write_derived
 from labeler.labelsets.exchange.batcher import Gathering
 from labeler.labelsets.exchange.convert_rows import Counts, Reading, names_of, take
@@ -29,6 +29,7 @@ from labeler.labelsets.exchange.source_identity import Stated
 from schemas import Manifest, SoftshardsError
 from schemas.fingerprint import sha256_file
 from schemas.manifest import MANIFEST, read_manifest
+from schemas.version import CODECS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ def import_labels(inputs: Sequence[Path], target: Path, settings: ImportSettings
         ),
         codec=CODECS[settings.codec],
         derived=derived,
-        copy_tokenizer=lambda folder: copy_tokenizer_files(settings.tokenizer, folder),
+        copy_tokenizer=lambda folder: copy_tokenizer(settings.tokenizer, folder),
         provenance={
             "teacher": settings.teacher,
             "tail_source": tail,

@@ -12,9 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning import budget
-from labeler.labeling.teacher.teacher import open_teacher, teacher_identity
-from schemas import Identity, SoftshardsError
+from labeler.labeling.planning import budget, engine_memory
+from schemas import SoftshardsError
 from tests.labeler.test_cli import assert_one_error, flags
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -23,18 +22,13 @@ QWEN = 151_936
 GB = 10**9
 
 
-def identity_of(config: LabelConfig, *, vocab_size: int) -> Identity:
-    teacher = open_teacher(config.model, max_length=config.max_length)
-    return teacher_identity(teacher, config).model_copy(update={"vocab_size": vocab_size})
-
-
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Say how many GB the device has, all of it free."""
 
     def have(gigabytes: float) -> None:
         size = int(gigabytes * GB)
-        monkeypatch.setattr(budget, "device_memory", lambda: (size, size))
+        monkeypatch.setattr(engine_memory, "device_memory", lambda: (size, size))
 
     return have
 
@@ -47,10 +41,10 @@ def test_a_step_is_halved_until_its_logits_take_a_quarter_of_what_is_free(
 ) -> None:
     config = settings(engine="vllm")
     memory(free)
-    found = budget.bound_batched_tokens(config, identity_of(config, vocab_size=QWEN))
+    found = engine_memory.fit_batched_tokens(config, QWEN)
     assert found == tokens
-    assert budget.logits_bytes(found, QWEN) <= free * GB / 4
-    assert found == 2048 or budget.logits_bytes(2 * found, QWEN) > free * GB / 4
+    assert engine_memory.logits_bytes(found, QWEN) <= free * GB / 4
+    assert found == 2048 or engine_memory.logits_bytes(2 * found, QWEN) > free * GB / 4
 
 
 def test_a_step_that_cannot_fit_is_refused_with_the_settings_to_change(
@@ -59,7 +53,7 @@ def test_a_step_that_cannot_fit_is_refused_with_the_settings_to_change(
     config = settings(engine="vllm")
     memory(1.8)
     with pytest.raises(SoftshardsError, match="256 tokens over 151936 ids") as caught:
-        budget.bound_batched_tokens(config, identity_of(config, vocab_size=QWEN))
+        engine_memory.fit_batched_tokens(config, QWEN)
     assert "--max-batched-tokens" in str(caught.value)
     assert "--max-sequences" in str(caught.value)
 
@@ -70,38 +64,36 @@ def test_what_was_asked_for_is_used_and_every_sequence_has_a_token(
     memory(3.7)
     for asked, sequences, expected in [(4096, 64, 4096), (16, 64, 64), (None, 400, 400)]:
         config = settings(engine="vllm", max_batched_tokens=asked, max_sequences=sequences)
-        identity = identity_of(config, vocab_size=QWEN)
-        assert budget.bound_batched_tokens(config, identity) == expected
+        assert engine_memory.fit_batched_tokens(config, QWEN) == expected
 
 
 def test_a_gpu_that_vllm_fills_leaves_a_tenth(
     settings: Settings, memory: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "_on_gpu", lambda: True)
+    monkeypatch.setattr(engine_memory, "on_gpu", lambda: True)
     memory(24)
     share = {"gpu-memory-utilization": "0.8"}
     for changes, tokens in [({}, 1024), ({"engine_arg": share}, 2048), ({"kv_cache_gb": 4}, 2048)]:
         config = settings(engine="vllm", **changes)
-        identity = identity_of(config, vocab_size=QWEN)
-        assert budget.bound_batched_tokens(config, identity) == tokens
+        assert engine_memory.fit_batched_tokens(config, QWEN) == tokens
 
 
 def test_weights_are_counted_in_the_dtype_they_run_in(teacher: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     parameters = sum(p.numel() for p in model.parameters())
-    assert budget.weights_size(tmp_path, "bfloat16") == (parameters, 2 * parameters)
-    assert budget.weights_size(tmp_path, "float32") == (parameters, 4 * parameters)
+    for dtype, item in (("bfloat16", 2), ("float32", 4)):
+        size = engine_memory.checkpoint_size(tmp_path, dtype)
+        assert (size.parameters, size.bytes) == (parameters, item * parameters)
 
 
-def test_a_full_disk_is_refused_before_anything_runs(settings: Settings) -> None:
-    config = settings()
-    identity = identity_of(config, vocab_size=300)
-    fits = budget.estimate(config, identity, labels=1)
-    budget.require_space(fits, config.out)
-    labels = fits.free_bytes // 8
+def test_a_full_disk_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    one = budget.estimate_bytes(1, k=8, draws=0, codec="plain")
+    budget.require_space(one, tmp_path / "out")
+    labels = budget.free_bytes(tmp_path / "out") // 8
+    needed = budget.estimate_bytes(labels, k=8, draws=0, codec="plain")
     with pytest.raises(SoftshardsError, match="lower --k"):
-        budget.require_space(budget.estimate(config, identity, labels=labels), config.out)
+        budget.require_space(needed, tmp_path / "out")
 
 
 def test_a_teacher_that_cannot_fit_is_refused_before_it_is_loaded(
@@ -140,7 +132,7 @@ def test_calibration_needs_a_dry_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_unit_of_whole_vocabularies_has_fewer_labels(settings: Settings) -> None:
-    assert budget.labels_a_unit(settings(k=64, unit_labels=131_072), QWEN) == 131_072
-    labels = budget.labels_a_unit(settings(k=10**9, unit_labels=131_072), QWEN)
+def test_a_unit_of_whole_vocabularies_has_fewer_labels() -> None:
+    assert budget.labels_per_unit(131_072, 64) == 131_072
+    labels = budget.labels_per_unit(131_072, QWEN)
     assert labels * QWEN * 8 <= budget.UNIT_BYTES < (labels + 1) * QWEN * 8

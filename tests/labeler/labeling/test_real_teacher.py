@@ -15,7 +15,8 @@ from labeler.labeling.engines.transformers_engine import TransformersEngine
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs.label_units import load_engine
-from labeler.labeling.teacher.teacher import open_teacher, teacher_identity
+from labeler.labeling.teacher.teacher import open_teacher
+from labeler.labeling.teacher.teacher_identity import local_weights, teacher_identity
 from labeler.labelsets.verify.differences import compare
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import open_label_set, validate_label_set
@@ -32,7 +33,7 @@ def test_before_storage_labels_are_within_a_thousandth(real_teacher: Path, tmp_p
     ids = opened.encode(topics["compound"])[:600]
     span = Span(start=1, stop=len(ids), kind="text")
     request = Request(index=0, sample=0, input_ids=ids, spans=(span,), seed=0)
-    identity = teacher_identity(opened, config)
+    identity = teacher_identity(opened, config, local_weights(real_teacher, "full"))
     engine = load_engine(opened, config, identity, batched_tokens=256)
     (fast,) = engine.run([request])
     engine.close()

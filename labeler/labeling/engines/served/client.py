@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.teacher.teacher import Teacher
+from labeler.labeling.teacher.teacher_identity import Weights
 from schemas import SoftshardsError
 from schemas.errors import first_line
 from schemas.fingerprint import sha256_json
@@ -66,18 +66,17 @@ def model_card(config: LabelConfig) -> dict[str, Any]:
     return {field: cards[name].get(field) for field in STABLE}
 
 
-def served_weights(teacher: Teacher, config: LabelConfig) -> dict[str, Any]:
-    """Fields of the identity that only a server can tell: its model card stands for the weights.
+def served_weights(config: LabelConfig) -> Weights:
+    """Return the served model's weights; its model card stands for them.
 
     Raises:
         SoftshardsError: as `model_card`.
     """
-    most = MOST_BY_TEXT if config.server_api == "openai" else config.k
-    return {
-        "weights": sha256_json(model_card(config)),
-        "weights_scope": "served",
-        "k": min(config.k, most, teacher.vocab_size),
-    }
+    return Weights(
+        digest=sha256_json(model_card(config)),
+        scope="served",
+        max_logprobs=MOST_BY_TEXT if config.server_api == "openai" else None,
+    )
 
 
 def message_of(error: openai.OpenAIError) -> str:

@@ -1,0 +1,346 @@
+"""The settings of `labeler label` by help group, each marked with where a label set records it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from cyclopts import Group, Parameter
+
+LABELS = Group("Labels", sort_key=2)
+DATA = Group("Input", sort_key=3)
+COLUMNS = Group("Columns of the input", sort_key=4)
+CHAT = Group("Chats and the student's context", sort_key=5)
+GENERATION = Group("Generation (mode generate)", sort_key=6)
+ENGINE = Group("Engine", sort_key=7)
+SERVED = Group("Served teacher (engine served)", sort_key=8)
+OUTPUT = Group("Label set", sort_key=9)
+
+Part = Literal[
+    "identity", "rendering", "sampling", "chat_template", "engine_args", "weights", "plan"
+]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Marks a setting that a label set records: a later call must give the same value.
+
+    Attributes:
+        part: where it is recorded. `identity` is the field of `schemas.Identity` with the setting's
+            name; `rendering`, `sampling`, `chat_template`, `engine_args` and `weights` are the
+            fields that several settings decide together; `plan` is in the manifest's provenance.
+        always: recorded at its default too. Settings added later are not, so that older sets keep
+            their digests.
+    """
+
+    part: Part
+    always: bool = True
+
+
+IDENTITY = Recorded("identity")
+IDENTITY_IF_CHANGED = Recorded("identity", always=False)
+RENDERING = Recorded("rendering", always=False)
+SAMPLING = Recorded("sampling")
+CHAT_TEMPLATE = Recorded("chat_template")
+ENGINE_ARGS = Recorded("engine_args")
+WEIGHTS = Recorded("weights")
+PLAN = Recorded("plan")
+PLAN_IF_CHANGED = Recorded("plan", always=False)
+
+
+def recorded_settings(settings: object, part: Part) -> dict[str, Any]:
+    """Return the settings that a label set records in `part`, by name.
+
+    Args:
+        settings: a dataclass whose fields are annotated with `Recorded`.
+        part: as in `Recorded`.
+    """
+    return {
+        name: value
+        for name, mark, default in _marked_fields(type(settings))
+        if mark.part == part and ((value := getattr(settings, name)) != default or mark.always)
+    }
+
+
+@cache
+def _marked_fields(settings: type[Any]) -> tuple[tuple[str, Recorded, Any], ...]:
+    """Return (name, mark, default) for each mark of each field."""
+    hints = get_type_hints(settings, include_extras=True)
+
+    def marks() -> Iterator[tuple[str, Recorded, Any]]:
+        for each in fields(settings):
+            made = each.default_factory
+            default = each.default if made is MISSING else made()
+            for mark in getattr(hints[each.name], "__metadata__", ()):
+                if isinstance(mark, Recorded):
+                    yield each.name, mark, default
+
+    return tuple(marks())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """Which labels are stored."""
+
+    k: Annotated[int, Parameter(group=LABELS), IDENTITY] = 64
+    """Top logprobs stored per position, up to the whole vocabulary. The mass outside them is always
+    stored too."""
+
+    top_p_labels: Annotated[float, Parameter(group=LABELS), IDENTITY_IF_CHANGED] = 1.0
+    """Store only the most likely ids that together hold this much mass (at most k of them, at least
+    --min-k); the rest goes to the tail. 1 stores k everywhere."""
+
+    min_k: Annotated[int, Parameter(group=LABELS), IDENTITY_IF_CHANGED] = 1
+    """Minimum ids per position, with --top-p-labels."""
+
+    draws: Annotated[int, Parameter(group=LABELS), IDENTITY_IF_CHANGED] = 0
+    """Also draw this many ids per position from the full distribution, beside the top k: sampled
+    labels, for `trainer train --loss sampled=1`. 50 take about 30 bytes per position."""
+
+    spans: Annotated[
+        Literal["assistant", "completion", "turns", "everything"],
+        Parameter(group=LABELS),
+        IDENTITY_IF_CHANGED,
+    ] = "assistant"
+    """Tokens to label in chats and in prompts with completions. assistant: every assistant turn.
+    completion: the last assistant turn only. turns: the content of every turn. everything: every
+    token but the first. In plain text, every token but the first is labeled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """How much of the input is taken, and how it is cut."""
+
+    max_length: Annotated[int, Parameter(group=DATA), IDENTITY] = 1024
+    """Longest sequence in tokens."""
+
+    too_long: Annotated[
+        Literal["chunk", "reject", "truncate"], Parameter(group=DATA), RENDERING
+    ] = "chunk"
+    """What to do with a sequence longer than --max-length. chunk: cut documents into chunks, reject
+    prompts and chats. reject: reject them all. truncate: cut off the end; a row left without labels
+    is rejected."""
+
+    overlap: Annotated[int, Parameter(group=DATA), IDENTITY] = 1
+    """Tokens that a chunk repeats from the previous one, without labels. With 1, every token of a
+    document but its first is labeled exactly once."""
+
+    append_eos: Annotated[bool, Parameter(group=DATA), RENDERING] = False
+    """End documents and completions with the tokenizer's EOS token, unless it is there already."""
+
+    limit: Annotated[int | None, Parameter(group=DATA), PLAN_IF_CHANGED] = None
+    """Take only this many records, from the start of the input."""
+
+    max_reject_share: Annotated[float, Parameter(group=DATA)] = 0.5
+    """Stop when more than this share of the records is rejected: the input is probably wrong."""
+
+    strict: Annotated[bool, Parameter(group=DATA)] = False
+    """Stop at the first bad record instead of recording a reject."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """The names of the input's columns."""
+
+    text_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "text"
+    """Column with the document (mode score)."""
+
+    prompt_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "prompt"
+    """Column with the prompt. Mode score labels the completion after it."""
+
+    completion_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "completion"
+    """Column with the completion of a prompt (mode score)."""
+
+    messages_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "messages"
+    """Column with chat messages. Mode score labels their assistant turns; mode generate answers
+    them."""
+
+    tools_column: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "tools"
+    """Column with tools (JSON schemas) for the chat template."""
+
+    documents_column: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "documents"
+    """Column with documents for the chat template."""
+
+    ids_column: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "input_ids"
+    """Column with token ids, for input that is already tokenized."""
+
+    spans_column: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "spans"
+    """Column with the spans of those token ids to label ({start, stop, kind}); without it, all but
+    the first token are labeled."""
+
+    student_messages_column: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = (
+        "student_messages"
+    )
+    """Column with the chat that the student sees; its labeled turns must be the same."""
+
+    student_prompt_column: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = (
+        "student_prompt"
+    )
+    """Column with the prompt that the student sees."""
+
+    id_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "id"
+    """Column with the record's id; without it, the id is `file:record number`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """How chats are rendered, for the teacher and for the student."""
+
+    chat_template: Annotated[Path | None, Parameter(group=CHAT), CHAT_TEMPLATE] = None
+    """Jinja file that replaces the tokenizer's chat template."""
+
+    template_kwargs: Annotated[dict[str, Any], Parameter(group=CHAT), CHAT_TEMPLATE] = field(
+        default_factory=dict
+    )
+    """Arguments for the chat template: `--template-kwargs.reasoning-effort high`."""
+
+    thinking: Annotated[bool | None, Parameter(group=CHAT), CHAT_TEMPLATE] = None
+    """Turn thinking on or off in the chat template (its argument `enable_thinking`)."""
+
+    raw_prompts: Annotated[bool, Parameter(group=CHAT)] = False
+    """Mode generate: give plain prompts to the teacher as they are, without the chat template."""
+
+    student_drop: Annotated[
+        tuple[Literal["system", "thinking", "tools", "documents"], ...],
+        Parameter(group=CHAT),
+        RENDERING,
+    ] = ()
+    """Parts of a chat that the teacher sees and the student does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """How the teacher generates."""
+
+    samples: Annotated[int, Parameter(group=GENERATION), SAMPLING] = 1
+    """Generations per prompt."""
+
+    temperature: Annotated[float, Parameter(group=GENERATION), SAMPLING] = 0.0
+    """Sampling temperature; 0 is greedy. Labels are always distributions at temperature 1."""
+
+    top_p: Annotated[float, Parameter(group=GENERATION), SAMPLING] = 1.0
+    """Nucleus of sampling. Labels always come from the full distribution."""
+
+    min_p: Annotated[float, Parameter(group=GENERATION), SAMPLING] = 0.0
+    """Never sample a token whose probability is below this share of the most likely one's."""
+
+    max_tokens: Annotated[int, Parameter(group=GENERATION), SAMPLING] = 256
+    """Longest generation in tokens."""
+
+    stop: Annotated[tuple[str, ...], Parameter(group=GENERATION), SAMPLING] = ()
+    """Strings that end a generation, beside the model's own end tokens."""
+
+    structured: Annotated[dict[str, Any], Parameter(group=GENERATION), SAMPLING] = field(
+        default_factory=dict
+    )
+    """Constrain generations, as vLLM's StructuredOutputsParams does: `--structured.regex '[0-9]+'`,
+    `--structured.json schema.json`. Labels come from the unconstrained distribution: the text is
+    scored again after it was generated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What runs the teacher, and how."""
+
+    engine: Annotated[
+        Literal["vllm", "served", "transformers"], Parameter(group=ENGINE), WEIGHTS, PLAN
+    ] = "vllm"
+    """vllm: in this process. served: a running server (--server-url). transformers: the slow
+    reference, for checks and for machines without vLLM."""
+
+    dtype: Annotated[str, Parameter(group=ENGINE), IDENTITY] = "auto"
+    """auto (the checkpoint's dtype), float32, bfloat16 or float16."""
+
+    head_dtype: Annotated[Literal["float32", "model"], Parameter(group=ENGINE), IDENTITY] = (
+        "float32"
+    )
+    """dtype of the output projection. In bfloat16, logits near 20 come in steps of 0.125, which
+    would be the error of the labels; float32 costs memory and little time."""
+
+    quantization: Annotated[str | None, Parameter(group=ENGINE), IDENTITY] = None
+    """vLLM quantization of the teacher (fp8, awq, ...), if the checkpoint does not name it."""
+
+    max_batched_tokens: Annotated[int | None, Parameter(group=ENGINE)] = None
+    """Maximum tokens per engine step; by default 2048, or fewer if the logits of that many do not
+    fit in memory. Halved when the engine still runs out of memory."""
+
+    max_sequences: Annotated[int, Parameter(group=ENGINE)] = 64
+    """Maximum sequences in flight."""
+
+    kv_cache_gb: Annotated[float | None, Parameter(group=ENGINE)] = None
+    """Memory for the KV cache in GB; by default vLLM decides (1 GB on a CPU)."""
+
+    engine_arg: Annotated[dict[str, Any], Parameter(group=ENGINE), ENGINE_ARGS] = field(
+        default_factory=dict
+    )
+    """Any other vLLM engine argument: `--engine-arg.tensor-parallel-size 2`. Arguments that can
+    change labels become part of the label set's identity."""
+
+    capture: Annotated[Literal["auto", "public"], Parameter(group=ENGINE)] = "auto"
+    """auto: take labels from vLLM as tensors, with the exact tail, entropy and normalizer; enabled
+    only if a self-test shows that they equal the public interface's. public: use the public
+    interface."""
+
+    deterministic: Annotated[bool, Parameter(group=ENGINE), PLAN] = True
+    """Disable the prefix cache and drain the engine between units: a resumed run's shards are
+    byte-identical to an uninterrupted one's (on a CPU; on a GPU as far as the kernels allow)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """The server that runs the teacher, with `--engine served`."""
+
+    server_url: Annotated[str | None, Parameter(group=SERVED), WEIGHTS] = None
+    """Base URL of the server: `http://127.0.0.1:8000/v1`. The key, if the server needs one, is read
+    from the environment variable OPENAI_API_KEY."""
+
+    server_api: Annotated[Literal["vllm", "openai"], Parameter(group=SERVED), WEIGHTS] = "vllm"
+    """vllm: `vllm serve TEACHER --max-logprobs K --logprobs-mode raw_logprobs`. openai: any server
+    of the completions API; at most 20 logprobs per position, matched to ids by their text."""
+
+    served_model: Annotated[str | None, Parameter(group=SERVED), WEIGHTS] = None
+    """Name of the model on the server; not needed if the server has only one."""
+
+    concurrency: Annotated[int, Parameter(group=SERVED)] = 32
+    """Maximum requests in flight."""
+
+    retries: Annotated[int, Parameter(group=SERVED)] = 5
+    """Times to send a request again, with growing pauses, after a refused connection, a time-out or
+    a server error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """How the label set is written, and by which process."""
+
+    append: Annotated[bool, Parameter(group=OUTPUT)] = False
+    """Add the records of this input to an existing label set. Teacher and settings must be the
+    same; records that the set already has are left out."""
+
+    rank: Annotated[int, Parameter(group=OUTPUT)] = 0
+    """Number of this process among --world-size processes, from 0: it labels every unit whose
+    number modulo --world-size is its rank."""
+
+    world_size: Annotated[int, Parameter(group=OUTPUT)] = 1
+    """Processes that label one plan together, on one file system. Each of them may be killed and
+    run again; the last one to finish closes the set."""
+
+    seed: Annotated[int, Parameter(group=OUTPUT), SAMPLING, PLAN] = 0
+    """Seed for assigning rows to units and for sampling."""
+
+    unit_labels: Annotated[int, Parameter(group=OUTPUT), PLAN] = 131_072
+    """Labels per work unit. A unit is one shard, and the most that a killed run repeats."""
+
+    row_group_labels: Annotated[int, Parameter(group=OUTPUT), PLAN] = 16_384
+    """Labels per row group, the part of a shard that a reader verifies and decodes at a time."""
+
+    codec: Annotated[Literal["plain", "compact"], Parameter(group=OUTPUT)] = "plain"
+    """plain: any Parquet reader can read it. compact: about 60 % of the bytes, with logprobs
+    rounded more coarsely (docs/format.md); read through `schemas`, as the trainer and all commands
+    do."""
+
+    weights_digest: Annotated[Literal["full", "header"], Parameter(group=OUTPUT), WEIGHTS] = "full"
+    """Identify the teacher by all bytes of its weights, or by file sizes and headers only."""
