@@ -1,4 +1,4 @@
-"""Columns of a record to chat messages, tools and documents as a chat template expects them."""
+"""Read messages, tools and documents from a record's columns, as chat templates expect them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.label_settings import ColumnNames
 from labeler.labeling.rendering.spans import BadRecord
 
 Message = dict[str, Any]
@@ -15,35 +15,35 @@ ASSISTANT = "assistant"
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """What a chat template is given: messages, and tools and documents where there are any."""
+    """The input of a chat template."""
 
     messages: list[Message]
     tools: list[Any] | None = None
     documents: list[Any] | None = None
 
 
-def read_chat(columns: dict[str, Any], config: LabelConfig) -> Chat:
-    """The chat of a record with messages.
+def read_chat(columns: dict[str, Any], names: ColumnNames) -> Chat:
+    """Return the chat of a record with messages.
 
     Raises:
-        BadRecord: a column does not hold what a template could read.
+        BadRecord: a column holds something that no template can read.
     """
     return Chat(
-        messages=read_messages(columns, config.messages_column),
-        tools=read_list(columns, config.tools_column),
-        documents=read_list(columns, config.documents_column),
+        messages=read_messages(columns, names.messages_column),
+        tools=read_list(columns, names.tools_column),
+        documents=read_list(columns, names.documents_column),
     )
 
 
 def read_messages(columns: dict[str, Any], name: str) -> list[Message]:
-    """The messages of a column: a list of {role, content, ...}, or that list as JSON.
+    """Return the messages of a column: a list of {role, content, ...}, or that list as JSON text.
 
-    Parquet gives every struct all keys of the column, null where a message has none: such keys are
-    left out. Arguments of tool calls that are JSON text become objects, as servers do before they
+    Parquet gives every struct all keys of the column, null if a message lacks them: such keys are
+    left out. Arguments of tool calls that are JSON text become objects, as in servers before they
     apply a template.
 
     Raises:
-        BadRecord: it holds something else.
+        BadRecord: the column holds something else.
     """
     messages = read_list(columns, name)
     if not messages:
@@ -54,14 +54,16 @@ def read_messages(columns: dict[str, Any], name: str) -> list[Message]:
 def _message(message: Any, name: str) -> Message:
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str):
-        raise BadRecord(f"a message in column {name!r} is no object with a role: {message!r:.80}")
+        raise BadRecord(
+            f"a message in column {name!r} is not an object with a role: {message!r:.80}"
+        )
     clean = _without_nulls(message)
     calls = clean.get("tool_calls")
     if calls:
         clean["tool_calls"] = [_tool_call(call) for call in calls]
     else:
         clean.pop("tool_calls", None)
-    # Templates tell a turn of tool calls alone by its null content; elsewhere they would print it.
+    # Templates recognize a turn of only tool calls by its null content; elsewhere they print it.
     clean.setdefault("content", None if calls else "")
     return clean
 
@@ -78,17 +80,17 @@ def _tool_call(call: Any) -> Any:
 
 
 def read_list(columns: dict[str, Any], name: str) -> list[Any] | None:
-    """The list in a column, or in its JSON text, without null keys; None where it is empty.
+    """Return the list in a column, or in its JSON text, without null keys; None if it is empty.
 
     Raises:
-        BadRecord: it holds something else.
+        BadRecord: the column holds something else.
     """
     value = columns.get(name)
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise BadRecord(f"column {name!r} is text that is no JSON: {error}") from error
+            raise BadRecord(f"column {name!r} is text, but not JSON: {error}") from error
     if value is None or value == []:
         return None
     if not isinstance(value, list):

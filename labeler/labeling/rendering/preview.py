@@ -1,18 +1,20 @@
-"""`labeler preview`: the first rows as the teacher will see them, with what is to be labeled."""
+"""`labeler preview`: the first rows as the teacher sees them, with the tokens to label."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence as Many
+from collections.abc import Iterable
 from itertools import chain, islice
 from typing import Any
 
 from rich.text import Text
 
 from labeler.console import out
-from labeler.labeling.inputs.read_records import Reject, find_files, read_records
+from labeler.labeling.inputs.find_inputs import find_files
+from labeler.labeling.inputs.read_records import Reject, read_records
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.rendering.preview_command import PreviewCommand
 from labeler.labeling.rendering.render import Sequence, render
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
@@ -29,8 +31,10 @@ VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
 OPEN, CLOSE = "⟦", "⟧"
 
 
-def preview(inputs: Many[str], config: LabelConfig, rows: int) -> tuple[Teacher, list[Any]]:
-    """The teacher, and the first `rows` sequences or rejects of the input.
+def preview(
+    inputs: list[str], config: LabelConfig, rows: int
+) -> tuple[Teacher, list[Sequence | Reject]]:
+    """Return the teacher, and the first `rows` sequences or rejects of the input.
 
     Raises:
         SoftshardsError: the teacher or the input cannot be read, or the input is empty.
@@ -41,14 +45,14 @@ def preview(inputs: Many[str], config: LabelConfig, rows: int) -> tuple[Teacher,
     records = chain.from_iterable(map(read_records, find_files(inputs)))
     rendered = list(islice(render(islice(records, config.limit), teacher, config), rows))
     if not rendered:
-        raise SoftshardsError("the input has no record", path=", ".join(inputs))
+        raise SoftshardsError("the input has no records", path=", ".join(inputs))
     return teacher, rendered
 
 
-def print_preview(inputs: Many[str], config: LabelConfig, rows: int, *, as_json: bool) -> None:
-    """Print `preview`: colors on a terminal, brackets elsewhere, or tokens and kinds as JSON."""
-    teacher, rendered = preview(inputs, config, rows)
-    if as_json:
+def run_preview(config: PreviewCommand) -> int:
+    """Print `preview`: in color on a terminal, in brackets otherwise, or as JSON."""
+    teacher, rendered = preview(config.inputs, config.settings, config.rows)
+    if config.as_json:
         items = [
             {"id": item.id, "reject": item.reason}
             if isinstance(item, Reject)
@@ -56,19 +60,20 @@ def print_preview(inputs: Many[str], config: LabelConfig, rows: int, *, as_json:
             for item in rendered
         ]
         print(json.dumps(items, ensure_ascii=False))
-        return
+        return 0
     _print_legend(rendered)
     for item in rendered:
         out.print()
         if isinstance(item, Reject):
             out.print(Text(f"{item.id}: rejected: {item.reason}", style="red"))
         else:
-            _print_row(item, teacher, config)
+            _print_row(item, teacher, config.settings)
+    return 0
 
 
 def row_facts(row: Sequence, teacher: Teacher) -> dict[str, Any]:
-    """A row as JSON values: its key, labels by kind, and each token with the kind of its label."""
-    facts = {
+    """Return a row as JSON values: key, label counts by kind, and each token with its kind."""
+    facts: dict[str, Any] = {
         "id": row.id,
         "chunk": row.chunk,
         "labels": labels_by_kind(row.spans),
@@ -79,15 +84,15 @@ def row_facts(row: Sequence, teacher: Teacher) -> dict[str, Any]:
     return facts
 
 
-def labels_by_kind(spans: Many[Span]) -> dict[str, int]:
-    """Number of labels of each kind that there is."""
+def labels_by_kind(spans: Iterable[Span]) -> dict[str, int]:
+    """Return the number of labels of each kind that occurs."""
     counts: Counter[str] = Counter()
     for span in spans:
         counts[span.kind] += span.stop - span.start
     return dict(counts)
 
 
-def _tokens(ids: list[int], spans: Many[Span], teacher: Teacher) -> list[dict[str, Any]]:
+def _tokens(ids: list[int], spans: Iterable[Span], teacher: Teacher) -> list[dict[str, Any]]:
     kinds = {t: span.kind for span in spans for t in range(span.start, span.stop)}
     return [
         {"id": token, "text": teacher.tokenizer.decode([token]), "kind": kinds.get(t)}
@@ -95,7 +100,7 @@ def _tokens(ids: list[int], spans: Many[Span], teacher: Teacher) -> list[dict[st
     ]
 
 
-def _print_legend(rendered: Many[Any]) -> None:
+def _print_legend(rendered: Iterable[Sequence | Reject]) -> None:
     rows = [item for item in rendered if isinstance(item, Sequence)]
     found = {span.kind for row in rows for span in row.spans}
     if not found:
@@ -111,14 +116,14 @@ def _print_row(row: Sequence, teacher: Teacher, config: LabelConfig) -> None:
     chunk = f", chunk {row.chunk}" if row.chunk else ""
     labels = f"labels: {counts}" if config.mode == "score" else f"at most {row.n_labels} labels"
     out.print(Text(f"{row.id}{chunk}: {len(row.input_ids)} tokens, {labels}", style="bold"))
-    out.print(_shown(row.input_ids, row.spans, teacher, config))
+    out.print(_colored(row.input_ids, row.spans, teacher, config))
     if row.student_input_ids is not None:
         tokens = f"the student sees {len(row.student_input_ids)} tokens:"
         out.print(Text(tokens, style="bold"))
-        out.print(_shown(row.student_input_ids, row.student_spans or (), teacher, config))
+        out.print(_colored(row.student_input_ids, row.student_spans or (), teacher, config))
 
 
-def _shown(ids: list[int], spans: Many[Span], teacher: Teacher, config: LabelConfig) -> Text:
+def _colored(ids: list[int], spans: Iterable[Span], teacher: Teacher, config: LabelConfig) -> Text:
     def decoded(start: int, stop: int) -> str:
         text = teacher.tokenizer.decode(ids[start:stop])
         return "".join(VISIBLE.get(c, c if c.isprintable() else ascii(c)[1:-1]) for c in text)
@@ -135,7 +140,7 @@ def _shown(ids: list[int], spans: Many[Span], teacher: Teacher, config: LabelCon
 
 
 def _labeled(kind: str, text: str) -> Text:
-    """Colored, and in brackets with its kind where there are no colors."""
+    """Return text in its kind's color, or in brackets with its kind if there are no colors."""
     if out.is_terminal and not out.no_color:
         return Text(text or kind, style=STYLES[kind])
     return Text(f"{OPEN}{kind}{': ' if text else ''}{text}{CLOSE}")

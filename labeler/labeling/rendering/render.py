@@ -1,4 +1,4 @@
-"""Records to sequences: token ids within --max-length, and the spans where labels are wanted."""
+"""Render records to sequences: token ids within --max-length, and the spans to label."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from labeler.labeling.inputs.read_records import Record, Reject
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.forms import Rendered, prompted, scored
+from labeler.labeling.rendering.record_forms import Rendered, render_prompt, render_scored
 from labeler.labeling.rendering.spans import (
     BadRecord,
     Span,
@@ -22,15 +22,22 @@ from labeler.labeling.teacher.teacher import Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """A rendered row, keyed by (id, chunk); spans are empty where a generation is to come.
+    """A rendered row, keyed by (id, chunk).
 
     Attributes:
+        id: the record's id.
+        chunk: number of the chunk, for documents that were cut.
+        source: name of the input file.
+        meta: the unused columns as JSON.
+        prompt: the prompt as text, for people.
+        input_ids: the teacher's tokens: the sequence (score) or the prompt (generate).
+        spans: the tokens to label; empty in mode generate.
+        n_labels: number of labels (generate: the maximum).
         parent_id: key of the label set row that this one was made from.
-        input_ids: what the teacher sees: the sequence (score) or the prompt (generate).
-        student_input_ids: what the student is to see instead, or None; student_spans: where the
-            labels of `spans` are in it, one by one of equal length (empty for generate).
-        n_labels: labels that it will have (generate: at most).
-        templated: whether the chat template made it.
+        student_input_ids: the student's tokens, if they are different.
+        student_spans: the place of each of `spans` in the student's tokens, with the same length
+            (empty in mode generate).
+        templated: the chat template was applied.
     """
 
     id: str
@@ -53,7 +60,7 @@ def render(
     """Render records in order; each gives one or more sequences, or one reject.
 
     Raises:
-        SoftshardsError: the tokenizer lacks what the settings ask of it.
+        SoftshardsError: the tokenizer does not support the settings.
     """
     for record in records:
         if isinstance(record, Reject):
@@ -67,58 +74,68 @@ def render(
 
 def _sequences(record: Record, teacher: Teacher, config: LabelConfig) -> Iterator[Sequence]:
     if config.mode == "generate":
-        rendered = prompted(record.columns, teacher, config)
-        _require_room(rendered, config)
+        rendered = render_prompt(record.columns, teacher, config)
+        _require_room(rendered, config.max_tokens, config.max_length)
         yield _sequence(record, config, rendered)
         return
-    rendered = scored(record.columns, teacher, config)
+    rendered = render_scored(record.columns, teacher, config)
     if rendered.document and config.too_long == "chunk":
-        for chunk, tokens in _chunks(rendered.tokens.ids, config):
+        for chunk, tokens in _chunks(rendered.tokens.ids, config.max_length, config.overlap):
             yield _sequence(record, config, replace(rendered, tokens=tokens), chunk)
     else:
-        yield _sequence(record, config, _fitted(rendered, config))
+        truncate = config.too_long == "truncate"
+        fitting = _fit_length(rendered, config.max_length, truncate=truncate)
+        yield _sequence(record, config, fitting)
 
 
-def _chunks(ids: list[int], config: LabelConfig) -> Iterator[tuple[int, Tokens]]:
-    """Cut a document; a chunk starts `overlap` tokens early, and labels only what is new."""
-    stride = config.max_length - config.overlap
-    for chunk, start in enumerate(range(0, max(1, len(ids) - config.overlap), stride)):
-        piece = ids[start : start + config.max_length]
-        first = max(1, config.overlap if chunk else 1)
+def _chunks(ids: list[int], max_length: int, overlap: int) -> Iterator[tuple[int, Tokens]]:
+    """Cut a document; a chunk repeats `overlap` tokens of the previous one, without labels."""
+    stride = max_length - overlap
+    for chunk, start in enumerate(range(0, max(1, len(ids) - overlap), stride)):
+        piece = ids[start : start + max_length]
+        first = max(1, overlap if chunk else 1)
         if len(piece) > first:
             span = Span(start=first, stop=len(piece), kind="text")
             yield chunk, Tokens(ids=piece, spans=(span,))
 
 
-def _fitted(rendered: Rendered, config: LabelConfig) -> Rendered:
-    """Cut to --max-length where --too-long says so; the labels left are the student's, too."""
+def _fit_length(rendered: Rendered, max_length: int, *, truncate: bool) -> Rendered:
+    """Truncate a sequence that is too long, or refuse it; the student keeps the same labels.
+
+    Raises:
+        BadRecord: it is too long and not to be truncated, or no label would be left.
+    """
     both = [t for t in (rendered.tokens, rendered.student) if t is not None]
     longest = max(len(tokens.ids) for tokens in both)
-    if longest <= config.max_length:
+    if longest <= max_length:
         return rendered
-    if config.too_long != "truncate":
-        raise BadRecord(f"it has {longest} tokens, more than --max-length {config.max_length}")
-    kept = min(labels_before(tokens.spans, config.max_length) for tokens in both)
+    if not truncate:
+        raise BadRecord(f"it has {longest} tokens, more than --max-length {max_length}")
+    kept = min(labels_before(tokens.spans, max_length) for tokens in both)
     if not kept:
         raise BadRecord(
-            f"it has {longest} tokens; cut to --max-length {config.max_length} no label is left"
+            f"it has {longest} tokens; truncated to --max-length {max_length}, no label is left"
         )
-    cut = [Tokens(ids=t.ids[: config.max_length], spans=first_labels(t.spans, kept)) for t in both]
+    cut = [Tokens(ids=t.ids[:max_length], spans=first_labels(t.spans, kept)) for t in both]
     return replace(rendered, tokens=cut[0], student=cut[1] if rendered.student else None)
 
 
-def _require_room(rendered: Rendered, config: LabelConfig) -> None:
-    """Refuse a prompt that leaves no room for --max-tokens: it is never cut."""
+def _require_room(rendered: Rendered, max_tokens: int, max_length: int) -> None:
+    """Refuse a prompt that leaves no room for --max-tokens; prompts are never truncated.
+
+    Raises:
+        BadRecord: the prompt is too long, or empty.
+    """
     for whose, tokens in (("the", rendered.tokens), ("the student's", rendered.student)):
         if tokens is None:
             continue
         length = len(tokens.ids)
         if not length:
             raise BadRecord(f"{whose} prompt is empty")
-        if length + config.max_tokens > config.max_length:
+        if length + max_tokens > max_length:
             raise BadRecord(
-                f"{whose} prompt has {length} tokens, with --max-tokens "
-                f"{length + config.max_tokens}, more than --max-length {config.max_length}"
+                f"{whose} prompt has {length} tokens, with --max-tokens {length + max_tokens}, "
+                f"more than --max-length {max_length}"
             )
 
 

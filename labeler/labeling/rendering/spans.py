@@ -1,4 +1,4 @@
-"""Spans of labels over token ids, and the error of a record that cannot be rendered."""
+"""Spans of labeled tokens, and the error of a record that cannot be rendered."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 
 class BadRecord(Exception):
-    """Why a record cannot be rendered; becomes a reject."""
+    """The reason why a record cannot be rendered; becomes a reject."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Labels are wanted for the tokens at start <= t < stop; `kind` is one of SPAN_KINDS."""
+    """The tokens at start <= t < stop are labeled; `kind` is one of SPAN_KINDS."""
 
     start: int
     stop: int
@@ -20,24 +20,24 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A rendered sequence: its token ids, and the spans (sorted, disjoint) to be labeled."""
+    """A rendered sequence: its token ids, and the spans to label (sorted, disjoint)."""
 
     ids: list[int]
     spans: tuple[Span, ...] = ()
 
 
 def count_labels(spans: tuple[Span, ...]) -> int:
-    """Positions that the spans cover."""
+    """Return the number of positions that the spans cover."""
     return sum(span.stop - span.start for span in spans)
 
 
 def labels_before(spans: tuple[Span, ...], position: int) -> int:
-    """Labels of positions below `position`."""
+    """Return the number of labels at positions below `position`."""
     return sum(max(0, min(span.stop, position) - span.start) for span in spans)
 
 
 def first_labels(spans: tuple[Span, ...], count: int) -> tuple[Span, ...]:
-    """The spans cut down to their first `count` labels."""
+    """Cut the spans down to their first `count` labels."""
     kept: list[Span] = []
     for span in spans:
         if count <= 0:

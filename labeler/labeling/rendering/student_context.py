@@ -1,12 +1,12 @@
-"""What the student is to see where that is not what the teacher sees, and how labels carry over."""
+"""The student's context, where it differs from the teacher's, and the labels that both share."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message, read_messages
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
 
@@ -15,31 +15,39 @@ THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 THINKING_TEXT = re.compile(r"(?:<think>.*?</think>|\[THINK\].*?\[/THINK\])\n*", re.DOTALL)
 
 
-def student_chat(chat: Chat, columns: dict[str, Any], config: LabelConfig) -> Chat | None:
-    """The chat as the student is to see it; None where that is the teacher's.
+def student_chat(
+    chat: Chat, columns: dict[str, Any], *, messages_column: str, drop: Collection[str]
+) -> Chat | None:
+    """Return the chat that the student sees; None if it is the teacher's.
+
+    Args:
+        chat: the teacher's chat.
+        columns: the record.
+        messages_column: column with the student's messages, if the record has any.
+        drop: parts that the student does not see (`--student-drop`).
 
     Raises:
-        BadRecord: `student_messages` holds no messages, or nothing is left.
+        BadRecord: the column holds no messages, or no message is left.
     """
     messages = chat.messages
-    if columns.get(config.student_messages_column) is not None:
-        messages = read_messages(columns, config.student_messages_column)
-    if "system" in config.student_drop:
+    if columns.get(messages_column) is not None:
+        messages = read_messages(columns, messages_column)
+    if "system" in drop:
         messages = [m for m in messages if m["role"] not in SYSTEM_ROLES]
-    if "thinking" in config.student_drop:
+    if "thinking" in drop:
         messages = [without_thinking(m) for m in messages]
     if not messages:
         raise BadRecord("no message is left for the student to see")
     student = Chat(
         messages=messages,
-        tools=None if "tools" in config.student_drop else chat.tools,
-        documents=None if "documents" in config.student_drop else chat.documents,
+        tools=None if "tools" in drop else chat.tools,
+        documents=None if "documents" in drop else chat.documents,
     )
     return None if student == chat else student
 
 
 def without_thinking(message: Message) -> Message:
-    """An assistant's message without what it thought; any other message as it is."""
+    """Return an assistant's message without its thinking, and any other message as it is."""
     if message["role"] != ASSISTANT:
         return message
     kept = {name: value for name, value in message.items() if name not in THINKING_KEYS}
@@ -51,18 +59,23 @@ def without_thinking(message: Message) -> Message:
     return kept
 
 
-def hides_thinking(student: Chat) -> bool:
-    """Whether nothing that an assistant thought is in the student's chat."""
-    return all(without_thinking(message) == message for message in student.messages)
+def shows_thinking(chat: Chat) -> bool:
+    """Return whether a message of the chat contains an assistant's thinking."""
+    return any(without_thinking(message) != message for message in chat.messages)
 
 
-def pair(
+def pair_spans(
     teacher: Tokens, student: Tokens, *, hidden: frozenset[str] = frozenset()
 ) -> tuple[Tokens, Tokens]:
-    """Both sequences with the spans that the student shares: as many, of equal lengths and tokens.
+    """Return both sequences with only the spans that they share: same number, kinds and tokens.
 
-    Spans of the kinds in `hidden` are left out. Those of kind `prompt` are, too, where they do not
-    pair: what others say is what a student's context changes.
+    Spans of kind `prompt` are left out if they do not pair: these are the parts of a chat that a
+    student's context changes.
+
+    Args:
+        teacher: the teacher's sequence.
+        student: the student's sequence.
+        hidden: kinds of spans to leave out.
 
     Raises:
         BadRecord: the spans do not pair.
@@ -73,7 +86,7 @@ def pair(
         problem = _difference(ours, theirs)
         if not problem:
             return ours, theirs
-    raise BadRecord(f"the student's context does not have the teacher's labels: {problem}")
+    raise BadRecord(f"the labeled spans of teacher and student differ: {problem}")
 
 
 def _without(tokens: Tokens, kinds: frozenset[str]) -> Tokens:
@@ -81,17 +94,23 @@ def _without(tokens: Tokens, kinds: frozenset[str]) -> Tokens:
 
 
 def _difference(teacher: Tokens, student: Tokens) -> str:
-    """The first thing in which the labeled stretches differ; empty where they are equal."""
+    """Describe the first difference between the labeled spans; empty if there is none."""
     if not teacher.spans or len(teacher.spans) != len(student.spans):
-        return f"{len(teacher.spans)} labeled stretches here, {len(student.spans)} there"
+        return (
+            f"{len(teacher.spans)} labeled spans in the teacher's context, "
+            f"{len(student.spans)} in the student's"
+        )
     for number, (ours, theirs) in enumerate(zip(teacher.spans, student.spans)):
-        said, heard = _tokens(teacher, ours), _tokens(student, theirs)
+        labeled, seen = _tokens(teacher, ours), _tokens(student, theirs)
         if ours.kind != theirs.kind:
-            return f"stretch {number} is {ours.kind} here, {theirs.kind} there"
-        if said != heard:
-            place = next((i for i, (a, b) in enumerate(zip(said, heard)) if a != b), -1)
+            return (
+                f"span {number} has kind {ours.kind} for the teacher, {theirs.kind} for the student"
+            )
+        if labeled != seen:
+            place = next((i for i, (a, b) in enumerate(zip(labeled, seen)) if a != b), -1)
             where = f"differ at token {place}" if place >= 0 else "have different lengths"
-            return f"stretches {number} ({ours.kind}) {where} ({len(said)} and {len(heard)} tokens)"
+            lengths = f"{len(labeled)} and {len(seen)} tokens"
+            return f"spans {number} ({ours.kind}) {where} ({lengths})"
     return ""
 
 

@@ -1,9 +1,9 @@
-"""Where in a rendered chat a turn stands, in characters: without what the template added to it.
+"""The place of a turn in a rendered chat, in characters, without what the template adds to it.
 
-A template is a program, so the answer comes from running it. A turn begins where the generation
-prompt of the messages before it ends. Where the template rewrites history, so that this prompt is
-no prefix of the whole chat, the chat is rendered once more with a private-use character in place
-of the turn: what stands before and after that character does not come from the turn.
+A template is a program, so its output has to be searched. A turn begins where the generation prompt
+of the messages before it ends. If the template rewrites history, so that this prompt is not a
+prefix of the whole chat, the chat is rendered again with a private-use character in place of the
+turn: the text before and after that character does not come from the turn.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from labeler.labeling.rendering.messages import Message
 from labeler.labeling.rendering.spans import BadRecord
 
 Render = Callable[[list[Message], bool], str]
-"""(messages, add_generation_prompt) -> text; BadRecord where the template refuses."""
+"""(messages, add_generation_prompt) -> text; raises BadRecord if the template refuses."""
 
-SAID_FIRST = re.compile(r"\s*(<think>|\[THINK\]|<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)")
-"""What an assistant itself writes at the start of a turn that has no content."""
+TURN_START = re.compile(r"\s*(<think>|\[THINK\]|<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)")
+"""Markup that the assistant itself writes at the start of a turn, even one without content."""
 MARK, EARLIER_MARK = "\ue0f0", "\ue0f1"
 """Private-use characters that stand for a turn."""
 
@@ -31,7 +31,7 @@ class Conversation:
     Attributes:
         messages: its messages.
         render: the template.
-        text: what it makes of the messages, without a generation prompt.
+        text: the rendering of the messages, without a generation prompt.
         ends: end-of-turn tokens.
     """
 
@@ -41,28 +41,30 @@ class Conversation:
     ends: tuple[str, ...]
 
 
-def said(chat: Conversation, index: int) -> tuple[int, int] | None:
-    """Where message `index`, an assistant's, is in the text: its end-of-turn token included.
+def find_turn(chat: Conversation, index: int) -> tuple[int, int] | None:
+    """Return (start, stop) of assistant message `index` in the text, with its end-of-turn token.
 
-    Whitespace that the template writes after that token is not. None where the template leaves no
-    way to tell exactly.
+    Whitespace that the template writes after that token is excluded.
+
+    Returns:
+        None if the turn cannot be located exactly.
     """
     start, stop = _start(chat, index), _stop(chat, index)
     return None if start is None or stop is None or start > stop else (start, stop)
 
 
-def up_to(chat: Conversation, index: int) -> str | None:
-    """The chat as if message `index` were its last; None where the template refuses that."""
+def render_through(chat: Conversation, index: int) -> str | None:
+    """Render the chat up to and including message `index`; None if the template refuses it."""
     if index == len(chat.messages) - 1:
         return chat.text
     return _try(chat, chat.messages[: index + 1])
 
 
-def content(chat: Conversation, index: int) -> tuple[int, int] | None:
-    """Where the content of message `index` is in the text; None where the template leaves it out.
+def find_content(chat: Conversation, index: int) -> tuple[int, int] | None:
+    """Return (start, stop) of message `index`'s content in the text; None if it is not rendered.
 
     Raises:
-        BadRecord: it is there, but cannot be told from what is around it.
+        BadRecord: it is rendered, but cannot be separated from the text around it.
     """
     marked = _try(chat, _with_mark(chat.messages, index, MARK))
     if marked is None or MARK not in marked:
@@ -71,19 +73,19 @@ def content(chat: Conversation, index: int) -> tuple[int, int] | None:
     stop = len(chat.text) - len(after)
     if not (chat.text.startswith(before) and chat.text.endswith(after) and len(before) <= stop):
         raise BadRecord(
-            f"the chat template renders message {index} so that its text cannot be told from what "
-            "is around it; `--spans assistant` does not need it"
+            f"the chat template renders message {index} so that its text cannot be separated from "
+            "the text around it; `--spans assistant` does not need it"
         )
     return len(before), stop
 
 
 def _start(chat: Conversation, index: int) -> int | None:
-    """Where the generation prompt before an assistant's turn ends."""
+    """Return the end of the generation prompt before an assistant turn."""
     prompt = _try(chat, chat.messages[:index], prompt=True)
     if prompt is not None and chat.text.startswith(prompt):
-        if prompt != _try(chat, chat.messages[:index]) or SAID_FIRST.match(chat.text, len(prompt)):
+        if prompt != _try(chat, chat.messages[:index]) or TURN_START.match(chat.text, len(prompt)):
             return len(prompt)
-        # The template has no generation prompt: a header, if there is one, comes with the turn.
+        # Without a generation prompt, the turn's header (if any) is rendered with the turn.
         for _, before, _ in _marked(chat, index):
             if chat.text.startswith(before) and before.startswith(prompt):
                 header = before[len(prompt) :]
@@ -91,18 +93,18 @@ def _start(chat: Conversation, index: int) -> int | None:
         return None
     for turn, before, _ in _marked(chat, index):
         if chat.text.startswith(before):
-            said_too = _after_prompt(chat, index, turn)
-            if not said_too.strip() or SAID_FIRST.match(said_too):
-                return len(before) - len(said_too)
+            opening = _after_prompt(chat, index, turn)
+            if not opening.strip() or TURN_START.match(opening):
+                return len(before) - len(opening)
             if not turn.get("tool_calls"):
                 return len(before)
     return None
 
 
 def _after_prompt(chat: Conversation, index: int, turn: Message) -> str:
-    """What stands between the generation prompt and the mark in `turn`.
+    """Return the text between the generation prompt and the mark in `turn`.
 
-    Found by marking the message before, too. Empty where this does not show the prompt.
+    It is found by marking the previous message too; empty if that does not reveal the prompt.
     """
     if not index:
         return ""
@@ -117,8 +119,8 @@ def _after_prompt(chat: Conversation, index: int, turn: Message) -> str:
 
 
 def _stop(chat: Conversation, index: int) -> int | None:
-    """Where an assistant's turn ends, with its end-of-turn token."""
-    done = up_to(chat, index)
+    """Return the end of an assistant turn, with its end-of-turn token."""
+    done = render_through(chat, index)
     if done is not None and chat.text.startswith(done) and done.rstrip().endswith(chat.ends):
         return len(done.rstrip())
     end = re.compile("|".join(map(re.escape, chat.ends)) or "(?!)")
@@ -127,25 +129,25 @@ def _stop(chat: Conversation, index: int) -> int | None:
         closing = after[: match.end()] if match else ""
         if match and (not after[: match.start()].strip() or _closes(chat, index, turn, closing)):
             rest = after[match.end() :]
-            said_all = chat.text.removesuffix(rest)
-            if chat.text.endswith(rest) and said_all.endswith(chat.ends):
-                return len(said_all)
+            through = chat.text.removesuffix(rest)
+            if chat.text.endswith(rest) and through.endswith(chat.ends):
+                return len(through)
         elif not turn.get("tool_calls") and chat.text.endswith(after):
             return len(chat.text) - len(after)
     return None
 
 
 def _closes(chat: Conversation, index: int, turn: Message, closing: str) -> bool:
-    """Whether `closing` also follows the mark where the chat ends with this turn."""
-    alone = _try(chat, [*chat.messages[:index], turn])
-    return alone is not None and alone.partition(MARK)[2].startswith(closing)
+    """Return whether `closing` also follows the mark when the chat ends with this turn."""
+    ended = _try(chat, [*chat.messages[:index], turn])
+    return ended is not None and ended.partition(MARK)[2].startswith(closing)
 
 
 def _marked(chat: Conversation, index: int) -> Iterator[tuple[Message, str, str]]:
-    """(turn with the mark, text before it, text after it), for the turns that a template takes.
+    """Yield (turn with the mark, text before the mark, text after it) if the template accepts it.
 
-    The mark alone in place of all that the turn says, then in place of its first tool call's name:
-    some templates refuse a chat without the call.
+    The mark first replaces the whole turn, then only the name of its first tool call: some
+    templates refuse a chat without the call.
     """
     message = chat.messages[index]
     turns = [_with_mark([{"role": message["role"], "content": message["content"]}], 0, MARK)[0]]
@@ -160,14 +162,14 @@ def _marked(chat: Conversation, index: int) -> Iterator[tuple[Message, str, str]
 
 
 def _with_mark(messages: list[Message], index: int, mark: str) -> list[Message]:
-    """The messages with `mark` as the content of one, in the form that its content has."""
+    """Return the messages with `mark` as the content of one, as text or parts like before."""
     listed = isinstance(messages[index]["content"], list)
     value = [{"type": "text", "text": mark}] if listed else mark
     return [m | {"content": value} if i == index else m for i, m in enumerate(messages)]
 
 
 def _try(chat: Conversation, messages: list[Message], *, prompt: bool = False) -> str | None:
-    """A rendering of other messages, or None where the template refuses them."""
+    """Render other messages; None if the template refuses them."""
     try:
         return chat.render(messages, prompt)
     except BadRecord:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.chat import chat_tokens, prompt_tokens
 from labeler.labeling.rendering.messages import Chat
 from labeler.labeling.rendering.spans import BadRecord
@@ -75,17 +73,14 @@ def fit(
     if generated:
         chats.append([{"role": "user", "content": row["prompt"]}])
     stored = row["input_ids"][: row["spans"][0]["start"]] if generated else row["input_ids"]
-    config = LabelConfig(
-        model=teacher.path,
-        out=Path("nowhere"),
-        template_kwargs=template.arguments,
-        spans=identity.spans or "assistant",  # type: ignore[arg-type]
-    )
-    render = prompt_tokens if generated else chat_tokens
+    arguments, spans = template.arguments, identity.spans or "assistant"
     fits: list[Fit] = []
     for chat in chats:
         try:
-            expected = render(teacher, Chat(messages=chat), config).ids
+            if generated:
+                expected = prompt_tokens(teacher, Chat(messages=chat), arguments).ids
+            else:
+                expected = chat_tokens(teacher, Chat(messages=chat), arguments, spans=spans).ids
         except BadRecord:  # it may need the tools that are not kept
             continue
         cut = (identity.rendering or {}).get("too_long") == "truncate" and not generated

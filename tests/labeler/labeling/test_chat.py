@@ -43,7 +43,9 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Teacher]:
 
 def rendered(teacher: Teacher, columns: dict[str, Any], **changes: Any) -> Tokens:
     config = LabelConfig(model=teacher.path, out=teacher.path, **changes)
-    return chat_tokens(teacher, read_chat(columns, config), config)
+    return chat_tokens(
+        teacher, read_chat(columns, config), config.template_arguments, spans=config.spans
+    )
 
 
 def kinds(tokens: Tokens) -> list[str | None]:
@@ -385,7 +387,7 @@ def test_the_teacher_sees_what_transformers_renders(
             "answer" if flag and t not in ends else None for t, flag in enumerate(mask)
         ]
     config = LabelConfig(model=teacher.path, out=teacher.path)
-    prompt = prompt_tokens(teacher, read_chat({"messages": CHAT[:1]}, config), config)
+    prompt = prompt_tokens(teacher, read_chat({"messages": CHAT[:1]}, config), {})
     asked = tokenizer.apply_chat_template(CHAT[:1], add_generation_prompt=True)["input_ids"]
     assert prompt.ids == asked
 
@@ -496,8 +498,8 @@ def test_bos_occurs_once(tmp_path: Path) -> None:
     bos = teacher.tokenizer.bos_token_id
     assert teacher.tokenizer.encode("the cat")[0] == bos
     chat = read_chat({"messages": CHAT}, config)
-    assert chat_tokens(teacher, chat, config).ids.count(bos) == 1
-    assert prompt_tokens(teacher, chat, config).ids.count(bos) == 1
+    assert chat_tokens(teacher, chat, {}, spans="assistant").ids.count(bos) == 1
+    assert prompt_tokens(teacher, chat, {}).ids.count(bos) == 1
     assert teacher.encode("<s>[INST] x[/INST]") == teacher.encode("[INST] x[/INST]")
     assert teacher.encode("the cat").count(bos) == 1
 
@@ -554,9 +556,9 @@ def test_messages_as_parquet_and_json_give_them(teachers: dict[str, Teacher]) ->
         ("mistral", {"messages": [user("x"), user("y")]}, "user and assistant must take turns"),
         ("chatml", {"messages": [user("x")]}, "nothing to label"),
         ("chatml", {"messages": []}, "has no messages"),
-        ("chatml", {"messages": "["}, "text that is no JSON"),
-        ("chatml", {"messages": [{"content": "x"}]}, "no object with a role"),
-        ("chatml", {"messages": ["x"]}, "no object with a role"),
+        ("chatml", {"messages": "["}, "text, but not JSON"),
+        ("chatml", {"messages": [{"content": "x"}]}, "not an object with a role"),
+        ("chatml", {"messages": ["x"]}, "not an object with a role"),
         ("chatml", {"messages": CHAT, "tools": 3}, "'tools' is a int"),
         ("chatml", {"messages": [assistant("\ue0f0")]}, "needs itself"),
         ("chatml", {"messages": [user("x"), assistant(["y"])]}, "chat template refuses"),
@@ -574,7 +576,7 @@ def test_a_template_that_rewrites_what_was_said_is_refused(tmp_path: Path) -> No
     count = "{{ messages | map(attribute='content') | join | length }}" + STYLES["chatml"].template
     style = Style(template=count, tokens=STYLES["chatml"].tokens)
     teacher = open_teacher(make_chat_teacher(tmp_path / "count", style), max_length=64)
-    with pytest.raises(BadRecord, match=r"message 1 cannot be told exactly; give a template"):
+    with pytest.raises(BadRecord, match=r"message 1 cannot be located exactly; give a template"):
         rendered(teacher, {"messages": [user("x"), assistant("a long answer")]})
     # All but the last turn in capitals: what precedes the last one is the same for its prompt.
     shout = STYLES["chatml"].template.replace(
@@ -620,7 +622,7 @@ def test_template_arguments_reach_the_template(tmp_path: Path) -> None:
         model=path, out=path, thinking=False, template_kwargs={"my-mood": "glad", "n": "3"}
     )
     chat = read_chat({"messages": [user("x")], "documents": [{"title": "T"}]}, config)
-    text = teacher.tokenizer.decode(prompt_tokens(teacher, chat, config).ids)
+    text = teacher.tokenizer.decode(prompt_tokens(teacher, chat, config.template_arguments).ids)
     assert text == "glad False 4 T"
     with pytest.raises(SoftshardsError, match="chat template cannot be read"):
         open_teacher(path, max_length=64, chat_template=tmp_path / "none.jinja")

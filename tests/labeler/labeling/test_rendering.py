@@ -9,7 +9,8 @@ import pytest
 from labeler.labeling.inputs.read_records import Record, Reject
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.render import Sequence, render
-from labeler.labeling.teacher.teacher import Teacher, open_teacher, teacher_identity
+from labeler.labeling.teacher.teacher import Teacher, open_teacher
+from labeler.labeling.teacher.teacher_identity import local_weights, teacher_identity
 from schemas.fingerprint import sha256_json
 
 
@@ -187,23 +188,23 @@ def test_token_ids_are_taken_as_they_are(
     assert prompt.input_ids == ids[:9]
     assert prompt.spans == ()
     (reject,) = rendered(columns, opened, config)
-    assert "say what to label" in reject.reason
+    assert "labels only the tokens that it generates" in reject.reason
 
 
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"input_ids": []}, "no list of token ids"),
-        ({"input_ids": ["a", "b"]}, "no list of token ids"),
-        ({"input_ids": [1, [2]]}, "no list of token ids"),
-        ({"input_ids": [True, False]}, "no list of token ids"),
-        ({"input_ids": [1.0, 2.0]}, "no list of token ids"),
-        ({"input_ids": "text"}, "no JSON"),
+        ({"input_ids": []}, "not a list of token ids"),
+        ({"input_ids": ["a", "b"]}, "not a list of token ids"),
+        ({"input_ids": [1, [2]]}, "not a list of token ids"),
+        ({"input_ids": [True, False]}, "not a list of token ids"),
+        ({"input_ids": [1.0, 2.0]}, "not a list of token ids"),
+        ({"input_ids": "text"}, "text, but not JSON"),
         ({"input_ids": [1, -1]}, "has the id -1"),
         ({"input_ids": [1, 5000]}, "has the id 5000; the tokenizer has 300 tokens"),
         ({"input_ids": [1]}, "1 tokens"),
         ({"input_ids": [1, 2], "spans": []}, "no span"),
-        ({"input_ids": [1, 2], "spans": [[0, 1]]}, "no list of {start, stop, kind}"),
+        ({"input_ids": [1, 2], "spans": [[0, 1]]}, "not a list of {start, stop, kind}"),
         ({"input_ids": [1, 2], "spans": [{"start": 0, "stop": 1}]}, "outside 1..2"),
         ({"input_ids": [1, 2], "spans": [{"start": 1, "stop": 3}]}, "outside 1..2"),
         (
@@ -246,7 +247,8 @@ def test_a_question_is_needed_to_answer(
 def test_rules_of_rendering_are_in_the_identity(
     opened: Teacher, settings: Callable[..., LabelConfig]
 ) -> None:
-    plain = teacher_identity(opened, settings())
+    weights = local_weights(opened.path, "full")
+    plain = teacher_identity(opened, settings(), weights)
     unused = ("spans", "rendering", "top_p_labels", "min_k")
     assert [getattr(plain, name) for name in unused] == [None] * 4
     assert plain.chat_template == sha256_json([opened.chat_template, {}])
@@ -262,6 +264,7 @@ def test_rules_of_rendering_are_in_the_identity(
             thinking=True,
             template_kwargs={"a-b": "1"},
         ),
+        weights,
     )
     assert ruled.spans == "turns"
     assert ruled.rendering == {

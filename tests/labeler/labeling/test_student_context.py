@@ -140,13 +140,16 @@ def test_what_others_say_is_labeled_where_the_student_sees_the_same(
                     {**CHAT[-1], "content": "sit"},
                 ]
             },
-            r"stretches 1 \(answer\)",
+            r"spans 1 \(answer\)",
         ),
         (
             {"student_messages": [*QUESTION, {**CHAT[-1], "reasoning_content": "oh"}]},
-            r"stretches 0 \(thinking\) differ at token",
+            r"spans 0 \(thinking\) differ at token",
         ),
-        ({"student_messages": [*CHAT, *CHAT]}, "2 labeled stretches here, 3 there"),
+        (
+            {"student_messages": [*CHAT, *CHAT]},
+            "2 labeled spans in the teacher's context, 3 in the student's",
+        ),
         ({"student_messages": QUESTION}, "nothing to label"),
         ({"student_messages": 3}, "'student_messages' is a int"),
     ],
@@ -226,4 +229,4 @@ def test_a_label_sets_row_keeps_its_student_context(qwen: Teacher) -> None:
     assert row.meta == '{"generation": " sat"}'
     bad = rendered(qwen, columns | {"student_input_ids": [9, 7, 9]})
     assert isinstance(bad, Reject)
-    assert "stretches 0 (answer) differ at token 1" in bad.reason
+    assert "spans 0 (answer) differ at token 1" in bad.reason
