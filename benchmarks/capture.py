@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labeler.labeling.engines.vllm.vllm_engine import import_vllm, prepare_environment
+from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 
 prepare_environment()
 
@@ -39,6 +39,7 @@ from labeler.labeling.engines.capture import (  # noqa: E402
 from labeler.labeling.engines.engine import EngineFacts, Labeled, Request  # noqa: E402
 from labeler.labeling.engines.label_rows import gather_rows, normalizer  # noqa: E402
 from labeler.labeling.engines.vllm.tensor_capture import TensorRows, tensor_front_end  # noqa: E402
+from labeler.labeling.engines.vllm.vllm_load import import_vllm  # noqa: E402
 from labeler.labeling.rendering.spans import Span  # noqa: E402
 from labeler.labeling.writing.shard_writer import write_unit  # noqa: E402
 from schemas import Identity, Labels  # noqa: E402

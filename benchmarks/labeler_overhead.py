@@ -23,20 +23,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from labeler.labeling.engines.vllm.vllm_engine import VllmEngine, prepare_environment
+from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 
 prepare_environment()
 
+from labeler.labeling.engines.vllm.vllm_engine import VllmEngine  # noqa: E402
 from labeler.labeling.inputs.read_records import find_files  # noqa: E402
 from labeler.labeling.label_config import LabelConfig  # noqa: E402
+from labeler.labeling.rendering.spans import Span  # noqa: E402
 from labeler.labeling.runs import label_units  # noqa: E402
 from labeler.labeling.runs.begin import begin  # noqa: E402
 from labeler.labeling.runs.stopping import Stop  # noqa: E402
-from labeler.labeling.teacher.teacher import open_teacher, teacher_identity  # noqa: E402
+from labeler.labeling.teacher.teacher import open_teacher  # noqa: E402
+from labeler.labeling.teacher.teacher_identity import (  # noqa: E402
+    local_weights,
+    local_weights,
+    teacher_identity,
+)
 from schemas import Manifest  # noqa: E402
 from schemas.journal import JOURNAL  # noqa: E402
 from schemas.plan import open_plan, read_unit  # noqa: E402
@@ -53,15 +59,14 @@ def time_labels(todo: list[int], config: LabelConfig, teacher: Any, manifest: Ma
     return time.perf_counter() - start
 
 
-def time_calls(engine: Any, prompts: list[list[int]], params: Callable[[int], Any]) -> float:
+def time_calls(engine: VllmEngine, prompts: list[list[int]], params: Callable[[int], Any]) -> float:
     """Send prompts to vLLM unit by unit, as the labeler does, and drop what comes back."""
-    names = count()
     start = time.perf_counter()
     for unit in prompts:
         for ids in unit:
-            engine._add(f"drop{next(names)}", ids, params(len(ids)))
-        while engine._llm.llm_engine.has_unfinished_requests():
-            engine._llm.llm_engine.step()
+            engine.runner.add(ids, params(len(ids)))
+        while engine.runner.llm.llm_engine.has_unfinished_requests():
+            engine.runner.step()
     return time.perf_counter() - start
 
 
@@ -85,7 +90,7 @@ def main() -> None:
             max_batched_tokens=1024,
         )
         teacher = open_teacher(TEACHER, max_length=config.max_length)
-        identity = teacher_identity(teacher, config)
+        identity = teacher_identity(teacher, config, local_weights(TEACHER, "full"))
         files = find_files([str(corpus / "train.jsonl")])
         (config.out).mkdir()
         manifest = begin(files, config, teacher, identity)
@@ -100,12 +105,12 @@ def main() -> None:
         close = engine.close
         engine.close = lambda: None  # type: ignore[method-assign]  # one engine for all rounds
         label_units.load_engine = lambda *_, **__: engine  # type: ignore[assignment]
-        plain = engine._sampling_params(
-            max_tokens=1, temperature=0.0, detokenize=False, output_kind=engine._final_only
-        )
+        plain = engine.runner.prefill_params()
 
         def score(length: int) -> Any:
-            return engine._score_params([label_units.Span(start=1, stop=length, kind="text")])
+            return engine.runner.score_params(
+                [Span(start=1, stop=length, kind="text")], engine.reader.top
+            )
 
         time_calls(engine, prompts[:1], score)  # warm
         taken: dict[str, list[float]] = {"labels": [], "dropped": [], "prefill": []}

@@ -19,6 +19,7 @@ from labeler import cli
 from labeler.labeling.engines.vllm import tensor_capture as vllm_capture
 from labeler.labeling.engines.vllm import vllm_engine
 from labeler.labeling.engines.vllm import worker as vllm_worker
+from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 
 
 def disk_full() -> None:
@@ -109,7 +110,7 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    vllm_engine.prepare_environment()
+    prepare_environment()
     FAULTS[sys.argv.pop(1)]()
     sys.argv[0] = "labeler"
     cli.main()

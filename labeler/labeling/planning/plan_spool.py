@@ -82,7 +82,7 @@ class Spool:
 
 
 @contextlib.contextmanager
-def spool(path: Path) -> Iterator[Spool]:
+def open_spool(path: Path) -> Iterator[Spool]:
     """A spool in a new file at `path`, which is deleted at the end.
 
     Raises:

@@ -1,22 +1,92 @@
-"""`labeler label --dry-run`: the plan and what it will cost, printed."""
+"""`labeler label --dry-run`: the plan and its cost, without labeling."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from labeler.console import human_bytes, human_seconds, out
+from labeler.labeling.inputs.read_records import find_files
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning.budget import Memory
-from labeler.labeling.runs.label_run import dry_run
+from labeler.labeling.planning.budget import estimate_bytes, free_bytes
+from labeler.labeling.planning.cut import Planned
+from labeler.labeling.planning.engine_memory import (
+    Memory,
+    checkpoint_size,
+    engine_memory,
+    require_memory,
+    step_tokens,
+)
+from labeler.labeling.runs.identify_teacher import identify_teacher
+from labeler.labeling.runs.plan_input import plan_input
+from labeler.labeling.runs.timing import Timing, measure_timing, rough_timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """A plan and its estimated cost.
+
+    Attributes:
+        planned: the plan in numbers.
+        bytes: of the label set; free_bytes: of its disk.
+        memory: of the engine.
+        timing: engine time for the whole plan.
+    """
+
+    planned: Planned
+    bytes: int
+    free_bytes: int
+    memory: Memory
+    timing: Timing
+
+
+def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = False) -> DryRun:
+    """Plan and estimate without writing to `config.out`.
+
+    Args:
+        inputs: the input.
+        config: all settings.
+        calibrate: load the teacher and measure its speed on a few rows.
+
+    Raises:
+        SoftshardsError: the input cannot be planned, or the teacher cannot fit in memory.
+    """
+    # Nothing is compared with this identity: the headers of the weights are enough.
+    teacher, identity = identify_teacher(config, weights_digest="header")
+    files = find_files(inputs)
+    step = step_tokens(config, identity.vocab_size)
+    size = checkpoint_size(config.model, identity.dtype)
+    memory = engine_memory(config, size, vocab_size=identity.vocab_size, batched_tokens=step)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        plan_input(files, config, teacher, Path(folder) / "plan.sqlite", k=identity.k) as planned,
+    ):
+        if calibrate:
+            require_memory(memory, config.model)
+            timing = measure_timing(planned, config, teacher, identity, batched_tokens=step)
+        else:
+            timing = rough_timing(planned, config, size.parameters, identity.dtype)
+        return DryRun(
+            planned=planned,
+            bytes=estimate_bytes(
+                planned.n_labels, k=identity.k, draws=config.draws, codec=config.codec
+            ),
+            free_bytes=free_bytes(config.out),
+            memory=memory,
+            timing=timing,
+        )
 
 
 def print_plan(
     inputs: Sequence[str], config: LabelConfig, *, calibrate: bool, as_json: bool
 ) -> None:
     """Plan, estimate and print; nothing is written to `config.out`."""
-    planned, budget, timing = dry_run(inputs, config, calibrate=calibrate)
+    result = dry_run(inputs, config, calibrate=calibrate)
+    planned, timing = result.planned, result.timing
     if as_json:
         facts = {
             "units": planned.units,
@@ -24,9 +94,9 @@ def print_plan(
             "tokens": planned.n_tokens,
             "labels": planned.n_labels,
             "rejects": planned.rejects,
-            "estimated_bytes": budget.bytes,
-            "free_bytes": budget.free_bytes,
-            "memory": dataclasses.asdict(budget.memory),
+            "estimated_bytes": result.bytes,
+            "free_bytes": result.free_bytes,
+            "memory": dataclasses.asdict(result.memory),
             "estimated_seconds": round(timing.seconds),
             "tokens_per_s": timing.tokens_per_s and round(timing.tokens_per_s, 1),
         }
@@ -38,30 +108,30 @@ def print_plan(
     out.print(f"rejects       {planned.rejects}")
     for reject in planned.first_rejects:
         out.print(f"              {reject.id}: {reject.reason}", markup=False)
-    out.print(f"size          about {human_bytes(budget.bytes)}{most}")
-    out.print(f"free disk     {human_bytes(budget.free_bytes)}")
+    out.print(f"size          about {human_bytes(result.bytes)}{most}")
+    out.print(f"free disk     {human_bytes(result.free_bytes)}")
     if config.engine == "served":
         out.print("memory        the server's")
     else:
-        for line in _memory_lines(budget.memory):
+        for line in _memory_lines(result.memory):
             out.print(line)
     if timing.tokens_per_s:
         speed = f"{timing.tokens_per_s:,.0f} tokens/s, measured"
         out.print(f"time          {human_seconds(timing.seconds)}{most} at {speed}")
     elif config.engine == "served":
-        out.print("time          not known (--calibrate measures)")
+        out.print("time          unknown (--calibrate measures it)")
     else:
         out.print(
             f"time          roughly {human_seconds(timing.seconds)} (within a factor of three; "
-            "--calibrate measures)"
+            "--calibrate measures it)"
         )
     out.print("nothing was written (--dry-run)")
 
 
 def _memory_lines(memory: Memory) -> list[str]:
-    cache = "what is left" if memory.cache is None else human_bytes(memory.cache)
+    cache = "the rest" if memory.cache is None else human_bytes(memory.cache)
     return [
         f"memory        weights {human_bytes(memory.weights)}, KV cache {cache}, "
-        f"logits {human_bytes(memory.logits)} ({memory.batched_tokens} tokens a step)",
+        f"logits {human_bytes(memory.logits)} ({memory.batched_tokens} tokens per step)",
         f"free memory   {human_bytes(memory.free)} of {human_bytes(memory.total)}",
     ]

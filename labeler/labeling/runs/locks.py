@@ -1,6 +1,6 @@
-"""Who may do what at the same time in one label set's folder.
+"""Locks on a label set's folder.
 
-Locks are `flock`s on files: the system frees those of a killed process, and they also hold between
+They are `flock`s on files: the system frees those of a killed process, and they also hold between
 machines on the common shared file systems.
 """
 
@@ -18,20 +18,20 @@ from schemas.atomic import remove_leftovers
 
 
 @contextlib.contextmanager
-def own_rank(out: Path, rank: int, world_size: int) -> Iterator[None]:
-    """Be the one process of this rank, for as long as it labels.
+def rank_lock(out: Path, rank: int, world_size: int) -> Iterator[None]:
+    """Hold the lock of one rank; only one process of a rank labels at a time.
 
     Raises:
-        SoftshardsError: there is another one.
+        SoftshardsError: another process holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(out / _rank_lock(rank, world_size), blocking=False)
+    lock = filelock.FileLock(out / _rank_file(rank, world_size), blocking=False)
     try:
         lock.acquire()
     except filelock.Timeout as error:
-        which = f"another process of rank {rank}" if world_size > 1 else "another process"
+        other = f"another process of rank {rank}" if world_size > 1 else "another process"
         raise SoftshardsError(
-            f"{which} is writing into this folder", path=out, hint="wait, or stop it"
+            f"{other} is writing into this folder", path=out, hint="wait, or stop it"
         ) from error
     try:
         yield
@@ -40,13 +40,18 @@ def own_rank(out: Path, rank: int, world_size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(out: Path, work: str) -> Iterator[None]:
-    """Wait until no other process begins, appends or closes; `work` says what for."""
+def set_lock(out: Path, purpose: str) -> Iterator[None]:
+    """Wait for the lock under which a set is planned, appended to and closed.
+
+    Args:
+        out: the set's folder.
+        purpose: what the lock is for, as a verb, for the message while waiting.
+    """
     lock = filelock.FileLock(out / ".lock")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        err.print(f"waiting to {work}: another process is at it in {out}")
+        err.print(f"waiting to {purpose}: another process is using {out}")
         lock.acquire(poll_interval=0.2)
     try:
         yield
@@ -55,15 +60,19 @@ def one_at_a_time(out: Path, work: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(out: Path, work: str) -> Iterator[None]:
-    """Be the only process at a set, for work that no other may see half done.
+def exclusive_lock(out: Path, purpose: str) -> Iterator[None]:
+    """Hold all locks of a set, for work that no other process may see half done.
+
+    Args:
+        out: the set's folder.
+        purpose: as in `set_lock`.
 
     Raises:
-        SoftshardsError: another one labels.
+        SoftshardsError: another process is labeling.
     """
-    with own_rank(out, 0, 1), one_at_a_time(out, work), contextlib.ExitStack() as held:
+    with rank_lock(out, 0, 1), set_lock(out, purpose), contextlib.ExitStack() as held:
         for path in out.glob(".lock-*"):
-            if path.name != _rank_lock(0, 1):
+            if path.name != _rank_file(0, 1):
                 try:
                     held.enter_context(filelock.FileLock(path).acquire(blocking=False))
                 except filelock.Timeout as error:
@@ -75,9 +84,9 @@ def alone(out: Path, work: str) -> Iterator[None]:
         yield
 
 
-def remove_leftovers_if_alone(out: Path, rank: int, world_size: int) -> None:
-    """Delete what killed processes left, unless a living one may still be writing it."""
-    own = _rank_lock(rank, world_size)
+def remove_abandoned_files(out: Path, rank: int, world_size: int) -> None:
+    """Delete temporary files of killed processes, unless another process is labeling."""
+    own = _rank_file(rank, world_size)
     others = [filelock.FileLock(p) for p in out.glob(".lock-*") if p.name != own]
     with contextlib.ExitStack() as held:
         try:
@@ -88,5 +97,5 @@ def remove_leftovers_if_alone(out: Path, rank: int, world_size: int) -> None:
         remove_leftovers(out)
 
 
-def _rank_lock(rank: int, world_size: int) -> str:
+def _rank_file(rank: int, world_size: int) -> str:
     return f".lock-{rank}-of-{world_size}"

@@ -1,4 +1,4 @@
-"""Going on with a set that was damaged: its plan is made again, settings are taken as given."""
+"""Resuming a damaged set: its plan is written again, missing settings are taken from this call."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from schemas.manifest import write_manifest
 from schemas.plan import PLAN, open_plan, write_plan
 
 
-def is_lost(out: Path, manifest: Manifest) -> bool:
-    """Whether the plan is not there or is altered, and can be made again.
+def is_plan_lost(out: Path, manifest: Manifest) -> bool:
+    """Return whether the plan is missing or altered, and can be written again.
 
     Raises:
-        LabelSetError: it is lost, and rows were appended to it: the order of calls is not known.
+        LabelSetError: it is lost after rows were appended: the order of the calls is not known.
     """
     try:
         open_plan(out, manifest.plan).close()
@@ -27,18 +27,19 @@ def is_lost(out: Path, manifest: Manifest) -> bool:
     return False
 
 
-def adopt(settings: dict[str, Any], step: int, manifest: Manifest, out: Path) -> Manifest:
-    """Record the settings of this call in a manifest that was rebuilt and does not know its own.
+def adopt_settings(settings: dict[str, Any], step: int, manifest: Manifest, out: Path) -> Manifest:
+    """Record the settings of this call in a rebuilt manifest that has none.
 
     Args:
-        settings: of the plan, with no inputs where more are to be added (--append): what the set
-            has already is left out, so nothing is lost and nothing comes twice.
-        step: tokens an engine step.
+        settings: of the plan; without inputs where more are appended (--append), so that nothing
+            is lost and nothing is added twice.
+        step: tokens per engine step.
         manifest: of the set in `out`.
+        out: the set's folder.
     """
     err.print(
-        f"the manifest of {out} was rebuilt and does not know its input and plan settings: going "
-        "on with those given"
+        f"the manifest of {out} was rebuilt and lacks its input and plan settings: "
+        "continuing with the ones of this command"
     )
     counts = dict.fromkeys(("planned_rows", "planned_tokens", "planned_labels"), 0)
     known = counts | {"max_batched_tokens": step} | manifest.provenance | {"plan": settings}
@@ -47,8 +48,8 @@ def adopt(settings: dict[str, Any], step: int, manifest: Manifest, out: Path) ->
     return adopted
 
 
-def plan_again(planned: Planned, out: Path, manifest: Manifest) -> None:
-    """Write the plan anew, and make sure that it is the one that was lost.
+def write_lost_plan(planned: Planned, out: Path, manifest: Manifest) -> None:
+    """Write the plan again, and check that it is the one that was lost.
 
     Raises:
         LabelSetError: the input gives another plan now.

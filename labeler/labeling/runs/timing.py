@@ -1,21 +1,18 @@
-"""How long a run will take: from the speed of a matrix product, or measured on a few rows."""
+"""The engine time of a plan: from the speed of a matrix product, or measured on a few rows."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from labeler.console import err
-from labeler.labeling.engines.engine import Engine, Labeled, Request
+from labeler.labeling.engines.engine import Engine, Labeled
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning.budget import rough_seconds
 from labeler.labeling.planning.cut import Planned
-from labeler.labeling.rendering.spans import Span
-from labeler.labeling.runs.label_units import load_engine
+from labeler.labeling.runs.load_engine import load_engine
+from labeler.labeling.runs.unit_requests import PlannedRow, unit_requests
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, SoftshardsError
 
@@ -23,7 +20,9 @@ FEW_TOKENS = 2048
 """Tokens of the first measurement; four times as many follow while one takes under SECONDS."""
 SECONDS = 2.0
 FEW_GENERATED = 32
-"""Tokens that a calibration generates a prompt at most."""
+"""Most tokens per prompt that a calibration generates."""
+ENGINE_EFFICIENCY = 0.5
+"""Share of the measured matrix-multiply speed that scoring reaches; a rough figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class Timing:
     """Engine seconds for a whole plan, on one engine.
 
     Attributes:
-        seconds: for all rows; at most, where answers may end before --max-tokens.
+        seconds: for all rows; an upper bound where answers may end before --max-tokens.
         tokens_per_s: as measured, read and generated tokens together; None for the rough figure.
     """
 
@@ -39,25 +38,31 @@ class Timing:
     tokens_per_s: float | None
 
 
-def work_tokens(planned: Planned, config: LabelConfig) -> int:
-    """Tokens that the engine is to read and to generate."""
-    return planned.n_tokens + (planned.n_labels if config.mode == "generate" else 0)
+def work_tokens(planned: Planned, mode: str) -> int:
+    """Return the tokens that the engine has to read and to generate."""
+    return planned.n_tokens + (planned.n_labels if mode == "generate" else 0)
 
 
-def rough_timing(planned: Planned, config: LabelConfig, identity: Identity) -> Timing:
-    """From the size of the teacher and the speed of one matrix product: within a factor of three.
+def rough_timing(planned: Planned, config: LabelConfig, parameters: int, dtype: str) -> Timing:
+    """Estimate the time within a factor of three, without loading the teacher.
 
-    0 seconds for a served teacher, whose machine is not known.
+    A token takes two operations per parameter. Only a dry run may call this: the measurement takes
+    memory that a real run's engine needs. 0 seconds for a served teacher, whose machine is unknown.
+
+    Args:
+        planned: the plan.
+        config: the engine and the mode.
+        parameters: of the teacher.
+        dtype: it runs in, as torch names it.
     """
     if config.engine == "served":
         return Timing(seconds=0.0, tokens_per_s=None)
-    tokens = work_tokens(planned, config)
-    return Timing(
-        seconds=rough_seconds(config.model, identity.dtype, tokens=tokens), tokens_per_s=None
-    )
+    operations = 2 * parameters * work_tokens(planned, config.mode)
+    seconds = operations / (_matmul_speed(dtype) * ENGINE_EFFICIENCY)
+    return Timing(seconds=seconds, tokens_per_s=None)
 
 
-def measured_timing(
+def measure_timing(
     planned: Planned,
     config: LabelConfig,
     teacher: Teacher,
@@ -73,47 +78,42 @@ def measured_timing(
     if config.mode == "generate":
         config = dataclasses.replace(config, max_tokens=min(config.max_tokens, FEW_GENERATED))
     err.print(f"loading the teacher {teacher.path} into {config.engine} to measure its speed")
-    rows = next(planned.tables()).select(["input_ids", "spans", "n_tokens"]).to_pylist()
+    columns = ["id", "chunk", "source", "input_ids", "spans"]
+    rows: list[PlannedRow] = next(planned.tables()).select(columns).to_pylist()
     engine = load_engine(teacher, config, identity, batched_tokens=batched_tokens)
     with contextlib.closing(engine):
         _label(engine, rows[-1:])  # the first call of all is slower
-        count = FEW_TOKENS
+        tokens = FEW_TOKENS
         while True:
-            chosen = _spread(rows, count, config)
+            chosen = _spread(rows, _row_count(rows, tokens, config))
             clock = time.perf_counter()
-            tokens = _label(engine, chosen)
+            labeled = _label(engine, chosen)
             seconds = time.perf_counter() - clock
-            if seconds >= SECONDS or len(chosen) == len(_spread(rows, 4 * count, config)):
+            if seconds >= SECONDS or len(chosen) == _row_count(rows, 4 * tokens, config):
                 break
-            count *= 4
-    speed = tokens / seconds
-    return Timing(seconds=work_tokens(planned, config) / speed, tokens_per_s=speed)
+            tokens *= 4
+    speed = labeled / seconds
+    return Timing(seconds=work_tokens(planned, config.mode) / speed, tokens_per_s=speed)
 
 
-def _spread(rows: list[dict[str, Any]], tokens: int, config: LabelConfig) -> list[dict[str, Any]]:
-    """Rows of `tokens` tokens together, of all lengths: a unit has the longest first."""
+def _row_count(rows: list[PlannedRow], tokens: int, config: LabelConfig) -> int:
+    """Return how many of `rows` have about `tokens` tokens together."""
     if config.mode == "generate":
         count = config.max_sequences * max(1, tokens // FEW_TOKENS)
     else:
-        count = int(tokens * len(rows) / sum(row["n_tokens"] for row in rows))
-    count = min(max(count, 1), len(rows))
+        count = int(tokens * len(rows) / sum(len(row["input_ids"]) for row in rows))
+    return min(max(count, 1), len(rows))
+
+
+def _spread(rows: list[PlannedRow], count: int) -> list[PlannedRow]:
+    """Choose rows of all lengths: a unit has the longest first."""
     return [rows[(2 * n + 1) * len(rows) // (2 * count)] for n in range(count)]
 
 
-def _label(engine: Engine, rows: Sequence[dict[str, Any]]) -> int:
-    """Label rows; return how many tokens were read and generated."""
-    requests = [
-        Request(
-            index=index,
-            sample=0,
-            input_ids=row["input_ids"],
-            spans=tuple(Span(**span) for span in row["spans"]),
-            seed=index,
-        )
-        for index, row in enumerate(rows)
-    ]
+def _label(engine: Engine, rows: list[PlannedRow]) -> int:
+    """Label rows; return the number of tokens read and generated."""
     tokens, reason = 0, ""
-    for outcome in engine.run(requests):
+    for outcome in engine.run(unit_requests(rows, seed=0, samples=1)):
         if isinstance(outcome, Labeled):
             tokens += len(outcome.input_ids)
         else:
@@ -121,3 +121,18 @@ def _label(engine: Engine, rows: Sequence[dict[str, Any]]) -> int:
     if not tokens:
         raise SoftshardsError(f"none of the rows could be labeled: {reason}")
     return tokens
+
+
+def _matmul_speed(dtype: str) -> float:
+    """Measure the floating-point operations per second of a matrix product on this device."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 1024
+    a = torch.ones(size, size, dtype=getattr(torch, dtype), device=device)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

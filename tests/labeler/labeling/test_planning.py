@@ -10,7 +10,7 @@ import pytest
 
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.planning.cut import Planned, Rules, plan_units
-from labeler.labeling.planning.plan_spool import spool
+from labeler.labeling.planning.plan_spool import open_spool
 from labeler.labeling.rendering.render import Sequence
 from labeler.labeling.rendering.spans import Span
 from schemas import SoftshardsError
@@ -35,7 +35,7 @@ def planned(
     rules: Rules | None = None,
     known: Iterable[Sequence] = (),
 ) -> tuple[Planned, list[pa.Table], list[Reject]]:
-    with spool(folder / "spool") as rows:
+    with open_spool(folder / "spool") as rows:
         done = plan_units(items, rules or Rules(seed=0, unit_labels=45), rows, known=known)
         return done, list(done.tables()), list(done.all_rejects())
 
@@ -151,7 +151,7 @@ def test_too_many_rejects_end_planning_early(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     def plan_on_a_small_disk() -> None:
-        with spool(tmp_path / "spool") as rows:
+        with open_spool(tmp_path / "spool") as rows:
             rows._db.execute("PRAGMA max_page_count = 40")
             items = (sequence(f"r{i}", 500) for i in range(10_000))
             plan_units(items, Rules(seed=0, unit_labels=9), rows)
@@ -169,7 +169,7 @@ def peak_of_planning(folder: Path, rows: int) -> int:
     """
     tracemalloc.start()
     items = (sequence(f"r{i}", 300) for i in range(rows))
-    with spool(folder / "spool") as held:
+    with open_spool(folder / "spool") as held:
         done = plan_units(items, Rules(seed=0, unit_labels=3000), held)
         for _ in done.tables():
             pass
@@ -186,7 +186,7 @@ def test_memory_stays_flat_over_ten_times_the_rows(tmp_path: Path) -> None:
 
 
 def test_the_spool_keeps_its_cache_small(tmp_path: Path) -> None:
-    with spool(tmp_path / "spool") as rows:
+    with open_spool(tmp_path / "spool") as rows:
         assert rows._db.execute("PRAGMA cache_size").fetchone()[0] == -2048
         assert rows._db.execute("PRAGMA journal_mode").fetchone()[0] == "off"
         for number in range(2000):

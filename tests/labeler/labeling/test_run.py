@@ -15,7 +15,8 @@ import pytest
 
 import labeler.labeling.runs.label_units
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.runs.label_run import dry_run, label
+from labeler.labeling.runs.label_dry_run import dry_run
+from labeler.labeling.runs.label_run import label
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_rejects
 
@@ -198,13 +199,13 @@ def test_generation_keeps_text_and_finish_reason(tmp_path: Path, settings: Setti
 
 def test_dry_run_writes_nothing(corpus: Path, settings: Settings) -> None:
     config = settings()
-    planned, budget, timing = dry_run([str(corpus)], config)
+    result = dry_run([str(corpus)], config)
     assert not config.out.exists()
-    assert planned.rows >= 24
-    assert budget.bytes > 0
-    assert timing.seconds > 0
+    assert result.planned.rows >= 24
+    assert result.bytes > 0
+    assert result.timing.seconds > 0
     label([str(corpus)], config)
-    assert planned.n_labels == open_label_set(config.out).labels
+    assert result.planned.n_labels == open_label_set(config.out).labels
 
 
 def test_two_processes_do_not_write_one_set(corpus: Path, settings: Settings) -> None:

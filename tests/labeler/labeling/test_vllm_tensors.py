@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from labeler.labeling.engines.engine import Labeled, Request
 from labeler.labeling.engines.label_rows import EXTRAS
 from labeler.labeling.engines.transformers_engine import TransformersEngine
-from labeler.labeling.engines.vllm.vllm_engine import VllmEngine, prepare_environment
+from labeler.labeling.engines.vllm.vllm_engine import VllmEngine
+from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import open_teacher

@@ -48,7 +48,7 @@ def test_ranks_label_their_own_units_and_the_last_one_closes(
     first = label([str(corpus)], settings(rank=1, world_size=2))
     assert first.status == "running"
     assert first.units_missing == first.units - first.units_labeled == (first.units + 1) // 2
-    assert "rank 1 of 2 has done its" in capsys.readouterr().err
+    assert "rank 1 of 2 has finished its" in capsys.readouterr().err
     out = Path(first.out)
     assert [int(name[5:11]) for name in shard_bytes(out)] == list(range(1, first.units, 2))
     partial = open_label_set(out, allow_partial=True)
@@ -105,7 +105,7 @@ def test_a_process_waits_while_another_one_plans(
     held.wait()
     assert label([str(corpus)], config).status == "complete"
     other.join()
-    assert "waiting to plan: another process is at it" in capsys.readouterr().err
+    assert "waiting to plan: another process is using" in capsys.readouterr().err
 
 
 def test_temporary_files_of_a_living_process_are_left_alone(

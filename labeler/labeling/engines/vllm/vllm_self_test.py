@@ -1,0 +1,114 @@
+"""Decides at start-up whether labels leave vLLM as tensors.
+
+A fixed probe is labeled through the public interface, then as tensors. Only if the two agree to the
+bit are tensors used: `tensor_capture` and `worker` rely on vLLM's internals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from labeler.labeling.engines.capture import TAIL_FLOOR, CaptureError
+from labeler.labeling.engines.engine import EngineOutOfMemory, Failed, Labeled, Request
+from labeler.labeling.engines.vllm.tensor_capture import tensor_front_end
+from labeler.labeling.engines.vllm.vllm_outputs import OutputReader, PublicReader, TensorReader
+from labeler.labeling.engines.vllm.vllm_requests import RequestRunner
+from labeler.labeling.rendering.spans import Span
+from schemas import Labels, Sampling
+from schemas.draws import misfits
+from schemas.errors import first_line
+
+PROMPT_TOKENS = 24
+GENERATED_TOKENS = 8
+"""Tokens of the probe, where the model's context has room for them."""
+TAIL_TOLERANCE = 1e-4
+"""Largest difference of the exact tail's mass from 1 - sum, from rounding of float32 sums."""
+DRAW_SLACK = 1e-3
+"""Relative error of the probabilities that drawn counts are compared with."""
+
+
+def enable_tensors(
+    runner: RequestRunner,
+    public: PublicReader,
+    tensors: TensorReader,
+    undo: contextlib.ExitStack,
+    *,
+    vocab_size: int,
+    draws: int,
+) -> str | None:
+    """Install the tensor path, and check it against the public interface.
+
+    Args:
+        runner: a loaded vLLM.
+        public: reads the public interface; tensors: reads tensors. Both keep the same k.
+        undo: receives the calls that put vLLM's own methods back.
+        vocab_size: number of real ids.
+        draws: ids drawn per position.
+
+    Returns:
+        None if the labels agree. Otherwise the reason why tensors cannot be used; the engine must
+        then be closed.
+
+    Raises:
+        EngineOutOfMemory: memory ran out, on either path.
+    """
+    expected = _label_probe(runner, public, vocab_size)
+    call_workers = runner.llm.collective_rpc
+    try:
+        undo.callback(call_workers, "softshards_uninstall")
+        if not any(call_workers("softshards_install", args=(tensors.top, vocab_size, draws))):
+            raise AttributeError("no worker has a sampler")
+        undo.enter_context(tensor_front_end())
+        return difference(expected, _label_probe(runner, tensors, vocab_size), draws)
+    except EngineOutOfMemory:
+        raise
+    except Exception as error:  # another vLLM, built otherwise, may fail in any way
+        return f"the self-test failed: {first_line(error)}"
+
+
+def _label_probe(runner: RequestRunner, reader: OutputReader, vocab_size: int) -> list[Labels]:
+    """Return labels of one fixed sequence, scored, and of the tokens generated after it."""
+    room = runner.llm.llm_engine.model_config.max_model_len
+    length = max(2, min(PROMPT_TOKENS, room - GENERATED_TOKENS))
+    request = Request(
+        index=0,
+        sample=0,
+        input_ids=np.random.default_rng(0).integers(0, vocab_size, length).tolist(),
+        spans=(Span(start=1, stop=length, kind="text"),),
+        seed=0,
+    )
+    sampling = Sampling(max_tokens=max(1, min(GENERATED_TOKENS, room - length)))
+    outcomes = [*runner.run([request], None, reader), *runner.run([request], sampling, reader)]
+    for outcome in outcomes:
+        if isinstance(outcome, Failed):
+            raise CaptureError(outcome.reason)
+    return [outcome.labels for outcome in outcomes if isinstance(outcome, Labeled)]
+
+
+def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> str | None:
+    """Describe the first difference of tensor labels from the public ones; None if they agree.
+
+    The public ones have no exact tail, so it is compared within the accuracy of 1 - sum.
+    """
+    for ours, theirs in zip(tensors, public, strict=True):
+        if not np.array_equal(ours.topk_logprobs, theirs.topk_logprobs):
+            return "top-k logprobs differ from the public interface's"
+        if not np.array_equal(ours.token_logprob, theirs.token_logprob):
+            return "logprobs of the actual tokens differ from the public interface's"
+        ties = np.zeros(ours.topk_ids.shape, bool)  # ids of equal logprobs may come in any order
+        same = ours.topk_logprobs[:, 1:] == ours.topk_logprobs[:, :-1]
+        ties[:, 1:] |= same
+        ties[:, :-1] |= same
+        ties[:, -1] = True  # perhaps equal to the first one left out
+        if ((ours.topk_ids != theirs.topk_ids) & ~ties).any():
+            return "top-k ids differ from the public interface's"
+        masses = np.exp(ours.tail_logprob) - np.exp(theirs.tail_logprob)
+        if not (np.abs(masses) <= TAIL_TOLERANCE + TAIL_FLOOR).all():
+            return "the exact tail does not fit the top-k"
+        if ours.entropy is None or not (ours.entropy >= -1e-5).all():
+            return "entropies are missing or negative"
+        if draws and misfits(ours, draws, DRAW_SLACK).any():
+            return "the drawn ids do not fit the top-k"
+    return None

@@ -1,0 +1,99 @@
+"""A new label set: its plan and its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from labeler.labeling.inputs.read_records import SourceFile
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.planning.budget import estimate_bytes, require_space
+from labeler.labeling.planning.cut import Planned
+from labeler.labeling.planning.engine_memory import step_tokens
+from labeler.labeling.runs.plan_input import plan_input, report_rejects, require_parents
+from labeler.labeling.teacher.teacher import Teacher
+from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
+from schemas import Identity, Manifest, __version__
+from schemas.atomic import TMP_PREFIX
+from schemas.journal import plan_rejects_path, write_rejects
+from schemas.manifest import write_manifest
+from schemas.plan import PLAN, write_plan
+from schemas.version import CODECS
+
+SPOOL = f"{TMP_PREFIX}plan.sqlite"
+
+
+def new_set(
+    files: list[SourceFile],
+    config: LabelConfig,
+    teacher: Teacher,
+    identity: Identity,
+    settings: dict[str, Any],
+) -> Manifest:
+    """Plan the input and write the plan, the tokenizer and the manifest.
+
+    Args:
+        files: the input.
+        config: all settings.
+        teacher: the teacher.
+        identity: of the labels; its chat template is dropped if no row used it.
+        settings: the plan settings to record.
+
+    Raises:
+        SoftshardsError: the input cannot be planned, or the labels would not fit on the disk.
+    """
+    batched_tokens = step_tokens(config, identity.vocab_size)
+    parents = require_parents(files, identity.tokenizer)
+    with plan_input(files, config, teacher, config.out / SPOOL, k=identity.k) as planned:
+        if not planned.templated:
+            identity = identity.model_copy(update={"chat_template": None})
+        require_room_for(planned, config, identity.k)
+        rejects = map(vars, planned.all_rejects())
+        write_rejects(plan_rejects_path(config.out, PLAN), rejects)
+        plan = write_plan(config.out, planned.tables())
+    report_rejects(planned.rejects, config.out)
+    manifest = Manifest(
+        codec=CODECS[config.codec],
+        status="running",
+        identity=identity,
+        identity_digest=identity.digest,
+        plan=plan,
+        planned_units=planned.units,
+        tokenizer_files=copy_tokenizer(teacher.path, config.out),
+        provenance={
+            "softshards": __version__,
+            "teacher": str(teacher.path),
+            "plan": settings,
+            "planned_rows": planned.rows,
+            "planned_tokens": planned.n_tokens,
+            "planned_labels": planned.n_labels,
+            "plan_rejects": planned.rejects,
+            "max_batched_tokens": batched_tokens,
+        }
+        | ({"parents": parents} if parents else {})
+        | _template_provenance(
+            identity, teacher.chat_template, config.chat_template, config.template_arguments
+        ),
+    )
+    write_manifest(config.out, manifest)
+    return manifest
+
+
+def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:
+    """Refuse a plan whose labels cannot fit on the disk.
+
+    Raises:
+        SoftshardsError: the estimate is more than the free space.
+    """
+    needed = estimate_bytes(planned.n_labels, k=k, draws=config.draws, codec=config.codec)
+    require_space(needed, config.out)
+
+
+def _template_provenance(
+    identity: Identity, template: str | None, given: Path | None, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the parts of the chat template that the tokenizer lacks, to render rows again."""
+    if identity.chat_template is None or not (arguments or given is not None):
+        return {}
+    text = template if given is not None else None
+    return {"chat_template": {"text": text, "arguments": arguments}}

@@ -1,0 +1,78 @@
+"""The settings that a set's plan records, and that later calls must repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from labeler.labeling.inputs.read_records import SourceFile, file_digests
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.label_settings import recorded_settings
+from schemas import Identity, Manifest, SoftshardsError
+from schemas.manifest import differences, require_same_identity
+from schemas.version import CODECS
+
+
+def plan_settings(files: list[SourceFile], config: LabelConfig) -> dict[str, Any]:
+    """Return the settings that, beside the identity, must not change between calls of one run."""
+    return recorded_settings(config, "plan") | {"inputs": file_digests(files)}
+
+
+def require_same_teacher(
+    identity: Identity, manifest: Manifest, out: Path, *, templated: bool = False
+) -> None:
+    """Refuse labels of another identity than the set's.
+
+    Args:
+        identity: of this call.
+        manifest: of the set in `out`.
+        out: the set's folder.
+        templated: compare the chat template although the set has none: new rows use it.
+
+    Raises:
+        SoftshardsError: a field differs.
+    """
+    if manifest.identity.chat_template is None and not templated:
+        identity = identity.model_copy(update={"chat_template": None})
+    hint = "label into another folder, or pass the settings that the set was made with"
+    require_same_identity(identity, manifest.identity, path=out, hint=hint)
+
+
+def require_same_codec(codec: str, manifest: Manifest, out: Path) -> None:
+    """Refuse another `--codec` than the set's.
+
+    Raises:
+        SoftshardsError: it differs.
+    """
+    if manifest.codec != CODECS[codec]:
+        raise SoftshardsError(
+            f"the label set has codec {manifest.codec}, --codec asks for {CODECS[codec]}",
+            path=out,
+            hint=f"pass --codec {manifest.codec.split('/')[0]}; `labeler convert` recodes a set",
+        )
+
+
+def require_same_plan(
+    settings: dict[str, Any], manifest: Manifest, out: Path, *, ignore_input: bool
+) -> None:
+    """Refuse other plan settings than the set's.
+
+    Args:
+        settings: `plan_settings` of this call.
+        manifest: of the set in `out`.
+        out: the set's folder.
+        ignore_input: compare neither inputs nor --limit.
+
+    Raises:
+        SoftshardsError: a setting differs.
+    """
+    found, asked = manifest.provenance["plan"], settings
+    if ignore_input:
+        found, asked = ({**s, "inputs": None, "limit": None} for s in (found, asked))
+    if lines := differences(found=found, asked=asked):
+        raise SoftshardsError(
+            f"the label set was started with a different input or plan:{lines}",
+            path=out,
+            hint="label into another folder, or pass the original input and settings"
+            " (--append adds the records of another input)",
+        )
