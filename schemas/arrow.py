@@ -201,3 +201,12 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
 
 def _number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def read_parquet(source: Path | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, and verify the checksums of its pages.
+
+    `pq.read_table` does too, but imports pyarrow.dataset and pandas first: 0.4 s.
+    """
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        return file.read(columns)

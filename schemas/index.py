@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.arrow import INDEX_SCHEMA, parquet_options
+from schemas.arrow import INDEX_SCHEMA, parquet_options, read_parquet
 from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_file
@@ -66,7 +66,7 @@ def read_index(
                 hint="run the same `labeler label` command: it rebuilds the index from the journal",
             )
         groups: list[ByteRange] = []
-        for row in pq.read_table(path, page_checksum_verification=True).to_pylist():
+        for row in read_parquet(path).to_pylist():
             fields = {name: row[name] for name in ByteRange.model_fields}
             if row["row_group"] == FOOTER_ROW_GROUP:
                 shards[row["shard"]] = (groups, ByteRange(**fields))

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from schemas.arrow import REJECT_SCHEMA, parquet_options
+from schemas.arrow import REJECT_SCHEMA, parquet_options, read_parquet
 from schemas.atomic import atomic_path, write_atomic
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_file, sha256_json
@@ -91,7 +91,7 @@ def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> str:
 def read_rejects(directory: Path) -> pa.Table:
     """All rejects of a set, those of the plan first."""
     files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
-    tables = [pq.read_table(path, page_checksum_verification=True) for path in files]
+    tables = [read_parquet(path) for path in files]
     return pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
 
 
