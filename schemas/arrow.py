@@ -1,10 +1,10 @@
-"""Arrow schemas of a label set's tables, and how they are written as Parquet (docs/format.md)."""
+"""Arrow schemas of a label set's tables, and the options of its Parquet files (docs/format.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 from schemas.version import PLAIN_1
 
 SPAN_KINDS = ("text", "answer", "thinking", "tool_call", "prompt")
-"""What a labeled stretch of tokens is: the trainer can weight and report each kind on its own."""
+"""Kinds of labeled spans. The trainer can weight and report each kind separately."""
 
 ZSTD_LEVEL = 3
 COLUMN_LEVELS = {"topk_ids": 1, "topk_logprobs": 5}
-"""zstd levels of columns that do better at another one: split bytes of ids are as small at 1, those
-of logprobs lose 1 to 6 % from 5 on. Both together take the time of 3 and 3 (`benchmarks.codec`)."""
+"""zstd levels of columns that do better at a different one: split bytes of ids are as small at 1,
+split bytes of logprobs are 1 to 6 % smaller at 5. Together they take the time of level 3 for both
+(`benchmarks.codec`)."""
 LIST_ITEM = ".list.element"
-"""What Parquet adds to the path of a list's items."""
+"""Suffix that Parquet adds to the path of a list's items."""
 FOOTER_KEY = b"softshards"
 """Key of the JSON object in a shard's Parquet metadata."""
 
@@ -36,14 +37,18 @@ KEY_COLUMNS = ("id", "chunk", "sample")
 
 
 def id_type(vocab_size: int) -> pa.DataType:
-    """Storage type of token ids in `topk_ids`: uint16 where the vocabulary fits, else int32."""
+    """Return the storage type of token ids: uint16 where the vocabulary fits, else int32."""
     return pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
 
 
 def row_schema(vocab_size: int, codec: str = PLAIN_1) -> pa.Schema:
-    """Schema of a shard, one sequence a row, for a teacher with `vocab_size` real token ids.
+    """Return the schema of a shard, one sequence per row.
 
-    Codecs differ in how they store the top-k; `LabelSet` gives the plain columns of either.
+    Codecs differ in how they store the top-k; `LabelSet` returns the plain columns of either.
+
+    Args:
+        vocab_size: number of the teacher's real token ids.
+        codec: the codec of the shard.
     """
     required = {
         "id": pa.string(),
@@ -101,7 +106,7 @@ COMPACT_COLUMNS = (
     *("topk_k", "topk_gaps", "topk_far"),
     *("topk_steps", "topk_deep", "topk_floor"),
 )
-"""What codec `compact/1` stores in place of `TOPK_COLUMNS`."""
+"""Columns of codec `compact/1` in place of `TOPK_COLUMNS`."""
 
 
 COLUMN_ORDER = (
@@ -112,7 +117,7 @@ COLUMN_ORDER = (
     *("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob"),
     *("entropy", "log_normalizer", "sample_ids", "sample_counts", "sample_weights"),
 )
-"""Scalars and text come first: a reader that filters on them need not seek past the labels."""
+"""Scalars and text come first, so that a reader that filters on them never seeks past labels."""
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -131,7 +136,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("student_spans", SPANS),
     ]
 )
-"""`plan.parquet`: one row group a work unit, each row rendered to token ids."""
+"""`plan.parquet`: one row group per work unit, each row rendered to token ids."""
 
 REJECT_SCHEMA = pa.schema(
     [
@@ -142,7 +147,7 @@ REJECT_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""`journal/*.rejects.parquet`: what could not be labeled, and why."""
+"""`journal/*.rejects.parquet`: the records that could not be labeled, and the reasons."""
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -157,25 +162,42 @@ INDEX_SCHEMA = pa.schema(
         pa.field("sha256", pa.string(), nullable=False),
     ]
 )
-"""`index/*.parquet`: one row a row group, and one with `row_group = -1` for the shard's footer.
+"""`index/*.parquet`: one row per row group, and one with `row_group = -1` for the shard's footer.
 
-The byte ranges of a shard tile the whole file, so each of its bytes is under some hash."""
+The byte ranges of a shard tile the file, so a hash covers each of its bytes."""
+
+
+class ParquetOptions(TypedDict):
+    """Options of `pq.ParquetWriter` and `pq.write_table`."""
+
+    compression: str
+    compression_level: dict[str, int]
+    use_dictionary: list[str] | bool
+    use_byte_stream_split: list[str] | bool
+    write_page_checksum: bool
+    write_page_index: bool
+    store_schema: bool
 
 
 def shard_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A Parquet writer with the options every shard shares.
+    """Return a Parquet writer with the options that all shards share.
 
-    Page checksums are on, label and id columns are BYTE_STREAM_SPLIT without a dictionary (a
-    quarter smaller under zstd than the default encoding, and no slower to read).
+    Page checksums are on. Label and id columns are BYTE_STREAM_SPLIT without a dictionary: a
+    quarter smaller under zstd than the default encoding, and no slower to read.
     """
     dictionary = ["source", "finish_reason", "spans.list.element.kind", "parent_id"]
     return pq.ParquetWriter(path, schema, **parquet_options(schema, dictionary=dictionary))
 
 
-def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> dict[str, Any]:
-    """Options for `pq.ParquetWriter`: zstd, page checksums, split bytes for nested numbers."""
+def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> ParquetOptions:
+    """Return options for `pq.ParquetWriter`: zstd, page checksums, split bytes for numbers.
+
+    Args:
+        schema: the file's schema.
+        dictionary: paths of the columns to store with a dictionary.
+    """
     leaves = {path: kind for field in schema for path, kind in _leaves(field.name, field.type)}
-    split = [path for path, kind in leaves.items() if path.endswith(LIST_ITEM) and _number(kind)]
+    split = [path for path, kind in leaves.items() if path.endswith(LIST_ITEM) and _is_number(kind)]
     levels = {path: COLUMN_LEVELS.get(path.split(".")[0], ZSTD_LEVEL) for path in leaves}
     return {
         "compression": "zstd",
@@ -188,8 +210,17 @@ def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> dict[str, An
     }
 
 
+def read_parquet(source: Path | pa.NativeFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, and verify its page checksums.
+
+    `pq.read_table` does the same, but first imports pyarrow.dataset and with it pandas: 0.4 s.
+    """
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        return file.read(columns)
+
+
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
-    """(path in Parquet, type) of each column that a field is stored as."""
+    """Yield the (path in Parquet, type) of each column that stores a field."""
     if pa.types.is_list(kind):
         yield from _leaves(path + LIST_ITEM, kind.value_type)
     elif pa.types.is_struct(kind):
@@ -199,14 +230,5 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
         yield path, kind
 
 
-def _number(kind: pa.DataType) -> bool:
+def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def read_parquet(source: Path | pa.NativeFile, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns, and verify the checksums of its pages.
-
-    `pq.read_table` does too, but imports pyarrow.dataset and pandas first: 0.4 s.
-    """
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        return file.read(columns)

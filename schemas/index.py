@@ -1,8 +1,8 @@
-"""`index/`: the journal's byte ranges in one Parquet page, made when a set is finalized."""
+"""`index/`: the byte ranges of the journal in Parquet pages, written when a set is finalized."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,16 +18,16 @@ from schemas.manifest import FileDigest
 
 INDEX = "index"
 FOOTER_ROW_GROUP = -1
-UNITS_A_PAGE = 4096
+UNITS_PER_PAGE = 4096
 
 
 def write_index(directory: Path, entries: Iterable[UnitEntry]) -> tuple[FileDigest, ...]:
-    """Write the index pages of finished units; the same entries give the same bytes."""
+    """Write the index pages of finished units; equal entries give equal bytes."""
     pages: list[FileDigest] = []
     rest = iter(entries)
-    while some := list(islice(rest, UNITS_A_PAGE)):
+    while batch := list(islice(rest, UNITS_PER_PAGE)):
         name = f"{INDEX}/page-{len(pages):06d}.parquet"
-        rows = [row for entry in some for row in _rows(entry)]
+        rows = [row for entry in batch for row in _rows(entry)]
         table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
         options = parquet_options(INDEX_SCHEMA, dictionary=["shard"])
         with atomic_path(directory / name) as tmp:
@@ -36,7 +36,7 @@ def write_index(directory: Path, entries: Iterable[UnitEntry]) -> tuple[FileDige
     return tuple(pages)
 
 
-def _rows(entry: UnitEntry) -> Iterable[dict[str, object]]:
+def _rows(entry: UnitEntry) -> Iterator[dict[str, object]]:
     ranges = [*enumerate(entry.row_groups), (FOOTER_ROW_GROUP, entry.footer)]
     for row_group, stretch in ranges:
         yield {
@@ -50,7 +50,10 @@ def _rows(entry: UnitEntry) -> Iterable[dict[str, object]]:
 def read_index(
     directory: Path, pages: Iterable[FileDigest]
 ) -> dict[str, tuple[list[ByteRange], ByteRange]]:
-    """Read index pages: shard path -> (row groups in order, footer).
+    """Read index pages.
+
+    Returns:
+        By shard path, the byte ranges of its row groups in order, and of its footer.
 
     Raises:
         LabelSetError: a page is missing or altered.

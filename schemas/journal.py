@@ -1,4 +1,7 @@
-"""`journal/`: one entry a finished work unit. A unit is done when its entry is on disk."""
+"""`journal/`: one entry per finished work unit.
+
+A unit is done when its entry is on disk and its shard is in place (`finished_unit`).
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ from schemas.fingerprint import sha256_file, sha256_json
 from schemas.manifest import Model
 
 JOURNAL = "journal"
-REJECTS_AT_A_TIME = 10_000
+REJECTS_PER_ROW_GROUP = 10_000
 
 
 class ByteRange(Model):
-    """A stretch of a shard file and its hash; rows, labels and tokens are 0 for the footer."""
+    """Bytes [start, stop) of a shard file and their hash; the counts are 0 for the footer."""
 
     start: int
     stop: int
@@ -33,7 +36,7 @@ class ByteRange(Model):
 
 
 class UnitEntry(Model):
-    """What was done for one work unit. `row_groups` and `footer` tile the shard file."""
+    """The record of one finished work unit. `row_groups` and `footer` tile the shard file."""
 
     unit: int
     shard: str
@@ -49,47 +52,47 @@ class UnitEntry(Model):
 
     @property
     def bytes(self) -> int:
-        """Size of the shard file."""
+        """Size of the shard file in bytes."""
         return self.footer.stop
 
     def sealed(self) -> UnitEntry:
-        """The same entry with its own digest filled in."""
+        """Return the same entry with its own digest filled in."""
         content = self.model_dump(mode="json") | {"self_digest": ""}
         return self.model_copy(update={"self_digest": sha256_json(content)})
 
 
 def shard_name(unit: int) -> str:
-    """Path of a unit's shard relative to the set."""
+    """Return the path of a unit's shard, relative to the set."""
     return f"shards/part-{unit:06d}.parquet"
 
 
 def entry_path(directory: Path, unit: int) -> Path:
-    """Path of a unit's journal entry."""
+    """Return the path of a unit's journal entry."""
     return directory / JOURNAL / f"unit-{unit:06d}.json"
 
 
 def rejects_path(directory: Path, unit: int) -> Path:
-    """Path of a unit's rejects."""
+    """Return the path of a unit's rejects."""
     return directory / JOURNAL / f"unit-{unit:06d}.rejects.parquet"
 
 
 def plan_rejects_path(directory: Path, plan: str) -> Path:
-    """Path of the records that `plan` had no use for; an appended input has a file of its own."""
+    """Return the path of the records that `plan` rejected; each appended input has its own file."""
     return directory / JOURNAL / f"{plan.removesuffix('.parquet')}.rejects.parquet"
 
 
 def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> str:
-    """Write rejects atomically, some thousands at a time; return the file's digest."""
+    """Write rejects atomically, in batches, and return the file's digest."""
     options = parquet_options(REJECT_SCHEMA, dictionary=["source"])
     rest = iter(rejects)
     with atomic_path(path) as tmp, pq.ParquetWriter(tmp, REJECT_SCHEMA, **options) as writer:
-        while some := list(islice(rest, REJECTS_AT_A_TIME)):
-            writer.write_table(pa.Table.from_pylist(some, schema=REJECT_SCHEMA))
+        while batch := list(islice(rest, REJECTS_PER_ROW_GROUP)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=REJECT_SCHEMA))
     return sha256_file(path)
 
 
 def read_rejects(directory: Path) -> pa.Table:
-    """All rejects of a set, those of the plan first."""
+    """Return all rejects of a set: first the plans', then the units'."""
     files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
     tables = [read_parquet(path) for path in files]
     return pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
@@ -104,7 +107,16 @@ def journal_unit(
     rejects: Sequence[dict[str, Any]],
     provenance: dict[str, Any],
 ) -> UnitEntry:
-    """Write a unit's rejects, then its entry; its shard, of these byte ranges, is in place."""
+    """Write a unit's rejects, then its entry; its shard must be in place.
+
+    Args:
+        directory: the set's folder.
+        unit: the unit's number.
+        groups: byte ranges of the shard's row groups, in order.
+        footer: byte range of the shard's footer.
+        rejects: the rows that could not be labeled.
+        provenance: how the unit was made, for `UnitEntry.provenance`.
+    """
     entry = UnitEntry(
         unit=unit,
         shard=shard_name(unit),
@@ -122,13 +134,13 @@ def journal_unit(
 
 
 def write_entry(directory: Path, entry: UnitEntry) -> None:
-    """Journal a unit whose shard is already in place: from now on it is done."""
+    """Journal a unit whose shard is in place: from now on the unit is done."""
     text = entry.sealed().model_dump_json(indent=1) + "\n"
     write_atomic(entry_path(directory, entry.unit), text)
 
 
 def read_entry(directory: Path, unit: int) -> UnitEntry | None:
-    """The entry of a unit, or None where the unit is not done.
+    """Return the entry of a unit; None where there is none.
 
     Raises:
         LabelSetError: the entry was altered.
@@ -136,7 +148,7 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     path = entry_path(directory, unit)
     if not path.exists():
         return None
-    hint = "delete the entry and run the same `labeler label` command: the unit is done again"
+    hint = "delete the entry and run the same `labeler label` command: it labels the unit again"
     try:
         entry = UnitEntry.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
@@ -160,5 +172,5 @@ def finished_unit(directory: Path, unit: int) -> UnitEntry | None:
 
 
 def read_entries(directory: Path, units: int) -> list[UnitEntry]:
-    """The entries of all finished units among the first `units`, by unit number."""
+    """Return the entries that exist for the first `units` units, by unit number."""
     return [e for unit in range(units) if (e := read_entry(directory, unit)) is not None]
