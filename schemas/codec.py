@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from schemas.arrow import id_type
-from schemas.arrow_alloc import converted
+from schemas.arrow_alloc import Scalar, converted
 
 PAD_ID = -1
-"""Fills `topk_ids` where a row's inner lists differ in length; its logprob is -inf."""
+"""Fills `topk_ids` past the end of shorter lists; its logprob is -inf."""
 
 LABEL_COLUMNS = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
 OPTIONAL_LABEL_COLUMNS = ("entropy", "log_normalizer")
@@ -23,7 +23,7 @@ DRAW_COLUMNS = ("sample_ids", "sample_counts")
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """The teacher's labels at n positions, in span order; natural logarithms, T = 1.
+    """The teacher's labels at n positions, in span order; natural logarithms, temperature 1.
 
     Attributes:
         topk_ids: int32 [n, k], most likely first; PAD_ID past the end of a shorter list.
@@ -32,9 +32,9 @@ class Labels:
         token_logprob: float32 [n], log p of the actual token, in the top-k or not.
         entropy: float32 [n] in nats, of the full distribution, or None.
         log_normalizer: float32 [n], so that logits = logprobs + log_normalizer, or None.
-        sample_ids: int32 [n, m], the ids that were drawn from the full distribution, in ascending
-            order, PAD_ID past the end of a shorter list; or None.
-        sample_counts: int32 [n, m], how often each was, 0 at PAD_ID; or None.
+        sample_ids: int32 [n, m], the ids drawn from the full distribution, in ascending order,
+            PAD_ID past the end of a shorter list; or None.
+        sample_counts: int32 [n, m], the count of each drawn id, 0 at PAD_ID; or None.
     """
 
     topk_ids: NDArray[np.int32]
@@ -49,8 +49,8 @@ class Labels:
     def __len__(self) -> int:
         return len(self.tail_logprob)
 
-    def __getitem__(self, rows: slice | NDArray[Any]) -> Labels:
-        """The labels at some positions; arrays are views where numpy gives views."""
+    def __getitem__(self, rows: slice | NDArray[np.integer | np.bool_]) -> Labels:
+        """Return the labels at some positions; arrays are views where NumPy makes views."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         taken: dict[str, Any] = {n: None if a is None else a[rows] for n, a in arrays.items()}
         return Labels(**taken)
@@ -65,7 +65,10 @@ class DecodedLabels:
 
 
 def bucketed_entropy(labels: Labels) -> NDArray[np.float32]:
-    """Entropy in nats [n] of the k + 1 outcomes (top-k, tail): a lower bound of the full one."""
+    """Return the entropy of the k + 1 outcomes (top-k, tail), in nats [n].
+
+    It is a lower bound of the entropy of the full distribution.
+    """
     logs = np.concatenate([labels.topk_logprobs, labels.tail_logprob[:, None]], axis=1)
     logs = np.maximum(logs.astype(np.float64), -1e4)  # 0 log 0 = 0, and exp(-1e4) is 0
     terms = np.exp(logs) * logs
@@ -73,14 +76,14 @@ def bucketed_entropy(labels: Labels) -> NDArray[np.float32]:
 
 
 def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
-    """Labels of each row to the label columns of a shard, one Arrow list a row.
+    """Encode the labels of rows as the label columns of a shard, one Arrow list per row.
 
     Args:
         rows: the labels of each row; k may differ between rows and (by PAD_ID) within them.
         vocab_size: number of real token ids, which fixes the id type.
 
     Returns:
-        Arrow arrays by column name; what a row need not have is null where it has none.
+        Arrow arrays by column name; optional columns are null in rows without them.
 
     Raises:
         ValueError: a logprob is NaN, an id is outside the vocabulary, or a count outside 16 bits.
@@ -88,11 +91,13 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
     offsets = _offsets([len(labels) for labels in rows])
     real = [labels.topk_ids != PAD_ID for labels in rows]
     inner = _offsets(np.concatenate([keep.sum(axis=1) for keep in real] or [[]]))
-    ids = _joined([_flattened(labels.topk_ids, r) for labels, r in zip(rows, real)], "i4")
+    ids = _joined([_flattened(labels.topk_ids, r) for labels, r in zip(rows, real)], np.int32)
     id_values = _ids(ids, vocab_size)
-    topk = _joined([_flattened(labels.topk_logprobs, r) for labels, r in zip(rows, real)], "f2")
-    tail = _joined([labels.tail_logprob for labels in rows], "f2")
-    token = _joined([labels.token_logprob for labels in rows], "f2")
+    topk = _joined(
+        [_flattened(labels.topk_logprobs, r) for labels, r in zip(rows, real)], np.float16
+    )
+    tail = _joined([labels.tail_logprob for labels in rows], np.float16)
+    token = _joined([labels.token_logprob for labels in rows], np.float16)
     for name, values in (("topk_logprobs", topk), ("tail_logprob", tail), ("token_logprob", token)):
         if np.isnan(values).any():
             raise ValueError(f"{name} holds NaN")
@@ -108,9 +113,9 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
 
 
 def decode(table: pa.Table) -> DecodedLabels:
-    """The label columns of shard rows to arrays; the exact inverse of `encode` after rounding.
+    """Decode the label columns of shard rows; the exact inverse of `encode` after rounding.
 
-    Columns that rows need not have are decoded where the table has them and every row does.
+    Optional columns are decoded where the table has them and no row lacks them.
 
     Raises:
         KeyError: a label column is missing from the table.
@@ -120,28 +125,31 @@ def decode(table: pa.Table) -> DecodedLabels:
     outer_2, inner_2, topk = _nested(table, "topk_logprobs")
     if not (np.array_equal(outer, outer_2) and np.array_equal(inner, inner_2)):
         raise ValueError("topk_ids and topk_logprobs differ in shape")
-    flat: dict[str, Any] = {
-        name: _flat(table, name, outer) for name in ("tail_logprob", "token_logprob")
-    }
-    for name in OPTIONAL_LABEL_COLUMNS:
-        present = name in table.column_names and table[name].null_count == 0
-        flat[name] = _flat(table, name, outer) if present else None
-    flat["topk_ids"] = _padded(converted(ids, np.int32), inner, PAD_ID)
-    flat["topk_logprobs"] = _padded(widen(topk), inner, -np.inf)
-    if all(n in table.column_names and table[n].null_count == 0 for n in DRAW_COLUMNS):
-        flat |= _decoded_draws(table, outer)
-    return DecodedLabels(labels=Labels(**flat), offsets=outer)
+    sample_ids, sample_counts = _decoded_draws(table, outer)
+    labels = Labels(
+        topk_ids=_padded(converted(ids, np.int32), inner, PAD_ID),
+        topk_logprobs=_padded(widen(topk), inner, -np.inf),
+        tail_logprob=_flat(table, "tail_logprob", outer),
+        token_logprob=_flat(table, "token_logprob", outer),
+        entropy=_flat(table, "entropy", outer) if _is_full(table, "entropy") else None,
+        log_normalizer=(
+            _flat(table, "log_normalizer", outer) if _is_full(table, "log_normalizer") else None
+        ),
+        sample_ids=sample_ids,
+        sample_counts=sample_counts,
+    )
+    return DecodedLabels(labels=labels, offsets=outer)
 
 
 def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Float16 [...] to float32, exactly; ten times faster than NumPy's own conversion.
+    """Convert float16 [...] to float32 exactly, ten times faster than NumPy.
 
-    The exponent of a float16 is moved to where a float32 has it, and its bias made up for by a
-    product, which also gives the subnormal numbers their due.
+    The exponent of a float16 is moved to where a float32 has it. A product then corrects the
+    bias, which also normalizes subnormal numbers.
     """
-    bits = converted(half.view(np.int16), np.int32)  # the sign fills the upper half,
+    bits = converted(half.view(np.int16), np.int32)  # the sign fills the upper half:
     bits <<= 13
-    bits &= -0x70000001  # of which one bit is kept
+    bits &= -0x70000001  # keep one bit of it
     values = bits.view(np.float32)
     values *= np.float32(2.0**112)
     if values.size and not -65536 < values.min() <= values.max() < 65536:
@@ -149,8 +157,8 @@ def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
     return values
 
 
-def _padded(values: NDArray[Any], offsets: NDArray[np.int64], fill: float) -> NDArray[Any]:
-    """Lists [n] of flat values as a rectangle [n, longest], filled up with `fill`."""
+def _padded(values: NDArray[Scalar], offsets: NDArray[np.int64], fill: float) -> NDArray[Scalar]:
+    """Return flat values as a rectangle [lists, longest], padded with `fill`."""
     lengths = np.diff(offsets)
     longest = int(lengths.max(initial=0))
     if (lengths == longest).all():
@@ -161,15 +169,15 @@ def _padded(values: NDArray[Any], offsets: NDArray[np.int64], fill: float) -> ND
 
 
 def _encoded_draws(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
-    """The columns of `DRAW_COLUMNS`."""
+    """Return the columns of `DRAW_COLUMNS`."""
     drawn = [
         (row.sample_ids, row.sample_counts)
         for row in rows
         if row.sample_ids is not None and row.sample_counts is not None
     ]
     real = [ids != PAD_ID for ids, _ in drawn]
-    ids = _joined([_flattened(ids, keep) for (ids, _), keep in zip(drawn, real)], "i4")
-    counts = _joined([_flattened(counts, keep) for (_, counts), keep in zip(drawn, real)], "i4")
+    ids = _joined([_flattened(ids, keep) for (ids, _), keep in zip(drawn, real)], np.int32)
+    counts = _joined([_flattened(counts, keep) for (_, counts), keep in zip(drawn, real)], np.int32)
     if counts.size and not 1 <= counts.min() <= counts.max() < 1 << 16:
         raise ValueError(f"a count outside [1, 65536): {counts.min()} .. {counts.max()}")
     outer = pa.array(_offsets([len(row) if row.sample_ids is not None else 0 for row in rows]))
@@ -184,17 +192,27 @@ def _encoded_draws(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Arra
     }
 
 
-def _decoded_draws(table: pa.Table, expected: NDArray[np.int64]) -> dict[str, NDArray[np.int32]]:
+def _decoded_draws(
+    table: pa.Table, expected: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]] | tuple[None, None]:
+    """Decode `DRAW_COLUMNS`; (None, None) where a row has none."""
+    if not all(_is_full(table, name) for name in DRAW_COLUMNS):
+        return None, None
     outer, inner, ids = _nested(table, "sample_ids")
     outer_2, inner_2, counts = _nested(table, "sample_counts")
     if not (np.array_equal(outer, outer_2) and np.array_equal(inner, inner_2)):
         raise ValueError("sample_ids and sample_counts differ in shape")
     if not np.array_equal(outer, expected):
         raise ValueError("topk_ids and sample_ids differ in the number of positions")
-    return {
-        "sample_ids": _padded(converted(ids, np.int32), inner, PAD_ID),
-        "sample_counts": _padded(converted(counts, np.int32), inner, 0),
-    }
+    return (
+        _padded(converted(ids, np.int32), inner, PAD_ID),
+        _padded(converted(counts, np.int32), inner, 0),
+    )
+
+
+def _is_full(table: pa.Table, name: str) -> bool:
+    """Check that a table has a column and no row lacks it."""
+    return name in table.column_names and table[name].null_count == 0
 
 
 def _ids(ids: NDArray[np.int32], vocab_size: int) -> pa.Array:
@@ -203,16 +221,16 @@ def _ids(ids: NDArray[np.int32], vocab_size: int) -> pa.Array:
     return pa.array(ids.astype(id_type(vocab_size).to_pandas_dtype()))
 
 
-def _offsets(lengths: Any) -> NDArray[np.int32]:
+def _offsets(lengths: ArrayLike) -> NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int32)
 
 
-def _flattened(values: NDArray[Any], real: NDArray[np.bool_]) -> NDArray[Any]:
-    """The real ones of values [n, k]; picking by a mask costs more than asking whether all are."""
+def _flattened(values: NDArray[Scalar], real: NDArray[np.bool_]) -> NDArray[Scalar]:
+    """Return the real values of [n, k]; checking for padding is cheaper than picking by a mask."""
     return values.ravel() if real.all() else values[real]
 
 
-def _joined(parts: Sequence[NDArray[Any]], dtype: str) -> NDArray[Any]:
+def _joined(parts: Sequence[NDArray[np.generic]], dtype: type[Scalar]) -> NDArray[Scalar]:
     return np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False)
 
 
@@ -220,7 +238,7 @@ def _lists(offsets: NDArray[np.int32], values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _nullable(rows: Sequence[NDArray[np.float32] | None], dtype: Any) -> pa.Array:
+def _nullable(rows: Sequence[NDArray[np.float32] | None], dtype: DTypeLike) -> pa.Array:
     mask = np.array([row is None for row in rows], dtype=bool)
     offsets = _offsets([0 if row is None else len(row) for row in rows])
     values = np.concatenate([*(r for r in rows if r is not None), np.empty(0, dtype)])
@@ -238,15 +256,15 @@ def _column(table: pa.Table, name: str) -> pa.ListArray:
     return column
 
 
-def one_array(column: pa.ChunkedArray) -> Any:
-    """A column as one array; as it is where it is one, while `combine_chunks` would copy it."""
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, without the copy that `combine_chunks` makes of one chunk."""
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else column.type.empty()
 
 
 def list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
-    """Offsets into `array.flatten()`, which (unlike `.values`) honors slices."""
+    """Return offsets into `array.flatten()`, which (unlike `.values`) honors slices."""
     offsets = array.offsets.to_numpy()
     return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)
 

@@ -1,20 +1,19 @@
 """Codec `compact/1`: the top-k of each position in about 60 % of the bytes of `plain/1`.
 
-Three things make it small. The ids of a position are stored as a set: in ascending order of how
-often each id occurs in the shard's top-k lists, as gaps, most of which fit a byte. Which id is how
-likely comes back from the values, by sorting. And a logprob is rounded in steps that are fine where
-probability is and coarse where there is none (`STEPS`).
+Three things make it small. The ids of a position are stored as a set, in order of their frequency
+in the shard's top-k lists, as gaps that mostly fit a byte. The order of likelihood is recovered by
+sorting the values. Logprobs are rounded in steps that are fine where the probability is high and
+coarse where it is low (`STEPS`).
 
-A codec is a function pair on Arrow tables: `pack` replaces the plain columns by stored ones,
-`unpack` is its inverse after rounding. Every value that `unpack` gives is a float16 as it stands,
-so packing again changes nothing. Specification: docs/format.md.
+A codec is a pair of functions on Arrow tables: `pack` replaces the plain columns with stored ones,
+and `unpack` is its inverse after rounding. Every value that `unpack` returns is a float16, so
+packing again changes nothing. Specification: docs/format.md.
 """
 
 from __future__ import annotations
 
 import base64
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,30 +29,31 @@ STEPS = ((0.0, 1 / 64), (4.0, 1 / 32), (6.0, 1 / 16))
 """(from, step): a logprob -x with x >= `from` is rounded to a multiple of `step`, in nats."""
 
 ESCAPE = 255
-"""A byte that says: the value is too large for a byte and stands in the column of large ones."""
+"""The byte of a value that does not fit a byte and stands in the column of large values."""
 
 MINUS_INF = 0
 """The step count of a logprob of -inf; others count from 1."""
 
 MIN_OCCURRENCES = 3
-"""An id that occurs less often in a shard's lists has no place in its order: a place costs 2 B."""
+"""Ids that occur less often in a shard's lists get no place in its order: a place costs 2 bytes."""
 
 BLOCK = 1024
-"""Positions decoded at a time: what is computed on the way then stays in the processor's cache."""
+"""Positions decoded at a time, so that intermediate results stay in the processor's cache."""
 
 _FINE = np.concatenate([np.arange(a, b, step) for (a, step), (b, _) in pairwise(STEPS)])
-"""-logprob at each code (the number of steps from 0) below the last, coarsest stretch."""
+"""-logprob at each code (the number of steps from 0) finer than the last, coarsest step."""
 _COARSE_FROM, _COARSE_STEP = STEPS[-1]
 _NEAR = -np.concatenate([_FINE, _COARSE_FROM + _COARSE_STEP * np.arange(1024)]).astype(np.float16)
 """Logprobs of the smallest codes, looked up instead of computed."""
 _LARGEST_CODE = len(_FINE) + int((65504 - _COARSE_FROM) / _COARSE_STEP)  # float16 ends there
 
 
-def rounding(logprobs: NDArray[Any]) -> NDArray[np.float64]:
-    """The largest error of a stored logprob, in nats, for each of `logprobs`.
+def rounding(logprobs: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the largest error of each stored logprob, in nats.
 
-    Half a step, and a half step of the float16 that it was before. The likeliest id of a position
-    is kept the likeliest: where rounding would tie it with another it is moved up one step more.
+    It is half a step, plus half a step of the float16 that it was before. The most likely id of a
+    position stays the most likely: where rounding would tie it with another id, it moves up by one
+    more step, which is not included here.
     """
     x = -np.asarray(logprobs, dtype=np.float64)
     x = np.where(np.isfinite(x), x, 0.0)
@@ -61,26 +61,26 @@ def rounding(logprobs: NDArray[Any]) -> NDArray[np.float64]:
     return steps[np.searchsorted(starts, x * (1 + 2.0**-10), side="right") - 1] / 2 + x * 2.0**-11
 
 
-def frequency_order(counts: NDArray[Any]) -> NDArray[np.int32]:
-    """The ids of a shard's top-k lists, the most frequent first, ties by id.
+def frequency_order(counts: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Return the ids of a shard's top-k lists, the most frequent first, ties by id.
 
-    Only those with `MIN_OCCURRENCES`; all others follow in the order of their numbers.
+    Ids with fewer than `MIN_OCCURRENCES` are left out; they follow in numerical order.
 
     Args:
-        counts: integers [up to vocab_size], how often each id occurs.
+        counts: integers [up to vocab_size], the number of occurrences of each id.
     """
     order = np.argsort(-counts, kind="stable")
     return order[: int((counts >= MIN_OCCURRENCES).sum())].astype(np.int32)
 
 
 def order_to_text(order: NDArray[np.int32]) -> str:
-    """A frequency order as text for a footer: base64 of zstd of split little-endian bytes."""
+    """Encode a frequency order for a footer: base64 of zstd of split little-endian bytes."""
     split = order.astype("<i4").view(np.uint8).reshape(-1, 4).T
     return base64.b64encode(zstandard.ZstdCompressor(level=19).compress(split.tobytes())).decode()
 
 
 def order_from_text(text: str, vocab_size: int) -> NDArray[np.int32]:
-    """Inverse of `order_to_text`, with the ids that have no place of their own appended.
+    """Decode `order_to_text`, and append the ids that have no place of their own.
 
     Returns:
         int32 [vocab_size]: the id at each place.
@@ -108,18 +108,18 @@ def order_from_text(text: str, vocab_size: int) -> NDArray[np.int32]:
 
 
 def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
-    """Replace the top-k columns of plain rows by their compact ones.
+    """Replace the top-k columns of plain rows with compact ones.
 
     Args:
         table: rows with `topk_ids` and `topk_logprobs`, no id twice in a list.
         order: int32 [vocab_size], the id at each place (`order_from_text`).
 
     Returns:
-        The other columns as they are, in the order of `row_schema` for this codec.
+        All columns, in the order of `row_schema` for this codec; the other columns unchanged.
 
     Raises:
-        ValueError: a logprob is above 0 or NaN, or an id is outside the vocabulary or twice in a
-            list.
+        ValueError: a logprob is above 0 or NaN, or an id is outside the vocabulary or occurs twice
+            in a list.
     """
     ids_column, logprobs_column = (one_array(table[n]) for n in TOPK_COLUMNS)
     rows, lists = list_offsets(ids_column), list_offsets(ids_column.flatten())
@@ -135,7 +135,7 @@ def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     places = np.take_along_axis(places, by_place, 1)
     gaps = np.diff(places, axis=1, prepend=-1) - 1
     if (gaps[real] < 0).any():
-        raise ValueError("an id stands twice in a list")
+        raise ValueError("an id occurs twice in a list")
     finite = real & (codes <= _LARGEST_CODE)
     floor = np.where(finite, codes, 0).max(axis=1, initial=0)
     steps = np.where(finite, floor[:, None] - codes + 1, MINUS_INF)
@@ -155,14 +155,14 @@ def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
 
 
 def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
-    """Replace the compact columns of stored rows by the plain ones, most likely id first.
+    """Replace the compact columns of stored rows with plain ones, most likely id first.
 
     Args:
         table: rows with all of the codec's columns.
         order: int32 [vocab_size], the id at each place (`order_from_text`).
 
     Raises:
-        ValueError: the columns disagree about how many ids there are, or an id is impossible.
+        ValueError: the columns differ in the number of ids, or an id is outside the vocabulary.
     """
     k_column = one_array(table["topk_k"])
     rows = list_offsets(k_column)
@@ -195,12 +195,12 @@ def _decoded(
     floor: NDArray[np.int32],
     order: NDArray[np.int32],
 ) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
-    """Ids and logprobs of some positions, concatenated."""
+    """Return the ids and logprobs of a block of positions, concatenated."""
     k = int(lengths.max(initial=0))
     real = None if (lengths == k).all() else np.arange(k) < lengths[:, None]
     if not 0 <= gaps.min(initial=0) <= gaps.max(initial=0) < len(order):
         raise ValueError("an id is outside the vocabulary")
-    # Sums of k gaps fit 32 bits but where lists are long and the vocabulary is large.
+    # Sums of k gaps fit 32 bits unless lists are long and the vocabulary is large.
     wide = np.int32 if k * len(order) < 1 << 31 else np.int64
     places = _square(gaps + 1, real, len(lengths), fill=0).cumsum(axis=1, dtype=wide)
     places -= 1
@@ -214,30 +214,33 @@ def _decoded(
 
 
 def _sorted(
-    codes: NDArray[Any], places: NDArray[Any], real: NDArray[np.bool_] | None, vocab_size: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(codes, places) of all lists, each by likelihood, then by place; what no list has, left out.
+    codes: NDArray[np.integer],
+    places: NDArray[np.integer],
+    real: NDArray[np.bool_] | None,
+    vocab_size: int,
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
+    """Return (codes, places) of all lists, each sorted by likelihood, then place, without padding.
 
-    The two are packed into one number, which sorts several times faster than an index does.
+    Both are packed into one number, which sorts several times faster than an index.
     """
     bits = max(1, (vocab_size - 1).bit_length())
     small = int(codes.max(initial=0)).bit_length() + bits < 32
-    kind: Any = np.uint32 if small else np.uint64
+    kind: type[np.uint32 | np.uint64] = np.uint32 if small else np.uint64
     key = (codes.astype(kind) << kind(bits)) | places.astype(kind)
     if real is not None:
-        key[~real] = np.iinfo(kind).max  # sorts last, so that a list's own ids stay in front
+        key[~real] = np.iinfo(kind).max  # padding sorts last
     key.sort(axis=1)
     key = key.ravel() if real is None else key[real]
     return key >> kind(bits), key & kind((1 << bits) - 1)
 
 
 def _squared(
-    ids: NDArray[Any],
+    ids: NDArray[np.integer],
     logprobs: NDArray[np.float16],
     lengths: NDArray[np.int64],
     order: NDArray[np.int32],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Places, codes [n, k] and which of them are real; padding has the largest place there is."""
+    """Return places and codes [n, k], and a mask without padding; padding has the largest place."""
     place_of = np.empty(len(order), np.int64)
     place_of[order] = np.arange(len(order))
     k = int(lengths.max(initial=0))
@@ -247,7 +250,7 @@ def _squared(
     places[real] = place_of[ids]
     codes[real] = _codes(logprobs)
     if k > 1:
-        # What `unpack` sorts first must be what stands first: else it goes up one step.
+        # `unpack` must sort the first id first; where it would not, the id moves up one step.
         first = codes[:, 0]
         tied = (codes[:, 1:] < first[:, None]) | (
             (codes[:, 1:] == first[:, None]) & (places[:, 1:] < places[:, :1])
@@ -260,7 +263,7 @@ def _squared(
 
 
 def _codes(logprobs: NDArray[np.float16]) -> NDArray[np.int64]:
-    """Steps from 0 down to each logprob; `_LARGEST_CODE + 1` for -inf."""
+    """Return the steps from 0 down to each logprob; `_LARGEST_CODE + 1` for -inf."""
     x = -logprobs.astype(np.float64)
     codes = np.full(x.shape, _LARGEST_CODE + 1)
     first = 0
@@ -271,18 +274,19 @@ def _codes(logprobs: NDArray[np.float16]) -> NDArray[np.int64]:
     return codes
 
 
-def _values(codes: NDArray[Any]) -> NDArray[np.float16]:
-    """Inverse of `_codes`."""
+def _values(codes: NDArray[np.integer]) -> NDArray[np.float16]:
+    """Return the logprobs of codes: the inverse of `_codes`."""
     if codes.size == 0 or codes.max() < len(_NEAR):
         return _NEAR.take(codes)
     near = _NEAR.take(np.minimum(codes, len(_NEAR) - 1))
     far = -(_COARSE_FROM + _COARSE_STEP * (codes.astype(np.float64) - len(_FINE)))
     far[codes > _LARGEST_CODE] = -np.inf
-    return np.where(codes < len(_NEAR), near, far).astype(np.float16)
+    values: NDArray[np.float64] = np.where(codes < len(_NEAR), near, far)
+    return values.astype(np.float16)
 
 
 def _escaped(values: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[pa.Array, pa.Array]:
-    """Values of all rows as bytes, a binary a row; and those that fit no byte, a list a row."""
+    """Return values as bytes, one binary per row, and the large values, one list per row."""
     large = values >= ESCAPE
     data = np.where(large, ESCAPE, values).astype(np.uint8)
     offsets = pa.py_buffer(rows.astype(np.int64).tobytes())
@@ -312,7 +316,7 @@ def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int32]:
 def _square(
     values: NDArray[np.int32], real: NDArray[np.bool_] | None, rows: int, *, fill: int
 ) -> NDArray[np.int32]:
-    """Flat values as [rows, k]; `fill` where a row has fewer (`real` says where not)."""
+    """Return flat values as [rows, k], with `fill` where the mask `real` is false."""
     if real is None:
         return values.reshape(rows, -1) if rows else values.reshape(0, 0)
     square = np.full(real.shape, fill, np.int32)
@@ -334,7 +338,7 @@ def _nested(rows: NDArray[np.int64], inner: NDArray[np.int64], values: pa.Array)
 def _replaced(
     table: pa.Table, old: tuple[str, ...], new: dict[str, pa.Array], schema: pa.Schema
 ) -> pa.Table:
-    """The table with columns `new` for `old`, in the order of `schema`, without metadata."""
+    """Return the table with columns `new` for `old`, in the order of `schema`, without metadata."""
     columns = {name: table[name] for name in table.column_names if name not in old} | new
     names = [name for name in schema.names if name in columns]
     return pa.table([columns[n] for n in names], schema=pa.schema([schema.field(n) for n in names]))

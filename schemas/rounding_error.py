@@ -1,8 +1,6 @@
-"""How far a stored log-probability may be from the teacher's, by codec."""
+"""The largest rounding error of a stored log-probability, by codec."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +12,8 @@ HALF_STEP = 2.0**-11
 """Relative rounding error of float16: a logprob x is stored as x (1 +- 2^-11)."""
 
 
-def rounding(logprobs: NDArray[Any], codec: str) -> NDArray[np.float64]:
-    """The largest error of each of `topk_logprobs` in this codec, in nats; 0 for -inf.
+def rounding(logprobs: NDArray[np.floating], codec: str) -> NDArray[np.float64]:
+    """Return the largest error of each of `topk_logprobs` in this codec, in nats; 0 for -inf.
 
     The other columns (`tail_logprob`, `token_logprob`, ...) are float16 in every codec.
     """
