@@ -1,6 +1,6 @@
-"""Rows of a label set for the rules: stored columns and some that are computed from them.
+"""Rows of a label set as Polars frames: stored columns, and columns computed from them.
 
-Only the columns asked for are read, one row group at a time, each page checked by its checksum.
+Only the requested columns are read, one row group at a time, and each page's checksum is verified.
 """
 
 from __future__ import annotations
@@ -10,20 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Event, Lock
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
-from tokenizers import Tokenizer
 
 from labeler.labelsets.common.ngrams import repetition
+from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenizer
 from schemas import LabelSet
 from schemas.arrow import COLUMN_ORDER, row_schema
 
 Mask = NDArray[np.bool_]
-"""Which rows of a set, bool [rows], in the order of its row groups."""
+"""The selected rows of a set, bool [rows], in the order of its row groups."""
 
 COMPUTED = {
     "kind": (pl.String, ("spans",)),
@@ -31,11 +30,11 @@ COMPUTED = {
     "answer": (pl.String, ("generation", "input_ids", "spans")),
     "text": (pl.String, ("input_ids",)),
 }
-"""Columns that are not stored: their types, and the stored columns that they are made from.
+"""Computed columns: their types, and the stored columns that they are computed from.
 
-`kind`: the kinds of the row's spans, joined by `+`. `repetition`: of the labeled tokens.
-`answer`: `generation`, or where that is null the text of the labeled tokens. `text`: of the whole
-sequence. Both without special tokens."""
+`kind`: the kinds of the row's spans, joined by `+`. `repetition`: share of repeated n-grams among
+the labeled tokens. `answer`: `generation`, or the text of the labeled tokens where that is null.
+`text`: the text of the whole sequence. Neither text has special tokens."""
 
 
 @dataclass(frozen=True)
@@ -44,43 +43,28 @@ class Rows:
 
     Attributes:
         labels: the set, or a view.
-        repetition_ngram: n of the column `repetition`.
+        repetition_ngram: n of the n-grams in the column `repetition`.
     """
 
     labels: LabelSet
     repetition_ngram: int = 4
 
     @cached_property
-    def _fast_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer without transformers, which takes seconds to import."""
-        file = self.labels.tokenizer_dir / "tokenizer.json"
-        if not file.is_file():
-            return None
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_truncation()  # a file may have been saved with both
-        tokenizer.no_padding()
-        return tokenizer
-
-    @cached_property
-    def _slow_tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.labels.tokenizer_dir)
+    def _tokenizer(self) -> TextTokenizer:
+        return open_tokenizer(self.labels.tokenizer_dir)
 
     def token_ids(self, text: str) -> NDArray[np.int64]:
-        """Ids of a text, int64 [n], without special tokens."""
-        if (fast := self._fast_tokenizer) is not None:
-            return np.array(fast.encode(text, add_special_tokens=False).ids, np.int64)
-        return np.array(self._slow_tokenizer.encode(text, add_special_tokens=False), np.int64)
+        """Return the ids of a text, int64 [n], without special tokens."""
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False), np.int64)
 
     def frames(
         self, columns: Sequence[str], *, only: Mask | None = None
     ) -> Iterator[tuple[int, pl.DataFrame]]:
-        """Columns of each row group, with the number of its first row.
+        """Yield (number of the first row, columns) for each row group.
 
         Args:
-            columns: stored or computed.
-            only: bool [rows]; other rows are left out, and row groups with none are not read.
+            columns: names of stored or computed columns.
+            only: bool [rows], rows to yield; row groups without any are not read.
         """
         first = 0
         stored = [name for name in columns if name not in COMPUTED]
@@ -96,16 +80,17 @@ class Rows:
 
     @property
     def schema(self) -> pl.Schema:
-        """All columns, stored and computed."""
+        """Types of all columns, stored and computed."""
         stored = pl.DataFrame(row_schema(self.labels.manifest.identity.vocab_size).empty_table())
         return pl.Schema(dict(stored.schema) | {name: kind for name, (kind, _) in COMPUTED.items()})
 
     @contextmanager
     def lazy(self, tick: Callable[[], None]) -> Iterator[pl.LazyFrame]:
-        """All columns as a LazyFrame; `tick` is called after each row group that was read.
+        """Open all columns as a LazyFrame; `tick` is called after each row group.
 
-        At the end nothing is read any more. When a query fails Polars leaves its threads as they
-        are, and one in the middle of a read would abort the process where it ends.
+        Leaving the context waits for a read in progress and stops further ones. When a query fails,
+        Polars leaves its threads running, and one in the middle of a read would abort the process
+        at its exit.
         """
         reading, ended = Lock(), Event()
 
@@ -136,7 +121,7 @@ class Rows:
                 pass
 
     def _with(self, frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-        """The frame with the computed ones among `columns`, and only those columns."""
+        """Return `columns` of a row group, computing the ones that are not stored."""
         added = []
         if "kind" in columns:
             kind = pl.element().struct.field("kind").unique(maintain_order=True)
@@ -146,32 +131,31 @@ class Rows:
             shares = [repetition(ids, n) for ids in labeled_ids(frame)]
             added.append(pl.Series("repetition", shares, pl.Float64))
         if "answer" in columns:
-            said = frame["generation"]
-            if said.null_count():
-                missing = frame.filter(said.is_null())
-                texts = iter(self._decoded(labeled_ids(missing)))
-                said = pl.Series([next(texts) if s is None else s for s in said], dtype=pl.String)
-            added.append(said.rename("answer"))
+            answer = frame["generation"]
+            if answer.null_count():
+                missing = frame.filter(answer.is_null())
+                texts = iter(self._decode(labeled_ids(missing)))
+                filled = [next(texts) if text is None else text for text in answer]
+                answer = pl.Series(filled, dtype=pl.String)
+            added.append(answer.rename("answer"))
         if "text" in columns:
-            added.append(pl.Series("text", self._decoded(lists(frame["input_ids"])), pl.String))
+            added.append(pl.Series("text", self._decode(lists(frame["input_ids"])), pl.String))
         return frame.with_columns(added).select(columns)
 
-    def _decoded(self, ids: list[NDArray[np.int64]]) -> list[str]:
-        plain = [row.tolist() for row in ids]
-        if (fast := self._fast_tokenizer) is not None:
-            return fast.decode_batch(plain, skip_special_tokens=True)
-        return self._slow_tokenizer.batch_decode(plain, skip_special_tokens=True)
+    def _decode(self, rows: list[NDArray[np.int64]]) -> list[str]:
+        plain = [row.tolist() for row in rows]
+        return self._tokenizer.batch_decode(plain, skip_special_tokens=True)
 
 
 def lists(series: pl.Series) -> list[NDArray[np.int64]]:
-    """A column of lists of ids as arrays, int64 [length] each."""
+    """Split a column of id lists into arrays, int64 [length] each."""
     stops = np.cumsum(series.list.len().to_numpy())
     flat = series.list.explode(empty_as_null=False, keep_nulls=False).to_numpy()
     return np.split(flat.astype(np.int64), stops[:-1]) if len(series) else []
 
 
 def labeled_ids(frame: pl.DataFrame) -> list[NDArray[np.int64]]:
-    """The labeled tokens of each row, in label order, int64 [n_labels] each."""
+    """Return the labeled tokens of each row, in label order, int64 [n_labels] each."""
     taken = []
     for ids, spans in zip(lists(frame["input_ids"]), frame["spans"].to_list()):
         parts = [ids[span["start"] : span["stop"]] for span in spans]

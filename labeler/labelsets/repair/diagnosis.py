@@ -1,20 +1,21 @@
-"""What is broken in a label set's folder, and what can be made whole again; nothing is changed."""
+"""Find out what is damaged in a label set's folder, and what can be rebuilt; change nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from labeler.labelsets.repair.salvage import (
     Footer,
     Ranges,
-    consistent_ranges,
     has_ranges,
-    new_entry,
+    hash_consistent_shard,
     read_footer,
-    salvaged_manifest,
+    rebuild_entry,
+    rebuild_manifest,
 )
 from schemas import LabelSetError, Manifest
 from schemas.atomic import TMP_PREFIX
@@ -31,19 +32,22 @@ FROM_FILE = "the file itself"
 
 @dataclass(kw_only=True)
 class Diagnosis:
-    """What `labeler repair` is to do.
+    """The damage in a label set, and what `labeler repair` has to do.
 
     Attributes:
-        out: the set's folder; manifest: the one it is to have, before it is closed.
-        manifest_lost: why the manifest there is of no use, or None.
-        moves: files to put aside, with the reason.
-        entries: the journal entry of each good unit; written anew where in `rebuilt`.
-        rebuilt: units whose entry was lost, with what their hashes were checked against.
+        out: the set's folder.
+        manifest: the manifest to write, before the set is closed.
+        manifest_lost: why the manifest on disk cannot be used; None if it can.
+        moves: files to move to quarantine, with the reason.
+        entries: journal entries of the good units.
+        rebuilt: units in `entries` whose entry was lost, with what their hashes were checked
+            against.
         lost_rejects: units whose rejects are lost.
         redo: units whose labels are lost.
-        plan: `whole`, `missing` (or altered), or `none` for a set that needs none.
-        tokenizer: None; or the checkpoint to copy the tokenizer from; or "" where none is known.
-        index: whether the index is as it should be.
+        plan: `missing` includes an altered one; `none` is for a set that needs no plan.
+        tokenizer_lost: tokenizer files are missing or altered.
+        tokenizer_source: folder to copy the tokenizer from; None if no such folder is known.
+        index_good: the index is complete and unaltered.
     """
 
     out: Path
@@ -54,23 +58,25 @@ class Diagnosis:
     rebuilt: dict[int, str] = field(default_factory=dict)
     lost_rejects: list[int] = field(default_factory=list)
     redo: list[int] = field(default_factory=list)
-    plan: str = "whole"
-    tokenizer: Path | str | None = None
-    index: bool = True
+    plan: Literal["good", "missing", "none"] = "good"
+    tokenizer_lost: bool = False
+    tokenizer_source: Path | None = None
+    index_good: bool = True
 
     @property
-    def sound(self) -> bool:
-        """Whether there is nothing to do."""
-        return not (self.manifest_lost or self.moves or self.rebuilt or self.lost_rejects) and (
-            self.plan != "missing" and self.tokenizer is None and self.index
+    def is_undamaged(self) -> bool:
+        """There is nothing to repair."""
+        damaged = self.manifest_lost or self.moves or self.rebuilt or self.lost_rejects
+        return not damaged and (
+            self.plan != "missing" and not self.tokenizer_lost and self.index_good
         )
 
 
-def require_something(out: Path) -> list[Path]:
-    """The shards in a set's folder.
+def require_label_set(out: Path) -> list[Path]:
+    """Return the shards in a set's folder.
 
     Raises:
-        LabelSetError: there are none, and no manifest.
+        LabelSetError: the folder has neither shards nor a manifest.
     """
     shards = sorted((out / "shards").glob("*.parquet"))
     if not shards and not (out / MANIFEST).is_file():
@@ -83,38 +89,38 @@ def require_something(out: Path) -> list[Path]:
 
 
 def diagnose(out: Path, model: Path | None) -> Diagnosis:
-    """Look at every file of a set.
+    """Check every file of a set.
 
     Args:
         out: the set's folder.
-        model: a checkpoint to copy tokenizer files from, if they are needed.
+        model: checkpoint to copy tokenizer files from, if they are needed.
 
     Raises:
         SoftshardsError: there is no label set, or nothing to rebuild it from.
     """
-    shards = require_something(out)
+    shards = require_label_set(out)
     footers = {path: read_footer(path) for path in shards}
     lost = None
     try:
         manifest = read_manifest(out)
     except LabelSetError as error:
         lost = error.what
-        manifest = salvaged_manifest(out, [f for f in footers.values() if f is not None])
+        manifest = rebuild_manifest(out, [f for f in footers.values() if f is not None])
     found = Diagnosis(out=out, manifest=manifest, manifest_lost=lost)
     if lost is not None and (out / MANIFEST).exists():
         found.moves[out / MANIFEST] = lost
-    _plan(found)
-    index = _index(found)
+    _check_plan(found)
+    index = _check_index(found)
     for unit in range(manifest.planned_units):
-        _unit(found, unit, footers.get(out / shard_name(unit)), index.get(shard_name(unit)))
-    _strays(found, shards)
-    _tokenizer(found, model)
+        _check_unit(found, unit, footers.get(out / shard_name(unit)), index.get(shard_name(unit)))
+    _find_strays(found, shards)
+    _check_tokenizer(found, model)
     if found.redo or found.rebuilt or found.lost_rejects or lost is not None:
-        found.index = False
+        found.index_good = False
     return found
 
 
-def _plan(found: Diagnosis) -> None:
+def _check_plan(found: Diagnosis) -> None:
     manifest = found.manifest
     if manifest.plan is None:
         found.plan = "none"
@@ -127,8 +133,11 @@ def _plan(found: Diagnosis) -> None:
             found.moves[found.out / manifest.plan.path] = error.what
 
 
-def _index(found: Diagnosis) -> dict[str, Ranges]:
-    """The byte ranges that the index knows; without a manifest only their own checksums vouch."""
+def _check_index(found: Diagnosis) -> dict[str, Ranges]:
+    """Return the byte ranges in the good index pages, by shard.
+
+    Without a manifest there are no hashes of pages: they are checked by their own checksums.
+    """
     out, manifest = found.out, found.manifest
     pages = manifest.index_pages
     if found.manifest_lost is not None:
@@ -141,16 +150,16 @@ def _index(found: Diagnosis) -> dict[str, Ranges]:
         try:
             known |= read_index(out, [page])
         except (LabelSetError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-            found.index = False
+            found.index_good = False
             if (out / page.path).exists():
-                found.moves[out / page.path] = "an index page that was altered"
+                found.moves[out / page.path] = "the index page was altered"
     if found.manifest_lost is None and manifest.status == "complete":
-        found.index &= len(known) == manifest.planned_units
+        found.index_good &= len(known) == manifest.planned_units
     return known
 
 
-def _unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ranges | None) -> None:
-    """Decide on one unit: good as it is, good with a new entry, or to be done again."""
+def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ranges | None) -> None:
+    """Sort a unit: good, good with a rebuilt entry, or to be labeled again."""
     out, shard = found.out, found.out / shard_name(unit)
     path, entry = entry_path(out, unit), None
     try:
@@ -158,38 +167,38 @@ def _unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ranges | 
     except LabelSetError as error:
         found.moves[path] = error.what
     if entry is None and not shard.exists() and path not in found.moves:
-        found.redo.append(unit)  # it was never done, or was lost whole
+        found.redo.append(unit)  # never labeled, or lost altogether
         return
-    reason, ranges, source = _checked(found, unit, footer, entry, indexed)
+    reason, ranges, source = _check_shard(found, unit, footer, entry, indexed)
     if reason is not None:
         found.redo.append(unit)
         if shard.exists():
             found.moves[shard] = reason
         if path.exists():
-            found.moves.setdefault(path, f"its unit is to be done again: {reason}")
+            found.moves.setdefault(path, f"its unit must be labeled again: {reason}")
         return
     if entry is None:
         assert ranges is not None
-        entry = new_entry(out, unit, ranges, source)
+        entry = rebuild_entry(out, unit, ranges, source)
         found.rebuilt[unit] = source
     found.entries[unit] = entry
     rejects = rejects_path(out, unit)
     if not rejects.is_file() or sha256_file(rejects) != entry.rejects_sha256:
         found.lost_rejects.append(unit)
         if rejects.is_file():
-            found.moves[rejects] = "rejects that are not those of the journal"
+            found.moves[rejects] = "the rejects differ from the journal's"
         if path.exists() and unit not in found.rebuilt:
             found.moves[path] = "its rejects are lost"
 
 
-def _checked(
+def _check_shard(
     found: Diagnosis,
     unit: int,
     footer: Footer | None,
     entry: UnitEntry | None,
     indexed: Ranges | None,
 ) -> tuple[str | None, Ranges | None, str]:
-    """(why the unit's shard is of no use, its byte ranges, what they were checked against)."""
+    """Return (why the shard cannot be used, its byte ranges, what they were checked against)."""
     shard, manifest = found.out / shard_name(unit), found.manifest
     if not shard.exists():
         return "its shard is missing", None, ""
@@ -198,42 +207,45 @@ def _checked(
     expected = {"identity_digest": manifest.identity_digest, "codec": manifest.codec, "unit": unit}
     for name, value in expected.items():
         if footer[name] != value:
-            return f"another set's or unit's: its {name} is {footer[name]!r}", None, ""
+            return f"it belongs to another set or unit: {name} is {footer[name]!r}", None, ""
     journaled = None if entry is None else (entry.row_groups, entry.footer)
     for source, ranges in (("the journal", journaled), ("the index", indexed)):
         if ranges is not None:
             good = has_ranges(shard, ranges)
-            return None if good else f"its bytes are not those of {source}", ranges, source
-    checked = consistent_ranges(shard, manifest)
+            return None if good else f"its bytes differ from {source}", ranges, source
+    checked = hash_consistent_shard(shard, manifest)
     if isinstance(checked, str):
         return checked, None, ""
     return None, checked, FROM_FILE
 
 
-def _strays(found: Diagnosis, shards: list[Path]) -> None:
-    """What no reader should come across: shards of no unit, other plans, temporary files."""
+def _find_strays(found: Diagnosis, shards: list[Path]) -> None:
+    """Find files that no reader should see: shards of no unit, other plans, temporary files."""
     out, manifest = found.out, found.manifest
     units = {out / shard_name(unit) for unit in range(manifest.planned_units)}
-    found.moves |= {path: "a shard of no unit of this set" for path in shards if path not in units}
+    found.moves |= {path: "the set has no such unit" for path in shards if path not in units}
     plan = None if manifest.plan is None else manifest.plan.path
     for path in sorted(out.iterdir()):
         if is_plan(path.name) and path.name != plan:
-            found.moves[path] = "a plan that the manifest does not name"
+            found.moves[path] = "the manifest names another plan"
     for path in sorted(out.glob(f"**/{TMP_PREFIX}*")):
         if QUARANTINE not in path.relative_to(out).parts:
-            found.moves[path] = "what a killed writer left"
+            found.moves[path] = "a killed writer left it"
 
 
-def _tokenizer(found: Diagnosis, model: Path | None) -> None:
+def _check_tokenizer(found: Diagnosis, model: Path | None) -> None:
     manifest = found.manifest
     try:
         check_tokenizer(found.out, manifest)
+        return
     except (LabelSetError, OSError, ValueError):
-        named = model or manifest.provenance.get("teacher")
-        found.tokenizer = ""
-        if named is not None:
-            try:
-                if tokenizer_digest(Path(str(named))) == manifest.identity.tokenizer:
-                    found.tokenizer = Path(str(named))
-            except (OSError, ValueError):
-                return
+        found.tokenizer_lost = True
+    named = model or manifest.provenance.get("teacher")
+    if named is None:
+        return
+    source = Path(str(named))
+    try:
+        if tokenizer_digest(source) == manifest.identity.tokenizer:
+            found.tokenizer_source = source
+    except (OSError, ValueError):
+        return

@@ -1,4 +1,4 @@
-"""The plan of a label set, or the rejects of a unit, from what is left: rows are in both."""
+"""Rebuild a set's plan, or a unit's rejects, from the rows that plan and shards share."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import Identity
-from schemas.arrow import PLAN_SCHEMA
+from schemas.arrow import KEY_COLUMNS, PLAN_SCHEMA, read_parquet
 from schemas.journal import UnitEntry
 from schemas.plan import read_unit
 
 COLUMNS = [name for name in PLAN_SCHEMA.names if name != "unit"]
-LOST = "it could not be labeled; the record of why was lost"
+LOST = "not labeled; the reason is lost"
 
 
-def planned_units(
+def rebuild_units(
     out: Path, entries: dict[int, UnitEntry], identity: Identity
 ) -> Iterator[pa.Table]:
-    """The plan's table of each unit, made from its shard; rejected rows are not in it."""
+    """Yield the plan's table of each unit, from its shard. Rejected rows are missing."""
     sampling = identity.sampling
     for unit in sorted(entries):
-        rows = pq.read_table(out / entries[unit].shard, columns=[*COLUMNS, "sample"]).to_pylist()
+        rows = read_parquet(out / entries[unit].shard, [*COLUMNS, "sample"]).to_pylist()
         planned: dict[tuple[str, int], dict[str, Any]] = {}
         for row in rows:
-            del row["sample"]  # all samples of a row have one prompt
+            del row["sample"]  # all samples of a row share a prompt
             if sampling is not None:
-                row |= _prompt(row) | {"n_labels": sampling.max_tokens * sampling.n}
+                row |= _prompt_columns(row) | {"n_labels": sampling.max_tokens * sampling.n}
             planned.setdefault((row["id"], row["chunk"]), row | {"unit": unit})
         yield pa.Table.from_pylist(list(planned.values()), schema=PLAN_SCHEMA)
 
 
-def _prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a row as they were before it was answered."""
+def _prompt_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns of a generated row as they were before its answer."""
     found: dict[str, Any] = {"spans": []}
     found["input_ids"] = row["input_ids"][: row["spans"][0]["start"]]
     found["n_tokens"] = len(found["input_ids"])
@@ -45,17 +45,17 @@ def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def lost_rejects(
+def rebuild_rejects(
     out: Path, entry: UnitEntry, plan: pq.ParquetFile, identity: Identity
 ) -> list[dict[str, Any]]:
-    """Rows that the plan has in a unit and its shard has not, as rejects without a reason."""
+    """Return a unit's planned rows that its shard does not have, as rejects without a reason."""
     samples = 1 if identity.sampling is None else identity.sampling.n
-    keys = pq.read_table(out / entry.shard, columns=["id", "chunk", "sample"]).to_pylist()
-    there = {tuple(key.values()) for key in keys}
+    keys = read_parquet(out / entry.shard, list(KEY_COLUMNS)).to_pylist()
+    labeled = {tuple(key.values()) for key in keys}
     return [
         {"id": row["id"], "chunk": row["chunk"], "sample": sample}
         | {"source": row["source"], "reason": LOST}
         for row in read_unit(plan, entry.unit).to_pylist()
         for sample in range(samples)
-        if (row["id"], row["chunk"], sample) not in there
+        if (row["id"], row["chunk"], sample) not in labeled
     ]

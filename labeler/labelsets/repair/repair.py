@@ -1,4 +1,4 @@
-"""`labeler repair`: put damage aside, rebuild what can be, and say what is to be redone."""
+"""`labeler repair`: quarantine what is damaged, rebuild what can be, and list units to redo."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from labeler.console import out as console
 from labeler.labeling.runs.locks import exclusive_lock
-from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from labeler.labeling.writing.finalize import finalize
 from labeler.labelsets.repair.diagnosis import (
@@ -18,30 +18,33 @@ from labeler.labelsets.repair.diagnosis import (
     QUARANTINE,
     Diagnosis,
     diagnose,
-    require_something,
+    require_label_set,
 )
-from labeler.labelsets.repair.rebuild_plan import lost_rejects, planned_units
+from labeler.labelsets.repair.rebuild_plan import rebuild_rejects, rebuild_units
 from labeler.labelsets.repair.repair_config import RepairConfig
-from labeler.labelsets.repair.salvage import tokenizer_files
+from labeler.labelsets.repair.salvage import tokenizer_digests
 from schemas import Manifest
 from schemas.index import INDEX
 from schemas.journal import rejects_path, write_entry, write_rejects
 from schemas.labelset import TOKENIZER
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST, write_manifest
-from schemas.plan import PLAN, open_plan, write_plan
+from schemas.plan import open_plan, write_plan
+
+UNITS_NAMED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """What was done, or would be.
+    """The changes of a repair, made or only planned (`dry_run`).
 
     Attributes:
-        path: the set; dry_run: whether nothing was changed.
-        moved: files put into `quarantine/`, each with the reason.
-        rebuilt: what was made again, and from what.
+        path: the set.
+        dry_run: nothing was changed.
+        moved: files moved into `quarantine/`, with the reason.
+        rebuilt: the rebuilt parts, with their source.
         redo: units that the same `labeler label` command labels again.
-        left: what could not be repaired.
+        left: the parts that could not be repaired.
     """
 
     path: str
@@ -53,65 +56,65 @@ class Repair:
 
 
 def run_repair(config: RepairConfig) -> int:
-    """Repair a label set, print what was done, and return the exit code: 0 if it is whole now.
+    """Repair a label set, print what was done, and return the exit code: 0 if it is complete now.
 
     Raises:
         SoftshardsError: the label set is missing, nothing is left to rebuild it from, or another
             process is using it.
     """
-    out, model, dry_run = config.labels, config.model, config.dry_run
-    require_something(out)  # before a lock is put there
-    if dry_run:
-        result = repaired(diagnose(out, model), dry_run=True)
+    out = config.labels
+    require_label_set(out)  # before the lock writes a file there
+    if config.dry_run:
+        result = describe_repair(diagnose(out, config.model), dry_run=True)
     else:
         with exclusive_lock(out, "repair"):
-            found = diagnose(out, model)
-            result = repaired(found, dry_run=False)
-            if not found.sound:
+            found = diagnose(out, config.model)
+            result = describe_repair(found, dry_run=False)
+            if not found.is_undamaged:
                 _apply(found)
     if config.as_json:
         print(json.dumps(vars(result)))
     else:
         _print(result)
-    whole = not (result.redo or result.left)
-    pending = dry_run and (result.moved or result.rebuilt)
-    return 0 if whole and not pending else 1
+    incomplete = result.redo or result.left
+    pending = config.dry_run and (result.moved or result.rebuilt)
+    return 1 if incomplete or pending else 0
 
 
-def repaired(found: Diagnosis, *, dry_run: bool) -> Repair:
-    """What a diagnosis comes to."""
-    names = {str(p.relative_to(found.out)): reason for p, reason in found.moves.items()}
+def describe_repair(found: Diagnosis, *, dry_run: bool) -> Repair:
+    """Return the changes that a diagnosis calls for."""
+    moved = {str(path.relative_to(found.out)): reason for path, reason in found.moves.items()}
     return Repair(
         path=str(found.out),
         dry_run=dry_run,
-        moved=names,
-        rebuilt=list(_rebuilt(found)),
+        moved=moved,
+        rebuilt=list(_rebuilt_parts(found)),
         redo=found.redo,
-        left=list(_left(found)),
+        left=list(_unrepaired_parts(found)),
     )
 
 
-def _rebuilt(found: Diagnosis) -> Iterator[str]:
+def _rebuilt_parts(found: Diagnosis) -> Iterator[str]:
     if found.manifest_lost is not None:
-        yield f"the manifest, from the shards' footers and what it still said ({MANIFEST})"
+        yield f"the manifest, from the shards' footers and the old {MANIFEST}"
     if found.plan == "missing" and not found.redo:
         yield "the plan, from the rows of the shards"
     for source in sorted(set(found.rebuilt.values())):
-        units = [unit for unit, of in found.rebuilt.items() if of == source]
-        vouched = f"checked against {source}"
+        units = [unit for unit, checked in found.rebuilt.items() if checked == source]
+        check = f"checked against {source}"
         if source == FROM_FILE:
-            vouched = "only self-consistent: pages and every invariant hold, no hash was left"
-        yield f"journal entries of units {_numbers(units)}, {vouched}"
+            check = "only self-consistent: page checksums and invariants hold, no hash was left"
+        yield f"journal entries of units {_numbers(units)}, {check}"
     if found.lost_rejects:
         yield f"rejects of units {_numbers(found.lost_rejects)}, without the reasons"
-    if isinstance(found.tokenizer, Path):
-        yield f"the tokenizer, from {found.tokenizer}"
-    if not found.index and not found.redo:
+    if found.tokenizer_source is not None:
+        yield f"the tokenizer, from {found.tokenizer_source}"
+    if not found.index_good and not found.redo:
         yield f"the index ({INDEX}/)"
 
 
-def _left(found: Diagnosis) -> Iterator[str]:
-    if found.tokenizer == "":
+def _unrepaired_parts(found: Diagnosis) -> Iterator[str]:
+    if found.tokenizer_lost and found.tokenizer_source is None:
         yield "tokenizer files are missing or altered: give the teacher's folder with --model"
     if found.plan == "missing" and found.redo:
         yield (
@@ -120,11 +123,12 @@ def _left(found: Diagnosis) -> Iterator[str]:
         )
     if found.redo and found.manifest.plan is None:
         how = found.manifest.provenance.get("derived", {}).get("how", "")
-        yield f"units {_numbers(found.redo)}: run the command that made this set again ({how})"
+        yield (f"units {_numbers(found.redo)}: run the command that made this set again ({how})")
 
 
 def _numbers(units: list[int]) -> str:
-    return ", ".join(map(str, units[:12])) + (f" and {len(units) - 12} more" * (len(units) > 12))
+    more = len(units) - UNITS_NAMED
+    return ", ".join(map(str, units[:UNITS_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _print(result: Repair) -> None:
@@ -138,7 +142,7 @@ def _print(result: Repair) -> None:
     if result.redo:
         console.print(
             f"units to redo: {_numbers(result.redo)}; the same `labeler label` command labels "
-            "these alone",
+            "only these",
             markup=False,
         )
     if not (result.moved or result.rebuilt or result.redo or result.left):
@@ -148,73 +152,71 @@ def _print(result: Repair) -> None:
 
 
 def _apply(found: Diagnosis) -> None:
-    """Do it. The manifest comes last: a repair that is killed is begun again from what it left."""
+    """Make the changes, the manifest last: after a kill, the same command repairs the rest."""
     out, manifest = found.out, found.manifest
     for path in found.moves:
-        _put_aside(path, out)
-    if isinstance(found.tokenizer, Path):
+        _quarantine(path, out)
+    if found.tokenizer_source is not None:
         for file in sorted((out / TOKENIZER).glob("*")):
-            _put_aside(file, out)
-        teacher = open_teacher(found.tokenizer, max_length=1)
-        manifest = manifest.model_copy(
-            update={"tokenizer_files": copy_tokenizer(teacher.path, out)}
-        )
+            _quarantine(file, out)
+        copied = copy_tokenizer(found.tokenizer_source, out)
+        manifest = manifest.model_copy(update={"tokenizer_files": copied})
     elif found.manifest_lost is not None:
-        manifest = manifest.model_copy(update={"tokenizer_files": tokenizer_files(out)})
+        manifest = manifest.model_copy(update={"tokenizer_files": tokenizer_digests(out)})
     for unit in sorted({*found.lost_rejects, *found.rebuilt}):
         _write_entry(found, unit)
     if found.plan == "missing" and not found.redo:
         assert manifest.plan is not None
-        units = planned_units(out, found.entries, manifest.identity)
-        name = manifest.plan.path if manifest.plan else PLAN
-        manifest = manifest.model_copy(update={"plan": write_plan(out, units, name)})
+        units = rebuild_units(out, found.entries, manifest.identity)
+        plan = write_plan(out, units, manifest.plan.path)
+        manifest = manifest.model_copy(update={"plan": plan})
     _close(found, manifest)
 
 
 def _write_entry(found: Diagnosis, unit: int) -> None:
     out, entry = found.out, found.entries[unit]
     if unit in found.lost_rejects:
-        rows = []
-        if found.plan == "whole":
+        rows: list[dict[str, Any]] = []
+        if found.plan == "good":
             with open_plan(out, found.manifest.plan) as plan:
-                rows = lost_rejects(out, entry, plan, found.manifest.identity)
+                rows = rebuild_rejects(out, entry, plan, found.manifest.identity)
         digest = write_rejects(rejects_path(out, unit), rows)
         entry = entry.model_copy(update={"rejects": len(rows), "rejects_sha256": digest})
     write_entry(out, entry)
 
 
 def _close(found: Diagnosis, manifest: Manifest) -> None:
-    """Write index and manifest: complete where every unit is there, running where one is not."""
+    """Write index and manifest: complete if no unit is missing, else running."""
     out = found.out
     ledger = (out / LEDGER).read_bytes() if (out / LEDGER).is_file() else None
     if found.redo:
         changes = {"status": "running", "index_pages": (), "totals": None}
         write_manifest(out, manifest.model_copy(update=changes))
         for page in sorted((out / INDEX).glob("page-*.parquet")):
-            _put_aside(page, out)
+            _quarantine(page, out)
         return
-    if manifest.status == "running" or not found.index or manifest != found.manifest:
+    if manifest.status == "running" or not found.index_good or manifest != found.manifest:
         finalize(out, manifest)
         if ledger is not None and ledger != (out / LEDGER).read_bytes():
-            kept = _free(out / QUARANTINE / LEDGER)
+            kept = _free_path(out / QUARANTINE / LEDGER)
             kept.parent.mkdir(exist_ok=True)
             kept.write_bytes(ledger)
 
 
-def _put_aside(path: Path, out: Path) -> None:
-    """Move a file to the same place under `quarantine/`, over nothing that is there.
+def _quarantine(path: Path, out: Path) -> None:
+    """Move a file to the same place under `quarantine/`, without overwriting a file there.
 
-    Without the dot of a temporary file: the next run deletes those wherever they are.
+    A temporary file loses its leading dot: the next run deletes temporary files anywhere in `out`.
     """
     if path.exists():
         place = out / QUARANTINE / path.relative_to(out)
-        target = _free(place.with_name(place.name.lstrip(".")))
+        target = _free_path(place.with_name(place.name.lstrip(".")))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, target)
 
 
-def _free(target: Path) -> Path:
-    """The path, or with a number behind it where that is taken."""
+def _free_path(target: Path) -> Path:
+    """Return the path, with a number appended if it is taken."""
     number, free = 0, target
     while free.exists():
         number += 1

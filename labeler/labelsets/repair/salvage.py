@@ -1,4 +1,4 @@
-"""What a damaged label set still says of itself: shards by their footers, a manifest from those."""
+"""Rebuild the records of a damaged label set from what its shards and old files still hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from schemas import Identity, Manifest, SoftshardsError, __version__, to_plain
-from schemas.arrow import FOOTER_KEY
+from schemas.arrow import FOOTER_KEY, read_parquet
 from schemas.errors import first_line
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
 from schemas.invariants import validate_table
@@ -25,21 +25,22 @@ from schemas.shard import byte_ranges
 
 Footer = dict[str, Any]
 Ranges = tuple[Sequence[ByteRange], ByteRange]
+"""Byte ranges of a shard: its row groups, and its footer."""
 
 
 def read_footer(shard: Path) -> Footer | None:
-    """What a shard's footer says of it; None where there is no footer that can be read."""
+    """Return the JSON object in a shard's footer; None if it cannot be read."""
     try:
         metadata = pq.read_metadata(shard).metadata or {}
-        footer = json.loads(metadata[FOOTER_KEY])
+        footer: Footer = json.loads(metadata[FOOTER_KEY])
         identity = Identity.model_validate(footer["identity"])
-    except Exception:  # damaged bytes make readers raise whatever they like
+    except Exception:  # readers raise many types on damaged bytes
         return None
     return footer if identity.digest == footer["identity_digest"] else None
 
 
 def has_ranges(shard: Path, ranges: Ranges) -> bool:
-    """Whether a file is made of these stretches, to the byte."""
+    """Return whether a file consists of exactly these byte ranges."""
     groups, footer = ranges
     if shard.stat().st_size != footer.stop:
         return False
@@ -50,10 +51,10 @@ def has_ranges(shard: Path, ranges: Ranges) -> bool:
         )
 
 
-def consistent_ranges(shard: Path, manifest: Manifest) -> Ranges | str:
-    """Hash a shard that nothing else vouches for, if it contradicts itself nowhere; else say where.
+def hash_consistent_shard(shard: Path, manifest: Manifest) -> Ranges | str:
+    """Hash a shard that no hash is left for, or return what is wrong with it.
 
-    Its page checksums hold, and every row keeps every invariant of docs/format.md.
+    Its page checksums must hold, and every row must keep the invariants of docs/format.md.
     """
     identity = manifest.identity
     try:
@@ -74,27 +75,34 @@ def consistent_ranges(shard: Path, manifest: Manifest) -> Ranges | str:
         return first_line(error)
 
 
-def new_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntry:
-    """A journal entry for a shard whose own is lost; `source` is what vouches for its ranges."""
+def rebuild_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntry:
+    """Return a journal entry for a shard that lost its own.
+
+    Args:
+        out: the set's folder.
+        unit: the shard's unit.
+        ranges: the shard's byte ranges.
+        source: what the ranges were checked against.
+    """
     groups, footer = ranges
     rejects = rejects_path(out, unit)
-    whole = _readable(rejects)
+    has_rejects = _is_readable(rejects)
     return UnitEntry(
         unit=unit,
         shard=shard_name(unit),
         rows=sum(group.rows for group in groups),
         labels=sum(group.labels for group in groups),
         tokens=sum(group.tokens for group in groups),
-        rejects=pq.read_metadata(rejects).num_rows if whole else 0,
+        rejects=pq.read_metadata(rejects).num_rows if has_rejects else 0,
         row_groups=tuple(groups),
         footer=footer,
-        rejects_sha256=sha256_file(rejects) if whole else "",
+        rejects_sha256=sha256_file(rejects) if has_rejects else "",
         provenance=_unknown_provenance(source),
     )
 
 
 def _unknown_provenance(source: str) -> dict[str, Any]:
-    """What a rebuilt entry says of a run whose record is lost."""
+    """Return the provenance of a unit whose record is lost."""
     unknown = dict.fromkeys(("engine", "engine_version", "device"), "unknown")
     return unknown | {
         "softshards": __version__,
@@ -106,23 +114,28 @@ def _unknown_provenance(source: str) -> dict[str, Any]:
     }
 
 
-def _readable(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
-        pq.read_table(path, page_checksum_verification=True)
+        read_parquet(path)
     except (OSError, pa.ArrowException):
         return False
     return True
 
 
-def salvaged_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
-    """A manifest for a set that has lost its own, `running` and without an index.
+def rebuild_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
+    """Return a manifest for a set that lost its own: `running`, and without an index.
 
-    What decides the labels comes from the shards' footers, which carry it whole. What the old
-    file still says, if it can be parsed, is taken where nothing better is known.
+    The identity comes from the shards' footers, which hold all of it. Everything else comes from
+    the old file, as far as it can be parsed.
+
+    Args:
+        directory: the set's folder.
+        footers: the footers of its shards.
 
     Raises:
-        SoftshardsError: neither the shards nor the old file name the teacher.
+        SoftshardsError: neither the shards nor the old file have an identity.
     """
+    footers = list(footers)
     old = _old_manifest(directory)
     known = [(f["identity_digest"], f["codec"]) for f in footers]
     if known:
@@ -131,21 +144,15 @@ def salvaged_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
         identity = Identity.model_validate(raw)
     else:
         identity, codec = _old_identity(old, directory), old.get("codec", "")
-    plan = _plan(directory, old)
-    units = [int(f["unit"]) + 1 for f in footers if f["identity_digest"] == identity.digest]
-    provenance = old.get("provenance") if isinstance(old.get("provenance"), dict) else None
-    if provenance is None:
-        rejects = sorted((directory / JOURNAL).glob("plan*.rejects.parquet"))
-        provenance = {
-            "softshards": __version__,
-            "plan_rejects": sum(_rows(path) for path in rejects),
-            "rebuilt": "the manifest was lost: the identity is the shards' own",
-        }
-        if plan is None:
-            provenance["derived"] = {"how": "repair"}
-    planned = max([0, *units])
-    if plan is not None:
+    plan = _find_plan(directory, old)
+    if plan is None:
+        units = [int(f["unit"]) + 1 for f in footers if f["identity_digest"] == identity.digest]
+        planned = max([0, *units])
+    else:
         planned = pq.read_metadata(directory / plan.path).num_row_groups
+    provenance = old.get("provenance")
+    if not isinstance(provenance, dict):
+        provenance = _rebuilt_provenance(directory, has_plan=plan is not None)
     return Manifest(
         codec=codec,
         status="running",
@@ -153,13 +160,23 @@ def salvaged_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
         identity_digest=identity.digest,
         plan=plan,
         planned_units=planned,
-        tokenizer_files=tokenizer_files(directory),
+        tokenizer_files=tokenizer_digests(directory),
         provenance=provenance,
     )
 
 
-def tokenizer_files(directory: Path) -> tuple[FileDigest, ...]:
-    """The tokenizer's files that are there, as the manifest lists them."""
+def _rebuilt_provenance(directory: Path, *, has_plan: bool) -> dict[str, Any]:
+    rejects = sorted((directory / JOURNAL).glob("plan*.rejects.parquet"))
+    provenance: dict[str, Any] = {
+        "softshards": __version__,
+        "plan_rejects": sum(_count_rows(path) for path in rejects),
+        "rebuilt": "the manifest was lost: the identity comes from the shards",
+    }
+    return provenance if has_plan else provenance | {"derived": {"how": "repair"}}
+
+
+def tokenizer_digests(directory: Path) -> tuple[FileDigest, ...]:
+    """Hash the tokenizer files of a set, as its manifest lists them."""
     names = [n for n in TOKENIZER_FILES if (directory / TOKENIZER / n).is_file()]
     return tuple(
         FileDigest(path=f"{TOKENIZER}/{n}", sha256=sha256_file(directory / TOKENIZER / n))
@@ -167,8 +184,23 @@ def tokenizer_files(directory: Path) -> tuple[FileDigest, ...]:
     )
 
 
-def whole_plan(path: Path) -> bool:
-    """Whether a plan can be read to its end, checksums and all."""
+def _find_plan(directory: Path, old: dict[str, Any]) -> FileDigest | None:
+    """Return the plan that the old manifest names if it is unaltered, else the newest good one."""
+    try:
+        named = FileDigest.model_validate(old.get("plan"))
+        if sha256_file(directory / named.path) == named.sha256:
+            return named
+    except (ValidationError, OSError):
+        pass
+    plans = sorted(path for path in directory.iterdir() if is_plan(path.name))
+    for path in reversed(plans):
+        if _is_good_plan(path):
+            return FileDigest(path=path.name, sha256=sha256_file(path))
+    return None
+
+
+def _is_good_plan(path: Path) -> bool:
+    """Return whether a plan can be read to its end, with its page checksums verified."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as reader:
             for number in range(reader.num_row_groups):
@@ -178,22 +210,8 @@ def whole_plan(path: Path) -> bool:
     return True
 
 
-def _plan(directory: Path, old: dict[str, Any]) -> FileDigest | None:
-    """The plan that the old manifest named if it is as it was; else the newest that is whole."""
-    try:
-        named = FileDigest.model_validate(old.get("plan"))
-        if sha256_file(directory / named.path) == named.sha256:
-            return named
-    except (ValidationError, OSError):
-        pass
-    plans = sorted(path for path in directory.iterdir() if is_plan(path.name))
-    for path in reversed(plans):
-        if whole_plan(path):
-            return FileDigest(path=path.name, sha256=sha256_file(path))
-    return None
-
-
 def _old_manifest(directory: Path) -> dict[str, Any]:
+    """Return the old manifest's JSON object; empty if it cannot be parsed."""
     try:
         content = json.loads((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -215,8 +233,8 @@ def _old_identity(old: dict[str, Any], directory: Path) -> Identity:
     )
 
 
-def _rows(path: Path) -> int:
+def _count_rows(path: Path) -> int:
     try:
-        return pq.read_metadata(path).num_rows
+        return int(pq.read_metadata(path).num_rows)
     except Exception:  # as in `read_footer`
         return 0

@@ -1,4 +1,4 @@
-"""Faults of rows to sentences: what is wrong with the labels, where, and what to do."""
+"""Turn the faults of rows into findings: what is wrong with the labels, where, and what to do."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from labeler.labelsets.verify.classify import Fault
+from labeler.labelsets.verify.classify import Fault, FaultKind
 from schemas.findings import Finding
 
-REDO = "label the input again with the teacher that is meant"
+LABEL_AGAIN = "label the input again with the intended teacher"
 
 
-def verdict(
+def fault_findings(
     faults: Sequence[Fault],
     *,
     rows: int,
     positions: int,
-    kinds: Mapping[str, int],
+    span_kinds: Mapping[str, int],
     tolerance: float,
 ) -> list[Finding]:
-    """One finding for each thing that is wrong, the most widespread first.
+    """Return one finding per kind of fault, the most widespread first.
 
     Args:
-        faults: of all rows compared.
-        rows, positions: how many were compared; kinds: positions by kind of span.
-        tolerance: largest difference of a logprob that counted as equal.
+        faults: the faults of all rows compared.
+        rows: number of rows compared.
+        positions: number of positions compared.
+        span_kinds: number of positions by kind of span.
+        tolerance: largest difference of a logprob that counted as equal, in nats.
     """
-    groups: dict[tuple[str, float], list[Fault]] = defaultdict(list)
+    groups: dict[tuple[FaultKind, float], list[Fault]] = defaultdict(list)
     for fault in faults:
         value = fault.value if fault.kind == "shift" else 0.0
         groups[fault.kind, value].append(fault)
     by_size = sorted(groups.items(), key=lambda item: -sum(len(f.positions) for f in item[1]))
     found = []
-    for (kind, _), some in by_size:
-        what, hint = _sentence(kind, some, tolerance)
-        scope = _scope(some, rows=rows, positions=positions, kinds=kinds)
+    for (kind, _), group in by_size:
+        what, hint = _sentence(kind, group, tolerance)
+        scope = _scope(group, rows=rows, positions=positions, span_kinds=span_kinds)
         name = "tail" if kind == "tail-lost" else kind
-        found.append(Finding(kind=name, where=_where(some[0]), what=what + scope, hint=hint))
+        found.append(Finding(kind=name, where=_where(group[0]), what=what + scope, hint=hint))
     return found
 
 
-def _sentence(kind: str, faults: Sequence[Fault], tolerance: float) -> tuple[str, str]:
+def _sentence(kind: FaultKind, faults: Sequence[Fault], tolerance: float) -> tuple[str, str]:
+    """Return (what is wrong, the hint) for faults of one kind."""
     value = float(np.median([fault.value for fault in faults]))
     worst = max(fault.worst for fault in faults)
     if kind == "shift":
@@ -50,12 +53,12 @@ def _sentence(kind: str, faults: Sequence[Fault], tolerance: float) -> tuple[str
         return (
             f"labels are shifted by {shift:+d}: the label stored for position t is the teacher's "
             f"for position t {'+' if shift > 0 else '-'} {abs(shift)}",
-            "label again with a tool that does not shift; a trainer would teach the wrong token",
+            "label again with a tool that does not shift; these labels teach the wrong token",
         )
     if kind == "temperature":
         return (
             f"labels are at temperature {value:.2f}: they are softmax(logits / {value:.2f}) of "
-            "this teacher, where T = 1 is stored",
+            "this teacher instead of T = 1",
             "label again with raw logprobs (vLLM: --logprobs-mode raw_logprobs)",
         )
     if kind == "tail-lost":
@@ -66,18 +69,18 @@ def _sentence(kind: str, faults: Sequence[Fault], tolerance: float) -> tuple[str
         )
     if kind == "teacher":
         return (
-            "labels are of another teacher: the same tokens, other weights (of the top-k's mass, "
-            f"{value:.0%} is not where this one has it)",
-            "give the checkpoint that made the set with --model, or " + REDO,
+            "labels come from a different teacher: same tokens, other weights (this teacher puts "
+            f"{value:.0%} of the top-k's mass elsewhere)",
+            f"give the checkpoint that made the set with --model, or {LABEL_AGAIN}",
         )
     if kind == "tail":
-        return "tails are not the teacher's, though the top-k is", REDO
+        return "tails differ from the teacher's, though the top-k agrees", LABEL_AGAIN
     if kind == "token":
-        return "token_logprob is not the teacher's, though the top-k is", REDO
+        return "token_logprob differs from the teacher's, though the top-k agrees", LABEL_AGAIN
     return (
         f"labels differ from the teacher's by up to {worst:.2e} nats beyond rounding (tolerance "
         f"{tolerance:.0e})",
-        "another dtype, kernel or batch makes small differences: raise --tolerance if that is it",
+        "raise --tolerance if another dtype, kernel or batch size explains small differences",
     )
 
 
@@ -88,15 +91,18 @@ def _where(fault: Fault) -> str:
     return f"{fault.row}, positions {first} to {last}"
 
 
-def _scope(faults: Sequence[Fault], *, rows: int, positions: int, kinds: Mapping[str, int]) -> str:
-    """How much of what was compared is concerned, and what it has in common."""
+def _scope(
+    faults: Sequence[Fault], *, rows: int, positions: int, span_kinds: Mapping[str, int]
+) -> str:
+    """Return how much of what was compared is wrong, and the kind of span if there is only one."""
     wrong = sum(len(fault.positions) for fault in faults)
     affected = len({fault.row for fault in faults})
-    whole = sum(fault.of for fault in faults)
+    labels_of_rows = sum(fault.row_labels for fault in faults)
     if affected == rows and wrong == positions:
         return f" (all {positions} labels of all {rows} rows compared)"
-    of_kind = frozenset().union(*(fault.kinds for fault in faults))
-    alone = f", all of kind {next(iter(of_kind))}" if len(of_kind) == 1 and len(kinds) > 1 else ""
-    if affected < rows and wrong == whole:
-        return f" (all labels of {affected} of {rows} rows compared{alone})"
-    return f" ({wrong} of {positions} labels, in {affected} of {rows} rows compared{alone})"
+    kinds = frozenset[str]().union(*(fault.span_kinds for fault in faults))
+    common = len(kinds) == 1 and len(span_kinds) > 1
+    same_kind = f", all of kind {next(iter(kinds))}" if common else ""
+    if affected < rows and wrong == labels_of_rows:
+        return f" (all labels of {affected} of {rows} rows compared{same_kind})"
+    return f" ({wrong} of {positions} labels, in {affected} of {rows} rows compared{same_kind})"

@@ -1,4 +1,4 @@
-"""Rows of a label set computed again with the reference engine, and what differs."""
+"""Label rows of a set again with the reference engine, and compare."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 
 from labeler.console import progress
-from labeler.labeling.engines.capture import positions
-from labeler.labeling.engines.engine import Labeled, Request
-from labeler.labeling.rendering.spans import Span
-from labeler.labeling.teacher.teacher import open_teacher
-from labeler.labelsets.verify.classify import Fault, judge
-from labeler.labelsets.verify.differences import compare
-from labeler.labelsets.verify.fault_messages import verdict
+from labeler.labelsets.verify.classify import Fault, find_faults
+from labeler.labelsets.verify.differences import compare_labels
+from labeler.labelsets.verify.fault_messages import fault_findings
 from schemas import Labels, LabelSet, SoftshardsError, decode
+from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.findings import Finding
-from schemas.invariants import row_name
+from schemas.invariants import Key, row_name
+from schemas.labeled_spans import SpanRecord, span_positions
 from schemas.shift_check import SHIFTS
 
-COLUMNS = ("id", "chunk", "sample", "input_ids", "spans")
+COLUMNS = (*KEY_COLUMNS, "input_ids", "spans", *LABEL_COLUMNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +32,14 @@ class Rescore:
     """Stored labels against the reference engine's, over `positions` labels of `rows` rows.
 
     Attributes:
-        max_difference: largest difference of a logprob, in nats, of the ids stored and of the
-            actual token.
-        beyond_rounding: the same, less the rounding of the codec that it is stored in.
+        max_difference: largest difference of a logprob in nats, over the stored ids and the actual
+            token.
+        beyond_rounding: the same, minus the rounding of the codec.
         max_tail_difference: largest difference of the tail's mass.
-        other_ids: ids in a stored top-k that the reference has not, ties apart.
-        argmax_agreement: share of positions with the same first id, by shift of the labels;
-            correct labels have it at shift 0.
-        good: nothing was found.
+        other_ids: number of stored top-k ids that are missing from the reference's, except ties.
+        argmax_agreement: share of positions with the same first id, by shift of the labels. Correct
+            labels agree at shift 0.
+        good: True if nothing is wrong.
         verdict: one sentence.
         findings: what is wrong with the labels.
     """
@@ -67,64 +65,82 @@ class Rescore:
 def rescore_rows(
     labels: LabelSet, count: int | None, model: Path | None, *, tolerance: float, seed: int
 ) -> Rescore:
-    """Compute `count` rows (None: all) again with the reference engine and compare.
+    """Label `count` rows (None: all) again with the reference engine, and compare.
 
-    The reference labels every position of a row, so that a label of another position is known
-    wherever it comes from. One row is held at a time.
+    The reference labels every position of a row, so a label is recognized at any other position.
+    One row is held at a time.
 
     Args:
-        labels: the set; model: the teacher's folder, by default the one that the set names.
-        count: rows, chosen by a seeded hash of their place.
-        tolerance: largest difference of a logprob in nats beside the rounding of storage.
-        seed: of the choice.
+        labels: the set.
+        count: number of rows, chosen by a seeded hash of their place.
+        model: the teacher's folder; by default the one that the set names.
+        tolerance: largest difference of a logprob that counts as equal, in nats, on top of the
+            rounding of storage.
+        seed: seed for the choice of rows.
 
     Raises:
-        SoftshardsError: the teacher is not there, or cannot label a row.
+        SoftshardsError: the teacher is missing, or cannot label a row.
     """
+    # These import torch.
+    from labeler.labeling.engines.engine import Labeled, Request
     from labeler.labeling.engines.transformers_engine import TransformersEngine
+    from labeler.labeling.rendering.spans import Span
+    from labeler.labeling.teacher.teacher import open_teacher
 
     identity, codec = labels.manifest.identity, labels.manifest.codec
     path = teacher_path(labels, model)
     teacher = open_teacher(path, max_length=identity.max_length)
     dtype, head = identity.dtype, identity.head_dtype
-    if "unknown" in (dtype, head):  # an import that could not say
+    if "unknown" in (dtype, head):  # an imported set that does not record them
         dtype, head = teacher.dtype, "float32"
     engine = TransformersEngine(teacher, dtype=dtype, head_dtype=head, k=identity.k, sampling=None)
     sums = _Sums()
     with progress("rows") as bar:
         total = labels.rows if count is None else min(count, labels.rows)
-        rows = _rows(labels, count, seed)
+        rows = _stored_rows(labels, count, seed)
         for index, row in enumerate(bar.track(rows, total=total, description="rescoring")):
-            whole = (Span(start=1, stop=len(row["input_ids"]), kind="text"),)
-            request = Request(
-                index=index, sample=0, input_ids=row["input_ids"], spans=whole, seed=0
-            )
+            whole = (Span(start=1, stop=len(row.input_ids), kind="text"),)
+            request = Request(index=index, sample=0, input_ids=row.input_ids, spans=whole, seed=0)
             (outcome,) = engine.run([request])
             if not isinstance(outcome, Labeled):
-                raise SoftshardsError(outcome.reason, path=path, row=row["id"])
+                raise SoftshardsError(outcome.reason, path=path, row=row.key[0])
             sums.add(row, outcome.labels, tolerance, codec)
     engine.close()
     return sums.rescore(tolerance)
 
 
 def teacher_path(labels: LabelSet, model: Path | None) -> Path:
-    """The folder of the teacher to compare with.
+    """Return the folder of the teacher to compare with.
 
     Raises:
-        SoftshardsError: neither the user nor the set names one.
+        SoftshardsError: neither `model` nor the set names one.
     """
     named = model or labels.manifest.provenance.get("teacher")
     if named is None:
         raise SoftshardsError(
-            "the label set does not say where its teacher is",
+            "the label set does not name its teacher's folder",
             path=labels.path,
-            hint="give its folder with --model",
+            hint="give the folder with --model",
         )
     return Path(str(named))
 
 
-def _rows(labels: LabelSet, count: int | None, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows as key, ids, spans and decoded labels; `count` of them by a hash of their place."""
+@dataclass(frozen=True, kw_only=True)
+class _StoredRow:
+    key: Key
+    input_ids: list[int]
+    spans: list[SpanRecord]
+    labels: Labels
+
+
+def _stored_rows(labels: LabelSet, count: int | None, seed: int) -> Iterator[_StoredRow]:
+    """Yield the rows that have labels; with `count`, of that many chosen by a hash of their place.
+
+    Args:
+        labels: the set.
+        count: number of rows to choose; None takes all.
+        seed: seed of the hash.
+    """
 
     def order(place: tuple[int, int]) -> bytes:
         return hashlib.sha256(f"{seed}:{place}".encode()).digest()
@@ -133,54 +149,60 @@ def _rows(labels: LabelSet, count: int | None, seed: int) -> Iterator[dict[str, 
     places = ((g, row) for g, group in enumerate(groups) for row in range(group.rows))
     chosen = None if count is None else sorted(heapq.nsmallest(count, places, key=order))
     for number in range(len(groups)) if chosen is None else sorted({g for g, _ in chosen}):
-        table = labels.read_row_group(groups[number], [*COLUMNS, *LABEL_COLUMNS])
+        table = labels.read_row_group(groups[number], COLUMNS)
         taken = range(table.num_rows)
         for row in taken if chosen is None else [r for g, r in chosen if g == number]:
             one = table.slice(row, 1)
-            (values,) = one.select(COLUMNS).to_pylist()
+            (values,) = one.select([*KEY_COLUMNS, "input_ids", "spans"]).to_pylist()
             if values["spans"]:
-                yield values | {"labels": decode(one).labels}
+                yield _StoredRow(
+                    key=(values["id"], values["chunk"], values["sample"]),
+                    input_ids=values["input_ids"],
+                    spans=values["spans"],
+                    labels=decode(one).labels,
+                )
 
 
 class _Sums:
-    """What is kept of the rows compared so far."""
+    """Sums and faults over the rows compared so far."""
 
     def __init__(self) -> None:
-        self._rows = self._positions = self._other = 0
+        self._rows = self._positions = self._other_ids = 0
         self._difference = self._beyond = self._tail = 0.0
         self._hits = dict.fromkeys((0, *SHIFTS), 0)
         self._faults: list[Fault] = []
-        self._kinds: dict[str, int] = {}
+        self._span_kinds: dict[str, int] = {}
 
-    def add(self, row: dict[str, Any], reference: Labels, tolerance: float, codec: str) -> None:
+    def add(self, row: _StoredRow, reference: Labels, tolerance: float, codec: str) -> None:
         """Compare a row with the reference's labels of all its positions but the first."""
-        spans = [Span(**span) for span in row["spans"]]
-        stored, where = row["labels"], positions(spans)
-        compared = compare(stored, reference[where - 1], tolerance=tolerance, codec=codec)
+        stored, positions = row.labels, span_positions(row.spans)
+        found = compare_labels(stored, reference[positions - 1], tolerance=tolerance, codec=codec)
         self._rows += 1
-        self._positions += len(where)
-        self._difference = max(self._difference, float(compared.difference.max(initial=0)))
-        self._beyond = max(self._beyond, float(compared.beyond.max(initial=0)))
-        self._tail = max(self._tail, float(compared.tail.max(initial=0)))
-        self._other += int(compared.other_ids.sum())
+        self._positions += len(positions)
+        self._difference = max(self._difference, float(found.logprob.max(initial=0)))
+        self._beyond = max(self._beyond, float(found.beyond_rounding.max(initial=0)))
+        self._tail = max(self._tail, float(found.tail.max(initial=0)))
+        self._other_ids += int(found.other_ids.sum())
         for shift in self._hits:
-            there = where + shift - 1
+            there = positions + shift - 1
             inside = (there >= 0) & (there < len(reference))
             first = reference.topk_ids[there[inside], 0]
             self._hits[shift] += int((stored.topk_ids[inside, 0] == first).sum())
-        kinds = np.repeat([s.kind for s in spans], [s.stop - s.start for s in spans])
-        for kind, number in zip(*np.unique(kinds, return_counts=True), strict=True):
-            self._kinds[str(kind)] = self._kinds.get(str(kind), 0) + int(number)
-        name = row_name((row["id"], row["chunk"], row["sample"]))
-        self._faults += judge(name, where, kinds, stored, reference, compared)
+        lengths = [span["stop"] - span["start"] for span in row.spans]
+        span_kinds = np.repeat([span["kind"] for span in row.spans], lengths)
+        for kind, number in zip(*np.unique(span_kinds, return_counts=True), strict=True):
+            self._span_kinds[str(kind)] = self._span_kinds.get(str(kind), 0) + int(number)
+        self._faults += find_faults(
+            row_name(row.key), positions, span_kinds, stored, reference, found
+        )
 
     def rescore(self, tolerance: float) -> Rescore:
-        """The result over all rows."""
-        findings = verdict(
+        """Return the result over all rows."""
+        findings = fault_findings(
             self._faults,
             rows=self._rows,
             positions=self._positions,
-            kinds=self._kinds,
+            span_kinds=self._span_kinds,
             tolerance=tolerance,
         )
         return Rescore(
@@ -189,7 +211,7 @@ class _Sums:
             max_difference=self._difference,
             beyond_rounding=self._beyond,
             max_tail_difference=self._tail,
-            other_ids=self._other,
+            other_ids=self._other_ids,
             argmax_agreement={s: n / max(1, self._positions) for s, n in self._hits.items()},
             good=not findings,
             verdict=findings[0].what if findings else "the labels are the teacher's",

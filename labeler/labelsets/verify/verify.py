@@ -1,14 +1,14 @@
-"""`labeler verify`: is a label set whole and consistent, and are its labels the teacher's?"""
+"""`labeler verify`: check that a label set is complete and consistent, and its labels right."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from labeler.console import out, progress
 from labeler.labelsets.verify.rescore import Rescore, rescore_rows, teacher_path
-from labeler.labelsets.verify.text_checks import check_teacher, check_text
 from labeler.labelsets.verify.verify_config import VerifyConfig
 from schemas import LabelSet, LabelSetError, open_label_set
 from schemas.findings import Finding
@@ -16,7 +16,7 @@ from schemas.manifest import MANIFEST, read_manifest
 from schemas.validate import examine
 
 UNREADABLE = frozenset({"damage", "schema", "span", "count"})
-"""Kinds of findings after which text and labels are not looked at: rows are not what they were."""
+"""Kinds of findings after which text and labels are not checked: the rows cannot be trusted."""
 
 
 def run_verify(config: VerifyConfig) -> int:
@@ -25,89 +25,101 @@ def run_verify(config: VerifyConfig) -> int:
     Raises:
         SoftshardsError: the label set is missing or unfinished, or the teacher is missing.
     """
-    path, model = config.labels, config.model
-    rescore = None if config.rescore == "all" else config.rescore
-    labels = _opened(path, allow_partial=config.allow_partial)
-    result: Rescore | None = None
+    labels = _open(config.labels, allow_partial=config.allow_partial)
     if isinstance(labels, Finding):
-        found = [labels]
+        findings, rescore = [labels], None
     else:
-        found = list(_structure(labels))
-        if not any(finding.kind in UNREADABLE for finding in found):
-            found += check_text(labels)
-            asked = rescore is None or rescore > 0
-            other: list[Finding] = []
-            if asked or model is not None:
-                other = list(check_teacher(labels, teacher_path(labels, model)))
-                found += other
-            if asked and not any(finding.kind == "tokenizer" for finding in other):
-                result = rescore_rows(
-                    labels, rescore, model, tolerance=config.tolerance, seed=config.seed
-                )
-                found += result.findings
-        elif rescore != 0:
-            what = "no row was computed again: the set is damaged"
-            found.append(Finding(kind="damage", what=what, note=True))
-    problems = [finding for finding in found if not finding.note]
-    notes = [finding for finding in found if finding.note]
+        findings, rescore = _check(labels, config)
+    opened = labels if isinstance(labels, LabelSet) else None
     if config.as_json:
-        counts = {} if isinstance(labels, Finding) else {"rows": labels.rows}
-        if isinstance(labels, LabelSet):
-            counts |= {"labels": labels.labels}
-        facts = {
-            "path": str(path),
-            **counts,
-            "problems": [problem.as_json() for problem in problems],
-            "notes": [note.as_json() for note in notes],
-            "rescore": None if result is None else result.as_json(),
-        }
-        print(json.dumps(facts))
-        return 1 if problems else 0
-    for finding in notes + problems:
+        _print_json(config.labels, opened, findings, rescore)
+    else:
+        _print_report(config.labels, opened, findings, rescore)
+    return 0 if all(finding.note for finding in findings) else 1
+
+
+def _check(labels: LabelSet, config: VerifyConfig) -> tuple[list[Finding], Rescore | None]:
+    """Return the findings, and the comparison with the reference engine if there is one."""
+    findings = list(_examine(labels))
+    if any(finding.kind in UNREADABLE for finding in findings):
+        if config.rescore != 0:
+            what = "no row was rescored: the set is damaged"
+            findings.append(Finding(kind="damage", what=what, note=True))
+        return findings, None
+    # A damaged set does not wait for these imports.
+    from labeler.labelsets.verify.text_checks import check_teacher, check_text
+
+    findings += check_text(labels)
+    if config.rescore == 0 and config.model is None:
+        return findings, None
+    of_teacher = list(check_teacher(labels, teacher_path(labels, config.model)))
+    findings += of_teacher
+    if config.rescore == 0 or any(finding.kind == "tokenizer" for finding in of_teacher):
+        return findings, None
+    count = None if config.rescore == "all" else config.rescore
+    rescore = rescore_rows(
+        labels, count, config.model, tolerance=config.tolerance, seed=config.seed
+    )
+    return [*findings, *rescore.findings], rescore
+
+
+def _print_json(
+    path: Path, labels: LabelSet | None, findings: Sequence[Finding], rescore: Rescore | None
+) -> None:
+    counts = {} if labels is None else {"rows": labels.rows, "labels": labels.labels}
+    facts = {
+        "path": str(path),
+        **counts,
+        "problems": [finding.as_json() for finding in findings if not finding.note],
+        "notes": [finding.as_json() for finding in findings if finding.note],
+        "rescore": None if rescore is None else rescore.as_json(),
+    }
+    print(json.dumps(facts))
+
+
+def _print_report(
+    path: Path, labels: LabelSet | None, findings: Sequence[Finding], rescore: Rescore | None
+) -> None:
+    for finding in sorted(findings, key=lambda finding: not finding.note):
         word = "note" if finding.note else f"problem ({finding.kind})"
         hint = f"\n  hint: {finding.hint}" if finding.hint else ""
         style = None if finding.note else "red"
         out.print(f"{word}: {finding}{hint}", style=style, markup=False)
-    if result is not None:
+    if rescore is not None:
         out.print(
-            f"rescored {result.positions} labels of {result.rows} rows with transformers: largest "
-            f"difference {result.max_difference:.2e} ({result.beyond_rounding:.2e} beyond the "
-            f"rounding of storage), tail mass {result.max_tail_difference:.2e}, "
-            f"{result.other_ids} other ids"
+            f"rescored {rescore.positions} labels of {rescore.rows} rows with transformers: "
+            f"largest difference {rescore.max_difference:.2e} "
+            f"({rescore.beyond_rounding:.2e} beyond the rounding of storage), "
+            f"tail mass {rescore.max_tail_difference:.2e}, {rescore.other_ids} other ids"
         )
     what = "a label set that cannot be opened"
-    if isinstance(labels, LabelSet):
+    if labels is not None:
         what = f"{labels.rows} rows, {labels.labels} labels, {len(labels.shards)} shards"
-    out.print(
-        f"{path}: {len(problems)} problems in {what}" if problems else f"{path}: good, {what}"
-    )
-    return 1 if problems else 0
+    problems = sum(not finding.note for finding in findings)
+    out.print(f"{path}: {problems} problems in {what}" if problems else f"{path}: good, {what}")
 
 
-def _opened(path: Path, *, allow_partial: bool) -> LabelSet | Finding:
-    """The set; or what is wrong with it, where it is there, should open, and does not.
+def _open(path: Path, *, allow_partial: bool) -> LabelSet | Finding:
+    """Open the set; or return the damage that prevents it.
 
     Raises:
-        LabelSetError: there is none, or it is unfinished.
+        LabelSetError: there is no label set, or it is unfinished.
     """
-    whole = path.is_file() or (path / MANIFEST).is_file() or (path / "shards").is_dir()
-    if whole and path.is_dir():
-        try:
-            unfinished = read_manifest(path).status == "running" and not allow_partial
-        except LabelSetError:
-            unfinished = False
-        whole = not unfinished
+    is_set = path.is_file() or (path / MANIFEST).is_file() or (path / "shards").is_dir()
+    if is_set and path.is_dir() and not allow_partial:
+        with contextlib.suppress(LabelSetError):  # a damaged manifest is a finding
+            is_set = read_manifest(path).status != "running"
     try:
         return open_label_set(path, allow_partial=allow_partial)
     except LabelSetError as error:
-        if not whole:
+        if not is_set:
             raise
         hint = error.hint if path.is_file() else f"`labeler repair {path}`"
         return Finding(kind="damage", where=str(error.path or ""), what=error.what, hint=hint)
 
 
-def _structure(labels: LabelSet) -> Iterator[Finding]:
-    """`examine`, with a progress bar over row groups."""
+def _examine(labels: LabelSet) -> Iterator[Finding]:
+    """Yield the findings of `examine`, with a progress bar over row groups."""
     with progress("row groups") as bar:
         task = bar.add_task("reading", total=len(labels.row_groups))
         yield from examine(labels, done=lambda _: bar.advance(task))

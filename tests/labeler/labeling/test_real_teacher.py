@@ -17,7 +17,7 @@ from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs.label_units import load_engine
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labeling.teacher.teacher_identity import local_weights, teacher_identity
-from labeler.labelsets.verify.differences import compare
+from labeler.labelsets.verify.differences import compare_labels
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import open_label_set, validate_label_set
 from tests.labeler.forging import relabel, reseal, rolled
@@ -43,9 +43,9 @@ def test_before_storage_labels_are_within_a_thousandth(real_teacher: Path, tmp_p
     (exact,) = reference.run([request])
     assert isinstance(fast, Labeled)
     assert isinstance(exact, Labeled)
-    result = compare(fast.labels, exact.labels, tolerance=1e-3)
-    assert len(result.difference) >= 512
-    assert result.difference.max() <= 1e-3
+    result = compare_labels(fast.labels, exact.labels, tolerance=1e-3)
+    assert len(result.logprob) >= 512
+    assert result.logprob.max() <= 1e-3
     assert result.other_ids.sum() == 0
 
 

@@ -256,7 +256,7 @@ def test_another_teacher_is_named(texts: Any, verify: Verify, tmp_path: Path) ->
     claims = {"weights": weights_digest(other), "provenance": {"teacher": str(other)}}
     code, result = verify(reseal(labels, **claims).path, "--rescore", 4)
     assert (code, kinds(result)) == (1, {"teacher"})
-    assert "labels are of another teacher" in result["problems"][0]["what"]
+    assert "labels come from a different teacher" in result["problems"][0]["what"]
     reseal(open_label_set(labels.path), weights="0" * 64, weights_scope="served")
     code, result = verify(labels.path, "--rescore", 4)
     assert (code, kinds(result)) == (1, {"teacher"})

@@ -1,0 +1,79 @@
+"""A label set's own tokenizer, opened without transformers where it is a `tokenizer.json`.
+
+Importing transformers takes seconds, reading the file a fraction of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from tokenizers import Tokenizer
+
+TOKENIZER_JSON = "tokenizer.json"
+
+
+class TextTokenizer(Protocol):
+    """The part of the transformers tokenizers that label sets need."""
+
+    chat_template: str | None
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of token ids."""
+
+    def batch_decode(
+        self, sequences: list[list[int]], *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """Return the text of each row of token ids."""
+
+
+class TokenizerFile:
+    """A `tokenizer.json` behind the interface of transformers, without a chat template."""
+
+    chat_template: str | None = None
+
+    def __init__(self, file: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_truncation()  # the file may store both settings
+        self._tokenizer.no_padding()
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Return the text of token ids."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def batch_decode(
+        self, sequences: list[list[int]], *, skip_special_tokens: bool = False
+    ) -> list[str]:
+        """Return the text of each row of token ids, decoded in parallel."""
+        texts: list[str] = self._tokenizer.decode_batch(
+            sequences, skip_special_tokens=skip_special_tokens
+        )
+        return texts
+
+
+def open_tokenizer(directory: Path) -> TextTokenizer:
+    """Open the tokenizer of a folder: its `tokenizer.json`, or by transformers without one."""
+    file = directory / TOKENIZER_JSON
+    return TokenizerFile(file) if file.is_file() else load_with_transformers(directory)
+
+
+def load_with_transformers(directory: Path) -> TextTokenizer:
+    """Load the tokenizer of a folder by transformers, with its own class."""
+    from transformers import AutoTokenizer
+
+    return cast(TextTokenizer, AutoTokenizer.from_pretrained(directory))
