@@ -12,14 +12,14 @@ from cyclopts import App, Parameter
 
 from labeler.commands import checking, exchanging, labeling, looking, making
 from labeler.console import err
-from labeler.labeling.inputs.find_inputs import STDIN
-from schemas import SoftshardsError, __version__
-from schemas.os_errors import explained
+from schemas.errors import SoftshardsError
+from schemas.os_errors import as_user_error
+from schemas.version import __version__
 
 app = App(
     name="labeler",
     version=__version__,
-    help="""Run a teacher once over a corpus or prompts and keep its soft labels as Parquet.
+    help="""Run a teacher once over a corpus or prompts and store its soft labels as Parquet.
 
     Example: `labeler label corpus.jsonl --model ./teacher --out ./labels`, then
     `labeler inspect ./labels`; each command has a --help with an example of its own.
@@ -28,7 +28,7 @@ app = App(
     (143 by SIGTERM).""",
     default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
 )
-# `main` says what is safe and what to do.
+# `main` catches the interrupt: it says what is safe and what to do.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
 
 
@@ -41,7 +41,7 @@ for command in (
 ):
     app.command(command)
 app.command(exchanging.import_, name="import")
-# cyclopts would call what may be left out [ARGS].
+# cyclopts would show optional positionals as [ARGS].
 app["view"].usage = "Usage: labeler view [OPTIONS] LABELS [OTHER]"
 app["compare"].usage = "Usage: labeler compare [OPTIONS] A B [INPUTS...]"
 
@@ -53,37 +53,43 @@ def _launch(
 ) -> None:
     """Run a command with settings from a file.
 
-    Parameters
-    ----------
-    config
-        YAML file with the command's own flags as keys; flags on the command line win.
+    Args:
+        config: YAML file with the command's own flags as keys; flags on the command line win.
     """
-    app.config = None  # of an earlier call in the same process
+    app.config = None  # an earlier call in this process may have set it
     if config is not None:
         if not config.is_file():
             raise SoftshardsError("no such file", path=config, hint="check --config")
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
         )
-    # cyclopts takes a lone `-` for an option.
+    app(_name_stdin(tokens))
+
+
+def _name_stdin(tokens: tuple[str, ...]) -> list[str]:
+    """Replace a lone `-`, which cyclopts takes for an option, with a path."""
+    if "-" not in tokens:
+        return list(tokens)
+    from labeler.labeling.inputs.find_inputs import STDIN
+
     before = ("", *tokens)
-    app([STDIN if t == "-" and not b.startswith("-") else t for b, t in zip(before, tokens)])
+    return [STDIN if t == "-" and not b.startswith("-") else t for b, t in zip(before, tokens)]
 
 
 def main() -> None:
-    """Entry point: errors a user can act on are one message, never a traceback."""
-    # vLLM's CPU build would say on every start that memory is bound to a NUMA node.
+    """Run the command line; errors that the user can act on are one message, not a traceback."""
+    # vLLM's CPU build warns on every start that memory is bound to a NUMA node.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app.meta()
     except SoftshardsError as error:
         _refuse(error)
     except OSError as error:
-        if (known := explained(error)) is None:
+        if (known := as_user_error(error)) is None:
             raise
         _refuse(known)
     except KeyboardInterrupt as error:
-        err.print("interrupted; what was finished is safe, the same command goes on from there")
+        err.print("interrupted; finished work is safe, the same command resumes")
         sys.exit(getattr(error, "exit_code", 130))
 
 

@@ -1,33 +1,42 @@
-"""What the user sees while a command works: progress with an ETA, sizes and times."""
+"""Output of the commands: results, notes, progress with an ETA, sizes and times."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
 
 out = Console(highlight=False, soft_wrap=True)
 """Results: standard output."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Progress and notes: standard error, so that `--json` output can be piped."""
+"""Progress and notes: standard error, so that the output of `--json` can be piped."""
 
 
 def progress(unit: str, *, note: bool = False) -> Progress:
-    """A progress bar over `unit`s with elapsed time and ETA; with `note`, a task field to show."""
+    """Return a progress bar that counts `unit`s and shows elapsed time and ETA.
+
+    Args:
+        unit: plural noun for the counted things, such as `rows`.
+        note: show the task's field `note`, too.
+    """
+    from rich.progress import (  # not needed for --help
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -47,7 +56,13 @@ def progress(unit: str, *, note: bool = False) -> Progress:
 def counting(
     unit: str, description: str, *, total: int | None = None
 ) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
-    """What passes items on and shows their number and speed: for totals that nobody knows."""
+    """Yield a function that passes items through and shows their number and speed.
+
+    Args:
+        unit: plural noun for the items.
+        description: what is done with them, such as `reading`.
+        total: number of items, if it is known.
+    """
     with progress(unit, note=True) as bar:
         task = bar.add_task(description, total=total, note="")
 
@@ -63,7 +78,7 @@ def counting(
 
 
 def human_bytes(count: float) -> str:
-    """1536 -> '1.5 KB' (powers of 1000, as disks are sold)."""
+    """Format a size: 1536 -> '1.5 KB' (powers of 1000, as disks are sold)."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -72,7 +87,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """4000 -> '1 h 7 min'."""
+    """Format a duration: 4000 -> '1 h 7 min'."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

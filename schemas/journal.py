@@ -5,7 +5,7 @@ A unit is done when its entry is on disk and its shard is in place (`finished_un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def plan_rejects_path(directory: Path, plan: str) -> Path:
     return directory / JOURNAL / f"{plan.removesuffix('.parquet')}.rejects.parquet"
 
 
-def write_rejects(path: Path, rejects: Iterable[dict[str, Any]]) -> str:
+def write_rejects(path: Path, rejects: Iterable[Mapping[str, object]]) -> str:
     """Write rejects atomically, in batches, and return the file's digest."""
     options = parquet_options(REJECT_SCHEMA, dictionary=["source"])
     rest = iter(rejects)
@@ -104,7 +104,7 @@ def journal_unit(
     groups: tuple[ByteRange, ...],
     footer: ByteRange,
     *,
-    rejects: Sequence[dict[str, Any]],
+    rejects: Sequence[Mapping[str, object]],
     provenance: dict[str, Any],
 ) -> UnitEntry:
     """Write a unit's rejects, then its entry; its shard must be in place.

@@ -12,8 +12,14 @@ from typing import Any
 from rich.table import Table
 
 from labeler.console import err, out
+from labeler.labeling.bench.bench_config import BenchConfig
 from schemas import SoftshardsError
-from schemas.atomic import write_atomic
+from schemas.bench_results import (
+    BenchModel,
+    BenchResults,
+    read_bench_results,
+    write_bench_results,
+)
 from schemas.fingerprint import weights_digest
 
 
@@ -29,17 +35,24 @@ class Workload:
     dtype: str
 
 
-def print_bench(
-    models: list[str], workload: Workload, out_file: Path | None, *, as_json: bool
-) -> None:
-    """Measure the models that `out_file` has no figures of yet; print and write all.
+def run_bench(config: BenchConfig) -> int:
+    """Measure the models whose figures `out_file` does not hold yet; print and write all.
 
     Raises:
         SoftshardsError: a folder is no model, or its measurement failed.
     """
-    named = [_named(model) for model in models]
+    out_file = config.out_file
+    workload = Workload(
+        labels=str(config.labels),
+        sequences=config.sequences,
+        prompt_tokens=config.prompt_tokens,
+        new_tokens=config.new_tokens,
+        repeats=config.repeats,
+        dtype=config.dtype,
+    )
+    named = [_named(model) for model in config.model]
     known = _known(out_file, workload)
-    results = []
+    measured: list[BenchModel] = []
     for name, path in named:
         try:
             weights = weights_digest(path)
@@ -47,23 +60,28 @@ def print_bench(
             raise SoftshardsError(f"not a model: {error}", path=path) from error
         reused = known.get(weights)
         err.print(f"{name}: " + ("reusing its figures" if reused else "measuring"))
-        figures = reused or _measure(path, workload)
-        results.append(figures | {"name": name, "model": str(path), "weights": weights})
-    engine = {"name": results[0]["engine"], **asdict(workload)}
-    content = {"engine": engine, "models": results}
+        facts = {"name": name, "model": str(path), "weights": weights}
+        measured.append(
+            reused.model_copy(update=facts)
+            if reused
+            else BenchModel.model_validate(_measure(path, workload) | facts)
+        )
+    engine = {"name": measured[0].engine or "", **asdict(workload)}
+    results = BenchResults(engine=engine, models=tuple(measured))
     if out_file is not None:
-        write_atomic(out_file, json.dumps(content, indent=2) + "\n")
-    if as_json:
-        print(json.dumps(content))
-        return
+        write_bench_results(out_file, results)
+    if config.as_json:
+        print(json.dumps(results.model_dump(mode="json")))
+        return 0
     table = Table(box=None)
     for column in ("model", "reading tokens/s", "generating tokens/s", "against the first"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for result in results:
-        ratio = result["generate_tokens_per_s"] / results[0]["generate_tokens_per_s"]
-        read, generated = result["score_tokens_per_s"], result["generate_tokens_per_s"]
-        table.add_row(result["name"], f"{read:.0f}", f"{generated:.1f}", f"{ratio:.2f}x")
+    for model in measured:
+        ratio = model.generate_tokens_per_s / measured[0].generate_tokens_per_s
+        read, generated = model.score_tokens_per_s, model.generate_tokens_per_s
+        table.add_row(model.name, f"{read:.0f}", f"{generated:.1f}", f"{ratio:.2f}x")
     out.print(table)
+    return 0
 
 
 def _named(model: str) -> tuple[str, Path]:
@@ -71,14 +89,14 @@ def _named(model: str) -> tuple[str, Path]:
     return (name or Path(path).name, Path(path))
 
 
-def _known(out_file: Path | None, workload: Workload) -> dict[str, dict[str, Any]]:
-    """Figures of an earlier call under the same workload, by the model's weights."""
+def _known(out_file: Path | None, workload: Workload) -> dict[str, BenchModel]:
+    """Return the figures of an earlier call under the same workload, by the model's weights."""
     if out_file is None or not out_file.is_file():
         return {}
-    content = json.loads(out_file.read_text(encoding="utf-8"))
-    if {n: v for n, v in content["engine"].items() if n != "name"} != asdict(workload):
+    results = read_bench_results(out_file)
+    if {n: v for n, v in results.engine.items() if n != "name"} != asdict(workload):
         return {}
-    return {figures["weights"]: figures for figures in content["models"]}
+    return {model.weights: model for model in results.models if model.weights is not None}
 
 
 def _measure(path: Path, workload: Workload) -> dict[str, Any]:

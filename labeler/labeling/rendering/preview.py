@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from labeler.console import out
-from labeler.labeling.inputs.find_inputs import find_files
+from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.inputs.read_records import Reject, read_records
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.preview_command import PreviewCommand
@@ -42,7 +42,7 @@ def preview(
     teacher = open_teacher(
         config.model, max_length=config.max_length, chat_template=config.chat_template
     )
-    records = chain.from_iterable(map(read_records, find_files(inputs)))
+    records = chain.from_iterable(map(read_records, find_inputs(inputs)))
     rendered = list(islice(render(islice(records, config.limit), teacher, config), rows))
     if not rendered:
         raise SoftshardsError("the input has no records", path=", ".join(inputs))

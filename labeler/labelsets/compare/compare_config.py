@@ -21,7 +21,7 @@ class CompareConfig:
     b: Path
     """The other side, over the same rows."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """With settings: files to label, as for `labeler label`."""
 
     _: KW_ONLY

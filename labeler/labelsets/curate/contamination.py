@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from labeler.console import counting, err
-from labeler.labeling.inputs.find_inputs import LABEL_SET, find_files
+from labeler.labeling.inputs.find_inputs import InputSet, find_inputs
 from labeler.labeling.inputs.read_records import Record, read_records
 from labeler.labelsets.common.ngrams import Hashes, mixed, ngrams, words
 from labeler.labelsets.common.rows import Rows, lists
-from schemas import SoftshardsError, open_label_set
+from schemas import SoftshardsError
 
 Units = Callable[[str], Hashes]
 
@@ -143,22 +142,22 @@ def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldO
 def _texts(
     inputs: Sequence[str], rows: Rows, kind: str
 ) -> Iterator[tuple[str, list[str] | list[Hashes]]]:
-    for file in find_files(inputs):
-        if file.kind == LABEL_SET:
-            held_out = Rows(open_label_set(file.paths[0]))
+    for source in find_inputs(inputs):
+        if isinstance(source, InputSet):
+            held_out = Rows(source.labels)
             ours, theirs = (r.labels.manifest.identity.tokenizer for r in (rows, held_out))
             if kind == "tokens" and ours != theirs:
                 raise SoftshardsError(
                     "the held-out label set has another tokenizer",
-                    path=Path(file.paths[0]),
+                    path=source.labels.place,
                     hint="compare words: --ngram-of words",
                 )
             column = "text" if kind == "words" else "input_ids"
             for _, frame in held_out.frames(["id", column]):
                 for name, units in zip(frame["id"], row_units(frame, kind)):
-                    yield f"{file.name}: {name}", [units]
+                    yield f"{source.name}: {name}", [units]
             continue
-        for record in read_records(file):
+        for record in read_records(source):
             if isinstance(record, Record):
                 yield record.id, list(_strings(record.columns))
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from labeler.console import out
-from labeler.labeling.label_config import CODECS
 from labeler.labelsets.common.rows import Mask, Rows
 from labeler.labelsets.common.selection import narrowed, save
 from labeler.labelsets.curate.contamination import read_held_out
@@ -31,25 +30,27 @@ from labeler.labelsets.curate.verdict_store import Store
 from labeler.labelsets.curate.verifier import Verifier
 from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
+from schemas.version import CODECS
 from schemas.view import VIEW_SUFFIX
 
 
-def print_curation(source: Path, settings: CurateConfig, *, dry_run: bool, as_json: bool) -> None:
-    """Curate a label set or view, write what is left, and report.
+def run_curate(settings: CurateConfig) -> int:
+    """Curate a label set or view, write views of what is left, and report.
 
     Raises:
         SoftshardsError: a setting is wrong, a shard is altered, or no row is left.
     """
-    labels = open_label_set(source, allow_partial=settings.allow_partial)
-    facts, report, parts = _applied(labels, settings, dry_run=dry_run)
+    dry_run = settings.dry_run
+    labels = open_label_set(settings.labels, allow_partial=settings.allow_partial)
+    facts, report, parts = _applied(labels, settings)
     paths = {name: _part_path(settings.out, name) for name in parts}
-    if not as_json:
+    if not settings.as_json:
         print_report(report)
     written = {}
     if not dry_run:
         _refuse_empty(report, settings)
         for name, mask in parts.items():
-            made = _made(source, labels, report, name, settings)
+            made = _made(labels, report, name, settings)
             part = narrowed(
                 labels, mask, n_labels=facts.n_labels, n_tokens=facts.n_tokens, made=made
             )
@@ -59,20 +60,21 @@ def print_curation(source: Path, settings: CurateConfig, *, dry_run: bool, as_js
                 folder = settings.materialize / name if name else settings.materialize
                 recode([part], folder, codec=codec, how="curate")
                 written[name] = str(folder)
-    if as_json:
+    if settings.as_json:
         views = {} if dry_run else {name: str(path) for name, path in paths.items()}
         print(json.dumps(report.as_json() | {"views": views, "materialized": written}))
-        return
+        return 0
     for name, path in paths.items():
         count = report.parts[name]
         verb = "would be" if dry_run else "is"
         out.print(f"{path}: {verb} a view of {count.rows} rows, {count.labels} labels")
         if name in written:
             out.print(f"{written[name]}: the same rows as a label set")
+    return 0
 
 
 def _applied(
-    labels: LabelSet, settings: CurateConfig, *, dry_run: bool
+    labels: LabelSet, settings: CurateConfig
 ) -> tuple[Facts, Report, dict[str, Mask]]:
     """Facts of all rows, what the rules did, and the rows of each part."""
     if labels.rows == 0:
@@ -82,7 +84,7 @@ def _applied(
     if settings.dedup == "near":
         require_minhash()
     rows = Rows(labels, settings.repetition_ngram)
-    verifier, store = _verifier(settings, dry_run=dry_run)
+    verifier, store = _verifier(settings)
     try:
         held_out = None
         if settings.decontaminate:
@@ -105,7 +107,7 @@ def _applied(
     return facts, report, parts
 
 
-def _verifier(settings: CurateConfig, *, dry_run: bool) -> tuple[Verifier | None, Store | None]:
+def _verifier(settings: CurateConfig) -> tuple[Verifier | None, Store | None]:
     """What verifies, and where its verdicts are kept: beside the view, unless nothing is written.
 
     Raises:
@@ -120,9 +122,9 @@ def _verifier(settings: CurateConfig, *, dry_run: bool) -> tuple[Verifier | None
     with verifier.running():
         pass  # a wrong name is said before anything else is done
     path = settings.out.with_name(settings.out.name.removesuffix(VIEW_SUFFIX) + ".verdicts.sqlite")
-    if not dry_run:
+    if not settings.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-    return verifier, Store(None if dry_run else path, path, verifier.version)
+    return verifier, Store(None if settings.dry_run else path, path, verifier.version)
 
 
 def _apply(
@@ -186,13 +188,13 @@ def _refuse_empty(report: Report, settings: CurateConfig) -> None:
 
 
 def _made(
-    source: Path, labels: LabelSet, report: Report, part: str, settings: CurateConfig
+    labels: LabelSet, report: Report, part: str, settings: CurateConfig
 ) -> dict[str, Any]:
     """How a view was made, for people; the same for the same command on the same rows."""
     facts = report.as_json()
     made = {
         "by": f"softshards {__version__} curate",
-        "labels": str(source),
+        "labels": str(settings.labels),
         "before": facts["before"],
         # Of rows that no verifier could judge the number: it may be most of a large set.
         "rules": [rule | {"faults": len(rule["faults"])} for rule in facts["rules"]],

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from schemas import SoftshardsError
-from schemas.view import VIEW_SUFFIX
+from schemas.errors import SoftshardsError
 
 ROWS = Group("Rules on single rows", sort_key=2)
 OVERLAP = Group("Overlap with held-out text", sort_key=3)
@@ -19,9 +18,14 @@ RESULT = Group("Result", sort_key=6)
 
 
 @Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CurateConfig:
     """The rules, in the order in which they are applied, and what is written."""
+
+    labels: Path
+    """Folder of a label set, or a view of one."""
+
+    _: KW_ONLY
 
     out: Path
     """The view to write: NAME.view.json. With --split: NAME.train.view.json and so on."""
@@ -122,7 +126,15 @@ class CurateConfig:
     allow_partial: Annotated[bool, Parameter(group=RESULT)] = False
     """Also take a set that is still being labeled."""
 
+    dry_run: bool = False
+    """Report, and write nothing."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print the report as JSON on standard output."""
+
     def __post_init__(self) -> None:
+        from schemas.view import VIEW_SUFFIX  # imports Arrow, which --help does without
+
         if not self.out.name.endswith(VIEW_SUFFIX) or self.out.name == VIEW_SUFFIX:
             raise SoftshardsError(
                 f"--out is {self.out}", hint=f"the name of a view ends in {VIEW_SUFFIX}"

@@ -1,29 +1,29 @@
-"""`labeler convert`: a label set or view in another codec."""
+"""`labeler convert`: write a label set or view in another codec."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from labeler.console import human_bytes, out
-from labeler.labeling.label_config import CODECS
+from labeler.labelsets.derive.derive_config import ConvertConfig
 from labeler.labelsets.derive.recode import recode
 from schemas import open_label_set
 from schemas.journal import read_entries
+from schemas.version import CODECS
 
 
-def print_conversion(source: Path, target: Path, codec: str, *, as_json: bool) -> None:
-    """Convert, and say what it cost and what it saved.
+def run_convert(config: ConvertConfig) -> int:
+    """Write the rows in another codec, and print what it cost and what it saved.
 
     Raises:
         SoftshardsError: as `recode`.
     """
-    labels = open_label_set(source)
-    manifest = recode([labels], target, codec=CODECS[codec], how="convert")
+    target = config.out
+    labels = open_label_set(config.labels)
+    manifest = recode([labels], target, codec=CODECS[config.codec], how="convert")
     totals = manifest.totals
     assert totals is not None, "recode closes the set"
     parts = [e.provenance["recoded"] for e in read_entries(target, manifest.planned_units)]
-    before = sum(stop for stop in {g.shard: g.footer.stop for g in labels.row_groups}.values())
     facts = {
         "out": str(target),
         "codec": manifest.codec,
@@ -34,13 +34,14 @@ def print_conversion(source: Path, target: Path, codec: str, *, as_json: bool) -
         "max_error": max(part["max_error"] for part in parts),
         "kl": sum(p["kl"] * p["labels"] for p in parts) / max(1, sum(p["labels"] for p in parts)),
     }
-    if as_json:
+    if config.as_json:
         print(json.dumps(facts))
-        return
+        return 0
     out.print(
         f"{target}: {totals.rows} rows, {totals.labels} labels in {manifest.codec}, "
-        f"{human_bytes(totals.bytes)} ({facts['bytes_per_label']} B a label); the source has "
-        f"{human_bytes(before)} in {labels.manifest.codec}\n"
+        f"{human_bytes(totals.bytes)} ({facts['bytes_per_label']} bytes per label); the source has "
+        f"{human_bytes(labels.stored_bytes)} in {labels.manifest.codec}\n"
         f"every row compared: largest error of a logprob {facts['max_error']:.4f} nats, "
         f"mean KL {facts['kl']:.1e} nats"
     )
+    return 0

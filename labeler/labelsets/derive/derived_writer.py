@@ -6,7 +6,7 @@ a unit is done when its shard is whole and journaled, and the same command goes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeler.console import err, progress
-from labeler.labeling.runs.locks import set_lock, rank_lock, remove_abandoned_files
+from labeler.labeling.runs.locks import rank_lock, remove_abandoned_files, set_lock
 from labeler.labeling.runs.stopping import stop_on_signals
 from labeler.labeling.writing.finalize import close
 from schemas import Identity, Manifest, SoftshardsError, __version__
@@ -52,7 +52,7 @@ class FinishedUnit:
     tail_source: str
     entropy_source: str
     provenance: dict[str, Any]
-    rejects: Sequence[dict[str, Any]] = ()
+    rejects: Sequence[Mapping[str, object]] = ()
 
 
 def write_derived(

@@ -11,40 +11,36 @@ import numpy as np
 import polars as pl
 
 from labeler.console import human_bytes, out, progress
-from labeler.labeling.label_config import CODECS
 from labeler.labelsets.common.rows import Rows
 from labeler.labelsets.common.selection import narrowed
+from labeler.labelsets.derive.derive_config import MergeConfig
 from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
 from schemas.manifest import require_same_identity
+from schemas.version import CODECS
 
 NAMED = 5
 """Keys in a message."""
 
 
-def print_merge(
-    sources: Sequence[Path],
-    target: Path,
-    *,
-    codec: str | None,
-    on_duplicate: str,
-    as_json: bool,
-) -> None:
-    """Merge, and say what came together.
+def run_merge(config: MergeConfig) -> int:
+    """Merge, and print what the new set holds.
 
     Raises:
         SoftshardsError: as `merge`.
     """
-    facts = merge(sources, target, codec=codec, on_duplicate=on_duplicate)
-    if as_json:
+    *sources, target = config.sets
+    facts = merge(sources, target, codec=config.codec, on_duplicate=config.on_duplicate)
+    if config.as_json:
         print(json.dumps(facts))
-        return
+        return 0
     left_out = f", {facts['left_out']} duplicates left out" if facts["left_out"] else ""
     out.print(
         f"{target}: {facts['rows']} rows, {facts['labels']} labels of {len(sources)} sets in "
         f"{facts['codec']}, {human_bytes(facts['bytes'])}{left_out}; every row compared"
     )
+    return 0
 
 
 def merge(

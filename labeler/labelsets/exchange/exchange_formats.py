@@ -1,38 +1,40 @@
-"""The files of others: which there are, how their rows are aligned, and what they lose."""
+"""Exchange formats: their columns, the alignment of their rows, and what they lose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 FILL = -1e4
-"""Log-probability of a place that holds nothing, in formats whose rows must be rectangular.
+"""Log-probability of an empty entry, in formats whose rows must be rectangular.
 
 exp(FILL) is 0, and unlike -inf it makes no NaN of a masked loss, in float16 either."""
+IGNORED = -100
+"""Label of a token without a loss, as torch and transformers define it."""
 
 NEXT = (
-    "entry t is the distribution of input_ids[t + 1], given the tokens up to t: that of the output "
-    "at t, unshifted; the last entry is filling"
+    "entry t is the distribution of input_ids[t + 1], given the tokens up to t: the model's output "
+    "at t, unshifted; the last entry is padding"
 )
-NO_NAMES = "ids, sources, meta, texts and finish reasons of rows"
+NAMES = "ids, sources, meta, texts and finish reasons of rows"
 TENSORS_LOSE = (
     "the tail: the mass outside the top-k",
     "the log-probability of an actual token outside the top-k",
     "entropy and log_normalizer",
     "kinds of spans",
-    NO_NAMES,
+    NAMES,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Format:
-    """One format.
+class ExchangeFormat:
+    """The properties of one format.
 
     Attributes:
-        columns: what its rows have, and by which they are known.
-        alignment: where the label of a token stands.
-        loses: what of a label set it has no place for.
-        suffixes: of its files, the compressed ones too.
-        shift: the label at entry t is of the token at t + shift; for formats with spans, 0.
+        columns: columns of its rows, by which a file is recognized.
+        alignment: which entry holds the distribution of which token, in words.
+        loses: parts of a label set that it has no place for.
+        suffixes: suffixes of its files, compressed or not.
+        shift: entry t holds the distribution of the token at t + shift; 0 for formats with spans.
     """
 
     columns: tuple[str, ...]
@@ -44,21 +46,21 @@ class Format:
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.zst")
 FORMATS = {
-    "distillkit": Format(
+    "distillkit": ExchangeFormat(
         columns=("input_ids", "token_ids", "top_values"),
         alignment=NEXT,
         loses=TENSORS_LOSE,
         suffixes=(".parquet",),
         shift=1,
     ),
-    "axolotl": Format(
+    "axolotl": ExchangeFormat(
         columns=("input_ids", "target_token_ids", "target_logprobs", "target_mask"),
         alignment=NEXT,
         loses=TENSORS_LOSE,
         suffixes=(".parquet",),
         shift=1,
     ),
-    "jsonl": Format(
+    "jsonl": ExchangeFormat(
         columns=("input_ids", "spans", "topk_ids", "topk_logprobs"),
         alignment=(
             "label j is the distribution of the j-th token inside the spans, in their order, given "
@@ -67,10 +69,10 @@ FORMATS = {
         loses=(),
         suffixes=JSONL_SUFFIXES,
     ),
-    "trl": Format(
+    "trl": ExchangeFormat(
         columns=("prompt", "completion"),
         alignment="none: the completion is the text from the first labeled token on",
-        loses=("all soft labels", "token ids", "kinds of spans", NO_NAMES),
+        loses=("all soft labels", "token ids", "kinds of spans", NAMES),
         suffixes=JSONL_SUFFIXES,
     ),
 }

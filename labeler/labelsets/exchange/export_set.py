@@ -1,4 +1,4 @@
-"""`labeler export`: the rows of a label set in a file that another tool reads."""
+"""`labeler export`: write the rows of a label set to a file that another tool reads."""
 
 from __future__ import annotations
 
@@ -6,121 +6,122 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
 from labeler.console import err, human_bytes, out, progress
-from labeler.labelsets.exchange.exchange_formats import FORMATS, Format
+from labeler.labelsets.exchange.exchange_config import ExportConfig
+from labeler.labelsets.exchange.exchange_formats import FORMATS
 from labeler.labelsets.exchange.tensor_rows import axolotl_table, distillkit_table, rectangles
-from labeler.labelsets.exchange.text_rows import completions, jsonl_lines
-from schemas import LabelSet, SoftshardsError, __version__, open_label_set
+from labeler.labelsets.exchange.text_rows import Completions, jsonl_lines, open_completions
 from schemas.arrow import ZSTD_LEVEL
 from schemas.atomic import atomic_path, write_atomic
+from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_file
+from schemas.labelset import LabelSet, open_label_set
+from schemas.version import __version__
 
 SIDECAR = ".softshards.json"
-"""Ends the name of the file beside an exported one."""
+"""Suffix of the file with facts that is written beside an exported one."""
 TABLES = {"distillkit": distillkit_table, "axolotl": axolotl_table}
+DRAWS = "ids drawn from the teacher"
 
 Write = Callable[[pa.Table], None]
 
-DRAWS = "ids drawn from the teacher"
 
-
-def print_export(
-    source: Path,
-    target: Path,
-    kind: str,
-    *,
-    limit: int | None,
-    lossy: bool,
-    replace: bool,
-    as_json: bool,
-) -> None:
-    """Export, and say what was written and what was lost.
+def run_export(config: ExportConfig) -> int:
+    """Export, and print what was written and what was lost.
 
     Raises:
         SoftshardsError: as `export`.
     """
-    facts = export(source, target, kind, limit=limit, lossy=lossy, replace=replace)
-    if as_json:
+    file = config.file
+    facts = export(
+        config.labels,
+        file,
+        config.format,
+        limit=config.limit,
+        lossy=config.lossy,
+        replace=config.replace,
+    )
+    if config.as_json:
         print(json.dumps(facts))
-        return
+        return 0
     size = human_bytes(facts["file"]["bytes"])
-    out.print(f"{target}: {facts['rows']} rows, {facts['labels']} labels, {size}", markup=False)
+    out.print(f"{file}: {facts['rows']} rows, {facts['labels']} labels, {size}", markup=False)
     out.print(f"alignment: {facts['alignment']}", markup=False)
     for lost in facts["loses"]:
-        out.print(f"not in it: {lost}", markup=False)
+        out.print(f"not included: {lost}", markup=False)
     if facts["rows_left_out"]:
         out.print(f"{facts['rows_left_out']} rows without a label were left out")
     if facts["rows_of_other_ids"]:
         out.print(
-            f"{facts['rows_of_other_ids']} of {facts['rows']} rows: tokenized again, their text "
-            "gives other ids than the teacher saw"
+            f"{facts['rows_of_other_ids']} of {facts['rows']} rows: their text, tokenized again, "
+            "gives different ids than the teacher saw"
         )
-    out.print(f"facts of the label set: {target}{SIDECAR}", markup=False)
+    out.print(f"facts of the label set: {file}{SIDECAR}", markup=False)
+    return 0
 
 
 def export(
-    source: Path, target: Path, kind: str, *, limit: int | None, lossy: bool, replace: bool
+    source: Path, file: Path, format: str, *, limit: int | None, lossy: bool, replace: bool
 ) -> dict[str, Any]:
-    """Write rows of a label set or view as another tool's file, and the facts beside it.
+    """Write rows of a label set or view as another tool's file, and a sidecar with facts.
 
-    One row group of the set is held at a time. The file is there whole or not at all.
+    One row group of the set is held at a time. The file appears complete or not at all.
 
     Args:
         source: the set or view.
-        target: the file; its suffix says whether it is compressed.
-        kind: one of `FORMATS`.
-        limit: rows to write at most.
-        lossy: write rows although something is lost that is not lost of every row.
-        replace: put the file in the place of one that is there.
+        file: the file to write; its suffix decides whether it is compressed.
+        format: one of `FORMATS`.
+        limit: most rows to write.
+        lossy: also write rows that lose more than every row does.
+        replace: overwrite an existing file.
 
     Returns:
-        What the sidecar says.
+        The content of the sidecar.
 
     Raises:
-        SoftshardsError: there is a file, its suffix is another format's, or a row would lose
-            something and `lossy` is not set.
+        SoftshardsError: the file exists, its suffix belongs to another format, or a row would lose
+            more than every row does and `lossy` is not set.
     """
-    form = FORMATS[kind]
-    if not target.name.endswith(form.suffixes):
+    suffixes = FORMATS[format].suffixes
+    if not file.name.endswith(suffixes):
         raise SoftshardsError(
-            f"a file of format {kind} is a {' or '.join(form.suffixes)}",
-            path=target,
-            hint="give it such a name",
+            f"format {format} needs a file name that ends in {' or '.join(suffixes)}",
+            path=file,
+            hint="rename the file",
         )
-    if target.exists() and not replace:
-        raise SoftshardsError(
-            "there is a file already", path=target, hint="--replace writes over it"
-        )
+    if file.exists() and not replace:
+        raise SoftshardsError("the file exists already", path=file, hint="--replace overwrites it")
     labels = open_label_set(source)
-    text = completions(labels, lossy=lossy) if kind == "trl" else None
+    completions = open_completions(labels, lossy=lossy) if format == "trl" else None
     rows, count = 0, 0
-    with atomic_path(target) as tmp, _writer(kind, tmp, target, labels, text) as write:
+    with atomic_path(file) as tmp, _writer(format, tmp, file, labels, completions) as write:
         for table in _tables(labels, limit):
-            if kind != "jsonl" and not lossy:
-                _refuse_student_context(table, kind, source)
+            if format != "jsonl" and not lossy:
+                _refuse_student_context(table, format, source)
             write(table)
             rows, count = rows + table.num_rows, count + int(table["n_labels"].to_numpy().sum())
-    facts = _facts(labels, target, kind, form) | {
-        "rows": rows - (text.empty if text else 0),
+    unlabeled = completions.unlabeled if completions else 0
+    facts = _facts(labels, file, format) | {
+        "rows": rows - unlabeled,
         "labels": count,
-        "rows_left_out": text.empty if text else 0,
-        "rows_of_other_ids": text.other if text else 0,
+        "rows_left_out": unlabeled,
+        "rows_of_other_ids": completions.changed if completions else 0,
     }
-    write_atomic(target.with_name(target.name + SIDECAR), json.dumps(facts, indent=1) + "\n")
+    write_atomic(file.with_name(file.name + SIDECAR), json.dumps(facts, indent=1) + "\n")
     return facts
 
 
 def _tables(labels: LabelSet, limit: int | None) -> Iterator[pa.Table]:
-    """Row groups with plain columns, up to `limit` rows in all."""
+    """Yield row groups with plain columns, up to `limit` rows in all."""
     left = labels.rows if limit is None else min(limit, labels.rows)
     if not left:
-        raise SoftshardsError("there is no row to write", path=labels.path)
+        raise SoftshardsError("there are no rows to write", path=labels.path)
     with progress("rows") as bar:
         task = bar.add_task("exporting", total=left)
         for group in labels.row_groups:
@@ -132,50 +133,53 @@ def _tables(labels: LabelSet, limit: int | None) -> Iterator[pa.Table]:
                 return
 
 
-def _refuse_student_context(table: pa.Table, kind: str, source: Path) -> None:
-    there = table["student_input_ids"].is_valid()
-    if there.to_numpy().any():
+def _refuse_student_context(table: pa.Table, format: str, source: Path) -> None:
+    has_context = table["student_input_ids"].is_valid()
+    if has_context.to_numpy().any():
         raise SoftshardsError(
-            f"the student is to see other tokens here than the teacher, and format {kind} has no "
-            "place for them",
+            "the student sees other tokens than the teacher here, and format "
+            f"{format} has no place for them",
             path=source,
-            row=table.filter(there)["id"][0].as_py(),
+            row=table.filter(has_context)["id"][0].as_py(),
             hint="--format jsonl keeps them; --lossy writes what the teacher saw",
         )
 
 
 @contextmanager
-def _writer(kind: str, tmp: Path, target: Path, labels: LabelSet, text: Any) -> Iterator[Write]:
-    if kind in TABLES:
-        with _parquet(tmp, kind, labels.manifest.identity.k) as write:
+def _writer(
+    format: str, tmp: Path, file: Path, labels: LabelSet, completions: Completions | None
+) -> Iterator[Write]:
+    """Open the temporary file `tmp` of `file`, and yield a function that writes a table."""
+    if format in TABLES:
+        with _parquet_writer(tmp, format, labels.manifest.identity.k) as write:
             yield write
         return
-    lines = text.lines if text else jsonl_lines
-    with tmp.open("wb") as file, ExitStack() as packing:
-        stream: Any = file
-        if target.name.endswith(".zst"):
-            packer = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
-            stream = packing.enter_context(packer.stream_writer(file))
+    to_lines = completions.lines if completions else jsonl_lines
+    with tmp.open("wb") as plain, ExitStack() as stack:
+        stream: BinaryIO = plain
+        if file.name.endswith(".zst"):
+            compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
+            stream = stack.enter_context(compressor.stream_writer(plain))
 
-        def write(table: pa.Table) -> None:
-            stream.write(lines(table))
+        def write_lines(table: pa.Table) -> None:
+            stream.write(to_lines(table))
 
-        yield write
+        yield write_lines
 
 
 @contextmanager
-def _parquet(tmp: Path, kind: str, k: int) -> Iterator[Write]:
+def _parquet_writer(tmp: Path, format: str, k: int) -> Iterator[Write]:
     writer: pq.ParquetWriter | None = None
 
     def write(table: pa.Table) -> None:
         nonlocal writer
         for rows in rectangles(table, k):
-            made = TABLES[kind](rows)
+            converted = TABLES[format](rows)
             if writer is None:
                 writer = pq.ParquetWriter(
-                    tmp, made.schema, compression="zstd", compression_level=ZSTD_LEVEL
+                    tmp, converted.schema, compression="zstd", compression_level=ZSTD_LEVEL
                 )
-            writer.write_table(made)
+            writer.write_table(converted)
 
     try:
         yield write
@@ -184,20 +188,20 @@ def _parquet(tmp: Path, kind: str, k: int) -> Iterator[Write]:
             writer.close()
 
 
-def _facts(labels: LabelSet, target: Path, kind: str, form: Format) -> dict[str, Any]:
+def _facts(labels: LabelSet, file: Path, format: str) -> dict[str, Any]:
     manifest = labels.manifest
     if manifest.provenance.get("teacher") is None:
-        err.print("the label set does not name its teacher; its identity is in the sidecar")
+        err.print("the label set does not name its teacher; the sidecar holds its identity")
     return {
         "softshards": __version__,
-        "format": kind,
+        "format": format,
         "file": {
-            "name": target.name,
-            "bytes": target.stat().st_size,
-            "sha256": sha256_file(target),
+            "name": file.name,
+            "bytes": file.stat().st_size,
+            "sha256": sha256_file(file),
         },
-        "alignment": form.alignment,
-        "loses": [*form.loses, *([DRAWS] if manifest.identity.draws else [])],
+        "alignment": FORMATS[format].alignment,
+        "loses": [*FORMATS[format].loses, *([DRAWS] if manifest.identity.draws else [])],
         "teacher": manifest.provenance.get("teacher"),
         "identity_digest": manifest.identity_digest,
         "identity": manifest.identity.model_dump(mode="json"),

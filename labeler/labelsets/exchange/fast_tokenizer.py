@@ -1,32 +1,27 @@
-"""The fast tokenizer of a folder, without transformers, which takes seconds to import."""
+"""Open the `tokenizer.json` of a folder, or say why it cannot be used."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from labeler.labelsets.common.tokenizer_file import TOKENIZER_JSON, TokenizerFile
 from schemas.errors import SoftshardsError
 
 
-def load_tokenizer(directory: Path) -> Any:
-    """The fast tokenizer of a folder, without truncation and padding.
+def load_tokenizer(directory: Path) -> TokenizerFile:
+    """Return the fast tokenizer of a folder.
 
     Raises:
-        SoftshardsError: there is none, or it cannot be read.
+        SoftshardsError: the file is missing, or cannot be read.
     """
-    from tokenizers import Tokenizer
-
-    file = directory / "tokenizer.json"
+    file = directory / TOKENIZER_JSON
     if not file.is_file():
         raise SoftshardsError(
-            "there is no tokenizer.json",
+            f"{TOKENIZER_JSON} is missing",
             path=directory,
             hint="give the folder of a fast tokenizer, such as the teacher's checkpoint",
         )
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return TokenizerFile(file)
     except Exception as error:  # tokenizers raises nothing narrower
         raise SoftshardsError(f"not a tokenizer: {error}", path=file) from error
-    tokenizer.no_truncation()  # a file may have been saved with both
-    tokenizer.no_padding()
-    return tokenizer

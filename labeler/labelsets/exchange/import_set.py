@@ -1,4 +1,4 @@
-"""`labeler import`: labels that other tools wrote become a label set, as far as they can be."""
+"""`labeler import`: make a label set from labels that another tool wrote."""
 
 from __future__ import annotations
 
@@ -12,97 +12,87 @@ from labeler.console import err, human_bytes, out, progress
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from labeler.labelsets.derive.derived_writer import write_derived
-from labeler.labelsets.exchange.batcher import Gathering
-from labeler.labelsets.exchange.convert_rows import Counts, Reading, names_of, take
+from labeler.labelsets.exchange.batcher import Batcher
+from labeler.labelsets.exchange.check_row import (
+    DERIVED_ENTROPY,
+    IMPORTED_TAIL,
+    RECORDED,
+    UNKNOWN_TOKEN,
+)
+from labeler.labelsets.exchange.convert_rows import (
+    ImportCounts,
+    RowLayout,
+    convert_rows,
+    source_names,
+)
+from labeler.labelsets.exchange.exchange_config import ImportConfig
 from labeler.labelsets.exchange.exchange_formats import FORMATS
 from labeler.labelsets.exchange.fast_tokenizer import load_tokenizer
 from labeler.labelsets.exchange.import_spool import Spool
-from labeler.labelsets.exchange.parse_row import (
-    DERIVED_ENTROPY,
-    IMPORTED_TAIL,
-    STATED,
-    UNKNOWN_TOKEN,
-)
-from labeler.labelsets.exchange.position_check import judge, shares
-from labeler.labelsets.exchange.read_rows import find_files, format_of
-from labeler.labelsets.exchange.source_identity import Stated
-from schemas import Manifest, SoftshardsError
+from labeler.labelsets.exchange.position_check import require_alignment
+from labeler.labelsets.exchange.read_rows import find_files, recognize_format
+from labeler.labelsets.exchange.source_identity import StatedSource
+from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_file
-from schemas.manifest import MANIFEST, read_manifest
+from schemas.manifest import MANIFEST, Manifest, read_manifest
 from schemas.version import CODECS
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportSettings:
-    """What the user says.
+class ImportSource:
+    """The files of an import.
 
     Attributes:
-        tokenizer, teacher, dtype: see `Stated`.
-        form: the format, or None to tell it by the columns.
-        shift: see `read_foreign`; None for that of the format.
-        kind: of spans, where rows do not say.
-        allow: refusals that are not to be: `shift`, `renormalized`.
-        codec: of the set.
-        max_reject_share: largest share of bad rows.
+        files: the files, in order.
+        names: the source that rows record of each file.
+        layout: the layout of their rows.
+        stated: the user's statement about them.
     """
 
-    tokenizer: Path
-    teacher: str
-    dtype: str = "unknown"
-    form: str | None = None
-    shift: int | None = None
-    kind: str = "text"
-    allow: tuple[str, ...] = ()
-    codec: str = "plain"
-    max_reject_share: float = 0.5
+    files: Sequence[Path]
+    names: Sequence[str]
+    layout: RowLayout
+    stated: StatedSource
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The files, what rows call them, and how they are to be read."""
-
-    files: list[Path]
-    names: list[str]
-    reading: Reading
-    stated: Stated
-
-
-def open_source(inputs: Sequence[Path], settings: ImportSettings) -> Source:
-    """Find the files, and say how they are to be read.
+def open_source(config: ImportConfig) -> ImportSource:
+    """Find the files, and determine the layout of their rows.
 
     Raises:
-        SoftshardsError: there are none, they hold no labels, or there is no such tokenizer.
+        SoftshardsError: no file is found, the files hold no labels, or the tokenizer is missing.
     """
-    files = find_files(inputs)
-    form = settings.form or format_of(files)
-    shift = FORMATS[form].shift if settings.shift is None else settings.shift
-    vocab_size = load_tokenizer(settings.tokenizer).get_vocab_size(with_added_tokens=True)
-    return Source(
-        files=files,
-        names=names_of(files, inputs),
-        reading=Reading(form=form, shift=shift, kind=settings.kind, vocab_size=vocab_size),
-        stated=Stated(
-            tokenizer=settings.tokenizer,
-            teacher=settings.teacher,
-            dtype=settings.dtype,
-            form=form,
-        ),
+    files = find_files(config.inputs)
+    format = config.format or recognize_format(files)
+    layout = RowLayout(
+        format=format,
+        shift=FORMATS[format].shift if config.shift is None else config.shift,
+        kind=config.kind,
+        vocab_size=len(load_tokenizer(config.tokenizer)),
     )
+    stated = StatedSource(
+        tokenizer=config.tokenizer, teacher=config.teacher, dtype=config.dtype, format=format
+    )
+    names = source_names(files, config.inputs)
+    return ImportSource(files=files, names=names, layout=layout, stated=stated)
 
 
-def print_import(
-    inputs: Sequence[Path], target: Path, settings: ImportSettings, *, as_json: bool
-) -> None:
-    """Import, and say what came of it.
+def run_import(config: ImportConfig) -> int:
+    """Import, and print a summary; with `dry_run`, print how the first row is read.
 
     Raises:
         SoftshardsError: as `import_labels`.
     """
-    manifest = import_labels(inputs, target, settings)
+    if config.dry_run:
+        from labeler.labelsets.exchange.import_dry_run import print_dry_run
+
+        print_dry_run(config)
+        return 0
+    assert config.out_dir is not None, "ImportConfig requires it without a dry run"
+    manifest = import_labels(config, config.out_dir)
     totals = manifest.totals
     assert totals is not None, "write_derived closes the set"
     facts = {
-        "out": str(target),
+        "out": str(config.out_dir),
         "format": manifest.provenance["derived"]["format"],
         "codec": manifest.codec,
         "rows": totals.rows,
@@ -113,112 +103,125 @@ def print_import(
         "unknown_token_logprobs": manifest.provenance["unknown_token_logprobs"],
         "tail_source": manifest.provenance["tail_source"],
     }
-    if as_json:
+    if config.as_json:
         print(json.dumps(facts))
-        return
+        return 0
     out.print(
-        f"{target}: {totals.rows} rows, {totals.labels} labels of at most {facts['k']} ids from "
-        f"format {facts['format']}, {human_bytes(totals.bytes)}; {totals.rejects} rejects",
+        f"{config.out_dir}: {totals.rows} rows, {totals.labels} labels of at most {facts['k']} ids "
+        f"from format {facts['format']}, {human_bytes(totals.bytes)}; {totals.rejects} rejects",
         markup=False,
     )
     out.print(f"tail: {facts['tail_source']}", markup=False)
     if unknown := facts["unknown_token_logprobs"]:
         out.print(f"{unknown} of {totals.labels} labels: {UNKNOWN_TOKEN}", markup=False)
     if totals.rejects:
-        out.print(f"see `labeler inspect {target} --rejects`", markup=False)
+        out.print(f"see `labeler inspect {config.out_dir} --rejects`", markup=False)
+    return 0
 
 
-def import_labels(inputs: Sequence[Path], target: Path, settings: ImportSettings) -> Manifest:
-    """Read files of another tool into a label set; a finished import of the same is left alone.
+def import_labels(config: ImportConfig, out_dir: Path) -> Manifest:
+    """Write the files of another tool as a label set; reuse a finished import of the same files.
 
-    All rows are read and checked first, into a file beside the set that is gone in the end, and
-    then written. The same command goes on after a kill, reading again.
+    All rows are read and checked first, into a temporary file beside the set, and then written. A
+    killed import reads its files again.
 
     Raises:
-        SoftshardsError: the files are not what they are said to be, too many rows are bad, or
-            there is another set in `target`.
+        SoftshardsError: the files contradict the statement about them, too many rows are bad, or
+            `out_dir` holds another set.
     """
-    source = open_source(inputs, settings)
-    derived = _derived(source, settings)
-    if (found := _finished(target, derived)) is not None:
-        err.print(f"{target} is this import, finished; nothing to do", markup=False)
-        return found
-    counts = Counts()
-    spool = Spool(target.parent, source.reading.vocab_size, LabelConfig.unit_labels)
-    gather(source, settings, counts, spool)
-    tail = tail_source(counts)
-    units = spool.units(tail, STATED if not counts.derived_entropy else DERIVED_ENTROPY)
+    source = open_source(config)
+    derived = _derived_facts(source, config)
+    if (finished := _finished_import(out_dir, derived)) is not None:
+        err.print(f"{out_dir} holds this import, finished; nothing to do", markup=False)
+        return finished
+    counts = ImportCounts()
+    spool = Spool(out_dir.parent, source.layout.vocab_size, LabelConfig.unit_labels)
+    _spool_rows(source, config, counts, spool)
+    tail = describe_tail(counts)
+    units = spool.units(tail, DERIVED_ENTROPY if counts.derived_entropy else RECORDED)
     if not units:
-        raise SoftshardsError("no row is left to import", path=source.files[0])
+        raise SoftshardsError("all rows were rejected", path=source.files[0])
     return write_derived(
-        target,
+        out_dir,
         units,
         identity=source.stated.identity(
-            vocab_size=source.reading.vocab_size, k=counts.k, max_length=counts.longest
+            vocab_size=source.layout.vocab_size, k=counts.k, max_length=counts.longest
         ),
-        codec=CODECS[settings.codec],
+        codec=CODECS[config.codec],
         derived=derived,
-        copy_tokenizer=lambda folder: copy_tokenizer(settings.tokenizer, folder),
+        copy_tokenizer=lambda folder: copy_tokenizer(config.tokenizer, folder),
         provenance={
-            "teacher": settings.teacher,
+            "teacher": config.teacher,
             "tail_source": tail,
             "unknown_token_logprobs": counts.unknown_tokens,
-            "actual_token_in_top_k": shares(counts.evidence, source.reading.shift),
+            "actual_token_in_top_k": counts.evidence.shares_by_shift(source.layout.shift),
         },
     )
 
 
-def gather(source: Source, settings: ImportSettings, counts: Counts, spool: Spool) -> None:
+def _spool_rows(
+    source: ImportSource, config: ImportConfig, counts: ImportCounts, spool: Spool
+) -> None:
     """Read all rows into the spool.
 
     Raises:
-        SoftshardsError: too many are bad, or the labels do not stand where they are said to.
+        SoftshardsError: too many rows are bad, or the labels look shifted or renormalized.
     """
-    gathering = Gathering(spool, source.reading.vocab_size, settings.max_reject_share)
-    judged = False
+    batcher = Batcher(spool, source.layout.vocab_size, config.max_reject_share)
+    checked = False
     with progress("rows") as bar:
         task = bar.add_task("reading", total=None)
         for path, name in zip(source.files, source.names, strict=True):
-            for item in take(path, name, source.reading, counts):
-                gathering.take(item)
+            for item in convert_rows(path, name, source.layout, counts):
+                batcher.add(item)
                 bar.advance(task)
-                if counts.evidence.enough and not judged:
-                    judge(counts.evidence, source.files[0], source.reading.shift, settings.allow)
-                    judged = True
-    gathering.finish()
-    if not judged:
-        judge(counts.evidence, source.files[0], source.reading.shift, settings.allow)
+                if counts.evidence.suffices and not checked:
+                    check_alignment(source, config, counts)
+                    checked = True
+    batcher.finish()
+    if not checked:
+        check_alignment(source, config, counts)
 
 
-def tail_source(counts: Counts) -> str:
-    """What shards are to say of their tails, and of what goes with them."""
-    tail = STATED if not counts.derived_tail else IMPORTED_TAIL
+def check_alignment(source: ImportSource, config: ImportConfig, counts: ImportCounts) -> None:
+    """Refuse labels that look shifted or renormalized, unless the settings allow it.
+
+    Raises:
+        SoftshardsError: as `require_alignment`.
+    """
+    require_alignment(counts.evidence, source.files[0], source.layout.shift, config.allowed)
+
+
+def describe_tail(counts: ImportCounts) -> str:
+    """Return the `tail_source` of the shards, with a note on unknown token logprobs."""
+    tail = IMPORTED_TAIL if counts.derived_tail else RECORDED
     if counts.own_tail and counts.derived_tail:
-        tail = f"{STATED}, else {IMPORTED_TAIL}"
+        tail = f"{RECORDED}, else {IMPORTED_TAIL}"
     if counts.evidence.renormalized:
         tail = f"{tail}; the file's top-k add up to 1, so that this is a floor and no tail"
     return f"{tail}; {UNKNOWN_TOKEN}" if counts.unknown_tokens else tail
 
 
-def _derived(source: Source, settings: ImportSettings) -> dict[str, Any]:
+def _derived_facts(source: ImportSource, config: ImportConfig) -> dict[str, Any]:
+    """Return what the manifest records of the import; a set made with the same is this import."""
     return {
         "how": "import",
         "from": [
             {"name": name, "sha256": sha256_file(path)}
             for path, name in zip(source.files, source.names, strict=True)
         ],
-        "format": source.reading.form,
-        "shift": source.reading.shift,
-        "kind": source.reading.kind,
-        "allow": sorted(settings.allow),
+        "format": source.layout.format,
+        "shift": source.layout.shift,
+        "kind": source.layout.kind,
+        "allow": sorted(config.allowed),
         "stated": source.stated.facts,
         "tokenizer": source.stated.tokenizer_digest,
     }
 
 
-def _finished(target: Path, derived: dict[str, Any]) -> Manifest | None:
-    if not (target / MANIFEST).exists():
+def _finished_import(out_dir: Path, derived: dict[str, Any]) -> Manifest | None:
+    if not (out_dir / MANIFEST).exists():
         return None
-    manifest = read_manifest(target)
+    manifest = read_manifest(out_dir)
     same = manifest.provenance.get("derived") == derived
     return manifest if same and manifest.status == "complete" else None

@@ -1,18 +1,18 @@
-"""Imported rows on disk until all of the file is read: memory stays flat, units can be repeated."""
+"""Spool imported rows on disk until all are read: memory stays flat, units can be read again."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from labeler.labelsets.derive.derived_writer import FinishedUnit
-from schemas import __version__
+from labeler.labelsets.exchange.convert_rows import Reject
 from schemas.arrow import row_schema
+from schemas.version import __version__
 
 PROVENANCE = {
     "engine": "import",
@@ -20,18 +20,18 @@ PROVENANCE = {
     "device": "none",
     "engine_seconds": 0.0,
 }
-"""What the journal says of the engine: there was none."""
+"""Facts about the engine for the journal: there was none."""
 
 
 @dataclass
 class _Unit:
     batches: list[int] = field(default_factory=list)
     labels: int = 0
-    rejects: list[dict[str, Any]] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
 
 
 class Spool:
-    """Row groups in a file without a name, which goes when the process does, and their rejects."""
+    """Row groups and rejects; the row groups are in an unnamed file that ends with the process."""
 
     def __init__(self, folder: Path, vocab_size: int, unit_labels: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ class Spool:
         self._units, self._unit_labels, self._batches = [_Unit()], unit_labels, 0
 
     def add(self, table: pa.Table) -> None:
-        """Keep a row group."""
+        """Add a row group."""
         labels = int(table["n_labels"].to_numpy().sum())
         if self._units[-1].batches and self._units[-1].labels + labels > self._unit_labels:
             self._units.append(_Unit())
@@ -53,23 +53,25 @@ class Spool:
             self._batches += 1
         unit.labels += labels
 
-    def reject(self, reject: dict[str, Any]) -> None:
-        """Keep what is said of a row that is none, with the rows that it came with."""
+    def reject(self, reject: Reject) -> None:
+        """Add a reject to the current unit."""
         self._units[-1].rejects.append(reject)
 
     def units(self, tail_source: str, entropy_source: str) -> list[FinishedUnit]:
-        """All units; nothing can be added any more."""
+        """Close the spool, and return all units."""
         self._writer.close()
         self._file.flush()
         self._file.seek(0)
         reader = pa.ipc.open_file(pa.PythonFile(self._file, "r"))
 
-        def tables(unit: _Unit) -> Iterator[pa.Table]:
-            return (pa.Table.from_batches([reader.get_batch(index)]) for index in unit.batches)
+        def tables_of(unit: _Unit) -> Callable[[], Iterator[pa.Table]]:
+            return lambda: (
+                pa.Table.from_batches([reader.get_batch(index)]) for index in unit.batches
+            )
 
         return [
             FinishedUnit(
-                tables=lambda unit=unit: tables(unit),  # type: ignore[misc]
+                tables=tables_of(unit),
                 tail_source=tail_source,
                 entropy_source=entropy_source,
                 provenance=PROVENANCE,

@@ -1,27 +1,29 @@
-"""Are a file's labels where they are said to be? Told by the actual tokens, with no model."""
+"""Check by the actual tokens, without a model, that labels belong to the stated positions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from labeler.labelsets.exchange.parse_row import Foreign
-from schemas import PAD_ID, SoftshardsError
+from labeler.labelsets.exchange.parse_row import ParsedRow
+from schemas.codec import PAD_ID
+from schemas.errors import SoftshardsError
 
-SHIFTS = (-1, 0, 1)
-"""Places off what is stated that are tried."""
+OFFSETS = (-1, 0, 1)
+"""Offsets from the stated positions that are tried."""
 ENOUGH = 20_000
-"""Labels after which the counts are believed."""
+"""Labels after which the counts suffice."""
 MARGIN = 0.05
-"""A place must have the actual token in the top-k so much more often than the one stated, and by
-three standard errors of a share, to be believed instead."""
+"""Least difference between the hit shares of two offsets that counts; three standard errors of a
+share count if they are larger."""
 PLAUSIBLE = 0.5
-"""And at least so often: the place of a model that hardly ever expects the text cannot be told."""
-WHOLE = 1e-4
-"""Mass outside the top-k below which a position looks as if there were none."""
+"""Least hit share of an offset that is preferred to the stated one: a model that hardly ever
+expects the text gives no evidence."""
+NO_TAIL = 1e-4
+"""Mass outside the top-k below which a position looks as if it had no tail."""
 
 
 @dataclass
@@ -29,81 +31,85 @@ class Evidence:
     """Counts over the first labels of a file.
 
     Attributes:
-        labels: distributions looked at.
-        hits: by place off what is stated, those with the token there in their top-k.
-        tried: by place, those with a token there.
-        whole: those whose top-k has all the mass, without covering the vocabulary.
+        labels: distributions counted.
+        hits: by offset, the distributions that have the token there in their top-k.
+        tried: by offset, the distributions that have a token there.
+        without_tail: distributions whose top-k has all the mass without covering the vocabulary.
     """
 
     labels: int = 0
-    hits: dict[int, int] = field(default_factory=lambda: dict.fromkeys(SHIFTS, 0))
-    tried: dict[int, int] = field(default_factory=lambda: dict.fromkeys(SHIFTS, 0))
-    whole: int = 0
+    hits: dict[int, int] = field(default_factory=lambda: dict.fromkeys(OFFSETS, 0))
+    tried: dict[int, int] = field(default_factory=lambda: dict.fromkeys(OFFSETS, 0))
+    without_tail: int = 0
 
     @property
-    def enough(self) -> bool:
-        """Whether no more need be looked at."""
+    def suffices(self) -> bool:
+        """Whether no more labels need to be counted."""
         return self.labels >= ENOUGH
 
-    def add(self, row: Foreign, vocab_size: int) -> None:
+    def add(self, row: ParsedRow, vocab_size: int) -> None:
         """Count a row."""
         self.labels += len(row.positions)
-        for shift in SHIFTS:
-            tokens = row.tokens_at(shift)
-            there = tokens != PAD_ID
-            hit = (row.ids == tokens[:, None]).any(axis=1) & there
-            self.hits[shift] += int(hit.sum())
-            self.tried[shift] += int(there.sum())
+        for offset in OFFSETS:
+            tokens = row.tokens_at(offset)
+            exists = tokens != PAD_ID
+            hit = (row.ids == tokens[:, None]).any(axis=1) & exists
+            self.hits[offset] += int(hit.sum())
+            self.tried[offset] += int(exists.sum())
         if row.tail is None and row.ids.shape[1] < vocab_size:
             mass = np.exp(row.logprobs).sum(axis=1)
-            self.whole += int((np.abs(mass - 1) < WHOLE).sum())
+            self.without_tail += int((np.abs(mass - 1) < NO_TAIL).sum())
 
-    def share(self, shift: int) -> float:
-        """Share of labels with the actual token in the top-k, were they `shift` places off."""
-        return self.hits[shift] / max(1, self.tried[shift])
+    def share(self, offset: int) -> float:
+        """Return the share of labels with the token at `offset` in the top-k."""
+        return self.hits[offset] / max(1, self.tried[offset])
+
+    def shares_by_shift(self, shift: int) -> dict[str, float]:
+        """Return the share of labels with the actual token in the top-k, by value of --shift.
+
+        Args:
+            shift: the one that the rows were read with.
+        """
+        return {str(shift + offset): round(self.share(offset), 4) for offset in OFFSETS}
 
     @property
-    def better(self) -> int:
-        """The place off what is stated where the labels fit; 0 where none is clearly better."""
-        best = max(SHIFTS, key=self.share)
+    def best_offset(self) -> int:
+        """Offset at which the labels fit; 0 unless another is clearly better."""
+        best = max(OFFSETS, key=self.share)
         needed = max(MARGIN, 1.5 / np.sqrt(max(1, self.labels)))
-        believed = self.share(best) >= max(PLAUSIBLE, self.share(0) + needed)
-        return best if believed else 0
+        clear = self.share(best) >= max(PLAUSIBLE, self.share(0) + needed)
+        return best if clear else 0
 
     @property
     def renormalized(self) -> bool:
         """Whether every position's top-k has all the mass: the tail was divided out."""
-        return self.labels >= 20 and self.whole == self.labels
+        return self.labels >= 20 and self.without_tail == self.labels
 
 
-def judge(evidence: Evidence, path: Path, stated: int, allow: Sequence[str]) -> None:
-    """Refuse labels that do not stand where they are said to, or have lost their tail.
+def require_alignment(evidence: Evidence, path: Path, shift: int, allowed: Collection[str]) -> None:
+    """Refuse labels that look shifted, or have lost their tail.
 
     Args:
-        evidence: of the file `path`.
-        stated: the shift it was read with.
-        allow: what is not to be refused: `shift`, `renormalized`.
+        evidence: counts over the file.
+        path: the file.
+        shift: the shift that it was read with.
+        allowed: problems to accept: `shift`, `renormalized`.
 
     Raises:
-        SoftshardsError: saying where they seem to stand.
+        SoftshardsError: naming the shift that the labels seem to have.
     """
-    if (off := evidence.better) and "shift" not in allow:
+    if (offset := evidence.best_offset) and "shift" not in allowed:
         raise SoftshardsError(
             f"the labels look shifted: the actual token is in the top-k of "
-            f"{evidence.share(0):.1%} of labels under --shift {stated}, of "
-            f"{evidence.share(off):.1%} under --shift {stated + off}",
+            f"{evidence.share(0):.1%} of labels with --shift {shift}, of "
+            f"{evidence.share(offset):.1%} with --shift {shift + offset}",
             path=path,
-            hint=f"give --shift {stated + off}, or, if you know better, --allow shift",
+            hint=f"give --shift {shift + offset}, or, if you know better, --allow shift",
         )
-    if evidence.renormalized and "renormalized" not in allow:
+    if evidence.renormalized and "renormalized" not in allowed:
         raise SoftshardsError(
-            "the probabilities of every top-k add up to 1: somebody has divided the tail out, and "
-            "how much the teacher thought of other tokens cannot be known any more",
+            "the probabilities of every top-k add up to 1: the tail was divided out, and the mass "
+            "of the other tokens cannot be recovered",
             path=path,
-            hint="get the values before that, or import them without a tail: --allow renormalized",
+            hint="get the original values, or import them without a tail: --allow renormalized",
         )
-
-
-def shares(evidence: Evidence, stated: int) -> dict[str, float]:
-    """By --shift, how often the actual token is in the top-k."""
-    return {str(stated + off): round(evidence.share(off), 4) for off in SHIFTS}

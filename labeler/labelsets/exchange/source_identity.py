@@ -1,4 +1,4 @@
-"""Who made an imported file, as far as the user says; what nobody says is recorded as unknown."""
+"""The origin of an imported file, as the user states it; the rest is recorded as unknown."""
 
 from __future__ import annotations
 
@@ -6,46 +6,53 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
-from schemas import Identity, SoftshardsError
+from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
+from schemas.manifest import Identity
 
 UNKNOWN = "unknown"
 
 
+class _TeacherDigests(TypedDict):
+    weights: str
+    weights_scope: Literal["full", "stated"]
+    model_config_digest: str
+
+
 @dataclass(frozen=True, kw_only=True)
-class Stated:
-    """What the user says of a file's labels.
+class StatedSource:
+    """The user's statement about a file's labels.
 
     Attributes:
         tokenizer: folder of the tokenizer that made the ids.
         teacher: folder of the checkpoint that made the labels, or its name.
-        dtype: what it ran in.
-        form: the file's format.
+        dtype: dtype that the teacher ran in.
+        format: the file's format.
     """
 
     tokenizer: Path
     teacher: str
     dtype: str
-    form: str
+    format: str
 
     @property
-    def folder(self) -> Path | None:
-        """The teacher's checkpoint, where it is one."""
+    def checkpoint(self) -> Path | None:
+        """The teacher's folder; None if the teacher is stated by name."""
         path = Path(self.teacher)
         return path if (path / "config.json").is_file() else None
 
     @property
     def facts(self) -> dict[str, str]:
-        """As the manifest has them."""
+        """The statement as the manifest records it."""
         return {"teacher": self.teacher, "dtype": self.dtype}
 
     def identity(self, *, vocab_size: int, k: int, max_length: int) -> Identity:
-        """The identity of labels of which only this is known.
+        """Return the identity of labels about which only this is known.
 
-        `rendering` names the import, so that such a set is never taken for one that was labeled:
-        how its text was rendered is not known.
+        `rendering` names the import, so that such a set never passes for one that the labeler made:
+        the rendering of its text is unknown.
 
         Raises:
             SoftshardsError: the teacher's folder has no weights, or another tokenizer.
@@ -61,7 +68,7 @@ class Stated:
             k=k,
             max_length=max_length,
             overlap=0,
-            rendering={"imported": self.form},
+            rendering={"imported": self.format},
         )
 
     @cached_property
@@ -69,7 +76,7 @@ class Stated:
         """Digest of the tokenizer.
 
         Raises:
-            SoftshardsError: there is none in the folder.
+            SoftshardsError: the folder has none.
         """
         try:
             return tokenizer_digest(self.tokenizer)
@@ -78,24 +85,33 @@ class Stated:
                 f"no tokenizer: {error}", path=self.tokenizer, hint="check --tokenizer"
             ) from error
 
-    def _teacher_digests(self) -> dict[str, Any]:
-        if self.folder is None:
+    def _teacher_digests(self) -> _TeacherDigests:
+        folder = self.checkpoint
+        if folder is None:
             stated = sha256_json({"stated": {"teacher": self.teacher}})
             return {"weights": stated, "weights_scope": "stated", "model_config_digest": stated}
+        self._require_same_tokenizer(folder)
         try:
-            if tokenizer_digest(self.folder) != self.tokenizer_digest:
-                raise SoftshardsError(
-                    "the teacher has another tokenizer than --tokenizer",
-                    path=self.folder,
-                    hint="give the folders of one model, or the teacher by name",
-                )
-        except FileNotFoundError:
-            pass  # weights alone
-        try:
-            weights = weights_digest(self.folder)
+            weights = weights_digest(folder)
         except FileNotFoundError as error:
             raise SoftshardsError(
-                f"no weights: {error}", path=self.folder, hint="give the teacher by name"
+                f"no weights: {error}", path=folder, hint="give the teacher by name"
             ) from error
-        config = json.loads((self.folder / "config.json").read_bytes())
-        return {"weights": weights, "model_config_digest": sha256_json(config)}
+        config = json.loads((folder / "config.json").read_bytes())
+        return {
+            "weights": weights,
+            "weights_scope": "full",
+            "model_config_digest": sha256_json(config),
+        }
+
+    def _require_same_tokenizer(self, folder: Path) -> None:
+        try:
+            same = tokenizer_digest(folder) == self.tokenizer_digest
+        except FileNotFoundError:
+            return  # the folder holds weights only
+        if not same:
+            raise SoftshardsError(
+                "the teacher's tokenizer differs from --tokenizer",
+                path=folder,
+                hint="give the folders of one model, or the teacher by name",
+            )

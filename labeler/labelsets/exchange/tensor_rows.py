@@ -1,4 +1,4 @@
-"""Rows of a label set as the rectangles of DistillKit and axolotl: one entry a token."""
+"""Rows of a label set as the rectangles of DistillKit and axolotl: one entry per token."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeler.labelsets.exchange.exchange_formats import FILL
-from schemas import PAD_ID, decode
+from labeler.labelsets.exchange.exchange_formats import FILL, IGNORED
+from schemas.codec import PAD_ID, decode
 from schemas.shift_check import label_places
 
 ENTRIES = 1 << 21
-"""Numbers of a column that are held at a time: a rectangle has them for unlabeled tokens, too."""
-IGNORED = -100
-"""Label of a token without a loss, as torch and transformers know it."""
+"""Numbers of a column that are held at a time; a rectangle has them for unlabeled tokens, too."""
 
 
 @dataclass(frozen=True)
 class Rectangles:
-    """Entry t of a row is the distribution of its token t + 1.
+    """Rows in which entry t holds the distribution of token t + 1.
 
     Attributes:
-        tokens: int64 [m], the tokens of all rows; starts: int64 [rows + 1], where rows begin.
-        ids: int64 [m, k]; 0 where there is nothing.
-        logprobs: float32 [m, k]; FILL where there is nothing.
-        real: bool [m, k], where there is something.
-        labeled: bool [m], tokens that have a label (at the entry before).
+        tokens: int64 [m], the tokens of all rows.
+        starts: int64 [rows + 1], index of each row's first token.
+        ids: int64 [m, k]; 0 where empty.
+        logprobs: float32 [m, k]; FILL where empty.
+        real: bool [m, k], false where empty.
+        labeled: bool [m], tokens that have a label, which is in the entry before.
     """
 
     tokens: NDArray[np.int64]
@@ -40,7 +39,7 @@ class Rectangles:
     labeled: NDArray[np.bool_]
 
     def lists(self, values: NDArray[Any]) -> pa.Array:
-        """Values of all entries [m] or [m, k] as one list a row."""
+        """Return values of all entries, [m] or [m, k], as one list per row."""
         if values.ndim == 1:
             inner = pa.array(values)
         else:
@@ -50,10 +49,10 @@ class Rectangles:
 
 
 def distillkit_table(rows: Rectangles) -> pa.Table:
-    """`input_ids`, `labels`, `token_ids`, `top_values`.
+    """Return `input_ids`, `labels`, `token_ids` and `top_values`.
 
-    DistillKit masks entry t by labels[t], without a shift: so a label stands there, and only
-    there, where the entry holds a distribution.
+    DistillKit masks entry t by labels[t], without a shift, so labels[t] is set exactly where entry
+    t holds a distribution.
     """
     present = rows.real.any(axis=1)
     return pa.table(
@@ -67,10 +66,10 @@ def distillkit_table(rows: Rectangles) -> pa.Table:
 
 
 def axolotl_table(rows: Rectangles) -> pa.Table:
-    """`input_ids`, `attention_mask`, `labels` and the three columns of axolotl's KD collator.
+    """Return `input_ids`, `attention_mask`, `labels` and the columns of axolotl's KD collator.
 
-    `labels` are those of any causal model: transformers shifts them. The targets are not shifted
-    by anyone, so the mask of entry t goes with labels[t + 1].
+    transformers shifts `labels`, as for any causal model. Nothing shifts the targets, so the mask
+    of entry t corresponds to labels[t + 1].
     """
     return pa.table(
         {
@@ -85,11 +84,11 @@ def axolotl_table(rows: Rectangles) -> pa.Table:
 
 
 def rectangles(table: pa.Table, k: int) -> Iterator[Rectangles]:
-    """Rows of a label set, plain columns, a bounded number at a time.
+    """Yield the rows of a table with plain columns, `ENTRIES` numbers of a column at a time.
 
     Args:
-        table: the rows.
-        k: ids an entry.
+        table: rows of a label set.
+        k: ids per entry.
     """
     ends = np.cumsum(table["n_tokens"].to_numpy().astype(np.int64) * k)
     start = 0
@@ -108,10 +107,10 @@ def _rectangles(table: pa.Table, k: int) -> Rectangles:
     ids, real = np.zeros((m, k), np.int64), np.zeros((m, k), bool)
     logprobs = np.full((m, k), FILL, np.float32)
     at = places.starts[places.row] + places.position
-    there = (labels.topk_ids != PAD_ID) & np.isfinite(labels.topk_logprobs)
-    real[at - 1, :width] = there
-    ids[at - 1, :width] = np.where(there, labels.topk_ids, 0)
-    logprobs[at - 1, :width] = np.where(there, labels.topk_logprobs, FILL)
+    stored = (labels.topk_ids != PAD_ID) & np.isfinite(labels.topk_logprobs)
+    real[at - 1, :width] = stored
+    ids[at - 1, :width] = np.where(stored, labels.topk_ids, 0)
+    logprobs[at - 1, :width] = np.where(stored, labels.topk_logprobs, FILL)
     labeled = np.zeros(m, bool)
     labeled[at] = True
     return Rectangles(

@@ -1,4 +1,4 @@
-"""A place on the Hugging Face Hub, and what is known of the label set there."""
+"""A dataset repository on the Hugging Face Hub, and the label set that it holds."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labeler.console import human_bytes
-from labeler.labelsets.hub.complete_set import WholeSet
-from schemas import Manifest, SoftshardsError
-from schemas.errors import LabelSetError
-from schemas.manifest import MANIFEST, read_manifest
+from labeler.labelsets.hub.complete_set import CompleteSet
+from schemas.errors import LabelSetError, SoftshardsError
+from schemas.manifest import MANIFEST, Manifest, read_manifest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-KIND = "dataset"
+REPO_TYPE = "dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where on which Hub.
+class HubRepo:
+    """A dataset repository at one revision.
 
     Attributes:
-        repo: OWNER/NAME of the dataset repository.
+        name: OWNER/NAME of the dataset repository.
         revision: branch (or, to pull, tag or commit); None is `main`.
-        endpoint: URL of the Hub; None is the library's own (HF_ENDPOINT).
+        endpoint: URL of the Hub; None is the library's default (HF_ENDPOINT).
     """
 
-    repo: str
+    name: str
     revision: str | None = None
     endpoint: str | None = None
 
     @property
     def api(self) -> HfApi:
-        """The library's client; it finds the token by itself (HF_TOKEN, `hf auth login`)."""
+        """The library's client, which finds the token by itself (HF_TOKEN, `hf auth login`)."""
         from huggingface_hub import HfApi
 
         return HfApi(endpoint=self.endpoint, library_name="softshards")
@@ -43,17 +42,22 @@ class Place:
     @property
     def url(self) -> str:
         """Address of the repository."""
-        return f"{self.api.endpoint}/datasets/{self.repo}"
+        return f"{self.api.endpoint}/datasets/{self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shared:
-    """What was, or would be, pushed or pulled.
+class SharedSet:
+    """A label set that was pushed or pulled, or would be.
 
     Attributes:
-        url: address of the repository; commit: its newest commit, None for a dry run.
-        path: the folder; files, bytes: its label set's; rows, labels: what is in it.
-        manifest_digest: what tells this set from every other.
+        url: address of the repository.
+        commit: the commit that holds the set, None for a dry run.
+        path: the set's folder.
+        files: number of files of the set.
+        bytes: their total size.
+        rows: rows of the set.
+        labels: labels of the set.
+        manifest_digest: identifies this state of this set.
     """
 
     url: str
@@ -66,84 +70,85 @@ class Shared:
     manifest_digest: str
 
     def sentence(self) -> str:
-        """For people."""
+        """Return the numbers as text."""
         return (
             f"{self.files} files, {human_bytes(self.bytes)}, {self.rows} rows, "
             f"{self.labels} labels, manifest {self.manifest_digest[:16]}"
         )
 
 
-def shared(whole: WholeSet, place: Place, commit: str | None) -> Shared:
-    """What is said of a set that was pushed or pulled."""
-    return Shared(
-        url=place.url,
+def describe_shared(complete: CompleteSet, repo: HubRepo, commit: str | None) -> SharedSet:
+    """Return the facts of a set that was pushed to or pulled from `repo`."""
+    return SharedSet(
+        url=repo.url,
         commit=commit,
-        path=str(whole.path),
-        files=len(whole.files),
-        bytes=whole.bytes,
-        rows=whole.labels.rows,
-        labels=whole.labels.labels,
-        manifest_digest=whole.labels.manifest.self_digest,
+        path=str(complete.path),
+        files=len(complete.files),
+        bytes=complete.bytes,
+        rows=complete.labels.rows,
+        labels=complete.labels.labels,
+        manifest_digest=complete.labels.manifest.self_digest,
     )
 
 
-def check_name(repo: str) -> None:
-    """Refuse what cannot be a repository's OWNER/NAME.
+def require_repo_name(name: str) -> None:
+    """Refuse a name that is not OWNER/NAME.
 
     Raises:
-        SoftshardsError: it cannot.
+        SoftshardsError: the name is invalid.
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
-        validate_repo_id(repo)
-        if repo.count("/") != 1:
-            raise HFValidationError("it has no owner")
+        validate_repo_id(name)
+        if name.count("/") != 1:
+            raise HFValidationError("the owner is missing")
     except HFValidationError as error:
         raise SoftshardsError(
-            f"not a repository's name: {repo!r}", hint="give OWNER/NAME, as the Hub shows it"
+            f"not a repository's name: {name!r}", hint="give OWNER/NAME, as the Hub shows it"
         ) from error
 
 
-def refuse_another(there: Manifest | None, ours: Manifest, where: Path | str) -> None:
-    """Refuse to put a set in the place of another, or of another state of itself.
+def require_same_set(existing: Manifest | None, new: Manifest, where: Path | str) -> None:
+    """Refuse to overwrite a different set, or a different state of the same set.
 
     Args:
-        there: manifest of what is there, if anything is; ours: of what is to go there.
+        existing: manifest of the set that is at `where`; None if there is none.
+        new: manifest of the set that would replace it.
         where: the repository or folder.
 
     Raises:
-        SoftshardsError: they differ.
+        SoftshardsError: the two differ.
     """
-    if there is None or there.self_digest == ours.self_digest:
+    if existing is None or existing.self_digest == new.self_digest:
         return
-    which = "other teacher or settings"
-    if there.identity_digest == ours.identity_digest:
-        which = "same teacher and settings: other rows, an earlier state, or another codec"
+    difference = "different teacher or settings"
+    if existing.identity_digest == new.identity_digest:
+        difference = "same teacher and settings: different rows, an earlier state, or another codec"
     raise SoftshardsError(
-        f"there is a label set already, with manifest {there.self_digest[:16]} in place of "
-        f"{ours.self_digest[:16]} ({which})",
+        f"a label set is there already, with manifest {existing.self_digest[:16]} instead of "
+        f"{new.self_digest[:16]} ({difference})",
         path=where,
-        hint="choose another place, or pass --replace to put this set in its place",
+        hint="choose another place, or replace the set with --replace",
     )
 
 
-def remote_manifest(place: Place, revision: str | None) -> Manifest | None:
-    """The manifest in the repository; None where there is none.
+def read_remote_manifest(repo: HubRepo, revision: str | None) -> Manifest | None:
+    """Return the manifest in the repository; None if there is none.
 
     Raises:
-        LabelSetError: it is altered, or of an unknown version.
+        LabelSetError: the manifest is altered, or of an unknown version.
     """
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     with tempfile.TemporaryDirectory(prefix="softshards-hub-") as folder:
         try:
-            place.api.hf_hub_download(
-                place.repo, MANIFEST, repo_type=KIND, revision=revision, local_dir=folder
+            repo.api.hf_hub_download(
+                repo.name, MANIFEST, repo_type=REPO_TYPE, revision=revision, local_dir=folder
             )
         except RemoteEntryNotFoundError:
             return None
         try:
             return read_manifest(Path(folder))
         except LabelSetError as error:
-            raise LabelSetError(error.what, path=f"{place.url}/{MANIFEST}") from error
+            raise LabelSetError(error.what, path=f"{repo.url}/{MANIFEST}") from error

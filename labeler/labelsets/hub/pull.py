@@ -1,95 +1,119 @@
-"""A label set from the Hugging Face Hub, checked."""
+"""`labeler pull`: download a label set from the Hugging Face Hub, and check every byte."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
-from labeler.console import err, human_bytes
-from labeler.labelsets.hub.complete_set import CARD, PARTS, belongs, open_whole
+from labeler.console import err, human_bytes, out
+from labeler.labelsets.hub.complete_set import CARD, PARTS, is_set_file, open_complete_set
+from labeler.labelsets.hub.hub_config import PullConfig
 from labeler.labelsets.hub.hub_errors import hub_errors
 from labeler.labelsets.hub.hub_repo import (
-    KIND,
-    Place,
-    Shared,
-    check_name,
-    refuse_another,
-    remote_manifest,
-    shared,
+    REPO_TYPE,
+    HubRepo,
+    SharedSet,
+    describe_shared,
+    read_remote_manifest,
+    require_repo_name,
+    require_same_set,
 )
-from schemas import Manifest, SoftshardsError
-from schemas.errors import LabelSetError
-from schemas.manifest import MANIFEST, read_manifest
+from schemas.errors import LabelSetError, SoftshardsError
+from schemas.manifest import MANIFEST, Manifest, read_manifest
 
 DOWNLOADS = ".cache/huggingface"
-"""Where the Hub's library notes in a folder what it downloaded: the mark of a pulled set."""
+"""Folder in which the Hub's library records its downloads: the mark of a pulled set."""
 
 
-def pull(out: Path, place: Place, *, replace: bool = False) -> Shared:
-    """Download a label set, and check every byte of it. The same command goes on.
-
-    Args:
-        out: an empty or new folder, or one that this set was pulled into before.
-        place: the repository and its revision, which is resolved to one commit at the start.
-        replace: put the set in the place of one that was pulled here before.
+def run_pull(config: PullConfig) -> int:
+    """Pull a label set, and print where it came from.
 
     Raises:
-        SoftshardsError: `out` holds something else, or the Hub refuses.
-        LabelSetError: what came is no whole label set, or was altered.
+        SoftshardsError: as `pull`.
     """
-    check_name(place.repo)
-    with hub_errors(place.url):
-        commit = place.api.dataset_info(place.repo, revision=place.revision).sha
-        manifest = remote_manifest(place, commit)
+    repo = HubRepo(name=config.repo, revision=config.revision, endpoint=config.endpoint)
+    shared = pull(config.out_dir, repo, replace=config.replace)
+    if config.as_json:
+        print(json.dumps(dataclasses.asdict(shared)))
+    else:
+        source = f"{shared.url} at {shared.commit}"
+        out.print(f"{shared.path}: pulled from {source}, good: {shared.sentence()}", markup=False)
+    return 0
+
+
+def pull(out_dir: Path, repo: HubRepo, *, replace: bool = False) -> SharedSet:
+    """Download a label set, and check every byte of it; an interrupted pull is resumed.
+
+    Args:
+        out_dir: a new or empty folder, or one that this set was pulled into before.
+        repo: the repository and its revision, which is resolved to one commit at the start.
+        replace: replace another set, or another state, that was pulled into the folder.
+
+    Raises:
+        SoftshardsError: `out_dir` holds something else, or the Hub refuses.
+        LabelSetError: the download is not a complete label set, or was altered.
+    """
+    require_repo_name(repo.name)
+    with hub_errors(repo.url):
+        commit = repo.api.dataset_info(repo.name, revision=repo.revision).sha
+        manifest = read_remote_manifest(repo, commit)
     if manifest is None or manifest.status != "complete":
         raise LabelSetError(
-            "no complete label set is there: "
-            + ("manifest.json is missing" if manifest is None else "it is not finished"),
-            path=place.url,
-            hint="check the name and --revision; a push that was interrupted is finished by the "
-            "same `labeler push` command",
+            "the repository holds no complete label set: "
+            + ("manifest.json is missing" if manifest is None else "it is unfinished"),
+            path=repo.url,
+            hint="check the name and --revision; the same `labeler push` command finishes an "
+            "interrupted push",
         )
-    _check_target(out, manifest, replace=replace)
+    _require_target(out_dir, manifest, replace=replace)
     totals = manifest.totals
     if totals is not None:
-        what = f"{human_bytes(totals.bytes)} of labels, {totals.rows} rows"
-        err.print(f"{place.url} at {commit} -> {out}: {what}")
-    api = place.api
-    with hub_errors(place.url):
-        # The manifest last: a folder without one is taken for a label set by nobody.
+        size = f"{human_bytes(totals.bytes)} of labels, {totals.rows} rows"
+        err.print(f"{repo.url} at {commit} -> {out_dir}: {size}")
+    api = repo.api
+    with hub_errors(repo.url):
+        # The manifest comes last: a folder without one does not pass for a label set.
         patterns = [CARD, *(part for part in PARTS if part != MANIFEST)]
         api.snapshot_download(
-            place.repo, repo_type=KIND, revision=commit, local_dir=out, allow_patterns=patterns
+            repo.name,
+            repo_type=REPO_TYPE,
+            revision=commit,
+            local_dir=out_dir,
+            allow_patterns=patterns,
         )
-        api.hf_hub_download(place.repo, MANIFEST, repo_type=KIND, revision=commit, local_dir=out)
-        there = api.list_repo_files(place.repo, repo_type=KIND, revision=commit)
-    _drop_stale(out, set(there))
+        api.hf_hub_download(
+            repo.name, MANIFEST, repo_type=REPO_TYPE, revision=commit, local_dir=out_dir
+        )
+        remote_files = api.list_repo_files(repo.name, repo_type=REPO_TYPE, revision=commit)
+    _delete_stale(out_dir, set(remote_files))
     try:
-        whole = open_whole(out)
+        complete = open_complete_set(out_dir)
     except LabelSetError as error:
         raise LabelSetError(
-            f"what was downloaded is not the label set that was pushed: {error.what}",
-            path=error.path or out,
-            hint="delete that file and pull again; if it comes back the same, it is altered on "
-            "the Hub: pull an earlier --revision, or ask its owner to push it again",
+            f"the download is not the label set that was pushed: {error.what}",
+            path=error.path or out_dir,
+            hint="delete that file and pull again; if the error stays, the file is altered on the "
+            "Hub: pull an earlier --revision, or ask the owner to push again",
         ) from error
-    return shared(whole, place, commit)
+    return describe_shared(complete, repo, commit)
 
 
-def _drop_stale(out: Path, there: set[str]) -> None:
-    """Delete what an earlier state of the set had, which was pulled here before."""
-    for path in out.rglob("*"):
-        file = path.relative_to(out).as_posix()
-        if path.is_file() and belongs(file) and file not in there:
+def _delete_stale(out_dir: Path, remote_files: set[str]) -> None:
+    """Delete files of an earlier state of the set that was pulled into the folder."""
+    for path in out_dir.rglob("*"):
+        file = path.relative_to(out_dir).as_posix()
+        if path.is_file() and is_set_file(file) and file not in remote_files:
             path.unlink()
 
 
-def _check_target(out: Path, manifest: Manifest, *, replace: bool) -> None:
+def _require_target(out_dir: Path, manifest: Manifest, *, replace: bool) -> None:
     """Refuse to pull over anything but an earlier pull of the same set."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return
-    if not (out / DOWNLOADS).is_dir():
+    if not (out_dir / DOWNLOADS).is_dir():
         raise SoftshardsError(
-            "there is something here that was not pulled", path=out, hint="give a new folder"
+            "the folder holds files that were not pulled", path=out_dir, hint="give a new folder"
         )
-    if (out / MANIFEST).is_file() and not replace:
-        refuse_another(read_manifest(out), manifest, out)
+    if (out_dir / MANIFEST).is_file() and not replace:
+        require_same_set(read_manifest(out_dir), manifest, out_dir)

@@ -1,119 +1,163 @@
-"""A label set to the Hugging Face Hub, as a dataset repository."""
+"""`labeler push`: publish a label set on the Hugging Face Hub, as a dataset repository."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
-from labeler.console import err
-from labeler.labelsets.hub.complete_set import CARD, LEFTOVERS, PARTS, belongs, open_whole
-from labeler.labelsets.hub.dataset_card import Statement, dataset_card
+from labeler.console import err, out
+from labeler.labelsets.hub.complete_set import (
+    CARD,
+    LEFTOVERS,
+    PARTS,
+    is_set_file,
+    open_complete_set,
+)
+from labeler.labelsets.hub.dataset_card import Statement, dataset_card, publisher_statement
+from labeler.labelsets.hub.hub_config import PushConfig
 from labeler.labelsets.hub.hub_errors import hub_errors
 from labeler.labelsets.hub.hub_repo import (
-    KIND,
-    Place,
-    Shared,
-    check_name,
-    refuse_another,
-    remote_manifest,
-    shared,
+    REPO_TYPE,
+    HubRepo,
+    SharedSet,
+    describe_shared,
+    read_remote_manifest,
+    require_repo_name,
+    require_same_set,
 )
-from schemas import SoftshardsError
+from schemas.errors import SoftshardsError
 from schemas.manifest import MANIFEST
+
+
+def run_push(config: PushConfig) -> int:
+    """Push a label set, and print where it is now; of a dry run, print the card.
+
+    Raises:
+        SoftshardsError: as `push`, or the license is missing.
+    """
+    statement = publisher_statement(config.license, config.terms, config.teacher)
+    repo = HubRepo(name=config.repo, revision=config.revision, endpoint=config.endpoint)
+    shared, card = push(
+        config.labels,
+        repo,
+        statement,
+        private=config.private,
+        replace=config.replace,
+        dry_run=config.dry_run,
+    )
+    if config.as_json:
+        print(json.dumps(dataclasses.asdict(shared) | {"card": card}))
+    elif config.dry_run:
+        print(card)
+        visibility = "private" if config.private else "public"
+        err.print(f"would go to {shared.url} ({visibility} if it is new): {shared.sentence()}")
+    else:
+        out.print(f"pushed to {shared.url} at {shared.commit}: {shared.sentence()}", markup=False)
+    return 0
 
 
 def push(
     path: Path,
-    place: Place,
-    stated: Statement,
+    repo: HubRepo,
+    statement: Statement,
     *,
     private: bool = False,
     replace: bool = False,
     dry_run: bool = False,
-) -> tuple[Shared, str]:
-    """Upload a label set and its card. The same command goes on with what an earlier one left.
+) -> tuple[SharedSet, str]:
+    """Upload a label set and its card; an interrupted push is resumed.
 
-    The card goes first, for the Hub checks it, the manifest last: a repository with a manifest
-    holds a whole set. Files of a set that is replaced leave with the manifest's commit.
+    The card goes first, because the Hub checks it, and the manifest last: a repository with a
+    manifest holds a complete set. Files of a replaced set disappear in the manifest's commit.
 
     Args:
         path: folder of a complete label set.
-        place: the repository, which is made where it is missing, and its branch.
-        stated: license, terms, and the teacher's name.
-        private: make it private, and refuse one that is public.
-        replace: put the set in the place of another, or of an earlier state of itself.
-        dry_run: send nothing, ask nothing.
+        repo: the repository and its branch; created if it is missing.
+        statement: license, terms, and the teacher's name.
+        private: make the repository private, and refuse a public one.
+        replace: overwrite a different set, or an earlier state of this one.
+        dry_run: send nothing, ask the Hub nothing.
 
     Returns:
-        What was pushed, and the text of the card.
+        The facts of the pushed set, and the text of its card.
 
     Raises:
-        SoftshardsError: the set is not whole, the repository holds another, or the Hub refuses.
+        SoftshardsError: the set is incomplete, the repository holds another, or the Hub refuses.
     """
-    check_name(place.repo)
-    whole = open_whole(path)
-    whole.say_others()
-    card = str(dataset_card(whole, place.repo, stated))
+    require_repo_name(repo.name)
+    complete = open_complete_set(path)
+    complete.warn_extra_files()
+    card = str(dataset_card(complete, repo.name, statement))
+    planned = describe_shared(complete, repo, None)
     if dry_run:
-        return shared(whole, place, None), card
-    err.print(f"{whole.path} -> {place.url}: {shared(whole, place, None).sentence()}")
-    with hub_errors(place.url):
-        _make_repository(place, private)
-        there = None if replace else remote_manifest(place, place.revision)
-        refuse_another(there, whole.labels.manifest, place.url)
-        _commit(place, "card", {CARD: card.encode()})
-        place.api.upload_folder(
-            repo_id=place.repo,
-            repo_type=KIND,
-            folder_path=whole.path,
-            revision=place.revision,
+        return planned, card
+    err.print(f"{complete.path} -> {repo.url}: {planned.sentence()}")
+    with hub_errors(repo.url):
+        _ensure_repository(repo, private)
+        existing = None if replace else read_remote_manifest(repo, repo.revision)
+        require_same_set(existing, complete.labels.manifest, repo.url)
+        _commit(repo, "card", {CARD: card.encode()})
+        repo.api.upload_folder(
+            repo_id=repo.name,
+            repo_type=REPO_TYPE,
+            folder_path=complete.path,
+            revision=repo.revision,
             allow_patterns=[part for part in PARTS if part != MANIFEST],
             ignore_patterns=list(LEFTOVERS),
             commit_message="Label set: data",
         )
-        manifest = (whole.path / MANIFEST).read_bytes()
-        commit = _commit(place, "manifest", {MANIFEST: manifest}, keep=whole.files)
-    return shared(whole, place, commit), card
+        manifest = (complete.path / MANIFEST).read_bytes()
+        commit = _commit(repo, "manifest", {MANIFEST: manifest}, keep=complete.files)
+    return dataclasses.replace(planned, commit=commit), card
 
 
-def _make_repository(place: Place, private: bool) -> None:
-    """Make repository and branch where they are missing; refuse a public one to --private."""
+def _ensure_repository(repo: HubRepo, private: bool) -> None:
+    """Create repository and branch if they are missing; refuse a public one if `private`."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    api = place.api
+    api = repo.api
     try:
-        public = not api.dataset_info(place.repo).private
-    except RepositoryNotFoundError:  # a token may be good for pushing, and not for making one
-        api.create_repo(place.repo, repo_type=KIND, private=private or None, exist_ok=True)
-        public = not api.dataset_info(place.repo).private
+        public = not api.dataset_info(repo.name).private
+    except RepositoryNotFoundError:  # a token may allow a push, but not the creation of a dataset
+        api.create_repo(repo.name, repo_type=REPO_TYPE, private=private or None, exist_ok=True)
+        public = not api.dataset_info(repo.name).private
     if private and public:
         raise SoftshardsError(
-            "the repository is there already, and public; nothing was sent",
-            path=place.url,
+            "the repository exists already and is public; nothing was sent",
+            path=repo.url,
             hint="make it private on the Hub, push to another name, or leave out --private",
         )
-    if place.revision not in (None, "main"):
-        api.create_branch(place.repo, repo_type=KIND, branch=str(place.revision), exist_ok=True)
+    if repo.revision not in (None, "main"):
+        api.create_branch(repo.name, repo_type=REPO_TYPE, branch=str(repo.revision), exist_ok=True)
 
 
 def _commit(
-    place: Place, what: str, files: dict[str, bytes], *, keep: tuple[str, ...] | None = None
+    repo: HubRepo, what: str, files: dict[str, bytes], *, keep: tuple[str, ...] | None = None
 ) -> str:
-    """Commit small files; with `keep`, drop all files of label sets that are not among them."""
+    """Commit small files, and return the commit.
+
+    Args:
+        repo: the repository.
+        what: for the commit message.
+        files: contents by path.
+        keep: drop all other files of label sets in the same commit; None drops nothing.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    api = place.api
+    api = repo.api
     changes: list[CommitOperationAdd | CommitOperationDelete] = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
     ]
     if keep is not None:
-        there = api.list_repo_files(place.repo, repo_type=KIND, revision=place.revision)
-        stale = [file for file in there if belongs(file) and file not in set(keep)]
+        existing = api.list_repo_files(repo.name, repo_type=REPO_TYPE, revision=repo.revision)
+        stale = [file for file in existing if is_set_file(file) and file not in set(keep)]
         changes += [CommitOperationDelete(path_in_repo=file) for file in stale]
     info = api.create_commit(
-        place.repo,
+        repo.name,
         changes,
-        repo_type=KIND,
-        revision=place.revision,
+        repo_type=REPO_TYPE,
+        revision=repo.revision,
         commit_message=f"Label set: {what}",
     )
     return str(info.oid)

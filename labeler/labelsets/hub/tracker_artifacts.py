@@ -1,9 +1,11 @@
-"""A label set as an artifact of an experiment tracker, with what it was made from."""
+"""`labeler artifact`: a label set as an artifact of an experiment tracker, with its parents."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
+import json
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,12 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from labeler.console import progress
-from labeler.labelsets.hub.complete_set import WholeSet, open_whole
+from labeler.console import out, progress
+from labeler.labelsets.hub.complete_set import CompleteSet, open_complete_set
 from labeler.labelsets.hub.dataset_card import header_facts
-from schemas import Manifest, SoftshardsError
+from labeler.labelsets.hub.hub_config import ArtifactConfig
 from schemas.artifact import ARTIFACT_TYPE, artifact_name, artifact_reference, manifest_alias
-from schemas.errors import first_line
+from schemas.errors import SoftshardsError, first_line
+from schemas.manifest import Manifest
 
 Tracker = Literal["wandb", "trackio"]
 
@@ -29,14 +32,19 @@ PARENT_FACTS = ("name", "self_digest", "identity_digest", "teacher", "mode")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Logged:
-    """What was logged.
+class LoggedArtifact:
+    """An artifact that was logged.
 
     Attributes:
-        name, aliases: of the artifact; project, run: where.
-        files: its files; uploaded: whether their bytes were handed over, or only their place.
-        parents: artifacts that the run declares it used.
-        unknown_parents: those that the tracker does not know; they are in the metadata alone.
+        to: the tracker.
+        project: the tracker's project.
+        run: the run that logged the artifact.
+        name: name of the artifact.
+        aliases: names of this version.
+        files: number of files in it.
+        uploaded: whether it holds the files' bytes, or references to them.
+        parents: artifacts that the run declares as its inputs.
+        unknown_parents: parents that the tracker does not know; they are in the metadata only.
     """
 
     to: str
@@ -50,6 +58,37 @@ class Logged:
     unknown_parents: tuple[str, ...]
 
 
+def run_artifact(config: ArtifactConfig) -> int:
+    """Log a label set as an artifact, and print its name and parents.
+
+    Raises:
+        SoftshardsError: as `log_artifact`.
+    """
+    logged = log_artifact(
+        config.labels,
+        to=config.to,
+        project=config.project,
+        name=config.name,
+        aliases=config.alias,
+        upload=config.upload,
+    )
+    if config.as_json:
+        print(json.dumps(dataclasses.asdict(logged)))
+        return 0
+    verb = "uploaded" if logged.uploaded else "referenced"
+    aliases = ", ".join(logged.aliases)
+    where = f"{logged.to}, project {logged.project}, run {logged.run}"
+    out.print(f"{logged.name} ({aliases}): {logged.files} files {verb}, {where}", markup=False)
+    for parent in logged.parents:
+        out.print(f"made from {parent}", markup=False)
+    for parent in logged.unknown_parents:
+        out.print(
+            f"made from {parent}, which {logged.to} could not look up: only the metadata names it",
+            markup=False,
+        )
+    return 0
+
+
 def log_artifact(
     path: Path,
     *,
@@ -58,27 +97,27 @@ def log_artifact(
     name: str | None = None,
     aliases: tuple[str, ...] = (),
     upload: bool = False,
-) -> Logged:
-    """Log a complete label set as an artifact: its files' places and hashes, or the files.
+) -> LoggedArtifact:
+    """Log a complete label set as an artifact: its files, or their locations and hashes.
 
     Args:
         path: the set's folder.
-        to: the tracker; where it writes is decided by its own settings (WANDB_MODE, TRACKIO_DIR).
+        to: the tracker; its own settings decide where it writes (WANDB_MODE, TRACKIO_DIR).
         project: the tracker's project.
-        name: the artifact's name; by default made of the folder's.
-        aliases: more names of this version, beside `manifest_alias`.
-        upload: hand the files over, instead of references to where they are.
+        name: the artifact's name; by default made from the folder's.
+        aliases: further names of this version, beside `manifest_alias`.
+        upload: upload the files instead of references to them.
 
     Raises:
-        SoftshardsError: the set is not whole, or the tracker is missing or refuses.
+        SoftshardsError: the set is incomplete, or the tracker is not installed or refuses.
     """
     if find_spec(to) is None:
         raise SoftshardsError(
-            f"--to {to}: it is not installed", hint="pip install 'softshards[trackers]'"
+            f"--to {to}: the package is not installed", hint="pip install 'softshards[trackers]'"
         )
-    whole = open_whole(path)
-    whole.say_others()
-    manifest = whole.labels.manifest
+    complete = open_complete_set(path)
+    complete.warn_extra_files()
+    manifest = complete.labels.manifest
     tracker = importlib.import_module(to)
     name = name or artifact_name(path)
     names = (manifest_alias(manifest.self_digest), *aliases)
@@ -91,9 +130,9 @@ def log_artifact(
         with contextlib.redirect_stdout(sys.stderr):  # standard output is for results
             run = tracker.init(project=project, config={"label_set": facts}, **QUIET[to])
             try:
-                used = {str(parent["name"]): _use(run, parent) for parent in parents}
+                used = {str(parent["name"]): _use_parent(run, parent) for parent in parents}
                 metadata = facts | {"parents": parents}
-                artifact = _artifact(tracker, whole, name, metadata, upload=upload)
+                artifact = _make_artifact(tracker, complete, name, metadata, upload=upload)
                 run.log_artifact(artifact, aliases=list(names))
             finally:
                 tracker.finish()
@@ -103,38 +142,41 @@ def log_artifact(
             path=path,
             hint="wandb needs `wandb login`, or WANDB_MODE=offline" if to == "wandb" else None,
         ) from error
-    return Logged(
+    return LoggedArtifact(
         to=to,
         project=project,
         run=str(run.name or run.id),
         name=name,
         aliases=names,
-        files=len(whole.files),
+        files=len(complete.files),
         uploaded=upload,
-        parents=tuple(spec for spec in used.values() if spec),
-        unknown_parents=tuple(parent for parent, spec in used.items() if not spec),
+        parents=tuple(reference for reference in used.values() if reference),
+        unknown_parents=tuple(parent for parent, reference in used.items() if not reference),
     )
 
 
-def _use(run: Any, parent: dict[str, Any]) -> str | None:
-    """Declare that the run used a parent; None where the tracker does not know it."""
-    spec = artifact_reference(str(parent["name"]), str(parent["self_digest"]))
+def _use_parent(run: Any, parent: dict[str, Any]) -> str | None:
+    """Declare a parent as an input of the run; return None if the tracker does not know it."""
+    reference = artifact_reference(str(parent["name"]), str(parent["self_digest"]))
     try:
-        run.use_artifact(spec, type=ARTIFACT_TYPE)
-    except Exception:  # not logged, or wandb is offline and cannot look it up
+        run.use_artifact(reference, type=ARTIFACT_TYPE)
+    except Exception:  # never logged, or wandb is offline and cannot look it up
         return None
-    return spec
+    return reference
 
 
-def _artifact(
-    tracker: ModuleType, whole: WholeSet, name: str, metadata: dict[str, Any], *, upload: bool
+def _make_artifact(
+    tracker: ModuleType, complete: CompleteSet, name: str, metadata: dict[str, Any], *, upload: bool
 ) -> Any:
     artifact = tracker.Artifact(
-        name, type=ARTIFACT_TYPE, description=_description(whole.labels.manifest), metadata=metadata
+        name,
+        type=ARTIFACT_TYPE,
+        description=_description(complete.labels.manifest),
+        metadata=metadata,
     )
     with progress("files") as bar:
-        for file in bar.track(whole.files, description="hashing"):
-            source = whole.path.resolve() / file
+        for file in bar.track(complete.files, description="hashing"):
+            source = complete.path.resolve() / file
             if upload:
                 artifact.add_file(str(source), name=file)
             else:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.label_config import PreviewConfig
 from labeler.labeling.rendering import preview
+from labeler.labeling.rendering.preview_command import PreviewCommand
 from tests.labeler.chat_templates import STYLES, make_chat_teacher
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,8 +86,8 @@ def test_a_terminal_shows_colors(
 ) -> None:
     terminal = Console(force_terminal=True, color_system="standard", soft_wrap=True, no_color=False)
     monkeypatch.setattr(preview, "out", terminal)
-    config = LabelConfig(model=qwen, out=qwen)
-    preview.print_preview([str(chats)], config, 1, as_json=False)
+    config = PreviewConfig(model=qwen, out=qwen)
+    preview.run_preview(PreviewCommand((str(chats),), settings=config, rows=1))
     shown = capsys.readouterr().out
     assert "\x1b[30;42m[b]the⇥" in shown  # black on green: the answer
     assert "\x1b[30;43m<think>" in shown  # black on yellow: thinking

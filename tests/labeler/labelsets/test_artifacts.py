@@ -16,7 +16,7 @@ from wandb.proto import wandb_internal_pb2 as wandb_pb
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
-from labeler.labelsets.hub.complete_set import open_whole
+from labeler.labelsets.hub.complete_set import open_complete_set
 from schemas import open_label_set
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,7 +91,7 @@ def test_wandb_offline(
     assert facts["identity_digest"] == manifest.identity_digest
     assert (facts["k"], facts["labels"]) == (4, manifest.totals.labels)
     assert facts["parents"][0]["self_digest"] == open_label_set(parent).manifest.self_digest
-    files = open_whole(child).files
+    files = open_complete_set(child).files
     assert {e.path: e.ref for e in kept.manifest.contents} == {
         file: (child / file).as_uri() for file in files
     }

@@ -257,7 +257,7 @@ def test_what_cannot_be_compared_is_refused(
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"id": "doc0", "text": "another text under a known id"}) + "\n")
     other = make_set("other", source=text)
-    assert "nothing to compare: 1 rows are in both" in refused(a, other)
+    assert "nothing to compare: of 1 rows in both" in refused(a, other)
     assert "no label set here" in refused(a, tmp_path / "none")
     settings = tmp_path / "s.yaml"
     settings.write_text("k: 4\n")

@@ -338,7 +338,7 @@ def test_bad_rows_are_rejects(teacher: Path, tmp_path: Path, labeler: CommandLin
         ),
         "a logprob is above 0": jsonl_row(topk_logprobs=[*logs[:-1], [12.5, 1, 1]]),
         "probabilities add up to": jsonl_row(topk_logprobs=[*logs[:-1], [-0.1, -0.1, -0.1]]),
-        "an id stands twice in a label at position 1": jsonl_row(topk_ids=[[7, 7, 8]] * 7),
+        "an id occurs twice in a label at position 1": jsonl_row(topk_ids=[[7, 7, 8]] * 7),
         "differ in shape": jsonl_row(topk_logprobs=logs[:-1]),
         "spans cover 6 positions": jsonl_row(spans=[{"start": 2, "stop": 8}]),
         "outside 1..8": jsonl_row(spans=[{"start": 2, "stop": 9}]),
@@ -347,7 +347,7 @@ def test_bad_rows_are_rejects(teacher: Path, tmp_path: Path, labeler: CommandLin
         "token_logprob is not that": jsonl_row(
             token_logprob=[-3.0] * 7, tail_logprob=[float(np.log(0.1))] * 7
         ),
-        "there is no input_ids": {n: v for n, v in jsonl_row().items() if n != "input_ids"},
+        "input_ids is missing": {n: v for n, v in jsonl_row().items() if n != "input_ids"},
         "spans cover 0 positions": {n: v for n, v in jsonl_row().items() if n != "spans"},
         "spans are not objects": jsonl_row(spans=[[1, 8]]),
         "topk_ids is not a list": jsonl_row(topk_ids="x"),
@@ -428,7 +428,7 @@ def test_a_dry_run_shows_the_first_row_and_writes_nothing(
     assert line["before"] == tokenizer.decode(ids[:1])
     assert line["top"][0]["text"] == line["token"]
     said = labeler("import", file, *flags)
-    assert "100.0% under --shift 1" in said.out
+    assert "100.0% with --shift 1" in said.out
     assert repr(line["token"]) in said.out
 
 
@@ -490,7 +490,7 @@ def test_exports_are_refused_rather_than_lossy(
         assert "--lossy" in refused.err
         assert not list(tmp_path.glob(f"*{file.name}*")), "nothing half-written stays"
         assert labeler(*command, "--lossy").code == 0
-        assert "there is a file already" in labeler(*command, "--lossy").err
+        assert "the file exists already" in labeler(*command, "--lossy").err
         assert labeler(*command, "--lossy", "--replace", "--limit", 1).code == 0
     assert (
         labeler("export", tmp_path / "student", tmp_path / "s.jsonl", "--format", "jsonl").code == 0

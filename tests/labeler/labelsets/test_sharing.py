@@ -202,7 +202,7 @@ def test_killed_push_goes_on(
     killed.wait()
     refused = labeler("pull", REPO, tmp_path / "pulled")
     assert refused.returncode == 2
-    assert "no complete label set is there" in refused.stderr
+    assert "holds no complete label set" in refused.stderr
     before, server.fault = set(server.blobs), lambda _, __: "none"
     server.log.clear()
     good(labeler(*push(labels)))
@@ -331,15 +331,19 @@ def test_branches_and_other_sets(labeler: Run, server: Hub, labels: Path, tmp_pa
     good(labeler("pull", REPO, tmp_path / "a", "--revision", "v1", "--json"))
 
     public = labeler(*push(labels, "--private"))
-    assert_error(public, "there already, and public; nothing was sent", "leave out --private")
+    assert_error(public, "exists already and is public; nothing was sent", "leave out --private")
     foreign = tmp_path / "foreign"
     shutil.copytree(labels, foreign)
-    assert_error(labeler("pull", REPO, foreign, "--revision", "v1"), "was not pulled")
+    assert_error(labeler("pull", REPO, foreign, "--revision", "v1"), "were not pulled")
     golden = Path("tests/golden/format-1-plain-1")
     other = labeler(*push(golden, "--revision", "v1"))
-    assert_error(other, "a label set already", "other teacher or settings", "--replace")
+    assert_error(
+        other, "a label set is there already", "different teacher or settings", "--replace"
+    )
     good(labeler("push", golden, "me/golden", "--license", "unknown", "--json"))
-    assert_error(labeler("pull", "me/golden", tmp_path / "a"), "a label set already", "--replace")
+    assert_error(
+        labeler("pull", "me/golden", tmp_path / "a"), "a label set is there already", "--replace"
+    )
     assert_same_set(tmp_path / "a", labels)
     good(labeler("pull", "me/golden", tmp_path / "a", "--replace", "--json"))
     assert contents(tmp_path / "a").items() == contents(golden).items() - {
@@ -365,9 +369,9 @@ def test_refusals_of_the_hub(
 @pytest.mark.parametrize(
     ("state", "message", "hint"),
     [
-        ("unlicensed", "no license is stated", "--license unknown"),
+        ("unlicensed", "no license is guessed", "--license unknown"),
         ("nameless", "not a repository's name", "OWNER/NAME"),
-        ("view", "a view only names rows", "curate --materialize"),
+        ("view", "a view only selects rows", "curate --materialize"),
         ("running", "not finished", "the command that was making it"),
         ("altered", "row group 0 was altered", "hint"),
     ],

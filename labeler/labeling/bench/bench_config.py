@@ -1,0 +1,44 @@
+"""Settings of `labeler bench`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BenchConfig:
+    """The models to measure, and the workload."""
+
+    model: tuple[str, ...]
+    """Folders of checkpoints, each as FOLDER or NAME=FOLDER."""
+
+    _: KW_ONLY
+
+    labels: Path
+    """Folder of a label set, or a view of one, to take the input sequences from."""
+
+    out_file: Annotated[Path | None, Parameter(name="--out")] = None
+    """Write the figures to this JSON file, for `trainer report --bench`."""
+
+    sequences: int = 16
+    """Sequences per measurement."""
+
+    prompt_tokens: int = 128
+    """Tokens read per sequence."""
+
+    new_tokens: int = 64
+    """Tokens generated per sequence."""
+
+    repeats: int = 5
+    """Measurements per model; the best counts."""
+
+    dtype: str = "float32"
+    """dtype to run all models in."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print JSON on standard output."""

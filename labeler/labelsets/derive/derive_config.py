@@ -1,0 +1,50 @@
+"""Settings of `labeler convert` and `labeler merge`."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ConvertConfig:
+    """The label set to write in another codec."""
+
+    labels: Path
+    """Folder of a complete label set, or a view of one."""
+
+    out: Path
+    """Folder of the new set."""
+
+    _: KW_ONLY
+
+    codec: Literal["plain", "compact"] = "compact"
+    """plain: any Parquet reader reads it. compact: about 60 % of the bytes."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print JSON on standard output."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MergeConfig:
+    """The label sets that become one."""
+
+    sets: tuple[Path, ...]
+    """Folders of two or more complete label sets, or views; last, the folder of the new set."""
+
+    _: KW_ONLY
+
+    codec: Literal["plain", "compact"] | None = None
+    """Codec of the new set; by default the codec of the first."""
+
+    on_duplicate: Literal["refuse", "first"] = "refuse"
+    """For rows whose id, chunk and sample occur in several sets. refuse: name them, and stop.
+    first: take the row from the set that is named first."""
+
+    as_json: Annotated[bool, Parameter(name="--json")] = False
+    """Print JSON on standard output."""
