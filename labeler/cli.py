@@ -50,8 +50,8 @@ app["compare"].usage = "Usage: labeler compare [OPTIONS] A B [INPUTS...]"
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Path | None = None,
-) -> None:
-    """Run a command with settings from a file.
+) -> int | None:
+    """Run a command with settings from a file, and return its exit code.
 
     Args:
         config: YAML file with the command's own flags as keys; flags on the command line win.
@@ -63,7 +63,8 @@ def _launch(
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
         )
-    app(_name_stdin(tokens))
+    code: int | None = app(_name_stdin(tokens), result_action="return_value", exit_on_error=True)
+    return code
 
 
 def _name_stdin(tokens: tuple[str, ...]) -> list[str]:
@@ -81,7 +82,7 @@ def main() -> None:
     # vLLM's CPU build warns on every start that memory is bound to a NUMA node.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        app.meta()
+        code = app.meta(result_action="return_value")
     except SoftshardsError as error:
         _refuse(error)
     except OSError as error:
@@ -91,6 +92,7 @@ def main() -> None:
     except KeyboardInterrupt as error:
         err.print("interrupted; finished work is safe, the same command resumes")
         sys.exit(getattr(error, "exit_code", 130))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _refuse(error: SoftshardsError) -> NoReturn:
