@@ -1,4 +1,4 @@
-"""`labeler compare`: label where settings are given, compare, print."""
+"""`labeler compare`: label the sides that are settings, compare the sets, print the result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 from rich.table import Table
 from rich.text import Text
 
 from labeler.console import err, out
+from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenizer
 from labeler.labelsets.compare.compare_config import CompareConfig
 from labeler.labelsets.compare.comparison import Comparison, Position, Side, Spread, compare_sets
 from schemas import SoftshardsError, open_label_set
@@ -22,8 +23,30 @@ from schemas import SoftshardsError, open_label_set
 SETTINGS = (".yaml", ".yml")
 
 
+class TopId(TypedDict):
+    """One of a teacher's most likely ids, as JSON values."""
+
+    id: int
+    text: str
+    p: float
+
+
+class PositionText(TypedDict):
+    """A position with text beside its ids, as JSON values."""
+
+    row: str
+    chunk: int
+    sample: int
+    position: int
+    kl: float
+    token: str
+    context: str
+    top_a: list[TopId]
+    top_b: list[TopId]
+
+
 def run_compare(config: CompareConfig) -> int:
-    """Compare two label sets, print the result, and return 0; label settings files first.
+    """Compare two label sets, print the result, and return 0. Settings files are labeled first.
 
     Raises:
         SoftshardsError: a side cannot be labeled or opened, or the two cannot be compared.
@@ -40,19 +63,17 @@ def run_compare(config: CompareConfig) -> int:
     folders = [_label(path, inputs, config.rows) if path in settings else path for path in sides]
     set_a, set_b = (open_label_set(path, allow_partial=config.allow_partial) for path in folders)
     found = compare_sets(set_a, set_b, worst=config.worst)
-    from transformers import AutoTokenizer  # takes seconds, which a refusal need not wait for
-
-    tokenizer = AutoTokenizer.from_pretrained(set_a.tokenizer_dir)
-    shown = [_readable(position, tokenizer) for position in found.worst]
+    tokenizer = open_tokenizer(set_a.tokenizer_dir)
+    worst = [_with_text(position, tokenizer) for position in found.worst]
     if config.as_json:
-        print(json.dumps(dataclasses.asdict(found) | {"worst": shown}))
+        print(json.dumps(dataclasses.asdict(found) | {"worst": worst}))
     else:
-        _print(found, shown)
+        _print(found, worst)
     return 0
 
 
 def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
-    """Label the first records in a process of its own: two engines are never loaded at once."""
+    """Label the first records in a process of its own, so only one engine is loaded at a time."""
     try:
         content = yaml.safe_load(settings.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -61,29 +82,31 @@ def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
         raise SoftshardsError(
             "the settings name no folder for the labels",
             path=settings,
-            hint="add a line `out: FOLDER`, with a folder of its own for each file",
+            hint="add a line `out: FOLDER`, with a different folder in each file",
         )
     err.print(f"labeling {rows} records with {settings}", markup=False)
     command = [sys.executable, "-m", "labeler", "label", *inputs, "--config", str(settings)]
-    # Its summary is not this command's output, which may be JSON.
+    # Standard output is for this command's result, which may be JSON.
     done = subprocess.run([*command, "--limit", str(rows)], stdout=sys.stderr, check=False)
     if done.returncode:
         raise SoftshardsError(
-            f"labeling with these settings ended with exit code {done.returncode}",
+            f"labeling with these settings failed with exit code {done.returncode}",
             path=settings,
             hint="see the message above",
         )
     return Path(content["out"])
 
 
-def _readable(position: Position, tokenizer: Any) -> dict[str, Any]:
-    """A position with text beside its ids, as JSON values."""
-
-    def top(ids: list[tuple[int, float]]) -> list[dict[str, Any]]:
+def _with_text(position: Position, tokenizer: TextTokenizer) -> PositionText:
+    def top(ids: list[tuple[int, float]]) -> list[TopId]:
         return [{"id": i, "text": tokenizer.decode([i]), "p": p} for i, p in ids]
 
     return {
-        **{n: getattr(position, n) for n in ("row", "chunk", "sample", "position", "kl")},
+        "row": position.row,
+        "chunk": position.chunk,
+        "sample": position.sample,
+        "position": position.position,
+        "kl": position.kl,
         "token": tokenizer.decode(position.ids[-1:]),
         "context": tokenizer.decode(position.ids[:-1]),
         "top_a": top(position.top_a),
@@ -91,10 +114,10 @@ def _readable(position: Position, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _print(found: Comparison, worst: list[dict[str, Any]]) -> None:
+def _print(found: Comparison, worst: list[PositionText]) -> None:
     out.print(
         f"{found.positions} positions of {found.rows} rows compared; not compared: {found.only_a} "
-        f"rows in A alone, {found.only_b} in B alone, {found.other_tokens} with other tokens"
+        f"rows only in A, {found.only_b} only in B, {found.other_tokens} with other tokens"
     )
     out.print(_sides(found.a, found.b))
     table = Table("", "mean", "median", "p99", "max", box=None, padding=(0, 2, 0, 0))
@@ -107,10 +130,10 @@ def _print(found: Comparison, worst: list[dict[str, Any]]) -> None:
         table.add_row(name, *_figures(spread))
     out.print(table)
     out.print(
-        "nats a position; KL is over the ids that both have stored and one outcome for the rest: a "
+        "nats per position; KL is over the ids that both store and one outcome for the rest: a "
         f"lower bound, which sees {found.common_mass:.2%} of A's mass id by id"
     )
-    out.print(f"same likeliest token at {found.same_first:.2%} of positions")
+    out.print(f"same most likely token at {found.same_first:.2%} of positions")
     if worst:
         out.print("where B is farthest from A:")
     for line in worst:
@@ -124,7 +147,7 @@ def _print(found: Comparison, worst: list[dict[str, Any]]) -> None:
         )
 
 
-def _tops(top: list[dict[str, Any]]) -> str:
+def _tops(top: list[TopId]) -> str:
     return "  ".join(f"{one['text']!r} {one['p']:.3f}" for one in top)
 
 
@@ -141,7 +164,7 @@ def _sides(a: Side, b: Side) -> Table:
         "k": [str(side.k) for side in (a, b)],
         "perplexity": [f"{side.perplexity:.3f}" for side in (a, b)],
         "coverage": [f"{side.coverage:.4f}" for side in (a, b)],
-        "bytes a label": [f"{side.bytes_per_label}" for side in (a, b)],
+        "bytes per label": [f"{side.bytes_per_label}" for side in (a, b)],
     }
     for name, (left, right) in lines.items():
         table.add_row(name, Text(left), Text(right))

@@ -1,20 +1,16 @@
-"""Two label sets over the same rows, compared: how far is one teacher from another?"""
+"""Compare two label sets over the same rows: the distance between their teachers."""
 
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from labeler.labeling.engines.capture import positions
-from labeler.labeling.rendering.spans import Span
 from labeler.labelsets.common.row_matching import (
     MATCHED_COLUMNS,
     match_rows,
@@ -25,18 +21,19 @@ from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, de
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.divergence import diverge
+from schemas.labeled_spans import span_positions
 
 COLUMNS = (*KEY_COLUMNS, "input_ids", "spans", *LABEL_COLUMNS)
 TOP = 3
 CONTEXT = 24
 """Tokens shown before a position."""
 KEPT_GROUPS = 4
-"""Row groups of the second set that are held at a time: rows mostly come in the same order."""
+"""Row groups of the second set in memory: rows mostly come in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One label set: what made it, its size, and its figures over the positions compared."""
+    """One label set: its teacher, its size, and its figures over the positions compared."""
 
     path: str
     teacher: str
@@ -52,7 +49,7 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A quantity over all positions compared."""
+    """The distribution of a quantity over all positions compared."""
 
     mean: float
     median: float
@@ -62,13 +59,15 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """A position where the two teachers are far apart.
+    """A position where the two teachers differ most.
 
     Attributes:
-        row: id of the row; chunk, sample: the rest of its key; position: place of the token in it.
+        row: id of the row.
+        chunk, sample: the rest of its key.
+        position: index of the token in the row.
         kl: KL(A||B) there, in nats.
-        ids: the tokens before it, and at the end the actual token.
-        top_a, top_b: each teacher's likeliest ids, with their probabilities.
+        ids: the tokens before it, followed by the actual token.
+        top_a, top_b: each teacher's most likely ids, with their probabilities.
     """
 
     row: str
@@ -83,17 +82,22 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare_sets` found. KL is a lower bound (`divergence.diverge`), in nats a position.
+    """The result of `compare_sets`.
+
+    KL is in nats per position, and a lower bound (`schemas.divergence`).
 
     Attributes:
-        rows, positions: what was compared.
-        only_a, only_b: rows of one set alone; other_tokens: rows of both that are not the same
-            tokens, or are labeled at other positions. None of these is compared.
-        same_first: share of positions with the same likeliest id.
-        token_difference: |difference| of the actual token's logprob.
-        common_mass: A's mass of the ids that both have stored, on average. KL sees no difference
-            inside the rest.
-        worst: the positions with the largest KL(A||B), largest first.
+        a, b: the two sets.
+        rows, positions: numbers of rows and positions compared.
+        only_a, only_b: number of rows that only one set has; not compared.
+        other_tokens: number of rows in both sets with different tokens or labeled positions; not
+            compared.
+        kl_a_to_b, kl_b_to_a: KL(A||B) and KL(B||A).
+        same_first: share of positions with the same most likely id.
+        token_difference: |difference| of the actual token's logprob, in nats.
+        common_mass: A's mean mass of the ids that both sets store. KL is blind to differences
+            within the rest.
+        worst: the positions with the largest KL(A||B), in descending order.
     """
 
     a: Side
@@ -114,9 +118,14 @@ class Comparison:
 def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
     """Compare the labels of the rows that two sets have in common, with the same tokens.
 
-    Reads both row group by row group; what grows with the sets is their keys, and 33 bytes a
-    position. Two sets that were planned with another seed have their rows in another order, which
-    costs one read of a row group a row.
+    Both sets are read row group by row group. Memory grows by their keys and 24 bytes per position.
+    Sets planned with different seeds have their rows in different orders, which costs one read of a
+    row group per row.
+
+    Args:
+        a: the reference.
+        b: the other set.
+        worst: number of positions in `Comparison.worst`.
 
     Raises:
         SoftshardsError: the tokenizers differ, nothing can be compared, or a set is damaged.
@@ -131,12 +140,11 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
         sums.add(*tables)
     if not sums.positions:
         raise SoftshardsError(
-            f"nothing to compare: {pairs.height} rows are in both sets, and none with the same "
-            "tokens and labeled positions",
+            f"nothing to compare: of {pairs.height} rows in both sets, none has the same tokens "
+            "and labeled positions",
             path=b.path,
             hint=f"`labeler label {a.path} --model OTHER_TEACHER` labels the rows of a set again",
         )
-    found = {name: np.concatenate(parts) for name, parts in sums.divergence.items()}
     nll, tail = sums.nll / sums.positions, sums.tail / sums.positions
     return Comparison(
         a=_side(a, nll[0], tail[0]),
@@ -146,17 +154,17 @@ def compare_sets(a: LabelSet, b: LabelSet, *, worst: int) -> Comparison:
         only_a=keys_a.height - pairs.height,
         only_b=keys_b.height - pairs.height,
         other_tokens=pairs.height - sums.rows,
-        kl_a_to_b=_spread(found["a_to_b"]),
-        kl_b_to_a=_spread(found["b_to_a"]),
-        same_first=float(found["same_first"].mean()),
-        token_difference=_spread(found["token_difference"]),
-        common_mass=float(found["common_mass"].mean()),
+        kl_a_to_b=_spread(sums.kl_a_to_b),
+        kl_b_to_a=_spread(sums.kl_b_to_a),
+        same_first=sums.same_first / sums.positions,
+        token_difference=_spread(sums.token_difference),
+        common_mass=sums.common_mass / sums.positions,
         worst=sums.worst,
     )
 
 
 def _matched(a: LabelSet, b: LabelSet, pairs: pl.DataFrame) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The rows of `pairs`, as tables of equal length from either set, verified."""
+    """Yield the rows of `pairs` as verified tables of equal length, one from each set."""
 
     @functools.lru_cache(maxsize=KEPT_GROUPS)
     def group_of_b(number: int) -> pa.Table:
@@ -170,17 +178,20 @@ def _matched(a: LabelSet, b: LabelSet, pairs: pl.DataFrame) -> Iterator[tuple[pa
 
 
 class _Sums:
-    """Sums, and what is kept a position, over the rows compared so far."""
+    """Sums and values per position, over the rows compared so far."""
 
     def __init__(self, worst: int) -> None:
-        self.rows = self.positions = 0
+        self.rows = self.positions = self.same_first = 0
+        self.common_mass = 0.0
         self.nll, self.tail = np.zeros(2), np.zeros(2)
-        self.divergence: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        self.kl_a_to_b: list[NDArray[np.float64]] = []
+        self.kl_b_to_a: list[NDArray[np.float64]] = []
+        self.token_difference: list[NDArray[np.float64]] = []
         self.worst: list[Position] = []
         self._count = worst
 
     def add(self, a: pa.Table, b: pa.Table) -> None:
-        """Compare those of the rows that are the same tokens, labeled at the same positions."""
+        """Compare the rows that have the same tokens and labeled positions."""
         same = [
             row
             for row in range(a.num_rows)
@@ -194,8 +205,11 @@ class _Sums:
         for side, labels in enumerate((labels_a.labels, labels_b)):
             self.nll[side] -= labels.token_logprob.sum(dtype=np.float64)
             self.tail[side] += np.exp(labels.tail_logprob.astype(np.float64)).sum()
-        for name, values in vars(found).items():
-            self.divergence[name].append(values)
+        self.kl_a_to_b.append(found.a_to_b)
+        self.kl_b_to_a.append(found.b_to_a)
+        self.token_difference.append(found.token_difference)
+        self.same_first += int(found.same_first.sum())
+        self.common_mass += float(found.common_mass.sum())
         self.rows += len(same)
         self.positions += len(labels_b)
         self._keep_worst(a, labels_a, labels_b, found.a_to_b)
@@ -207,16 +221,16 @@ class _Sums:
         for label in np.argsort(-kl, kind="stable")[: self._count]:
             row = int(np.searchsorted(a.offsets, label, side="right")) - 1
             ids = rows["input_ids"][row].as_py()
-            spans = [Span(**span) for span in rows["spans"][row].as_py()]
-            place = int(positions(spans)[label - a.offsets[row]])
+            positions = span_positions(rows["spans"][row].as_py())
+            position = int(positions[label - a.offsets[row]])
             found.append(
                 Position(
                     row=rows["id"][row].as_py(),
                     chunk=rows["chunk"][row].as_py(),
                     sample=rows["sample"][row].as_py(),
-                    position=place,
+                    position=position,
                     kl=float(kl[label]),
-                    ids=ids[max(0, place - CONTEXT) : place + 1],
+                    ids=ids[max(0, position - CONTEXT) : position + 1],
                     top_a=_top(a.labels, label),
                     top_b=_top(b, label),
                 )
@@ -225,6 +239,7 @@ class _Sums:
 
 
 def _top(labels: Labels, label: int) -> list[tuple[int, float]]:
+    """Return the most likely ids of a label, with their probabilities."""
     ids, logprobs = labels.topk_ids[label, :TOP], labels.topk_logprobs[label, :TOP]
     return [(int(i), float(np.exp(p))) for i, p in zip(ids, logprobs) if i != PAD_ID]
 
@@ -245,7 +260,8 @@ def _side(labels: LabelSet, nll: float, tail: float) -> Side:
     )
 
 
-def _spread(values: NDArray[np.float64]) -> Spread:
+def _spread(parts: list[NDArray[np.float64]]) -> Spread:
+    values = np.concatenate(parts)
     median, p99 = np.quantile(values, (0.5, 0.99))
     return Spread(
         mean=float(values.mean()), median=float(median), p99=float(p99), max=float(values.max())

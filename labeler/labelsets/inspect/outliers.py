@@ -1,9 +1,9 @@
-"""The rows of a label set that stand out, kept while its row groups go by."""
+"""The rows of a label set that stand out, collected row group by row group."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,9 @@ from labeler.labelsets.common.ngrams import repetition
 from schemas.arrow import KEY_COLUMNS
 
 WORST = 5
-"""Rows kept of each kind."""
+"""Rows kept per kind."""
 SHOWN = 24
-"""Labeled tokens kept of a row, to be shown."""
+"""Labeled tokens kept per row, to show."""
 NGRAM = 4
 
 BY = {
@@ -25,12 +25,12 @@ BY = {
     "most repetition": ("repetition", True),
     "longest": ("n_tokens", True),
 }
-"""What makes a row stand out: the column, and whether large values do."""
+"""The ways to stand out: the column, and whether large values stand out."""
 
 
 @dataclass
 class Outliers:
-    """The `WORST` rows of each kind in `BY`, of all rows so far."""
+    """The `WORST` rows of each kind in `BY`, among all rows so far."""
 
     _kept: dict[str, pl.DataFrame] = field(default_factory=dict)
 
@@ -38,7 +38,7 @@ class Outliers:
         """Consider some rows.
 
         Args:
-            rows: with the key, the scalars of docs/format.md, and `tokens`, the labeled token ids.
+            rows: the key, the scalars of docs/format.md, and `tokens`, the labeled token ids.
         """
         repeated = [repetition(np.asarray(ids), NGRAM) for ids in rows["tokens"]]
         measured = rows.select(
@@ -55,7 +55,7 @@ class Outliers:
             self._kept[name] = ordered.head(WORST)
 
     def facts(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows of each kind as JSON values, the most outlying first."""
+        """Return the rows of each kind as JSON values, the most extreme first."""
         return {
             name: [_finite(row) for row in kept.to_dicts()] for name, kept in self._kept.items()
         }
@@ -66,12 +66,12 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """A number for JSON, which knows no infinity."""
+    """Round a number for JSON, which has neither infinity nor NaN."""
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def names(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How `labeler inspect --row` takes each row: its id, with chunk and sample where not 0."""
+def row_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names that `labeler inspect --row` takes: id, and chunk and sample unless 0."""
     return [
         row["id"] + "".join(f"/{part}={row[part]}" for part in KEY_COLUMNS[1:] if row[part])
         for row in rows

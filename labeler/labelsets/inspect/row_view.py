@@ -1,10 +1,9 @@
-"""`labeler inspect --row`: a row as running text colored by entropy, and its top-k by position."""
+"""`labeler inspect --row`: a row as text colored by entropy, and its top-k per position."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -13,39 +12,50 @@ from rich.text import Text
 
 from labeler.console import out
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from labeler.labelsets.inspect.outliers import names
-from schemas import LabelSet, LabelSetError, bucketed_entropy, decode, open_label_set
+from labeler.labelsets.inspect.outliers import row_names
+from schemas import LabelSet, LabelSetError, bucketed_entropy, decode
 
 TOP = 5
 RUNNING = 400
-"""Tokens of the running text."""
+"""Tokens of the text."""
 BEFORE = 60
-"""Of those, the ones before the first label that is printed."""
+"""Tokens of the text before the first label printed."""
 BESIDE = 53
-"""Characters beside the top 5, which get the rest of the line."""
+"""Characters beside the top 5, which take the rest of the line."""
 VISIBLE = {"\n": "↵\n", "\t": "⇥", "\r": "␍"}
 STEPS = ((0.1, "blue"), (0.5, "cyan"), (1.5, "green"), (3.0, "yellow"))
-"""Entropy below so many nats has this color, all above `HIGH`; every terminal knows these."""
+"""(limit in nats, color of entropies below it), in colors that every terminal has."""
 HIGH = "red"
+"""Color of higher entropies."""
 
 
-def print_row(
-    path: Path, name: str, *, start: int, count: int, allow_partial: bool, as_json: bool
-) -> None:
+class TokenLabel(TypedDict):
+    """The label of one position as JSON values, with its top ids as (token, probability)."""
+
+    position: int
+    kind: str
+    id: int
+    token: str
+    logprob: float
+    entropy: float
+    tail: float
+    hit: bool
+    top: list[tuple[str, float]]
+
+
+def print_row(labels: LabelSet, name: str, *, start: int, count: int, as_json: bool) -> None:
     """Print a row: its text colored by entropy, then tokens beside the teacher's top 5 and tail.
 
     Args:
-        path: the label set or view.
+        labels: the label set or view.
         name: the row's id, or id/chunk=N/sample=N, or `first`.
-        start: the first labeled position printed, counted from 0 among the labels.
+        start: first label printed, counted from 0.
         count: number of labels printed.
-        allow_partial: also take an unfinished set.
         as_json: print JSON.
 
     Raises:
         LabelSetError: there is no such row, or it has fewer labels.
     """
-    labels = open_label_set(path, allow_partial=allow_partial)
     row = find_row(labels, name)
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
     lines = row_labels(row, vocabulary)
@@ -53,7 +63,7 @@ def print_row(
     if 0 < start >= len(lines):
         raise LabelSetError(
             f"--start {start}, but the row has {len(lines)} labels",
-            path=path,
+            path=labels.path,
             row=key["id"],
             hint=f"the last one is --start {len(lines) - 1}" if lines else "leave --start out",
         )
@@ -65,7 +75,7 @@ def print_row(
     if out.is_terminal and not out.no_color:
         out.print(_legend())
     out.print()
-    out.print(_running(row["input_ids"][0].as_py(), lines, start, vocabulary))
+    out.print(_colored_text(row["input_ids"][0].as_py(), lines, start, vocabulary))
     out.print()
     out.print(_table(lines[start : start + count]))
     if start + count < len(lines):
@@ -73,7 +83,7 @@ def print_row(
 
 
 def find_row(labels: LabelSet, name: str) -> pa.Table:
-    """The first row of this name, or any for `first`, as a one-row table, verified.
+    """Return the first row of this name, or any row for `first`, as a verified one-row table.
 
     Raises:
         LabelSetError: there is no such row.
@@ -81,18 +91,18 @@ def find_row(labels: LabelSet, name: str) -> pa.Table:
     for group in labels.row_groups:
         keys = labels.read_row_group(group, ["id", "chunk", "sample"]).to_pylist()
         for index, key in enumerate(keys):
-            if name in ("first", key["id"], *names([key])):
+            if name in ("first", key["id"], *row_names([key])):
                 return labels.read_row_group(group).slice(index, 1)
     raise LabelSetError(
         "no row has this id",
         path=labels.path,
         row=name,
-        hint="ids are in the column `id`; `--row first` shows one",
+        hint="`--row first` shows a row and its id",
     )
 
 
-def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """Each label of a row as JSON values: position, token, its logprob, entropy, tail, top 5."""
+def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[TokenLabel]:
+    """Return the labels of a row as JSON values."""
     labels = decode(row).labels
     ids = row["input_ids"][0].as_py()
     entropy = bucketed_entropy(labels) if labels.entropy is None else labels.entropy
@@ -102,7 +112,7 @@ def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[dict[str, Any]]:
         for t in range(span["start"], span["stop"])
     ]
     probs = np.exp(labels.topk_logprobs[:, :TOP].astype(np.float64))
-    lines = []
+    lines: list[TokenLabel] = []
     for i, (position, kind) in enumerate(places):
         top = zip(labels.topk_ids[i, :TOP].tolist(), probs[i].tolist(), strict=True)
         lines.append(
@@ -115,7 +125,7 @@ def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[dict[str, Any]]:
                 "entropy": round(float(entropy[i]), 3),
                 "tail": round(float(np.exp(labels.tail_logprob[i])), 4),
                 "hit": int(labels.topk_ids[i, 0]) == ids[position],
-                "top": [[vocabulary.texts[j], round(p, 3)] for j, p in top if j >= 0],
+                "top": [(vocabulary.texts[j], round(p, 3)) for j, p in top if j >= 0],
             }
         )
     return lines
@@ -133,10 +143,10 @@ def _legend() -> Text:
     return legend.append("  no label  ↵ line feed  ⇥ tab", style="dim")
 
 
-def _running(
-    ids: list[int], lines: list[dict[str, Any]], start: int, vocabulary: Vocabulary
+def _colored_text(
+    ids: list[int], lines: list[TokenLabel], start: int, vocabulary: Vocabulary
 ) -> Text:
-    """Tokens of the row, each on the color of its entropy; unlabeled ones dim."""
+    """Return the row's tokens, each on the color of its entropy; unlabeled ones are dim."""
     entropy = {line["position"]: line["entropy"] for line in lines}
     first = max(0, lines[start]["position"] - BEFORE) if start < len(lines) else 0
     shown = ids[first : first + RUNNING]
@@ -158,7 +168,7 @@ def _visible(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
 
 
-def _table(lines: list[dict[str, Any]]) -> Table:
+def _table(lines: list[TokenLabel]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column, width in (
         ("position", 8),

@@ -1,4 +1,4 @@
-"""`labeler inspect`: what is in a label set, counted row group by row group."""
+"""Facts of a whole label set, counted row group by row group."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from labeler.console import progress
-from labeler.labelsets.inspect.histograms import Histogram, length_edges
+from labeler.labelsets.inspect.histograms import Histogram, HistogramFacts, length_edges
 from labeler.labelsets.inspect.outliers import Outliers, rounded
-from schemas import LabelSet, open_label_set
+from schemas import LabelSet
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.journal import read_rejects
@@ -22,18 +22,18 @@ from schemas.polars_ext import LabelExpr, LazyLabels
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 COVERAGE = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
 NATS = tuple(x / 2 for x in range(25))
-"""Edges for entropies and NLL; what is above 12 nats is in the last bin."""
+"""Edges for entropies and NLL; the last bin holds everything above 12 nats."""
 MEANS = ("mean_nll", "mean_entropy", "coverage")
 
 
 @dataclass
-class _Counted:
+class _Counts:
     """Sums over the rows and positions so far."""
 
     coverage: Histogram = field(default_factory=lambda: Histogram(COVERAGE))
     entropy: Histogram = field(default_factory=lambda: Histogram(NATS))
     nll: Histogram = field(default_factory=lambda: Histogram(NATS))
-    whole_entropy: bool = True
+    full_entropy: bool = True
     lengths: pl.DataFrame = field(default_factory=pl.DataFrame)
     finish: pl.DataFrame = field(default_factory=pl.DataFrame)
     sources: pl.DataFrame = field(default_factory=pl.DataFrame)
@@ -41,7 +41,7 @@ class _Counted:
     outliers: Outliers = field(default_factory=Outliers)
 
     def add(self, rows: pl.DataFrame) -> None:
-        """Count the rows of a row group, with their labels."""
+        """Count the rows of a row group and their labels."""
         logs, tokens = LabelExpr(pl.col("topk_logprobs")), LabelExpr(pl.col("input_ids"))
         positions = (
             LazyLabels(rows.lazy())
@@ -57,14 +57,14 @@ class _Counted:
         )
         for name in ("coverage", "entropy", "nll"):
             getattr(self, name).add(positions[name].to_numpy())
-        self.whole_entropy &= rows["entropy"].null_count() == 0
+        self.full_entropy &= rows["entropy"].null_count() == 0
         labels = pl.col("n_labels")
-        weighed = rows.with_columns((pl.col(name) * labels).fill_null(0.0) for name in MEANS)
+        weighted = rows.with_columns((pl.col(name) * labels).fill_null(0.0) for name in MEANS)
         per_row = [pl.len().alias("rows"), labels.sum().alias("labels")]
         sums = [pl.col(name).cast(pl.Float64).sum() for name in MEANS]
         self.lengths = _summed(self.lengths, rows.group_by("n_tokens").len())
         self.finish = _summed(self.finish, rows.group_by("finish_reason").len())
-        self.sources = _summed(self.sources, weighed.group_by("source").agg(*per_row, *sums))
+        self.sources = _summed(self.sources, weighted.group_by("source").agg(*per_row, *sums))
         by_kind = positions.group_by("kind").agg(
             pl.col("n").sum().alias("labels"),
             *(pl.col(name).cast(pl.Float64).sum() for name in ("nll", "entropy", "coverage")),
@@ -74,22 +74,25 @@ class _Counted:
 
 
 def _summed(so_far: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
-    """Rows of equal first column added up."""
+    """Add up the rows with the same first column."""
     both = more if so_far.is_empty() else pl.concat([so_far, more], how="vertical_relaxed")
     return both.group_by(both.columns[0]).sum()
 
 
-def summarize(path: Path, *, allow_partial: bool) -> dict[str, Any]:
-    """Facts of a label set or view as JSON values.
+def summarize(path: Path, labels: LabelSet) -> dict[str, Any]:
+    """Return the facts of a label set or view as JSON values.
 
-    Reads every row group once, verified. Memory grows with the number of sources and of different
-    lengths only.
+    Every row group is read once, and verified. Memory grows only with the number of sources and of
+    distinct lengths.
+
+    Args:
+        path: path of the set or view, as given.
+        labels: the same, opened.
 
     Raises:
-        LabelSetError: the set cannot be opened, or a shard is altered.
+        LabelSetError: a shard is altered.
     """
-    labels = open_label_set(path, allow_partial=allow_partial)
-    counted = _Counted()
+    counted = _Counts()
     columns = [*KEY_COLUMNS, "source", "finish_reason", "n_tokens", "n_labels", *MEANS]
     columns += ["input_ids", "spans", *LABEL_COLUMNS, "entropy"]
     with progress("row groups") as bar:
@@ -100,7 +103,7 @@ def summarize(path: Path, *, allow_partial: bool) -> dict[str, Any]:
 
 def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
     identity = labels.manifest.identity
-    whole = labels.view is None
+    per_label = round(labels.stored_bytes / max(1, labels.labels), 1)
     return {
         "path": str(path),
         "status": labels.manifest.status,
@@ -121,11 +124,11 @@ def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
         "labels": labels.labels,
         "rejects": read_rejects(labels.path).num_rows,
         "bytes": labels.stored_bytes,
-        "bytes_per_label": round(labels.stored_bytes / max(1, labels.labels), 1) if whole else None,
+        "bytes_per_label": per_label if labels.view is None else None,
     }
 
 
-def _counted_facts(counted: _Counted) -> dict[str, Any]:
+def _counted_facts(counted: _Counts) -> dict[str, Any]:
     sources = _means(counted.sources, MEANS).sort("labels", "source", descending=[True, False])
     kinds = _means(counted.kinds, ("nll", "entropy", "coverage")).sort("labels", descending=True)
     total = counted.sources.select(pl.col("labels", *MEANS).sum()) if len(sources) else None
@@ -139,7 +142,7 @@ def _counted_facts(counted: _Counted) -> dict[str, Any]:
         "mean_nll": rounded(nll),
         "mean_entropy": rounded(entropy),
         "mean_coverage": rounded(coverage),
-        "entropy_of": "all ids" if counted.whole_entropy else "top-k and tail",
+        "entropy_of": "all ids" if counted.full_entropy else "top-k and tail",
         **{
             f"{name}_quantiles": {q: rounded(getattr(counted, name).quantile(q)) for q in QUANTILES}
             for name in ("coverage", "entropy", "nll")
@@ -161,7 +164,7 @@ def _counted_facts(counted: _Counted) -> dict[str, Any]:
 
 
 def _means(sums: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
-    """Sums over labels to means, `mean_`... by name; null where there is no label."""
+    """Turn sums over labels into means, named `mean_`...; null for groups without labels."""
     if sums.is_empty():
         return pl.DataFrame(schema={"source": pl.String, "labels": pl.Int64})
     mean = {
@@ -185,7 +188,7 @@ def _length_facts(lengths: pl.DataFrame | None) -> dict[str, float | None]:
     }
 
 
-def _length_histogram(lengths: pl.DataFrame | None) -> dict[str, Any]:
+def _length_histogram(lengths: pl.DataFrame | None) -> HistogramFacts:
     if lengths is None:
         return {"edges": [], "counts": []}
     edges = length_edges(lengths["n_tokens"][0], lengths["n_tokens"][-1])

@@ -62,7 +62,7 @@ def everything(path: Path) -> tuple[list[dict[str, Any]], Any]:
 @pytest.mark.parametrize("name", ["plain", "compact", "view"])
 def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str) -> None:
     rows, labels = everything(sets[name])
-    facts = summarize(sets[name], allow_partial=False)
+    facts = summarize(sets[name], open_label_set(sets[name]))
     assert json.loads(json.dumps(facts))
     assert (facts["rows"], facts["labels"]) == (len(rows), len(labels))
 
@@ -160,7 +160,7 @@ def test_what_is_printed_of_a_set(sets: dict[str, Path], run_labeler: Run, name:
     done = run_labeler("inspect", sets[name], env={"COLUMNS": "100", "PATH": "/usr/bin"})
     assert done.returncode == 0, done.stderr
     sources = f"sources: {2 if name == 'view' else 3}"
-    for part in ("mass in the top 6", "tokens a row", sources, "kinds of span: 2"):
+    for part in ("mass in the top 6", "tokens per row", sources, "kinds of span: 2"):
         assert part in done.stdout
     assert re.search(r"most repetition +row/\d+ +\d+", done.stdout)
     assert re.search(r"a\.jsonl +\d+ +\d+ +\d\.\d{3}", done.stdout)
@@ -209,4 +209,4 @@ def test_an_altered_set_is_not_summarized(tmp_path: Path) -> None:
     content[len(content) // 4] ^= 1
     shard.write_bytes(content)
     with pytest.raises(LabelSetError, match="was altered"):
-        summarize(path, allow_partial=False)
+        summarize(path, open_label_set(path))
