@@ -2,8 +2,9 @@
 
     python -m tests.labeler.faults FAULT label corpus.jsonl --model ...
 
-Faults that cannot be had on demand (a full disk, a device out of memory, an engine that dies) are
-raised from where they would come: the operating system's call, vLLM's step, vLLM's output.
+Faults that cannot be produced on demand (a full disk, a device out of memory, an engine that dies)
+are raised where they would occur: the operating system's call, vLLM's step, vLLM's output. A run
+can also wait at a given place, so that a test acts on it there however fast the machine is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from labeler.labeling.engines.vllm import tensor_capture as vllm_capture
 from labeler.labeling.engines.vllm import vllm_engine
 from labeler.labeling.engines.vllm import worker as vllm_worker
 from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
+from labeler.labeling.runs import label_units, plan_input
 
 
 def disk_full() -> None:
-    """Nothing can be synced to disk any more once a first unit is journaled."""
+    """Nothing can be synced to disk once a first unit is journaled."""
     fsync = os.fsync
 
     def full(descriptor: int) -> None:
@@ -36,7 +39,7 @@ def disk_full() -> None:
 
 
 def in_step(number: int, error: Callable[[], Exception]) -> Callable[[], None]:
-    """vLLM's step raises, once, after `number` good ones."""
+    """vLLM's step number `number` raises, once."""
 
     def install() -> None:
         load, steps = vllm_engine.load_llm, [0]
@@ -91,13 +94,42 @@ def shifted_rows() -> None:
 
 
 def no_runner() -> None:
-    """Another vLLM, whose runner has no method of that name."""
+    """A different vLLM, whose runner has no method of that name."""
 
     def install(self: Any, k: int, vocab_size: int, draws: int) -> bool:
         del k, vocab_size, draws
         raise AttributeError(f"{type(self.model_runner).__name__} has no sampler")
 
     vllm_worker.LabelWorker.softshards_install = install  # type: ignore[method-assign]
+
+
+def in_third_unit() -> None:
+    """The run waits before it labels its third unit until the file $GATE exists."""
+    real, units = label_units.unit_requests, [0]
+
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        units[0] += 1
+        if units[0] == 3:
+            wait_for_gate()
+        return real(*args, **kwargs)
+
+    label_units.unit_requests = wait
+
+
+def in_planning() -> None:
+    """The run waits while it plans until the file $GATE exists."""
+    real = plan_input.plan_units
+
+    def wait(*args: Any, **kwargs: Any) -> Any:
+        wait_for_gate()
+        return real(*args, **kwargs)
+
+    plan_input.plan_units = wait
+
+
+def wait_for_gate() -> None:
+    while not Path(os.environ["GATE"]).exists():
+        time.sleep(0.01)
 
 
 FAULTS: dict[str, Callable[[], None]] = {
@@ -107,6 +139,8 @@ FAULTS: dict[str, Callable[[], None]] = {
     "fewer-positions": fewer_positions,
     "shifted-rows": shifted_rows,
     "no-runner": no_runner,
+    "wait-in-third-unit": in_third_unit,
+    "wait-in-planning": in_planning,
 }
 
 if __name__ == "__main__":

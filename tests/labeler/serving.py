@@ -1,4 +1,4 @@
-"""A real vLLM server on this machine, and a proxy before it that loses requests on purpose."""
+"""A real vLLM server on this machine, and a proxy before it that drops requests on purpose."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+
+PATIENCE = 240.0
+"""Seconds after which a test gives up waiting; no test passes or fails by them otherwise."""
 
 
 def free_port() -> int:
@@ -56,7 +60,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + PATIENCE
         while not self._is_healthy():
             assert self.process.poll() is None, self.log.read_text()[-4000:]
             assert time.monotonic() < deadline, self.log.read_text()[-4000:]
@@ -79,12 +83,15 @@ class Server:
 
 @dataclass
 class Proxy:
-    """Passes requests on to `port`, but answers those with the status that `fault` says.
+    """Passes requests on to `port`, but answers some of them with the status that `fault` returns.
 
     Attributes:
+        port: of the server.
         fault: called with the number of a completion request and its body; 0 passes it on.
         url: its own address.
-        completions: completion requests seen; most: most of them at a time.
+        completions: completion requests seen so far.
+        most: most of them in flight at once. A request counts from its arrival until just before
+            its answer is sent, so the client may have more in flight, never fewer.
     """
 
     port: int
@@ -95,34 +102,53 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy(port: int, fault: Callable[[int, bytes], int]) -> Iterator[Proxy]:
+def proxy(
+    port: int, fault: Callable[[int, bytes], int], *, gather: int = 1, gather_from: int = 0
+) -> Iterator[Proxy]:
+    """Run a proxy before the server at `port`.
+
+    Args:
+        port: of the server.
+        fault: as in `Proxy`.
+        gather: answer no completion request numbered `gather_from` or higher before so many of
+            them have been in flight at once, however slow the machine is.
+        gather_from: see `gather`.
+    """
     state = Proxy(port=port, fault=fault)
-    lock = threading.Lock()
-    flying = [0]
+    lock, gathered = threading.Lock(), threading.Event()
+    in_flight = 0
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._forward("GET", b"")
+            self._reply(*self._forward("GET", b""))
 
         def do_POST(self) -> None:
+            nonlocal in_flight
             body = self.rfile.read(int(self.headers["Content-Length"]))
             with lock:
                 number = state.completions
                 state.completions += 1
-                flying[0] += 1
-                state.most = max(state.most, flying[0])
-            if status := state.fault(number, body):
-                self._reply(status, b'{"error": {"message": "lost on purpose"}}')
-            else:
-                self._forward("POST", body)
-            with lock:
-                flying[0] -= 1
+                in_flight += 1
+                state.most = max(state.most, in_flight)
+                if state.most >= gather:
+                    gathered.set()
+            try:
+                if status := state.fault(number, body):
+                    answer = status, b'{"error": {"message": "lost on purpose"}}'
+                else:
+                    answer = self._forward("POST", body)
+                if number >= gather_from:
+                    gathered.wait(PATIENCE)
+            finally:
+                with lock:
+                    in_flight -= 1
+            self._reply(*answer)
 
-        def _forward(self, method: str, body: bytes) -> None:
+        def _forward(self, method: str, body: bytes) -> tuple[int, bytes]:
             server = http.client.HTTPConnection("127.0.0.1", port)
             server.request(method, self.path, body, {"Content-Type": "application/json"})
             answer = server.getresponse()
-            self._reply(answer.status, answer.read())
+            return answer.status, answer.read()
 
         def _reply(self, status: int, content: bytes) -> None:
             self.send_response(status)

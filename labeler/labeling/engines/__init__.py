@@ -1,1 +1,1 @@
-"""Engines that run the teacher: vLLM in process, a served teacher, the transformers reference."""
+"""Engines that run the teacher: vLLM in process, a server, the transformers reference."""

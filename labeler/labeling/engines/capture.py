@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labeler.labeling.rendering.spans import Span
 from schemas import PAD_ID, Labels, labeled_spans
-from schemas.draws import counted
+from schemas.draws import count_draws
 
 TAIL_FLOOR = 1e-6
 EXACT_TAIL = "sum over the other ids in float32, in the engine"
 DERIVED_TAIL = "1 - sum of float32 logprobs in float64, clamped at 1e-6"
-"""`tail_source` of label rows made in the engine, and of engines that report only the top-k."""
+"""Values of `tail_source`: rows made in the engine, and engines that report only the top-k."""
 
 
 class CaptureError(Exception):
-    """The engine's output cannot be a label set's row; the row becomes a reject."""
+    """The engine's output cannot become a label set's row; the row becomes a reject."""
+
+
+class FlatLogprobs(Protocol):
+    """The fields of vLLM's `FlatLogprobs` that are read here."""
+
+    start_indices: Sequence[int]
+    end_indices: Sequence[int]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
 
 
 def positions(spans: Sequence[Span]) -> NDArray[np.int64]:
@@ -28,15 +37,17 @@ def positions(spans: Sequence[Span]) -> NDArray[np.int64]:
     return labeled_spans.positions([s.start for s in spans], [s.stop for s in spans])
 
 
-def flat_rows(flat: Any, *, skip: int = 0) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """vLLM's FlatLogprobs to arrays ids, logprobs [n, 1 + k']: column 0 is the actual token.
+def flat_rows(
+    flat: FlatLogprobs, *, skip: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Convert vLLM's FlatLogprobs to ids and logprobs [n, 1 + k']; column 0 is the actual token.
 
     Args:
         flat: `prompt_logprobs` of a prompt or `logprobs` of a generation, all rows equally wide.
         skip: number of empty rows at the start (1 for a prompt, whose first token has no label).
 
     Raises:
-        CaptureError: rows differ in width, or the empty rows are not where they should be.
+        CaptureError: rows differ in width, or rows other than the first `skip` are empty.
     """
     widths = np.subtract(flat.end_indices, flat.start_indices)
     if widths[:skip].any() or (widths[skip:] != widths[-1]).any():
@@ -54,7 +65,7 @@ def labels_from_rows(
     k: int,
     vocab_size: int,
 ) -> Labels:
-    """Labels from rows with the actual token in column 0 and the top of the vocabulary after it.
+    """Return labels from rows with the actual token in column 0 and the most likely ids after it.
 
     Ids at or past `vocab_size` (a padded head) are dropped; their mass is part of the tail.
 
@@ -62,7 +73,7 @@ def labels_from_rows(
         ids: [n, 1 + k'] with k' >= k, over-requested so that k real ids remain.
         logprobs: [n, 1 + k'], raw, T = 1.
         tokens: [n] the tokens that the sequence has at these positions.
-        k: ids to keep a position.
+        k: ids to keep per position.
         vocab_size: number of real token ids.
 
     Raises:
@@ -87,20 +98,20 @@ def labels_from_tensors(
     k: int,
     vocab_size: int,
 ) -> Labels:
-    """Labels from rows as `label_rows.gather_rows` makes them; arrays are views of them.
+    """Return labels from rows that `label_rows.gather_rows` made; their arrays are views.
 
     Args:
-        ids: [n, 1 + k + draws], the actual token first, ids that were drawn last.
-        values: [n, 1 + k + 3], its logprob, those of the top-k, then tail, entropy, normalizer.
+        ids: [n, 1 + k + draws], the actual token first, drawn ids last.
+        values: [n, 1 + k + 3], its logprob, the top-k logprobs, then tail, entropy, normalizer.
         tokens: [n] the tokens that the sequence has at these positions.
-        k: ids a position.
+        k: ids per position.
         vocab_size: number of real token ids.
 
     Raises:
         CaptureError: a value is NaN, or column 0 is not the actual token (a shifted label).
     """
     _check_rows(ids, values, tokens, vocab_size)
-    drawn = counted(ids[:, 1 + k :]) if ids.shape[1] > 1 + k else (None, None)
+    drawn = count_draws(ids[:, 1 + k :]) if ids.shape[1] > 1 + k else (None, None)
     return Labels(
         topk_ids=ids[:, 1 : 1 + k],
         topk_logprobs=values[:, 1 : 1 + k],
@@ -124,15 +135,15 @@ def _check_rows(
     if np.isnan(values).any():
         raise CaptureError("the engine returned NaN logprobs")
     if (ids[:, 0] != tokens).any():
-        raise CaptureError("the engine's labels are not of the tokens asked: they are shifted")
+        raise CaptureError("the engine's labels belong to other tokens: they are shifted")
     if (tokens >= vocab_size).any():
         raise CaptureError(f"the engine generated an id outside the tokenizer: {tokens.max()}")
 
 
 def nucleus(labels: Labels, *, mass: float, min_k: int) -> Labels:
-    """Keep the likeliest ids that together hold `mass`, at least `min_k`; the rest joins the tail.
+    """Keep the most likely ids that hold `mass`, at least `min_k`; move the rest to the tail.
 
-    The cut list ends in PAD_ID. The id that crosses the mass is kept (Holtzman et al. 2020).
+    Shorter lists end in PAD_ID. The id that crosses the mass is kept (Holtzman et al. 2020).
     """
     probabilities = np.exp(labels.topk_logprobs.astype(np.float64))
     before = np.cumsum(probabilities, axis=1) - probabilities
@@ -153,7 +164,7 @@ def nucleus(labels: Labels, *, mass: float, min_k: int) -> Labels:
 def drop_padding(
     ids: NDArray[np.int32], logprobs: NDArray[np.float32], *, k: int, vocab_size: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The first k real ids of each row, in order; PAD_ID and -inf where fewer are left."""
+    """Return the first k real ids of each row, in order; PAD_ID and -inf where fewer are left."""
     padded = ids >= vocab_size
     if padded.any():
         order = np.argsort(padded, axis=1, kind="stable")
@@ -171,16 +182,18 @@ def derived_tail(
     token_logprob: NDArray[np.float32],
     vocab_size: int,
 ) -> NDArray[np.float32]:
-    """Log of the mass outside the top-k [n], where the engine reports nothing but the top-k.
+    """Return the log of the mass outside the top-k [n] for engines that report only the top-k.
 
-    The sum is taken in float64. What is left can still be zero or less by the rounding of the
-    float32 terms, so it is clamped at 1e-6, and at the actual token's mass where that token is
-    outside. Where the ids cover the vocabulary it is -inf, unless padding of the head has mass.
+    The sum is taken in float64. The rest can still be zero or less because the float32 terms are
+    rounded, so it is clamped at 1e-6, and at the actual token's mass where that token is outside.
+    Where the ids cover the vocabulary it is -inf, unless padding of the head has mass.
     """
     rest = 1.0 - np.exp(logprobs.astype(np.float64)).sum(axis=1)
     if ids.shape[1] >= vocab_size:  # outside is at most the padding of the head
         with np.errstate(divide="ignore"):
-            return np.log(np.where(rest > TAIL_FLOOR, rest, 0.0)).astype(np.float32)
+            tail: NDArray[np.float64] = np.log(np.where(rest > TAIL_FLOOR, rest, 0.0))
+            return tail.astype(np.float32)
     outside = ~(ids == tokens[:, None]).any(axis=1)
     floor = np.where(outside, np.exp(token_logprob.astype(np.float64)), 0.0)
-    return np.log(np.maximum(rest, np.maximum(floor, TAIL_FLOOR))).astype(np.float32)
+    tail = np.log(np.maximum(rest, np.maximum(floor, TAIL_FLOOR)))
+    return tail.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The protocol of engines: requests in, labels out. Whatever the engine, the run is the same."""
+"""The protocol of engines: requests in, labels out. A run is the same with any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Request:
     """One sequence to label.
 
     Attributes:
-        index: its place in the unit, by which the caller knows it; sample: which generation.
+        index: its place in the unit, by which the caller knows it; sample: its generation.
         input_ids: the sequence (score) or the prompt (generate).
         spans: where labels are wanted (score only).
         seed: seed of its generation.
@@ -33,8 +33,8 @@ class Labeled:
     """A labeled sequence.
 
     Attributes:
-        request: what was asked.
-        input_ids: the whole sequence, with what was generated.
+        request: the caller's request.
+        input_ids: the whole sequence, with generated tokens.
         spans: where the labels are.
         labels: the labels, in span order.
         finish_reason: `stop` or `length` for generations, else None.
@@ -57,7 +57,7 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineFacts:
-    """What an engine says of itself, for identity (dtypes) and provenance (the rest)."""
+    """Facts about a loaded engine, for identity (dtypes) and provenance (the rest)."""
 
     name: str
     version: str
@@ -74,14 +74,14 @@ class EngineOutOfMemory(SoftshardsError):
 
 
 class Engine(Protocol):
-    """A teacher, loaded: `vllm_engine`, `served_engine` and `transformers_engine` each make one."""
+    """A loaded teacher: `VllmEngine`, `ServedEngine` or `TransformersEngine`."""
 
     facts: EngineFacts
 
     def run(self, requests: Sequence[Request]) -> Iterator[Labeled | Failed]:
-        """Label `requests`; yield each as it is finished, in any order."""
+        """Label `requests`; yield each as it finishes, in any order."""
         ...
 
     def close(self) -> None:
-        """Free the memory that the teacher takes."""
+        """Free the teacher's memory."""
         ...

@@ -1,17 +1,17 @@
-"""Logits to label rows on the engine's own device: the arithmetic inside vLLM's workers."""
+"""Logits to label rows on the engine's device: the arithmetic inside vLLM's workers."""
 
 from __future__ import annotations
 
 import torch
 
 EXTRAS = ("tail_logprob", "entropy", "log_normalizer")
-"""What a row has after the actual token and the top-k."""
+"""The values of a row after the actual token and the top-k."""
 ROWS_AT_ONCE = 128
-"""Rows whose probabilities are held beside their log-probabilities: bounds the memory of extras."""
+"""Rows whose probabilities are held beside their log-probabilities, to bound memory."""
 
 
 def normalizer(logits: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-    """float32 [n] with logits = logprobs + normalizer, from one column instead of a pass over V."""
+    """Return float32 [n] with logits = logprobs + normalizer, read from one column."""
     return logits[:, 0].float() - logprobs[:, 0]
 
 
@@ -24,7 +24,7 @@ def gather_rows(
     vocab_size: int,
     draws: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Actual token, top-k of the real ids, exact tail, entropy and normalizer of n positions.
+    """Return actual token, top-k of the real ids, exact tail, entropy, normalizer of n positions.
 
     Args:
         logprobs: float32 [n, V], T = 1. Overwritten: its memory is used for the probabilities.
@@ -32,7 +32,7 @@ def gather_rows(
         tokens: int64 [n], the actual tokens.
         k: ids to keep, at most `vocab_size`.
         vocab_size: number of real ids; those at or past it (padding of the head) are in the tail.
-        draws: ids to draw a position (`schemas.draws`).
+        draws: ids to draw per position (`schemas.draws`).
 
     Returns:
         ids int32 [n, 1 + k + draws] and values float32 [n, 1 + k + 3]: the actual token first, then
@@ -67,7 +67,7 @@ def gather_rows(
 
 
 def draw(probabilities: torch.Tensor, u: torch.Tensor, draws: int) -> torch.Tensor:
-    """Systematic draws of ids in proportion to `probabilities` [n, V], ascending: int64 [n, draws].
+    """Draw ids systematically in proportion to `probabilities` [n, V]: int64 [n, draws], ascending.
 
     Args:
         u: float32 [n], uniform in [0, 1).
@@ -81,10 +81,10 @@ def draw(probabilities: torch.Tensor, u: torch.Tensor, draws: int) -> torch.Tens
 
 
 def uniform(log_normalizer: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """A number in [0, 1) a position, float32 [n]: a hash of its normalizer and its actual token.
+    """Return a number in [0, 1) per position, float32 [n]: a hash of its normalizer and token.
 
-    No generator is used: its numbers would depend on which positions share a step, and a resumed
-    run would draw others. The mixing is that of SplitMix64 (Steele, Lea and Flood 2014).
+    No generator is used: its numbers would depend on which positions share a step, so a resumed
+    run would draw others. The mixing function is SplitMix64's (Steele, Lea and Flood 2014).
     """
     x = log_normalizer.contiguous().view(torch.int32).long() ^ (tokens.long() << 32)
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
@@ -93,5 +93,5 @@ def uniform(log_normalizer: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _shifted(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """x >> bits with zeros coming in: torch has no unsigned shift of 64 bits."""
+    """Return x >> bits, filled with zeros: torch has no unsigned shift of 64 bits."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

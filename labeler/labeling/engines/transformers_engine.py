@@ -1,6 +1,6 @@
 """The reference engine: plain transformers, one sequence at a time, every quantity exact.
 
-Slow on purpose: it is what the fast engine is checked against, and it runs where vLLM does not.
+Slow on purpose: the fast engines are checked against it, and it runs where vLLM does not.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from labeler.labeling.engines.capture import CaptureError, positions
 from labeler.labeling.engines.engine import EngineFacts, Failed, Labeled, Request
 from labeler.labeling.engines.label_rows import draw, uniform
 from labeler.labeling.rendering.spans import Span
+from labeler.labeling.teacher.engine_limits import REFERENCE_CHUNK
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Labels, Sampling, SoftshardsError
-from schemas.draws import counted
+from schemas.draws import count_draws
 from schemas.errors import first_line
 
 EXACT_TAIL = "log-sum-exp over the other ids in float32"
-CHUNK = 512
-"""Positions whose logits are held at a time: 8,192 of them over 152 k ids would be 5 GB."""
 
 
 class TransformersEngine:
     """A teacher in transformers, on the GPU where there is one.
 
     Raises:
-        SoftshardsError: transformers cannot load the teacher, or output is to be constrained.
+        SoftshardsError: transformers cannot load the teacher, or output must be constrained.
     """
 
     def __init__(
@@ -48,8 +47,8 @@ class TransformersEngine:
     ) -> None:
         if sampling is not None and sampling.structured:
             raise SoftshardsError(
-                "the transformers engine cannot constrain what it generates",
-                hint="leave --structured away, or pass --engine vllm",
+                "the transformers engine cannot constrain its output",
+                hint="leave out --structured, or pass --engine vllm",
             )
         self._teacher, self._k, self._sampling, self._draws = teacher, k, sampling, draws
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,7 +63,7 @@ class TransformersEngine:
             ) from error
         if head_dtype != dtype:
             _widen_head(model, getattr(torch, head_dtype))
-        # Sampled as asked, not as the checkpoint suggests (penalties, top-k).
+        # Sample as requested, not as the checkpoint suggests (penalties, top-k).
         model.generation_config = transformers.GenerationConfig()
         self._model: Any = model.eval()
         self._model.to(self._device)
@@ -130,7 +129,7 @@ class TransformersEngine:
         vocab_size = self._teacher.vocab_size
         parts, drawn = [], []
         with _body_run_once(self._model):
-            for chunk in where.split(CHUNK):
+            for chunk in torch.split(where, REFERENCE_CHUNK):
                 # The distribution of the token at t is the output at t - 1.
                 output = self._model(tokens[None], logits_to_keep=chunk - 1, use_cache=False)
                 logits = output.logits[0].float()
@@ -143,7 +142,7 @@ class TransformersEngine:
                 del output, logits  # before the next chunk's are made
         labels = parts[0] if len(parts) == 1 else _joined(parts)
         if drawn:
-            sample_ids, sample_counts = counted(np.concatenate(drawn))
+            sample_ids, sample_counts = count_draws(np.concatenate(drawn))
             labels = dataclasses.replace(labels, sample_ids=sample_ids, sample_counts=sample_counts)
         return Labeled(
             request=request, input_ids=ids, spans=spans, labels=labels, finish_reason=reason
@@ -156,14 +155,14 @@ class TransformersEngine:
 
 @contextlib.contextmanager
 def _body_run_once(model: Any) -> Iterator[None]:
-    """Inside, the layers below the head run in the first call only; later ones reuse their output.
+    """Within the context, run the layers below the head only once; later calls reuse their output.
 
-    So one call of the model a chunk of positions gives the logits of that chunk alone, through
+    One call of the model per chunk of positions then gives the logits of that chunk alone, through
     whatever this model does after its head (softcap, scaling).
     """
     body = model.base_model
     if any(module is model.get_output_embeddings() for module in body.modules()):
-        yield  # a model of another build: slower, and as right
+        yield  # a model built differently: slower, and as exact
         return
     run = body.forward
     outputs: list[Any] = []
@@ -181,19 +180,19 @@ def _body_run_once(model: Any) -> Iterator[None]:
 
 
 def _widen_head(model: Any, dtype: torch.dtype) -> None:
-    """Give the model an output projection of its own in `dtype`, as vLLM's `head_dtype` does."""
+    """Give the model its own output projection in `dtype`, as vLLM's `head_dtype` does."""
     head = copy.deepcopy(model.get_output_embeddings()).to(dtype)
     head.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
     model.set_output_embeddings(head)
 
 
 def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_size: int) -> Labels:
-    """Labels from full logits: top-k of the real ids, exact tail, entropy and normalizer.
+    """Return labels from full logits: top-k of the real ids, exact tail, entropy and normalizer.
 
-    Takes three times the memory of the logits, with them.
+    Needs three times the memory of the logits, including them.
 
     Args:
-        logits: float32 [n, V], of the positions that the labels are of.
+        logits: float32 [n, V], of the labeled positions.
         tokens: int64 [n], the actual tokens.
         k: ids to keep; vocab_size: number of real ids, V or less.
 

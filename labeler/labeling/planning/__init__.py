@@ -1,1 +1,1 @@
-"""Sequences to work units, and what labeling them will cost."""
+"""Sequences to work units, and the bytes and memory that labeling them needs."""

@@ -1,4 +1,4 @@
-"""Sequences to work units: a cut of the input that depends on nothing but the input and a seed."""
+"""Sequences to work units: a cut that depends only on the input and a seed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from schemas.arrow import PLAN_SCHEMA
 
 REJECTS_SHOWN = 5
 SHARE_AFTER = 100
-"""Records after which the share of rejects is believed while more are still to come."""
+"""Minimum records before the share of rejects can stop the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How the input is cut, and how much of it may be bad.
+    """Rules for cutting the input, and for how much of it may be bad.
 
     Attributes:
-        seed: of the assignment of rows to units; unit_labels: labels a unit, about.
+        seed: of the assignment of rows to units; unit_labels: labels per unit, about.
         strict: stop at the first bad record.
-        max_reject_share: stop when more than this share of records is bad.
+        max_reject_share: stop when a larger share of records is bad.
     """
 
     seed: int
@@ -40,12 +40,12 @@ class Planned:
     """The cut in numbers; `tables` reads the units themselves from the spool, while it is open.
 
     Attributes:
-        units, rows, n_tokens, n_labels: of what is to be labeled.
-        records: records read that could be rendered; rejects: what could not, or occurs twice.
-        known: rows left out because the label set has them.
-        templated: whether the chat template made any row.
+        units, rows, n_tokens, n_labels: to label.
+        records: rendered records; rejects: records that could not be rendered, or occur twice.
+        known: rows left out because the label set has them already.
+        templated: whether the chat template was used for any row.
         first_rejects: a few rejects, to show.
-        rules, spool: what the units are made by and from.
+        rules, spool: the rules of the cut, and the rows.
     """
 
     units: int
@@ -61,7 +61,7 @@ class Planned:
     spool: Spool = field(repr=False)
 
     def tables(self, first_unit: int = 0) -> Iterator[pa.Table]:
-        """One table of PLAN_SCHEMA a unit, numbered from `first_unit`."""
+        """Yield one table of PLAN_SCHEMA per unit, numbered from `first_unit`."""
         unit: list[Sequence] = []
         number, labels = first_unit, 0
         for sequence in self.spool.sequences():
@@ -74,12 +74,12 @@ class Planned:
             yield _table(number, unit)
 
     def all_rejects(self) -> Iterator[Reject]:
-        """All rejects, in the order of the input."""
+        """Yield all rejects, in the order of the input."""
         return self.spool.rejects()
 
 
-class _Intake:
-    """What has been read so far: sequences and rejects into the spool, and their share."""
+class _SpoolWriter:
+    """Puts sequences and rejects into the spool, and checks the share of rejects."""
 
     def __init__(self, spool: Spool, rules: Rules) -> None:
         self.spool, self.rules = spool, rules
@@ -88,7 +88,7 @@ class _Intake:
         self.first_rejects: tuple[Reject, ...] = ()
         self._last: str | None = None
 
-    def take(self, item: Sequence | Reject) -> None:
+    def add(self, item: Sequence | Reject) -> None:
         if isinstance(item, Reject):
             self.reject(item)
         elif self.spool.add(_hash(self.rules.seed, item.id, item.chunk), item):
@@ -135,18 +135,18 @@ def plan_units(
     long rows come first, so that the engine's last steps are not spent on one long row.
 
     Args:
-        rendered: sequences and rejects, in the order of the input; read once, none is kept.
-        rules: how to cut.
-        spool: an empty one, to hold the sequences.
-        known: rows of the label set that this plan is to be added to; they are left out.
+        rendered: sequences and rejects, in the order of the input; read once, not kept.
+        rules: of the cut.
+        spool: empty; receives the sequences.
+        known: rows of the label set that the plan is added to; they are left out.
         inputs: the name of the input, for messages.
 
     Raises:
         SoftshardsError: there is nothing to label, too much is bad, or `strict` and a record is.
     """
-    intake = _Intake(spool, rules)
+    written = _SpoolWriter(spool, rules)
     for item in rendered:
-        intake.take(item)
+        written.add(item)
     already = 0
     for row in known:
         found = spool.take(_hash(rules.seed, row.id, row.chunk))
@@ -155,32 +155,32 @@ def plan_units(
         if _content(found) == _content(row):
             already += 1
         else:
-            intake.reject(_rejected(found, "the label set has another record of this id"))
+            written.reject(_rejected(found, "the label set has another record of this id"))
     units = rows = tokens = labels = in_unit = 0
     for n_tokens, n_labels in spool.counts():
         if not rows or in_unit + n_labels > rules.unit_labels:
             units, in_unit = units + 1, 0
         in_unit += n_labels
         rows, tokens, labels = rows + 1, tokens + n_tokens, labels + n_labels
-    rejects = intake.first_rejects
+    rejects = written.first_rejects
     if not rows and not already:
-        first = f"; the first of {intake.rejects} rejects: {rejects[0].reason}" if rejects else ""
+        first = f"; the first of {written.rejects} rejects: {rejects[0].reason}" if rejects else ""
         raise SoftshardsError(
             f"nothing to label: the input has no usable record{first}",
             path=inputs,
             row=rejects[0].id if rejects else None,
             hint="check the input and the column flags (`labeler label --help`, group Input)",
         )
-    intake.check_share()
+    written.check_share()
     return Planned(
         units=units,
         rows=rows,
         n_tokens=tokens,
         n_labels=labels,
-        records=intake.records,
-        rejects=intake.rejects,
+        records=written.records,
+        rejects=written.rejects,
         known=already,
-        templated=intake.templated,
+        templated=written.templated,
         first_rejects=rejects,
         rules=rules,
         spool=spool,

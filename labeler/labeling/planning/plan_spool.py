@@ -1,4 +1,4 @@
-"""Rendered rows on disk while the input is planned: memory stays flat however large the input."""
+"""Rendered rows on disk while the input is planned, so that memory stays constant."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CREATE TABLE rejects (data BLOB);
 
 
 class Spool:
-    """Sequences by key, and rejects, in an SQLite file that no other process knows of.
+    """Sequences by key, and rejects, in an SQLite file that no other process uses.
 
-    Rows are written in the order in which they come; only the small table of keys is kept sorted.
+    Rows are written in the order of the input; only the small table of keys is kept sorted.
     """
 
     def __init__(self, path: Path) -> None:
-        # The file is ours alone: no locks (shared file systems are slow at them), no journal.
+        # No other process uses the file: no locks (slow on shared file systems), no journal.
         path.unlink(missing_ok=True)
         uri = f"{path.absolute().as_uri()}?nolock=1"
         self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
@@ -39,7 +39,7 @@ class Spool:
         self._db.execute("BEGIN")
 
     def add(self, key: bytes, sequence: Sequence) -> bool:
-        """Keep a sequence; False where its key is there already."""
+        """Store a sequence; return False where its key exists already."""
         cursor = self._db.execute("SELECT 1 FROM keys WHERE key = ?", (key,))
         if cursor.fetchone():
             return False
@@ -50,52 +50,53 @@ class Spool:
         return True
 
     def take(self, key: bytes) -> Sequence | None:
-        """Take a sequence out, or None where its key is not there."""
+        """Remove and return a sequence, or None where its key is missing."""
         query = "SELECT data FROM keys JOIN rows USING (row) WHERE key = ?"
         found = self._db.execute(query, (key,)).fetchone()
         if found is None:
             return None
         self._db.execute("DELETE FROM keys WHERE key = ?", (key,))
-        return pickle.loads(found[0])
+        sequence: Sequence = pickle.loads(found[0])
+        return sequence
 
     def counts(self) -> Iterator[tuple[int, int]]:
-        """(tokens, labels) of each sequence, in the order of their keys."""
+        """Yield (tokens, labels) of each sequence, in the order of their keys."""
         yield from self._db.execute("SELECT n_tokens, n_labels FROM keys ORDER BY key")
 
     def sequences(self) -> Iterator[Sequence]:
-        """All sequences, in the order of their keys."""
+        """Yield all sequences, in the order of their keys."""
         query = "SELECT data FROM keys CROSS JOIN rows USING (row) ORDER BY key"
         yield from map(_unpack, self._db.execute(query))
 
     def add_reject(self, reject: Reject) -> None:
-        """Keep a reject."""
+        """Store a reject."""
         data = pickle.dumps(reject, pickle.HIGHEST_PROTOCOL)
         self._db.execute("INSERT INTO rejects VALUES (?)", (data,))
 
     def rejects(self) -> Iterator[Reject]:
-        """All rejects, in the order in which they came."""
+        """Yield all rejects, in the order of the input."""
         yield from map(_unpack, self._db.execute("SELECT data FROM rejects ORDER BY rowid"))
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         self._db.close()
 
 
 @contextlib.contextmanager
 def open_spool(path: Path) -> Iterator[Spool]:
-    """A spool in a new file at `path`, which is deleted at the end.
+    """Open a spool in a new file at `path`; delete it at the end.
 
     Raises:
         SoftshardsError: the disk is full.
     """
     try:
-        with contextlib.closing(Spool(path)) as made:
-            yield made
+        with contextlib.closing(Spool(path)) as spool:
+            yield spool
     except sqlite3.OperationalError as error:
         raise SoftshardsError(
             f"the plan cannot be prepared: {error}",
             path=path,
-            hint="free some space; planning needs about five bytes a token of the input",
+            hint="free some space; planning needs about five bytes per token of the input",
         ) from error
     finally:
         path.unlink(missing_ok=True)

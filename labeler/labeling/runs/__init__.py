@@ -1,1 +1,1 @@
-"""A labeling run from its first unit to its last, and all that can stop it."""
+"""A labeling run: its start, its units, its locks and signals."""

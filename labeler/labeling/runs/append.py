@@ -1,4 +1,4 @@
-"""`--append`: the records of another input become further units of a label set that is there."""
+"""`--append`: the records of another input become further units of an existing label set."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from schemas.plan import next_plan, open_plan, read_units, remove_other_plans, w
 
 
 def is_recorded(settings: dict[str, Any], manifest: Manifest) -> bool:
-    """Whether the input that `settings` name is in the set's plan, as begun with or appended."""
+    """Return whether the input in `settings` is in the set's plan, from the start or appended."""
     return _call(settings) in _calls(manifest)
 
 
 def known_rows(out: Path, manifest: Manifest) -> Iterator[Sequence]:
-    """The rows of the set's plan, read unit by unit.
+    """Yield the rows of the set's plan, unit by unit.
 
     Raises:
         LabelSetError: the plan is missing or altered.
@@ -40,10 +40,20 @@ def append(
     settings: dict[str, Any],
     parents: list[dict[str, Any]],
 ) -> Manifest:
-    """Add the units of `planned` after those of the set; the set is `running` again.
+    """Add the units of `planned` after the set's own; the set is `running` again.
 
-    The new plan is a new file, and the manifest's switch to it is the one moment at which the set
-    changes: a process killed before it has changed nothing, one killed after it has appended.
+    The new plan is a new file, and the set changes at one moment, when the manifest switches to it:
+    a process killed before has changed nothing, one killed after has appended.
+
+    Args:
+        planned: the new rows.
+        manifest: of the set in `out`.
+        out: the set's folder.
+        settings: the plan settings of this call.
+        parents: facts about the label sets among its inputs.
+
+    Returns:
+        The new manifest, already on disk.
     """
     err.print(
         f"appending {planned.rows} rows in {planned.units} units to the {manifest.planned_units} "
@@ -60,7 +70,7 @@ def append(
         provenance["parents"] = [*before, *(p for p in parents if p not in before)]
     changes: dict[str, Any] = {"provenance": provenance}
     plan = manifest.plan
-    assert plan is not None, "a derived set is refused before"
+    assert plan is not None, "`begin` refuses derived sets"
     if planned.units or planned.rejects:
         name = next_plan(plan.path)
         rejects = map(vars, planned.all_rejects())
@@ -82,12 +92,15 @@ def append(
 
 
 def _call(settings: dict[str, Any]) -> dict[str, Any]:
-    """What of the settings names the input: that is recorded once a call that added some."""
+    """Return the settings that name the input; each call that appended rows records them."""
     return {"inputs": settings["inputs"], "limit": settings.get("limit")}
 
 
 def _calls(manifest: Manifest) -> list[dict[str, Any]]:
-    return manifest.provenance.get("calls", [_call(manifest.provenance["plan"])])
+    calls: list[dict[str, Any]] = manifest.provenance.get(
+        "calls", [_call(manifest.provenance["plan"])]
+    )
+    return calls
 
 
 def _spans(spans: list[dict[str, Any]] | None) -> tuple[Span, ...] | None:

@@ -1,6 +1,6 @@
-"""Energy that a stretch of work took, where the machine counts it: NVML for GPUs, RAPL for CPUs.
+"""Energy used by some work, where the machine counts it: NVML for GPUs, RAPL for CPUs.
 
-The counters are of whole devices: what else runs on them counts too.
+The counters cover whole devices, including everything else that runs on them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 POWERCAP = Path("/sys/class/powercap")
-"""Where Linux shows the RAPL counters; on most systems only root may read them."""
+"""Linux shows the RAPL counters here; on most systems only root may read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Joules since the meter was started, and which counters they come from."""
+    """Joules since the meter was started, and the counters they come from."""
 
     joules: float
     source: str
@@ -26,7 +26,7 @@ class Energy:
 
 @dataclass(kw_only=True)
 class _Counter:
-    """A counter of joules; `wraps_at` is where it starts again from 0, if it does."""
+    """A counter of joules; at `wraps_at`, if set, it starts again from 0."""
 
     source: str
     read: Callable[[], float]
@@ -35,7 +35,7 @@ class _Counter:
 
 
 class Meter:
-    """Counters that run; `start` makes it."""
+    """Running counters; `start` makes one."""
 
     def __init__(self, counters: list[_Counter]) -> None:
         self._counters, self._joules = counters, 0.0
@@ -43,15 +43,15 @@ class Meter:
             counter.last = counter.read()
 
     def read(self) -> Energy | None:
-        """Energy since the start, or None where nothing is counted or a counter failed.
+        """Return the energy since the start, or None where nothing is counted or a counter failed.
 
-        Read it every few minutes in long work: a RAPL counter starts again from 0 after about
-        260 kJ, which is noticed once a reading.
+        Call this every few minutes during long work: a RAPL counter starts again from 0 after
+        about 260 kJ, which is noticed only once per reading.
         """
         for counter in self._counters:
             try:
                 now = counter.read()
-            except Exception:  # a GPU that is gone, a right taken away: the work goes on uncounted
+            except Exception:  # a lost GPU, a revoked permission: the work continues uncounted
                 self._counters = []
                 break
             wrapped = counter.wraps_at if now < counter.last and counter.wraps_at else 0.0
@@ -73,7 +73,7 @@ def start(powercap: Path = POWERCAP) -> Meter:
 
 
 def _rapl_counters(powercap: Path) -> list[_Counter]:
-    """The packages and their memory; other domains are parts or sums of these."""
+    """Return the packages and their memory; other domains are parts or sums of these."""
     counters = []
     for domain in sorted(powercap.glob("intel-rapl:*")):
         try:
@@ -98,7 +98,7 @@ def _rapl_joules(path: Path) -> float:
 
 
 def _nvml_counters() -> list[_Counter]:
-    """The GPUs that this process may use; none where NVML or its Python package is not there."""
+    """Return the GPUs that this process may use; none without NVML or its Python package."""
     try:
         import pynvml
 
@@ -117,11 +117,11 @@ def _nvml_counters() -> list[_Counter]:
 
 
 def _nvml_joules(pynvml: Any, gpu: Any) -> float:
-    return pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3
+    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) / 1e3
 
 
 def _visible_gpus(pynvml: Any) -> list[Any]:
-    """NVML's handles of the GPUs of CUDA_VISIBLE_DEVICES, or of all; by number or by UUID."""
+    """Return NVML's handles of the GPUs in CUDA_VISIBLE_DEVICES (numbers or UUIDs), or of all."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(pynvml.nvmlDeviceGetCount())]

@@ -108,7 +108,9 @@ def _write(unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: 
     if config.top_p_labels < 1:
         cut = functools.partial(nucleus, mass=config.top_p_labels, min_k=config.min_k)
         labeled = [dataclasses.replace(row, labels=cut(row.labels)) for row in labeled]
-    texts = _texts(labeled, teacher) if config.mode == "generate" else [None] * len(labeled)
+    texts: list[str | None] = [None] * len(labeled)
+    if config.mode == "generate":
+        texts = _texts(labeled, teacher)
     with explain_full_disk(f"unit {unit.unit}", config.out):
         entry = write_unit(
             config.out,

@@ -1,4 +1,4 @@
-"""Signals that end a run: the first waits for the unit in work, the second does not."""
+"""Signals that end a run: the first waits for the unit in progress, the second does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the run now; `exit_code` is what a shell expects of a killed command."""
+    """A signal that ends the run now; a shell expects `exit_code` of a killed command."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -21,11 +21,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether the run was asked to stop.
+    """The state of a request to stop.
 
     Attributes:
-        requested: no further unit is to begin.
-        signal: the signal that asked, or None.
+        requested: whether no further unit may begin.
+        signal: the signal that made the request, or None.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Stop:
 
     @contextlib.contextmanager
     def finishing_units(self) -> Iterator[None]:
-        """Within: the first signal only sets `requested`. Elsewhere there is no unit to finish."""
+        """Within the context, the first signal only sets `requested`; elsewhere it interrupts."""
         self._finishing = True
         try:
             yield
@@ -43,10 +43,10 @@ class Stop:
             self._finishing = False
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Take a signal (a handler for `signal.signal`).
+        """Handle a signal (for `signal.signal`).
 
         Raises:
-            Interrupted: no unit is in work, or this is the second signal.
+            Interrupted: no unit is in progress, or this is the second signal.
         """
         del frame
         if self.requested or not self._finishing:
@@ -55,14 +55,14 @@ class Stop:
             raise Interrupted(signum)
         self.requested, self.signal = True, signal.Signals(signum)
         # Not through a stream: the signal may have come in the middle of a write to it.
-        os.write(2, b"\nstopping when the unit in work is done; once more to stop at once\n")
+        os.write(2, b"\nstopping after this unit; press Ctrl-C again to stop now\n")
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """A `Stop` that SIGINT and SIGTERM set; handlers are as they were afterwards.
+    """Yield a `Stop` that SIGINT and SIGTERM set; restore the handlers afterwards.
 
-    Outside of the main thread Python has no signal handlers: there nothing sets it.
+    Outside the main thread Python has no signal handlers, so nothing sets it there.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

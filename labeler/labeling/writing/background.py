@@ -1,4 +1,4 @@
-"""One thread that writes while the engine works: at most one unit is in it."""
+"""A thread that writes while the engine works, at most one unit at a time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import TracebackType
 
 
 class BackgroundWriter:
-    """Runs jobs one after the other in a thread of its own.
+    """Runs jobs one after the other in its own thread.
 
-    `submit` waits for the job before: so at most one unit is being written while the next is
-    labeled, which bounds memory, and an error ends the run one unit later at most. Leaving the
-    context waits for the last job.
+    `submit` waits for the previous job, so at most one unit is written while the next is labeled.
+    That bounds memory, and an error ends the run at most one unit later. Leaving the context waits
+    for the last job.
     """
 
     def __init__(self) -> None:
@@ -20,16 +20,16 @@ class BackgroundWriter:
         self._job: Future[None] | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Start a job when the one before it is done.
+        """Start a job when the previous one is done.
 
         Raises:
-            Exception: whatever the job before it raised.
+            Exception: the exception of the previous job.
         """
         self.wait()
         self._job = self._thread.submit(job)
 
     def wait(self) -> None:
-        """Wait for the job in work, if there is one; raise what it raised."""
+        """Wait for the running job, if any, and raise its exception."""
         job, self._job = self._job, None
         if job is not None:
             job.result()
@@ -46,6 +46,6 @@ class BackgroundWriter:
         except BaseException as late:
             if error is None:
                 raise
-            error.add_note(f"and the unit before it was not written: {late}")
+            error.add_note(f"the previous unit could not be written: {late}")
         finally:
             self._thread.shutdown(wait=True)

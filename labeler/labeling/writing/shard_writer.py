@@ -1,4 +1,4 @@
-"""Labeled sequences to one shard file, written whole or not at all, and its journal entry."""
+"""Labeled sequences to a shard, written completely or not at all, and its journal entry."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def write_unit(
         texts: the decoded generation of each labeled sequence, or None.
         identity: of the label set, for the shard's footer.
         facts: of the engine, for the footer.
-        row_group_labels: labels a row group.
-        provenance: what else the journal is to say of this unit.
-        codec: how the shard stores the top-k.
+        row_group_labels: labels per row group.
+        provenance: further facts for the journal.
+        codec: of the shard.
 
     Returns:
         The journal entry, already on disk.
@@ -107,7 +107,7 @@ def _table(
 
 
 def _scalars(plan: dict[str, Any], row: Labeled, text: str | None) -> dict[str, Any]:
-    """The columns of a row that are not label arrays, as Python values."""
+    """Return the columns of a row that are not label arrays, as Python values."""
     labels = row.labels
     copied = ("id", "chunk", "parent_id", "source", "meta", "prompt")
     entropy = bucketed_entropy(labels) if labels.entropy is None else labels.entropy
@@ -130,7 +130,7 @@ def _scalars(plan: dict[str, Any], row: Labeled, text: str | None) -> dict[str, 
 def _student_context(
     plan: dict[str, Any], row: Labeled, spans: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the student sees; after a prompt of its own, what was generated after the teacher's."""
+    """Return the student's ids and spans; a generation is appended to the student's own prompt."""
     ids, planned = plan["student_input_ids"], plan["student_spans"]
     if ids is not None and not planned:
         prompt = len(row.request.input_ids)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from labeler.labeling.runs.label_run import label
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_entry, read_rejects
-from tests.labeler.serving import Server, free_port, proxy
+from tests.labeler.serving import PATIENCE, Server, free_port, proxy
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -152,7 +153,7 @@ def test_an_openai_style_server_gives_20_logprobs_matched_by_text(
     assert_labels_are_the_teachers(generated, teacher)
     rejects = read_rejects(generated).to_pylist()
     assert len(rejects) + open_label_set(generated).rows == 6 * len(TEXT)
-    assert all("cannot be told by its text" in reject["reason"] for reject in rejects)
+    assert all("cannot be identified by its text" in reject["reason"] for reject in rejects)
 
 
 def test_a_server_that_does_not_answer_or_gives_too_few_logprobs_is_refused(
@@ -176,7 +177,7 @@ def test_what_a_server_cannot_do_is_refused_before_the_start(
     text = ["completely different words make other merges", "zebra quagga yak xylophone"]
     make_model(other, vocab_size=make_tokenizer(other, text=text) + 20)
     refusals: list[tuple[dict[str, Any], str]] = [
-        ({"max_length": 128}, "takes 128 tokens(.|\n)*--max-model-len 129"),
+        ({"max_length": 128}, "context is 128 tokens(.|\n)*--max-model-len 129"),
         ({"served_model": "gpt"}, "no model 'gpt'(.|\n)*--served-model"),
         ({"model": other}, "the server's tokenizer is not the teacher's"),
         ({"server_url": server.url[:-3]}, "the server refuses: .*404(.|\\n)*/v1"),
@@ -199,7 +200,12 @@ def test_lost_requests_are_sent_again_and_few_are_in_flight(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    with proxy(server.port, lambda number, _: 503 if number in (0, 1, 5, 6, 9) else 0) as before:
+
+    def lose_some(number: int, _: bytes) -> int:
+        return 503 if number in (0, 1, 5, 6, 9) else 0
+
+    # The two checks, with what was lost of them, come one by one: numbers 0 to 3.
+    with proxy(server.port, lose_some, gather=3, gather_from=4) as before:
         more = ["--concurrency", "3", "--retries", "4"]
         done = run_labeler("label", corpus, *flags(out, *more, url=before.url))
         assert done.returncode == 0, done.stderr
@@ -251,7 +257,7 @@ def test_rounded_logits_are_told_from_float32_ones() -> None:
     assert not on_half_grid(np.zeros((3, 1)))
 
 
-def test_the_server_is_killed_and_the_same_command_goes_on(
+def test_the_server_is_killed_and_the_same_command_resumes(
     run_labeler: Run,
     server: Server,
     flags: Callable[..., list[object]],
@@ -260,25 +266,37 @@ def test_the_server_is_killed_and_the_same_command_goes_on(
     prompts: Path,
     tmp_path: Path,
 ) -> None:
-    """Last, for it kills the server of all tests; the next one's generations are refused."""
+    """Last, because it kills the server of all tests; the next one's generations are refused."""
     corpus, out = tmp_path / "in.jsonl", tmp_path / "out"
     rows = [{"text": f"{i} " + " ".join(TEXT[i % 5 :])} for i in range(100)]
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["label", corpus, *flags(out, "--concurrency", "2", "--retries", "1")]
-    command = [sys.executable, "-m", "labeler", *map(str, arguments)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
-    while not list(out.glob("journal/unit-*.json")):
-        assert process.poll() is None, "the run ended before the server could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    server.kill()
-    _, errors = process.communicate(timeout=120)
+    killed = threading.Event()
+
+    def wait_for_the_kill(number: int, _: bytes) -> int:
+        """After some units, no request passes while the server lives."""
+        if number >= 60:
+            killed.wait(PATIENCE)
+        return 0
+
+    more = ["--concurrency", "2", "--retries", "1"]
+    with proxy(server.port, wait_for_the_kill) as before:
+        first = ["label", corpus, *flags(out, *more, url=before.url)]
+        command = [sys.executable, "-m", "labeler", *map(str, first)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + PATIENCE
+        while before.completions < 60:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        server.kill()
+        killed.set()
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "the engine failed: the server does not answer" in errors
     assert "Traceback" not in errors
     assert "never retrieved" not in errors
     finished = len(list(out.glob("journal/unit-*.json")))
+    arguments = ["label", corpus, *flags(out, *more)]
 
     server.start("--max-logprobs", "-1", "--logprobs-mode", "processed_logprobs")
     resumed = run_labeler(*arguments, "--json")

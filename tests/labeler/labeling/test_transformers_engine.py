@@ -121,7 +121,7 @@ def test_logits_in_chunks_give_the_same_labels(
     request = Request(index=0, sample=0, input_ids=ids, spans=spans, seed=0)
     engine = engine_for(tmp_path, dtype=dtype)
     (whole,) = engine.run([request])
-    monkeypatch.setattr(transformers_engine, "CHUNK", 7)
+    monkeypatch.setattr(transformers_engine, "REFERENCE_CHUNK", 7)
     (chunked,) = engine.run([request])
     assert isinstance(whole, Labeled)
     assert isinstance(chunked, Labeled)
@@ -149,11 +149,11 @@ def test_a_long_sequence_never_has_all_its_logits_in_memory(teacher: Path) -> No
         lambda _, __, logits: rows.append(logits.shape[1])
     )
     model.base_model.layers[0].register_forward_hook(lambda *_: bodies.append(1))
-    length = 3 * transformers_engine.CHUNK
+    length = 3 * transformers_engine.REFERENCE_CHUNK
     ids = np.random.default_rng(0).integers(0, 200, length).tolist()
     span = Span(start=1, stop=length, kind="text")
     list(engine.run([Request(index=0, sample=0, input_ids=ids, spans=(span,), seed=0)]))
-    assert max(rows) == transformers_engine.CHUNK
+    assert max(rows) == transformers_engine.REFERENCE_CHUNK
     assert sum(rows) == length - 1
     assert len(bodies) == 1
 

@@ -12,32 +12,30 @@ import filelock
 import pytest
 
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs import locks
 from labeler.labeling.runs.label_run import label
 from labeler.labeling.writing.finalize import close
 from schemas import SoftshardsError, open_label_set, validate_label_set
 from schemas.atomic import atomic_path
+from tests.fork_server import fork_server
 from tests.labeler.labeling.test_run import shard_bytes
 
 Settings = Callable[..., LabelConfig]
 
 
-def command(corpus: Path, config: LabelConfig, rank: int, world_size: int) -> list[str]:
+def command(corpus: Path, config: LabelConfig, rank: int, world_size: int) -> list[object]:
     flags = ["--model", config.model, "--out", config.out, "--engine", "transformers", "--k", 8]
     flags += ["--max-length", 64, "--unit-labels", 300, "--row-group-labels", 128]
-    flags += ["--rank", rank, "--world-size", world_size]
-    return [sys.executable, "-m", "labeler", "label", str(corpus), *map(str, flags)]
+    return ["label", corpus, *flags, "--rank", rank, "--world-size", world_size]
 
 
-def run_at_once(commands: list[list[str]]) -> list[str]:
-    """Run all; return what each said, after checking that it ended well."""
-    running = [
-        subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for c in commands
-    ]
-    said = [process.communicate(timeout=300)[0] for process in running]
-    for process, text in zip(running, said, strict=True):
-        assert process.returncode == 0, text
-    return said
+def run_at_once(commands: list[list[object]]) -> None:
+    """Run all at the same time; check that each ends well."""
+    server = fork_server("tests.labeler.preload")
+    running = [server.start("labeler", *command) for command in commands]
+    for process in running:
+        _, messages = process.communicate(timeout=300)
+        assert process.returncode == 0, messages
 
 
 def test_ranks_label_their_own_units_and_the_last_one_closes(
@@ -89,23 +87,30 @@ def test_one_process_a_rank(corpus: Path, settings: Settings) -> None:
 
 
 def test_a_process_waits_while_another_one_plans(
-    corpus: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+    corpus: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings()
     config.out.mkdir()
     held, waits = threading.Event(), threading.Event()
+    printed: list[str] = []
 
-    def plan_for_a_while() -> None:
+    def note(text: str = "", **_: object) -> None:
+        printed.append(text)
+        if text.startswith("waiting"):
+            waits.set()
+
+    def plan_until_another_one_waits() -> None:
         with filelock.FileLock(config.out / ".lock"):
             held.set()
-            waits.wait(2)
+            waits.wait(240)
 
-    other = threading.Thread(target=plan_for_a_while)
+    monkeypatch.setattr(locks.err, "print", note)
+    other = threading.Thread(target=plan_until_another_one_waits)
     other.start()
     held.wait()
     assert label([str(corpus)], config).status == "complete"
     other.join()
-    assert "waiting to plan: another process is using" in capsys.readouterr().err
+    assert f"waiting to plan: another process is using {config.out}" in printed
 
 
 def test_temporary_files_of_a_living_process_are_left_alone(

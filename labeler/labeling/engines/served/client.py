@@ -1,4 +1,4 @@
-"""A server of the completions API: finding its model, and errors that say what to do."""
+"""The client of a completions server: its model, and errors with a hint."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ except ImportError as error:
     ) from error
 
 TIMEOUT_SECONDS = 1800.0
-"""For one answer: a long generation in a full queue takes no longer, unless the server hangs."""
+"""Timeout of one answer: a long generation in a full queue is faster, unless the server hangs."""
 MOST_BY_TEXT = 20
-"""Logprobs a position that OpenAI-style servers give at most."""
+"""Most logprobs per position that OpenAI-style servers return."""
 STABLE = ("id", "root", "parent", "owned_by", "max_model_len")
-"""What a server says of its model that stays the same when it is started again."""
+"""Fields of a server's model card that stay the same when the server restarts."""
 
 
 def client_arguments(config: LabelConfig) -> dict[str, Any]:
-    """Arguments of `openai.OpenAI` and `openai.AsyncOpenAI`: address, key, retries, patience."""
+    """Return arguments of `openai.OpenAI` and `openai.AsyncOpenAI`: URL, key, retries, timeout."""
     return {
         "base_url": config.server_url,
         "api_key": os.environ.get("OPENAI_API_KEY") or "none",
@@ -38,28 +38,28 @@ def client_arguments(config: LabelConfig) -> dict[str, Any]:
 
 
 def model_card(config: LabelConfig) -> dict[str, Any]:
-    """What the server says of the model to use, without what differs from call to call.
+    """Return the model card of the model to use, reduced to its stable fields.
 
     Raises:
-        SoftshardsError: nobody answers at --server-url, the server has no such model, or it has
-            several and --served-model does not say which.
+        SoftshardsError: no server answers at --server-url, it lacks the model, or it has several
+            and --served-model is not set.
     """
     try:
         with openai.OpenAI(**client_arguments(config)) as client:
             answer: Any = client.get("/models", cast_to=object)
         cards = {card["id"]: card for card in answer["data"]}
     except openai.OpenAIError as error:
-        raise explained(error, config) from error
+        raise as_server_error(error, config.server_url) from error
     except (KeyError, TypeError) as error:
         raise SoftshardsError(
-            "this is no server of the completions API: it lists no models",
+            "this is not a server of the completions API: it lists no models",
             path=config.server_url,
-            hint="the URL ends in /v1 as a rule: http://127.0.0.1:8000/v1",
+            hint="check --server-url, which usually ends in /v1: http://127.0.0.1:8000/v1",
         ) from error
     name = config.served_model or (next(iter(cards)) if len(cards) == 1 else None)
     if name not in cards:
         raise SoftshardsError(
-            f"the server has no model {name!r}" if name else "the server has not one model",
+            f"the server has no model {name!r}" if name else f"the server has {len(cards)} models",
             path=config.server_url,
             hint=f"pass --served-model with one of: {', '.join(cards) or '(it has none)'}",
         )
@@ -79,8 +79,8 @@ def served_weights(config: LabelConfig) -> Weights:
     )
 
 
-def message_of(error: openai.OpenAIError) -> str:
-    """What went wrong, in the server's own words where it has any."""
+def error_message(error: openai.OpenAIError) -> str:
+    """Return the server's own message, or else the client's."""
     body = getattr(error, "body", None)
     if isinstance(body, dict) and body.get("message"):
         return first_line(Exception(body["message"]))
@@ -88,33 +88,33 @@ def message_of(error: openai.OpenAIError) -> str:
     return first_line(error) + (f" ({first_line(cause)})" if cause else "")
 
 
-def explained(
-    error: openai.OpenAIError, config: LabelConfig, *, asked: int | None = None
+def as_server_error(
+    error: openai.OpenAIError, url: str | None, *, top: int | None = None
 ) -> SoftshardsError:
-    """An error of the client as one that a user can act on.
+    """Return an error of the client as one that a user can act on.
 
     Args:
-        error: what the client raised.
-        config: the settings.
-        asked: logprobs asked a position, where they were.
+        error: the client's error.
+        url: the server's.
+        top: logprobs requested per position, if any.
     """
-    what = f"the server refuses: {message_of(error)}"
+    what = f"the server refuses: {error_message(error)}"
     if isinstance(error, openai.APIConnectionError):
-        what = f"the server does not answer: {message_of(error)}"
+        what = f"the server does not answer: {error_message(error)}"
         hint = "start it (`vllm serve TEACHER --max-logprobs -1`), or correct --server-url"
     elif isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        hint = "put the server's key into the environment variable OPENAI_API_KEY"
+        hint = "set the environment variable OPENAI_API_KEY to the server's key"
     elif isinstance(error, openai.NotFoundError):
-        hint = "check that --server-url ends as the server's does (/v1), and --served-model"
-    elif too_many_logprobs(error) and asked is not None:
-        hint = f"start the server with --max-logprobs {asked} (or -1), or lower --k"
+        hint = "check --served-model, and that --server-url ends like the server's (/v1)"
+    elif too_many_logprobs(error) and top is not None:
+        hint = f"start the server with --max-logprobs {top} (or -1), or lower --k"
     elif isinstance(error, openai.RateLimitError):
         hint = "lower --concurrency, or raise --retries"
     else:
-        hint = "look at the server's log"
-    return SoftshardsError(what, path=config.server_url, hint=hint)
+        hint = "read the server's log"
+    return SoftshardsError(what, path=url, hint=hint)
 
 
 def too_many_logprobs(error: openai.OpenAIError) -> bool:
-    """Whether the server refuses the number of logprobs: no request would pass."""
-    return isinstance(error, openai.BadRequestError) and "logprobs" in message_of(error)
+    """Return whether the server refuses the number of logprobs: no request would pass."""
+    return isinstance(error, openai.BadRequestError) and "logprobs" in error_message(error)

@@ -9,16 +9,16 @@ from typing import Any
 from schemas import Sampling
 
 NEUTRAL = {"repetition_penalty": 1.0, "top_k": 0}
-"""A vLLM server takes what is not said from the model's generation_config.json: so all is said."""
+"""Set explicitly: a vLLM server takes missing settings from the model's generation_config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """What all requests to a server have in common.
+class RequestBodies:
+    """Builds requests for one server and teacher.
 
     Attributes:
-        by_id: whether it is a vLLM server, which names ids and knows more settings.
-        top: logprobs asked a position.
+        by_id: whether it is a vLLM server, which names ids and has more settings.
+        top: logprobs to request per position.
         padding: ids of the output projection that are no tokens.
         stop_ids: ids that end a generation.
     """
@@ -29,14 +29,14 @@ class Asking:
     stop_ids: tuple[int, ...]
 
     def score(self, ids: list[int]) -> dict[str, Any]:
-        """Score a prompt; a server must generate one token for that."""
+        """Return a request to score a prompt; a server must generate one token for that."""
         body = {"prompt": ids, "max_tokens": 1, "temperature": 0.0}
         if self.by_id:
             return body | {"prompt_logprobs": self.top, "return_token_ids": True}
         return body | {"echo": True, "logprobs": self.top}
 
     def generate(self, ids: list[int], sampling: Sampling, seed: int) -> dict[str, Any]:
-        """Generate after a prompt."""
+        """Return a request to generate after a prompt."""
         body = {
             "prompt": ids,
             "max_tokens": sampling.max_tokens,

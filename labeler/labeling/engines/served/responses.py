@@ -1,6 +1,6 @@
 """A server's answers, parsed JSON of the completions API, to label rows (ids, logprobs).
 
-Rows are as `capture.labels_from_rows` takes them: [n, 1 + k], the actual token in column 0.
+Rows are what `capture.labels_from_rows` takes: [n, 1 + k], the actual token in column 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from labeler.labeling.engines.capture import CaptureError
 Rows = tuple[NDArray[np.int32], NDArray[np.float32]]
 Pairs = Iterable[tuple[int, float]]
 UNKNOWN = "\ufffd"
-"""What a tokenizer decodes to where a token is a part of a character."""
+"""Text that a tokenizer decodes part of a character to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class TokenTexts:
 
     @property
     def share(self) -> float:
-        """Share of ids that can be told by their text."""
+        """Return the share of ids that their text identifies."""
         return len(self.ids) / len(self.texts)
 
 
@@ -53,23 +53,23 @@ def token_texts(tokenizer: Any, vocab_size: int) -> TokenTexts:
 
 
 @contextlib.contextmanager
-def answer_checked() -> Iterator[None]:
-    """A server's answer of another form becomes a CaptureError: a reject that says so."""
+def check_answer() -> Iterator[None]:
+    """Turn errors from a malformed answer into a CaptureError, which becomes a reject."""
     try:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CaptureError(
-            f"the server's answer has not the form expected: {type(error).__name__} {error}"
+            f"the server's answer is malformed: {type(error).__name__} {error}"
         ) from error
 
 
 def scored_by_id(
     choice: dict[str, Any], tokens: Sequence[int], where: Sequence[int], k: int
 ) -> Rows:
-    """Rows of `prompt_logprobs` (vLLM) at the positions `where` of the prompt `tokens`.
+    """Return rows of `prompt_logprobs` (vLLM) at the positions `where` of the prompt `tokens`.
 
     Raises:
-        CaptureError: the server scored another prompt, or gave fewer than k logprobs.
+        CaptureError: the server scored another prompt, or returned fewer than k logprobs.
     """
     if choice["prompt_token_ids"] != list(tokens):
         raise CaptureError("the server scored another prompt than the one sent")
@@ -81,7 +81,7 @@ def scored_by_id(
 
 
 def generated_by_id(choice: dict[str, Any], k: int) -> tuple[list[int], Rows]:
-    """Ids and rows of a generation whose tokens are spelt `token_id:N` (vLLM).
+    """Return ids and rows of a generation whose tokens are spelled `token_id:N` (vLLM).
 
     Raises:
         CaptureError: as `scored_by_id`.
@@ -97,10 +97,10 @@ def generated_by_id(choice: dict[str, Any], k: int) -> tuple[list[int], Rows]:
 def scored_by_text(
     choice: dict[str, Any], tokens: Sequence[int], where: Sequence[int], k: int, known: TokenTexts
 ) -> Rows:
-    """Rows of an echoed prompt at the positions `where` of the prompt `tokens`.
+    """Return rows of an echoed prompt at the positions `where` of the prompt `tokens`.
 
     Raises:
-        CaptureError: the echo is not of these tokens.
+        CaptureError: the server echoed other tokens.
     """
     given = choice["logprobs"]
     if len(given["tokens"]) < len(tokens):
@@ -115,11 +115,11 @@ def scored_by_text(
 def generated_by_text(
     choice: dict[str, Any], k: int, known: TokenTexts, tokenizer: Any
 ) -> tuple[list[int], Rows]:
-    """Ids and rows of a generation whose tokens are told by their text.
+    """Return ids and rows of a generation whose tokens are identified by their text.
 
     Raises:
-        CaptureError: a token's text is that of several ids or of none, and tokenizing the whole
-            text does not tell which it is.
+        CaptureError: a token's text belongs to several ids or to none, and tokenizing the whole
+            text does not settle it.
     """
     given = choice["logprobs"]
     ids = [known.ids.get(text, -1) for text in given["tokens"]]
@@ -127,7 +127,7 @@ def generated_by_text(
         again = tokenizer.encode("".join(given["tokens"]), add_special_tokens=False)
         if len(again) != len(ids) or any(a != b for a, b in zip(again, ids) if b != -1):
             text = given["tokens"][ids.index(-1)]
-            raise CaptureError(f"a generated token cannot be told by its text {text!r}")
+            raise CaptureError(f"a generated token cannot be identified by its text {text!r}")
         ids = again
     rows = [_text_row(given, t, token, known) for t, token in enumerate(ids)]
     return ids, _stack(rows, ids, k, filler=len(known.texts))
@@ -140,10 +140,10 @@ def _require_text(text: str, token: int, known: TokenTexts) -> None:
 
 
 def _text_row(given: Any, t: int, token: int, known: TokenTexts) -> Pairs:
-    """One position: the actual token, and the likeliest texts as ids.
+    """Return the row of one position: the actual token, and the most likely texts as ids.
 
-    Those that name no id get the first one past the vocabulary, as padding of a head has: it is
-    dropped later, and its mass is part of the tail.
+    A text that names no id gets the first id past the vocabulary, like padding of a head: it is
+    dropped later, and its mass becomes part of the tail.
     """
     own = given["tokens"][t]
     others = {text: p for text, p in given["top_logprobs"][t].items() if text != own}
@@ -152,10 +152,10 @@ def _text_row(given: Any, t: int, token: int, known: TokenTexts) -> Pairs:
 
 
 def _stack(rows: list[Any], tokens: Sequence[int], k: int, filler: int | None = None) -> Rows:
-    """Arrays of rows; where one has fewer than k pairs, `filler` stands for the rest.
+    """Return rows as arrays; one with fewer than k pairs is padded with `filler`.
 
-    A server lists the k likeliest and the actual token once, so k pairs where it is among them and
-    k + 1 where it is not. Where it ties with the last of k + 1 it is the one outside.
+    A server lists the k most likely ids and the actual token, each once: k pairs where it is among
+    them and k + 1 where it is not. Where it ties with the last of k + 1, it is the one outside.
     """
     ids = np.full((len(rows), 1 + k), -1 if filler is None else filler, np.int32)
     logprobs = np.full((len(rows), 1 + k), -np.inf, np.float32)
@@ -163,7 +163,7 @@ def _stack(rows: list[Any], tokens: Sequence[int], k: int, filler: int | None = 
         own = [pair for pair in row if pair[0] == token]
         top = sorted(row, key=lambda pair: (-pair[1], pair[0] == token))[:k]
         if not own:
-            raise CaptureError(f"the server gave no logprob of token {token}")
+            raise CaptureError(f"the server returned no logprob of token {token}")
         if len(top) < k and filler is None:
             raise CaptureError(f"the server returned {len(top)} logprobs at a position, asked {k}")
         pairs = own[:1] + top

@@ -1,7 +1,7 @@
 """A served teacher: labels from a running server of the completions API.
 
-A vLLM server names ids and gives as many logprobs as it was started for; any other gives at most 20
-a position, as text (`--server-api openai`).
+A vLLM server names ids and returns as many logprobs as it was started for. Any other server returns
+at most 20 per position, as text (`--server-api openai`).
 """
 
 from __future__ import annotations
@@ -9,26 +9,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import openai
 
 from labeler.labeling.engines.capture import DERIVED_TAIL, CaptureError, labels_from_rows, positions
 from labeler.labeling.engines.engine import EngineFacts, Failed, Labeled, Request
 from labeler.labeling.engines.served.client import (
     MOST_BY_TEXT,
+    as_server_error,
     client_arguments,
-    explained,
-    message_of,
+    error_message,
     model_card,
-    openai,
     too_many_logprobs,
 )
-from labeler.labeling.engines.served.request_bodies import Asking
+from labeler.labeling.engines.served.request_bodies import RequestBodies
 from labeler.labeling.engines.served.responses import (
     Rows,
-    answer_checked,
+    check_answer,
     generated_by_id,
     generated_by_text,
     scored_by_id,
@@ -72,9 +71,9 @@ class ServedEngine:
         require_abilities(config, card)
         by_id = config.server_api == "vllm"
         heads = head_size(teacher) if by_id else teacher.vocab_size
-        self._asking = Asking(
+        self._bodies = RequestBodies(
             by_id=by_id,
-            # Ids of the head that are no tokens may be among the top: ask for as many more.
+            # Padding ids of the head may be among the top: request as many more.
             top=min(max(k, LEAST_TOP) + heads - teacher.vocab_size, heads),
             padding=range(teacher.vocab_size, heads),
             stop_ids=teacher.stop_ids,
@@ -108,23 +107,23 @@ class ServedEngine:
         """Label `requests`; see `engine.Engine`."""
         loop = self._runner.get_loop()
         waiting = iter(requests)
-        flying: set[asyncio.Task[Labeled | Failed]] = set()
+        in_flight: set[asyncio.Task[Labeled | Failed]] = set()
         try:
             while True:
-                room = self._config.concurrency - len(flying)
+                room = self._config.concurrency - len(in_flight)
                 for request in itertools.islice(waiting, room):
-                    flying.add(loop.create_task(self._answer(request)))
-                if not flying:
+                    in_flight.add(loop.create_task(self._answer(request)))
+                if not in_flight:
                     return
-                some = asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
+                some = asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED)
                 done, _ = self._runner.run(some)
                 for task in done:
-                    flying.remove(task)
+                    in_flight.remove(task)
                     yield task.result()
         finally:
-            for task in flying:
+            for task in in_flight:
                 task.cancel()
-            self._runner.run(_settled(flying))
+            self._runner.run(_settled(in_flight))
 
     def close(self) -> None:
         """Close the connections."""
@@ -134,24 +133,23 @@ class ServedEngine:
     async def _answer(self, request: Request) -> Labeled | Failed:
         try:
             if self._sampling is None:
-                return await self._score(request, None)
+                return await self._score(request, request.input_ids, request.spans, None)
             return await self._generate(request, self._sampling)
         except CaptureError as error:
             return Failed(request=request, reason=str(error))
         except openai.OpenAIError as error:
-            if await self._is_to_blame(error):
-                return Failed(request=request, reason=f"the server refuses: {message_of(error)}")
+            if await self._request_is_bad(error):
+                return Failed(request=request, reason=f"the server refuses: {error_message(error)}")
             raise SoftshardsError(
-                f"the engine failed: {explained(error, self._config).what}",
+                f"the engine failed: {as_server_error(error, self._config.server_url).what}",
                 path=self._config.server_url,
-                hint="finished units are safe: see to the server, and the same command goes on "
-                "from there",
+                hint="finished units are safe: check the server, then run the same command again",
             ) from error
 
-    async def _is_to_blame(self, error: openai.OpenAIError) -> bool:
-        """Whether it was this request that failed, and not the server.
+    async def _request_is_bad(self, error: openai.OpenAIError) -> bool:
+        """Return whether the request is at fault, not the server.
 
-        A request that the server would not take, or at which it fails while it answers another.
+        It is if the server refuses it, or fails on it but still answers another.
         """
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         if status in (400, 413, 422):
@@ -165,86 +163,98 @@ class ServedEngine:
         return True
 
     async def _check(self, head_dtype: str) -> str:
-        """Put the server through `served_checks`; return what it says of its version."""
+        """Run `server_checks`; return the server's version, as far as it tells."""
         try:
             return await self._checked(head_dtype)
         except openai.OpenAIError as error:
-            raise explained(error, self._config, asked=self._asking.top) from error
+            raise as_server_error(error, self._config.server_url, top=self._bodies.top) from error
         except CaptureError as error:
             raise SoftshardsError(
-                f"the server fails the check before the start: {error}",
+                f"the server fails the start-up check: {error}",
                 path=self._config.server_url,
-                hint="is --model the folder of the served model, and --server-api right?",
+                hint="check that --model is the folder of the served model, and --server-api",
             ) from error
 
     async def _checked(self, head_dtype: str) -> str:
-        url, ask = self._config.server_url, self._asking
+        url, bodies = self._config.server_url, self._bodies
         ids = self._teacher.encode_more(PROBE)
-        if ask.by_id:
+        if bodies.by_id:
             text = {"prompt": PROBE, "add_special_tokens": False}
-            choice = await self._complete(ask.score(ids) | text)
-            with answer_checked():
+            choice = await self._complete(bodies.score(ids) | text)
+            with check_answer():
                 check_tokens(ids, choice["prompt_token_ids"], url)
-        if ask.by_id or self._sampling is None:
-            choice = await self._complete(ask.score(ids))
+        if bodies.by_id or self._sampling is None:
+            choice = await self._complete(bodies.score(ids))
             check_scores(self._scored(choice, ids, range(1, len(ids))), head_dtype, url)
         if self._sampling is not None:
-            plain = await self._complete(ask.generate(ids, PLAIN, seed=0))
-            choice = await self._complete(ask.generate(ids, SHARPENED, seed=0))
-            with answer_checked():
+            plain = await self._complete(bodies.generate(ids, PLAIN, seed=0))
+            choice = await self._complete(bodies.generate(ids, SHARPENED, seed=0))
+            with check_answer():
                 tops = [c["logprobs"]["top_logprobs"][0] for c in (plain, choice)]
                 check_raw(tops[0], tops[1], url)
         return str(choice["fingerprint"] or "not told")
 
     async def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of a completion, and the server's fingerprint."""
+        """Return the first choice of a completion, with the server's fingerprint."""
         body = {"model": self._model} | body
         answer: Any = await self._client.post("/completions", cast_to=object, body=body)
-        with answer_checked():
+        with check_answer():
             return {**answer["choices"][0], "fingerprint": answer.get("system_fingerprint")}
 
-    async def _score(self, request: Request, finish_reason: str | None) -> Labeled:
-        choice = await self._complete(self._asking.score(request.input_ids))
-        rows = self._scored(choice, request.input_ids, positions(request.spans).tolist())
-        return self._labeled(request, rows, finish_reason)
+    async def _score(
+        self,
+        request: Request,
+        ids: list[int],
+        spans: tuple[Span, ...],
+        finish_reason: str | None,
+    ) -> Labeled:
+        choice = await self._complete(self._bodies.score(ids))
+        rows = self._scored(choice, ids, positions(spans).tolist())
+        return self._labeled(request, ids, spans, rows, finish_reason)
 
     async def _generate(self, request: Request, sampling: Sampling) -> Labeled:
-        body = self._asking.generate(request.input_ids, sampling, request.seed)
+        body = self._bodies.generate(request.input_ids, sampling, request.seed)
         choice = await self._complete(body)
-        with answer_checked():
+        with check_answer():
             ids, rows = self._generated(choice)
             reason = choice["finish_reason"]
         if not ids or reason not in ("stop", "length"):
             raise CaptureError(f"nothing was generated ({reason})")
-        start = len(request.input_ids)
-        span = Span(start=start, stop=start + len(ids), kind="answer")
-        whole = replace(request, input_ids=request.input_ids + ids, spans=(span,))
-        if sampling.structured:  # the constraint has gone into these logprobs
-            return await self._score(whole, reason)
-        return self._labeled(whole, rows, reason)
+        whole = request.input_ids + ids
+        spans = (Span(start=len(request.input_ids), stop=len(whole), kind="answer"),)
+        if sampling.structured:  # the constraint has changed these logprobs
+            return await self._score(request, whole, spans, reason)
+        return self._labeled(request, whole, spans, rows, reason)
 
     def _scored(self, choice: dict[str, Any], ids: list[int], where: Sequence[int]) -> Rows:
-        with answer_checked():
+        with check_answer():
             if self._known is None:
-                return scored_by_id(choice, ids, where, self._asking.top)
-            return scored_by_text(choice, ids, where, self._asking.top, self._known)
+                return scored_by_id(choice, ids, where, self._bodies.top)
+            return scored_by_text(choice, ids, where, self._bodies.top, self._known)
 
     def _generated(self, choice: dict[str, Any]) -> tuple[list[int], Rows]:
         if self._known is None:
-            return generated_by_id(choice, self._asking.top)
-        return generated_by_text(choice, self._asking.top, self._known, self._teacher.tokenizer)
+            return generated_by_id(choice, self._bodies.top)
+        return generated_by_text(choice, self._bodies.top, self._known, self._teacher.tokenizer)
 
-    def _labeled(self, request: Request, rows: Rows, finish_reason: str | None) -> Labeled:
-        tokens = np.asarray(request.input_ids, np.int32)[positions(request.spans)]
+    def _labeled(
+        self,
+        request: Request,
+        ids: list[int],
+        spans: tuple[Span, ...],
+        rows: Rows,
+        finish_reason: str | None,
+    ) -> Labeled:
+        tokens = np.asarray(ids, np.int32)[positions(spans)]
         return Labeled(
             request=request,
-            input_ids=request.input_ids,
-            spans=request.spans,
+            input_ids=ids,
+            spans=spans,
             labels=labels_from_rows(*rows, tokens, k=self._k, vocab_size=self._teacher.vocab_size),
             finish_reason=finish_reason,
         )
 
 
 async def _settled(tasks: set[asyncio.Task[Any]]) -> None:
-    """Wait until cancelled tasks have let go of their connections."""
+    """Wait until canceled tasks have released their connections."""
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,8 @@ class OutputReader(Protocol):
     """
 
     top: int
-    tail_source: ClassVar[str]
-    entropy_source: ClassVar[str]
+    tail_source: str
+    entropy_source: str
 
     def prompt_labels(
         self, output: Output, tokens: NDArray[np.int32], where: NDArray[np.int64]

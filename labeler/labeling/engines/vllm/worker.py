@@ -1,8 +1,8 @@
-"""Runs inside vLLM's workers: labels of the wanted positions only, with exact tails.
+"""Code that runs inside vLLM's workers: labels of the wanted positions only, with exact tails.
 
 vLLM mixes `LabelWorker` into its worker class (`worker_extension_cls`). Nothing changes until
-`softshards_install` is called, and `softshards_uninstall` puts everything back. `vllm_capture`
-calls both, and trusts the result only after a self-test against vLLM's public interface.
+`softshards_install` is called, and `softshards_uninstall` restores everything. `vllm_self_test`
+calls both, and the labels are used only if they pass its test.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from labeler.labeling.engines.label_rows import EXTRAS, gather_rows, normalizer
 from schemas.labeled_spans import positions
 
 SPANS_KEY = "softshards_spans"
-"""Key in `SamplingParams.extra_args`: [[start, stop], ...], where labels of a prompt are wanted."""
+"""Key in `SamplingParams.extra_args`: [[start, stop], ...], the prompt's positions to label."""
 Rows = tuple[torch.Tensor, torch.Tensor]
 LOGIT_ROWS = 512
-"""Rows of the vocabulary in memory at once while a prompt is labeled, whatever the step's size."""
+"""Rows of logits in memory at once while a prompt is labeled, for any step size."""
 
 
 class LabelWorker:
@@ -36,7 +36,7 @@ class LabelWorker:
             False if this worker has no head.
 
         Raises:
-            AttributeError: this vLLM's model runner is built otherwise.
+            AttributeError: this vLLM's model runner is built differently.
         """
         runner = self.model_runner
         if not hasattr(runner, "sampler"):  # a pipeline stage before the last has no sampler
@@ -53,7 +53,7 @@ class LabelWorker:
         return True
 
     def softshards_uninstall(self) -> None:
-        """Give the runner and its sampler their own methods back."""
+        """Restore the runner's and its sampler's own methods."""
         runner = self.model_runner
         runner.__dict__.pop("_get_prompt_logprobs_dict", None)
         if hasattr(runner, "sampler"):
@@ -62,7 +62,7 @@ class LabelWorker:
 
 
 def _take_over_sampler(sampler: Any, gather: Callable[..., Rows]) -> None:
-    """Let the sampler gather our rows. It computes logprobs first, and gathers them after sampling.
+    """Make the sampler gather our rows. It computes logprobs first and gathers them after sampling.
 
     The normalizer is taken when the logprobs are computed: sampling scales the logits in place.
     """
@@ -70,7 +70,7 @@ def _take_over_sampler(sampler: Any, gather: Callable[..., Rows]) -> None:
     latest: dict[str, torch.Tensor] = {}
 
     def compute_logprobs(logits: torch.Tensor) -> torch.Tensor:
-        logprobs = compute(logits)
+        logprobs: torch.Tensor = compute(logits)
         latest["logprobs"], latest["normalizer"] = logprobs, normalizer(logits, logprobs)
         return logprobs
 
@@ -92,12 +92,17 @@ def _prompt_labels(
     gather: Callable[..., Rows],
     width: tuple[int, int],
 ) -> dict[str, Any]:
-    """Labels of the prompts that this step finishes, by request.
+    """Return the labels of the prompts that this step finishes, by request id.
 
-    `gather` is `gather_rows` with its settings; `width`: ids of a row, drawn ones apart.
-
-    A prompt longer than a step comes in several; its rows are collected in the runner's own buffer
+    A prompt longer than a step takes several; its rows are collected in the runner's own buffer
     for prompt logprobs, which follows the request when it is preempted.
+
+    Args:
+        runner: vLLM's model runner.
+        hidden_states: [tokens, hidden] of this step.
+        scheduled: tokens in this step, by request id.
+        gather: `gather_rows` with its settings.
+        width: ids per row, without drawn ones, and drawn ids per row.
     """
     finished = {}
     for name in list(runner.num_prompt_logprobs):
@@ -137,7 +142,7 @@ def _prompt_labels(
 
 
 def _tensors(ids: torch.Tensor, values: torch.Tensor) -> Any:
-    """As vLLM carries logprobs; it ranks the actual token too, which nobody here asks for."""
+    """Return vLLM's container for logprobs; the ranks of the actual tokens, unused here, are 0."""
     from vllm.v1.outputs import LogprobsTensors
 
     return LogprobsTensors(ids, values, torch.zeros(len(ids), dtype=torch.int32, device=ids.device))
