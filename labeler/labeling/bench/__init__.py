@@ -1,1 +1,1 @@
-"""How fast vLLM runs models."""
+"""`labeler bench`: the speed of models in vLLM."""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -25,7 +24,7 @@ from schemas.fingerprint import weights_digest
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The same for every model: sequences of a label set, read and continued."""
+    """The work of every model: sequences of a label set, read and continued."""
 
     labels: str
     sequences: int
@@ -39,7 +38,7 @@ def run_bench(config: BenchConfig) -> int:
     """Measure the models whose figures `out_file` does not hold yet; print and write all.
 
     Raises:
-        SoftshardsError: a folder is no model, or its measurement failed.
+        SoftshardsError: a folder is not a model, or its measurement failed.
     """
     out_file = config.out_file
     workload = Workload(
@@ -74,7 +73,7 @@ def run_bench(config: BenchConfig) -> int:
         print(json.dumps(results.model_dump(mode="json")))
         return 0
     table = Table(box=None)
-    for column in ("model", "reading tokens/s", "generating tokens/s", "against the first"):
+    for column in ("model", "reading tokens/s", "generating tokens/s", "vs first"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in measured:
         ratio = model.generate_tokens_per_s / measured[0].generate_tokens_per_s
@@ -99,7 +98,7 @@ def _known(out_file: Path | None, workload: Workload) -> dict[str, BenchModel]:
     return {model.weights: model for model in results.models if model.weights is not None}
 
 
-def _measure(path: Path, workload: Workload) -> dict[str, Any]:
+def _measure(path: Path, workload: Workload) -> dict[str, object]:
     command = [
         sys.executable,
         "-m",
@@ -113,4 +112,5 @@ def _measure(path: Path, workload: Workload) -> dict[str, Any]:
             f"the measurement failed with exit code {done.returncode}; see the log above",
             path=path,
         )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    figures: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures

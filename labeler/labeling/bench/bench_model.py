@@ -1,4 +1,4 @@
-"""One model measured in its own process.
+"""The measurement of one model, in its own process.
 
 `python -m labeler.labeling.bench.bench_model MODEL WORKLOAD`
 """
@@ -9,10 +9,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from labeler.labeling.bench.bench import Workload
-from labeler.labeling.engines.vllm.vllm_engine import bench_arguments, import_vllm, load_llm
+from labeler.labeling.engines.vllm.vllm_arguments import bench_arguments
+from labeler.labeling.engines.vllm.vllm_load import import_vllm, load_llm
 from schemas import SoftshardsError, open_label_set
 
 
@@ -25,10 +25,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def measure(model: Path, workload: Workload) -> dict[str, Any]:
-    """Tokens a second of reading prompts and of generating after them; the best of the repeats.
+def measure(model: Path, workload: Workload) -> dict[str, str | float]:
+    """Return tokens per second of reading prompts and of generating; the best of the repeats.
 
-    The best, not the median: what else a machine does only ever makes a model look slower.
+    The best, not the median: other work on the machine only makes a model look slower.
     """
     prompts = [{"prompt_token_ids": ids} for ids in _prompts(workload)]
     vllm = import_vllm()
@@ -60,7 +60,7 @@ def measure(model: Path, workload: Workload) -> dict[str, Any]:
 
 
 def _prompts(workload: Workload) -> list[list[int]]:
-    """The label set's tokens, one row after the other, cut into prompts of equal length."""
+    """Return the label set's tokens, row after row, cut into prompts of equal length."""
     labels = open_label_set(workload.labels)
     wanted = workload.sequences * workload.prompt_tokens
     tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""The end of a run: the index, the totals and the cost of a finished label set."""
+"""The end of a run: the index, the totals and the cost of a complete label set."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from schemas.manifest import Totals, read_manifest, write_manifest
 
 
 def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
-    """Finalize a set if all its units are done; only one process at a time may be in here.
+    """Finalize a set if all its units are done; only one process at a time may call this.
 
-    The manifest is read anew: another process may have closed the set, or appended to it.
+    The manifest is read again: another process may have closed the set, or appended to it.
 
     Args:
         out: the set's folder.
-        changed: whether this process labeled units, so that an index there may be of others.
+        changed: whether this process labeled units, so that an existing index may be outdated.
 
     Returns:
-        The manifest, sums over what is done, and the units that are not.
+        The manifest, totals of the finished units, and the numbers of the others.
     """
     manifest = read_manifest(out)
-    missing = [unit for unit in range(manifest.planned_units) if finished_unit(out, unit) is None]
+    sums = _Sums()
+    done = {entry.unit for entry in sums.over(out, manifest)}
+    missing = [unit for unit in range(manifest.planned_units) if unit not in done]
     if not missing and (changed or not _is_closed(out, manifest)):
         manifest = finalize(out, manifest)
-    if not missing and manifest.totals is not None:
-        return manifest, manifest.totals, missing
-    sums = _Sums()
-    for _ in sums.over(out, manifest):
-        pass
-    return manifest, sums.totals(manifest), missing
+    recorded = None if missing else manifest.totals
+    return manifest, recorded or sums.totals(manifest), missing
 
 
 def finalize(out: Path, manifest: Manifest) -> Manifest:
@@ -48,7 +46,7 @@ def finalize(out: Path, manifest: Manifest) -> Manifest:
 
 
 def _is_closed(out: Path, manifest: Manifest) -> bool:
-    """Whether a set is complete and its index is where it should be."""
+    """Return whether a set is complete and its index exists."""
     pages = manifest.index_pages
     return manifest.status == "complete" and all((out / page.path).is_file() for page in pages)
 
@@ -62,7 +60,7 @@ class _Sums:
         self._engines: dict[str, EngineCost] = {}
 
     def over(self, out: Path, manifest: Manifest) -> Iterator[UnitEntry]:
-        """The entries of all finished units, by unit; each is added up as it passes."""
+        """Yield the entries of all finished units, by unit; add each up as it passes."""
         for unit in range(manifest.planned_units):
             entry = finished_unit(out, unit)
             if entry is not None:
@@ -97,7 +95,7 @@ class _Sums:
         self._engines[name] = known.model_copy(update=changes)
 
     def totals(self, manifest: Manifest) -> Totals:
-        """Sums for the manifest; its rejects are the plan's and the units'."""
+        """Return the sums for the manifest; its rejects are the plan's and the units'."""
         rejects = self._sums["rejects"] + manifest.provenance.get("plan_rejects", 0)
         return Totals(**self._sums | {"rejects": rejects})
 
