@@ -1,4 +1,4 @@
-"""Token ids as text to look at, with characters that are cut across tokens made whole."""
+"""Token ids as readable text, with characters joined that are cut across tokens."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from labeler.labelsets.common.tokenizer_file import TOKENIZER_JSON
 from schemas import SoftshardsError
 
 CUT = "\ufffd"
-"""What a tokenizer decodes bytes to that are no whole character."""
+"""The character that incomplete bytes are decoded to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What each token id stands for.
+    """The text of each token id.
 
     Attributes:
-        texts: by id, the text of a token that is not the first one; for a fragment, its bytes in
+        texts: by id, the text of a token inside a sequence; for a fragment, its bytes in
             hexadecimal (`E2 80`).
-        fragments: the bytes of tokens that are no whole characters.
+        fragments: the bytes of tokens that are not complete characters.
         special: ids that are markup rather than text.
     """
 
@@ -33,14 +34,14 @@ class Vocabulary:
     _tokenizer: Tokenizer = field(repr=False)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each row of ids, special tokens included."""
+        """Return the text of each row of ids, with special tokens."""
         return self._tokenizer.decode_batch(rows, skip_special_tokens=False)
 
-    def whole(self, ids: Iterable[int]) -> dict[int, str]:
-        """Characters that neighboring tokens hold together, by place in `ids`.
+    def join_fragments(self, ids: Iterable[int]) -> dict[int, str]:
+        """Return the characters that several tokens make together, by position in `ids`.
 
-        The first token of such a group has the text of all of it, the others have none. A fragment
-        that completes nothing is in no group.
+        The first token of such a group has the text of the group, the others have the empty text.
+        A fragment that completes no character is in no group.
         """
         found: dict[int, str] = {}
         places: list[int] = []
@@ -52,7 +53,7 @@ class Vocabulary:
                 continue
             places, data = [*places, place], data + part
             text = _characters(data)
-            if text is None:  # no character begins like this: the group begins here, if at all
+            if text is None:  # invalid UTF-8: if there is a group, it begins here
                 places, data = [place], part
                 text = _characters(part)
             if text:
@@ -62,7 +63,7 @@ class Vocabulary:
         return found
 
     def shown(self, ids: Iterable[int]) -> dict[str, Any]:
-        """The part of the vocabulary that a page needs to show `ids`, as JSON values."""
+        """Return the part of the vocabulary that a page needs to show `ids`, as JSON values."""
         used = sorted(set(ids))
         return {
             "texts": {i: self.texts[i] for i in used},
@@ -72,13 +73,13 @@ class Vocabulary:
 
 
 def open_vocabulary(directory: Path, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer's folder, ids 0 to `size` - 1.
+    """Open the vocabulary of a tokenizer's folder, ids 0 to `size` - 1.
 
     Raises:
-        SoftshardsError: no tokenizer can be loaded from it.
+        SoftshardsError: the tokenizer cannot be loaded.
     """
     tokenizer = _load(directory)
-    # A decoder may strip the blank before the first word, so each token comes second.
+    # A decoder may strip the space before the first word, so each token is decoded as the second.
     anchor = tokenizer.encode("a", add_special_tokens=False).ids[-1:]
     [before] = tokenizer.decode_batch([anchor], skip_special_tokens=False)
     texts = [
@@ -100,14 +101,15 @@ def open_vocabulary(directory: Path, size: int) -> Vocabulary:
 
 
 def _load(directory: Path) -> Tokenizer:
-    """From tokenizer.json, in a tenth of a second; else by way of transformers, in seconds."""
-    file = directory / "tokenizer.json"
+    """Load tokenizer.json in a tenth of a second; without one, use transformers, in seconds."""
+    file = directory / TOKENIZER_JSON
     try:
         if file.is_file():
             return Tokenizer.from_file(str(file))
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(directory).backend_tokenizer
+        backend: Tokenizer = AutoTokenizer.from_pretrained(directory).backend_tokenizer
+        return backend
     except Exception as error:  # tokenizers raises nothing narrower
         raise SoftshardsError(
             f"the tokenizer cannot be loaded: {error}",
@@ -117,7 +119,7 @@ def _load(directory: Path) -> Tokenizer:
 
 
 def _characters(data: bytes) -> str | None:
-    """`data` as text; empty where bytes are missing at its end, None where it is no UTF-8."""
+    """Decode UTF-8: the empty text if bytes are missing at the end, None if it is invalid."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -125,7 +127,7 @@ def _characters(data: bytes) -> str | None:
 
 
 def _bytes(token: str | None) -> bytes | None:
-    """The bytes that a token spells, in either of the two usual spellings, or None."""
+    """Return the bytes that a token spells as `<0xE2>` or in byte-level BPE's alphabet, or None."""
     if token is None:
         return None
     if named := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
@@ -136,7 +138,7 @@ def _bytes(token: str | None) -> bytes | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's printable character of each byte: itself, or one from U+0100 up, in turn."""
+    """Return byte-level BPE's alphabet: each byte as itself, or as the next one from U+0100."""
     itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(0x100) if byte not in itself]
     return {chr(b): b for b in itself} | {chr(0x100 + n): b for n, b in enumerate(others)}

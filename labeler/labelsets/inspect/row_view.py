@@ -150,10 +150,10 @@ def _colored_text(
     entropy = {line["position"]: line["entropy"] for line in lines}
     first = max(0, lines[start]["position"] - BEFORE) if start < len(lines) else 0
     shown = ids[first : first + RUNNING]
-    whole = vocabulary.whole(shown)
+    joined = vocabulary.join_fragments(shown)
     text = Text(f"({first} tokens) ... " if first else "", style="")
     for place, token in enumerate(shown):
-        characters = "".join(map(_visible, whole.get(place, vocabulary.texts[token])))
+        characters = "".join(map(_visible, joined.get(place, vocabulary.texts[token])))
         labeled = first + place in entropy
         style = f"black on {_color(entropy[first + place])}" if labeled else "dim"
         text.append(characters, style=style)

@@ -1,1 +1,1 @@
-"""`labeler view`: a label set in the browser, as one page of a sample or as a local server."""
+"""Show a label set in the browser, as one page with a sample or by a local server."""

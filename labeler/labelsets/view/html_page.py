@@ -1,4 +1,4 @@
-"""The HTML page: markup, style and script in one file, under a policy that lets nothing else in."""
+"""The HTML page: markup, style and script in one file, under a policy that blocks all else."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ ALL_ROWS = 1 << 62
 
 
 def server_page() -> str:
-    """The page that asks `labeler.labelsets.view.server` for everything it shows."""
+    """Return the page that requests its data from `labeler.labelsets.view.server`."""
     return _page({}, connect="'self'")
 
 
 def write_page(path: Path, viewer: Viewer, *, rows: int, seed: int) -> int:
-    """Write a page that holds a sample of rows and needs nothing else; returns the rows taken.
+    """Write a self-contained page with a sample of rows, and return the number of rows.
 
-    With two label sets, rows that both have come before rows of the first alone.
+    With two label sets, the sample is drawn from the rows that both have, if there are any.
+
+    Args:
+        path: the HTML file.
+        viewer: the opened sets.
+        rows: number of rows to draw.
+        seed: seed of the draw.
 
     Raises:
         SoftshardsError: a shard is altered.
@@ -39,7 +45,7 @@ def write_page(path: Path, viewer: Viewer, *, rows: int, seed: int) -> int:
 
 
 def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
-    """All that a page of `rows` rows shows, as JSON values."""
+    """Return everything that a page of `rows` rows shows, as JSON values."""
     frame = viewer.listing.frame
     if viewer.other is not None:
         matched = frame.filter(frame["row_b"].is_not_null())
@@ -52,7 +58,7 @@ def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
     }
     facts = viewer.facts()
     for one in facts["sets"]:
-        # Where things are on this machine is nothing to send around.
+        # The page may be shared: it must not name folders of this machine.
         del one["path"]
         if one["teacher"] and Path(one["teacher"]).is_absolute():
             one["teacher"] = Path(one["teacher"]).name
@@ -67,17 +73,17 @@ def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
 def _page(data: dict[str, Any], *, connect: str) -> str:
     style, script = _asset(STYLE), _script()
     policy = (
-        f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
+        f"default-src 'none'; script-src {_csp_source(script)}; style-src {_csp_source(style)}; "
         f"connect-src {connect}; img-src data:; base-uri 'none'; form-action 'none'; "
         "require-trusted-types-for 'script'; trusted-types 'none'"
     )
     parts = {"policy": policy, "style": style, "script": script, "data": json_for_html(data)}
-    # One pass: what is put in is never searched for places to put something in.
+    # One pass: inserted text is never searched for placeholders.
     return re.sub(r"\{\{ (\w+) \}\}", lambda place: parts[place[1]], _asset("viewer.html"))
 
 
 def json_for_html(value: Any) -> str:
-    r"""JSON that can stand in a script element: ASCII alone, and no `<`, `>` or `&`.
+    r"""Return JSON that is safe in a script element: only ASCII, and no `<`, `>` or `&`.
 
     `</script>` in a text becomes `\u003c/script\u003e`, which JSON reads as the same text.
     """
@@ -90,8 +96,8 @@ def _script() -> str:
     return f'"use strict";\n(() => {{\n{parts}\n}})();\n'
 
 
-def _source(content: str) -> str:
-    """What a Content-Security-Policy calls an inline style or script."""
+def _csp_source(content: str) -> str:
+    """Return the Content-Security-Policy source of an inline style or script."""
     digest = hashlib.sha256(content.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 

@@ -1,11 +1,11 @@
-"""What the page shows, as JSON values: facts of the sets, the list of rows, one row's labels."""
+"""The page's data as JSON values: facts of the sets, the list of rows, one row's labels."""
 
 from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +24,40 @@ from schemas import (
     open_label_set,
 )
 from schemas.divergence import diverge
-from schemas.labeled_spans import span_positions
+from schemas.labeled_spans import SpanRecord, span_positions
 
 SHORT = 1 << 16
-"""Ids below this, and a pad, fit in two bytes."""
+"""Ids below this fit in two bytes, with one value left for padding."""
+
+
+class PackedLabels(TypedDict):
+    """The labels of one row in one set, packed as `Viewer.row` describes."""
+
+    at: list[int]
+    k: int
+    id_bytes: int
+    topk_ids: str
+    topk_logprobs: str
+    tail_logprob: str
+    token_logprob: str
+    entropy: str
+    entropy_is_exact: bool
+    a_to_b: NotRequired[str]
+    b_to_a: NotRequired[str]
+    common_mass: NotRequired[str]
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """One label set, or two over the same rows, opened for looking at; `paths` as given."""
+    """One label set, or two over the same rows, opened to be shown.
+
+    Attributes:
+        labels: the first set.
+        other: the second one.
+        paths: their paths, as given.
+        vocabulary: their common vocabulary.
+        listing: the rows of the first set.
+    """
 
     labels: LabelSet
     other: LabelSet | None
@@ -42,11 +67,11 @@ class Viewer:
 
     @property
     def matched(self) -> int:
-        """Rows that the second set has, too."""
+        """Number of rows that the second set has as well."""
         return 0 if self.other is None else self.listing.frame["row_b"].count()
 
     def facts(self) -> dict[str, Any]:
-        """The manifests' facts and what the filters offer."""
+        """Return the facts of the manifests and the choices of the filters."""
         opened = [labels for labels in (self.labels, self.other) if labels is not None]
         sets = [_set_facts(labels, path) for labels, path in zip(opened, self.paths)]
         facts = {"sets": sets, **self.listing.facts()}
@@ -55,14 +80,14 @@ class Viewer:
         return facts
 
     def row(self, number: int) -> dict[str, Any]:
-        """A row with its labels, read from disk and verified.
+        """Read a row with its labels from disk, verified.
 
-        Labels are packed: arrays as base64 of little-endian numbers, `topk_ids` [n, k] with all
-        bits set where a list is shorter, `topk_logprobs` [n, k] float16, all others [n] float32;
-        `at` has the n positions.
+        Labels are packed: arrays are base64 of little-endian numbers. `topk_ids` [n, k] has all
+        bits set where a list is shorter, `topk_logprobs` [n, k] is float16, all others [n] are
+        float32; `at` lists the n positions.
 
         Raises:
-            SoftshardsError: there is no such row, or its shard is altered.
+            SoftshardsError: the row does not exist, or its shard is altered.
         """
         if not 0 <= number < self.listing.frame.height:
             raise SoftshardsError(
@@ -73,14 +98,14 @@ class Viewer:
         place = self.listing.frame.row(number, named=True)
         ours = _read(self.labels, place["group"], place["row"])
         shown = {name: ours[name][0].as_py() for name in (*COLUMNS, "parent_id", "meta")}
-        ids, at, kinds = _tokens(ours)
+        ids, at, spans = _tokens(ours)
         labels = decode(ours).labels
         content = {
             "number": number,
             **shown,
             "ids": ids.tolist(),
-            "whole": self.vocabulary.whole(ids.tolist()),
-            "kinds": kinds,
+            "joined": self.vocabulary.join_fragments(ids.tolist()),
+            "spans": spans,
             "sides": [_packed(labels, at, self._vocab_size)],
         }
         if self.other is not None and place["row_b"] is not None:
@@ -95,29 +120,34 @@ class Viewer:
     def _compared(
         self, ids: NDArray[np.int32], at: NDArray[np.int64], labels: Labels, theirs: pa.Table
     ) -> dict[str, Any]:
-        """The other set's labels at the positions that both label after the same tokens.
+        """Return both sides, and where the rows diverge.
 
-        Two generations may part: the last position compared is where they do.
+        The other set's labels are compared at the positions that both sets label after the same
+        tokens. Two generations are compared up to the position where they diverge.
         """
         other_ids, other_at, _ = _tokens(theirs)
         length = min(len(ids), len(other_ids))
         same = ids[:length] == other_ids[:length]
-        parted = length if same.all() else int(np.argmin(same))
+        diverges_at = length if same.all() else int(np.argmin(same))
         shared, ours, others = np.intersect1d(at, other_at, return_indices=True)
-        keep = shared <= parted
+        keep = shared <= diverges_at
         a, b = labels[ours[keep]], decode(theirs).labels[others[keep]]
         found = diverge(a, b)
-        sides = [
-            _packed(labels, at, self._vocab_size),
-            _packed(b, shared[keep], self._vocab_size)
-            | {n: _floats(getattr(found, n)) for n in ("a_to_b", "b_to_a", "common_mass")},
-        ]
-        parts = parted < max(len(ids), len(other_ids))
-        return {"sides": sides, "parted": parted if parts else None}
+        compared: PackedLabels = {
+            **_packed(b, shared[keep], self._vocab_size),
+            "a_to_b": _floats(found.a_to_b),
+            "b_to_a": _floats(found.b_to_a),
+            "common_mass": _floats(found.common_mass),
+        }
+        equal = len(ids) == len(other_ids) == diverges_at
+        return {
+            "sides": [_packed(labels, at, self._vocab_size), compared],
+            "diverges_at": None if equal else diverges_at,
+        }
 
 
 def open_viewer(path: Path, other: Path | None = None, *, allow_partial: bool = False) -> Viewer:
-    """Open one label set, or two of one tokenizer, and list the rows of the first.
+    """Open one label set, or two with the same tokenizer, and list the rows of the first.
 
     Raises:
         SoftshardsError: a set cannot be opened, or their tokenizers differ.
@@ -161,23 +191,25 @@ def _set_facts(labels: LabelSet, path: Path) -> dict[str, Any]:
 
 
 def _read(labels: LabelSet, group: int, row: int) -> pa.Table:
-    """One row as a table, of bytes that were just hashed."""
+    """Read one row as a table; its row group's bytes are hashed."""
     return labels.read_row_group(labels.row_groups[group]).slice(row, 1)
 
 
-def _tokens(row: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64], list[list[Any]]]:
-    """A row's token ids, its labeled positions, and its spans as [start, stop, kind]."""
-    records = row["spans"][0].as_py()
-    spans = [[span[name] for name in ("start", "stop", "kind")] for span in records]
+def _tokens(
+    row: pa.Table,
+) -> tuple[NDArray[np.int32], NDArray[np.int64], list[tuple[int, int, str]]]:
+    """Return a row's token ids, its labeled positions, and its spans as (start, stop, kind)."""
+    records: list[SpanRecord] = row["spans"][0].as_py()
+    spans = [(span["start"], span["stop"], span["kind"]) for span in records]
     ids = np.asarray(row["input_ids"][0].as_py(), np.int32)
     return ids, span_positions(records), spans
 
 
-def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> dict[str, Any]:
-    """Labels as `Viewer.row` describes them."""
+def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> PackedLabels:
+    """Pack labels as `Viewer.row` describes."""
     kind = "<u2" if vocab_size < SHORT else "<u4"
     ids = np.where(labels.topk_ids == PAD_ID, np.iinfo(kind).max, labels.topk_ids)
-    whole = labels.entropy is not None
+    stored = labels.entropy is not None
     return {
         "at": at.tolist(),
         "k": labels.topk_ids.shape[1],
@@ -186,16 +218,17 @@ def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> dict[str,
         "topk_logprobs": _base64(labels.topk_logprobs.astype("<f2")),
         "tail_logprob": _floats(labels.tail_logprob),
         "token_logprob": _floats(labels.token_logprob),
-        "entropy": _floats(labels.entropy if whole else bucketed_entropy(labels)),
-        "entropy_is_whole": whole,
+        "entropy": _floats(labels.entropy if stored else bucketed_entropy(labels)),
+        "entropy_is_exact": stored,
     }
 
 
-def stored_ids(side: dict[str, Any]) -> list[int]:
-    """The distinct token ids among a side's packed `topk_ids`."""
+def stored_ids(side: PackedLabels) -> list[int]:
+    """Return the distinct token ids in a side's packed `topk_ids`."""
     kind = np.dtype(f"<u{side['id_bytes']}")
     ids = np.unique(np.frombuffer(base64.b64decode(side["topk_ids"]), kind))
-    return ids[ids != np.iinfo(kind).max].tolist()
+    found: list[int] = ids[ids != np.iinfo(kind).max].tolist()
+    return found
 
 
 def _floats(values: NDArray[Any] | None) -> str:

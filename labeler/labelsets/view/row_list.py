@@ -1,4 +1,4 @@
-"""The list of rows: their scalars in memory, filtered, sorted and searched with Polars."""
+"""The list of rows: scalars in memory, filtered, sorted and searched with Polars."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ MEANS = ("mean_entropy", "mean_nll", "coverage")
 COLUMNS = (*KEY_COLUMNS, "source", "finish_reason", "n_tokens", "n_labels", *MEANS)
 SORTS = ("number", "id", "n_tokens", "n_labels", *MEANS, "nll_difference")
 HIDDEN = ("parent_id", "group", "row", "group_b", "row_b")
-"""Columns of the frame that no list shows."""
+"""Columns of the frame that the list does not show."""
 CHOICES = 200
-"""Most sources or finish reasons that a page offers."""
+"""Largest number of sources or finish reasons in a filter."""
 BINS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Which rows, in which order.
+    """A selection of rows, and their order.
 
     Attributes:
-        search: text to find, in any case, in the id, the prompt or the generation, or in the text
-            of all tokens where a row has neither of the last two.
-        source, finish_reason: to equal; None takes any.
-        ranges: (one of MEANS, least, most), both ends included.
-        sort: one of SORTS; descending: largest first. Rows without a value come last.
+        search: text to find, ignoring case, in the id, the prompt and the generation. Rows without
+            prompt and generation are searched in the text of their tokens.
+        source, finish_reason: values that must match; None matches any.
+        ranges: (one of MEANS, minimum, maximum), both inclusive.
+        sort: one of SORTS; rows without a value come last.
+        descending: largest first.
     """
 
     search: str = ""
@@ -45,10 +46,10 @@ class Query:
 
 
 def parse_query(values: Mapping[str, str]) -> Query:
-    """A query from the parameters of a URL; `min_coverage` and the like are the ranges' ends.
+    """Read a query from the parameters of a URL, such as `min_coverage` for the end of a range.
 
     Raises:
-        SoftshardsError: a number is none, or the order is unknown.
+        SoftshardsError: a number or the order is invalid.
     """
     ranges = []
     for name in MEANS:
@@ -80,9 +81,9 @@ class Listing:
     """The rows of a label set, with their partners in a second one.
 
     Attributes:
-        frame: one line a row: `number`, COLUMNS, its row group and place in that (`group`, `row`);
-            with a second set, those there (`group_b`, `row_b`, null where it lacks the row) and
-            `nll_difference`, the second set's mean NLL less the first's.
+        frame: one line per row: `number`, COLUMNS, its row group and place in it (`group`, `row`).
+            With a second set also `group_b` and `row_b`, null where it lacks the row, and
+            `nll_difference`, the second set's mean NLL minus the first's.
     """
 
     frame: pl.DataFrame
@@ -90,7 +91,7 @@ class Listing:
     _vocabulary: Vocabulary = field(repr=False)
 
     def page(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
-        """`limit` rows from `offset` on, with the number of all that match, as JSON values."""
+        """Return `limit` rows from `offset` on, and the number of matches, as JSON values."""
         found = self._matching(query)
         rows = found.slice(offset, limit).drop(*HIDDEN, strict=False)
         return {"total": found.height, "rows": rows.to_dicts()}
@@ -114,7 +115,7 @@ class Listing:
 
     @functools.cached_property
     def texts(self) -> pl.Series:
-        """What a search looks through, lower case, a row. Read and kept at the first search."""
+        """The lower-case text that a search looks through, per row; read at the first search."""
         names = ("id", "prompt", "generation")
         no_text = pl.col("prompt").is_null() & pl.col("generation").is_null()
         parts = []
@@ -130,7 +131,7 @@ class Listing:
         return pl.concat(parts) if parts else pl.Series(dtype=pl.String)
 
     def facts(self) -> dict[str, Any]:
-        """What the page's filters offer: sources and finish reasons, and how the means spread."""
+        """Return the choices of the filters: sources, finish reasons, histograms of the means."""
         return {
             "sources": self._choices("source"),
             "finish_reasons": self._choices("finish_reason"),
@@ -142,7 +143,7 @@ class Listing:
         return [{"value": value, "rows": rows} for value, rows in counts.rows()]
 
     def _spread(self, name: str) -> dict[str, Any] | None:
-        """Least, most and a histogram between; None where no row has a value."""
+        """Return minimum, maximum and histogram; None if no row has a value."""
         values = self.frame[name].drop_nulls().drop_nans().cast(pl.Float64)
         if not len(values):
             return None
@@ -154,10 +155,12 @@ class Listing:
 
 
 def list_rows(labels: LabelSet, other: LabelSet | None, vocabulary: Vocabulary) -> Listing:
-    """Read the scalars of all rows; label columns are not touched.
+    """Read the scalars of all rows, but no labels.
 
-    The bytes are not hashed here, which would read the whole set: a row is verified when it is
-    shown.
+    Nothing is hashed here, as that would read the whole set. A row is verified when it is shown.
+
+    Raises:
+        SoftshardsError: a set has no rows.
     """
     frame = _scalars(labels, (*COLUMNS, "parent_id")).with_row_index("number")
     if other is not None:

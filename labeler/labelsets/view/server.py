@@ -1,4 +1,4 @@
-"""The viewer's server: one page and a small JSON API, for this machine alone."""
+"""The viewer's server: one page and a small JSON API, for this machine only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas import LabelSetError, SoftshardsError
 ADDRESS = "127.0.0.1"
 LOCAL_NAMES = (ADDRESS, "localhost")
 MOST_ROWS = 500
-"""Rows a request."""
+"""Largest number of rows per request."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -32,7 +32,7 @@ HEADERS = {
 
 
 def make_server(viewer: Viewer, port: int = 0) -> ThreadingHTTPServer:
-    """A server bound to 127.0.0.1, not yet serving; port 0 takes a free one.
+    """Return a server bound to 127.0.0.1, not yet serving; port 0 takes a free one.
 
     Raises:
         SoftshardsError: the port is taken.
@@ -68,7 +68,7 @@ def serve(viewer: Viewer, *, port: int, open_browser: bool, as_json: bool) -> No
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one request. Nothing is ever written, whatever is asked."""
+    """Answers one request. No request writes anything."""
 
     protocol_version = "HTTP/1.1"
     server_version = "softshards"
@@ -79,9 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*rest)
 
     def do_GET(self) -> None:
-        """The page, or JSON of one of the paths under /api/."""
+        """Send the page, or the JSON of a path under /api/."""
         if not self._is_local():
-            # A name that an attacker's DNS points here would make this page readable to theirs.
+            # DNS rebinding: a name that points here would let its site read the set.
             self._send_json({"error": "served to this machine only"}, HTTPStatus.FORBIDDEN)
             return
         url = urlsplit(self.path)
@@ -102,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(content, HTTPStatus.OK)
 
     def _refuse(self) -> None:
-        self.close_connection = True  # a body may follow, which nobody reads
+        self.close_connection = True  # a body may follow, and it is not read
         self._send_json({"error": "only GET is answered"}, HTTPStatus.METHOD_NOT_ALLOWED)
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
@@ -126,25 +126,26 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: one line a request would bury what the user is to see."""
+        """Log nothing: a line per request would bury the messages for the user."""
 
 
 def _start(viewer: Viewer, _: dict[str, str]) -> dict[str, Any]:
-    everything = range(len(viewer.vocabulary.texts))
-    return {"facts": viewer.facts(), "vocabulary": viewer.vocabulary.shown(everything)}
+    all_ids = range(len(viewer.vocabulary.texts))
+    return {"facts": viewer.facts(), "vocabulary": viewer.vocabulary.shown(all_ids)}
 
 
-def _rows(viewer: Viewer, asked: dict[str, str]) -> dict[str, Any]:
-    offset, limit = _whole(asked, "offset", 0), _whole(asked, "limit", 100)
-    return viewer.listing.page(parse_query(asked), offset, min(limit, MOST_ROWS))
+def _rows(viewer: Viewer, parameters: dict[str, str]) -> dict[str, Any]:
+    offset, limit = _natural(parameters, "offset", 0), _natural(parameters, "limit", 100)
+    return viewer.listing.page(parse_query(parameters), offset, min(limit, MOST_ROWS))
 
 
-def _row(viewer: Viewer, asked: dict[str, str]) -> dict[str, Any]:
-    return viewer.row(_whole(asked, "number", 0))
+def _row(viewer: Viewer, parameters: dict[str, str]) -> dict[str, Any]:
+    return viewer.row(_natural(parameters, "number", 0))
 
 
-def _whole(asked: dict[str, str], name: str, default: int) -> int:
-    text = asked.get(name, str(default))
+def _natural(parameters: dict[str, str], name: str, default: int) -> int:
+    """Read a parameter that is a whole number, 0 or more."""
+    text = parameters.get(name, str(default))
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise SoftshardsError(f"{name} is {text!r}", hint="give a whole number")
     return int(text)

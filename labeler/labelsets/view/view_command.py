@@ -1,4 +1,4 @@
-"""`labeler view`: write a page, or serve one."""
+"""`labeler view`: write a page with a sample of rows, or serve all of them."""
 
 from __future__ import annotations
 

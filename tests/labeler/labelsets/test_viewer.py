@@ -70,7 +70,7 @@ def unpacked(side: dict[str, Any]) -> Labels:
 
 def shown(vocabulary: Vocabulary, ids: list[int]) -> str:
     """A row's text as the page puts it together."""
-    whole = vocabulary.whole(ids)
+    whole = vocabulary.join_fragments(ids)
     return "".join(whole.get(place, vocabulary.texts[token]) for place, token in enumerate(ids))
 
 
@@ -91,8 +91,8 @@ def test_a_fragment_alone_is_shown_as_its_bytes(
     ids = tokenizer.encode("\U0001f99c", add_special_tokens=False).ids
     assert len(ids) == 4
     assert [viewer.vocabulary.texts[i] for i in ids] == ["F0", "9F", "A6", "9C"]
-    assert viewer.vocabulary.whole(ids[:3]) == {}  # and is in no group
-    assert viewer.vocabulary.whole([ids[1], *ids]) == {1: "\U0001f99c", 2: "", 3: "", 4: ""}
+    assert viewer.vocabulary.join_fragments(ids[:3]) == {}  # and is in no group
+    assert viewer.vocabulary.join_fragments([ids[1], *ids]) == {1: "\U0001f99c", 2: "", 3: "", 4: ""}
 
 
 def test_blanks_and_byte_tokens_of_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_row_has_the_labels_that_the_set_has(
         for name in ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob", "entropy"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), name)
         assert content["sides"][0]["at"] == [
-            t for start, stop, _ in content["kinds"] for t in range(start, stop)
+            t for start, stop, _ in content["spans"] for t in range(start, stop)
         ]
         if content["chunk"] == 0:
             assert content["ids"] == stored[content["id"]]["input_ids"]
@@ -209,7 +209,7 @@ def test_two_sets_have_the_divergence_of_their_labels(both: Viewer) -> None:
     assert both.matched == both.labels.rows
     content = both.row(1)
     a, b = map(unpacked, content["sides"])
-    assert content["parted"] is None
+    assert content["diverges_at"] is None
     assert content["sides"][0]["at"] == content["sides"][1]["at"]
     found = np.frombuffer(base64.b64decode(content["sides"][1]["a_to_b"]), "<f4")
     np.testing.assert_allclose(found, diverge(a, b).a_to_b, rtol=1e-3, atol=1e-5)
@@ -225,13 +225,13 @@ def test_rows_that_part_are_compared_up_to_where_they_do(teacher: Path, tmp_path
         row = Row(id="r", input_ids=ids, spans=[(1, len(ids), "answer")])
         build_label_set(tmp_path / name, teacher, [row], vocab_size=size)
     content = open_viewer(tmp_path / "one", tmp_path / "two").row(0)
-    assert content["parted"] == 4
+    assert content["diverges_at"] == 4
     assert content["sides"][0]["at"] == [1, 2, 3, 4, 5, 6]
     assert content["sides"][1]["at"] == [1, 2, 3, 4]
     kl = np.frombuffer(base64.b64decode(content["sides"][1]["a_to_b"]), "<f4")
     np.testing.assert_allclose(kl, 0, atol=1e-6)  # one teacher
     alone = open_viewer(tmp_path / "two", tmp_path / "one").row(0)
-    assert alone["parted"] == 4
+    assert alone["diverges_at"] == 4
 
 
 def test_a_set_labeled_again_is_matched_by_where_its_rows_come_from() -> None:

@@ -226,13 +226,13 @@ def test_keys_move_through_rows_and_tokens(tab: Page, one: str, viewers: dict[st
     assert focused.get_attribute("data-t") == "3"
     assert "position 3" in (focused.get_attribute("aria-label") or "")
     expect(tab.locator("#card p").first).to_contain_text("position 3 ")
-    expect(tab.locator("#said")).to_contain_text("entropy")
+    expect(tab.locator("#announcement")).to_contain_text("entropy")
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("button", name="Unpin")).to_be_visible()
     tab.keyboard.press("/")
     tab.keyboard.type("jjj")  # typed, not obeyed
     expect(tab.locator("#search")).to_have_value("jjj")
-    expect(tab.locator("#text")).to_have_text("No row matches.")
+    expect(tab.locator("#text")).to_have_text("No rows match.")
     tab.get_by_role("button", name="Clear").click()
     expect(tab.locator("#count")).to_contain_text(f"{len(names)} rows")
 

@@ -9,13 +9,13 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
   function rest(row) {
     card.classList.remove("open");
     const tips = [
-      ["hover", "see what the teacher thought of a token"],
+      ["hover", "see the teacher's prediction for a token"],
       ["click  ⏎", "pin it"],
       ["←  →", "next token"],
       ["J  K  ↑  ↓", "next row"],
       ["/", "search"],
       ["1 – 4", "colors"],
-      ["Esc", "let go"],
+      ["Esc", "unpin"],
     ];
     card.replaceChildren(
       el("h2", {}, row.n_labels ? "Pick a token" : "This row has no labels"),
@@ -40,14 +40,14 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
   }
 
   function token(id, row, position) {
-    return position !== undefined && row.whole[position] ? visible(clipped(row.whole[position], 60)) : vocabulary.show(id, false, 60);
+    return position !== undefined && row.joined[position] ? visible(clipped(row.joined[position], 60)) : vocabulary.show(id, false, 60);
   }
 
   function figures(pairs) {
     return el("dl", { class: "figures" }, ...pairs.map(([name, value, title]) => el("div", { title: title ?? false }, el("dt", {}, name), el("dd", {}, value))));
   }
 
-  const entropyOf = (d) => `${d.entropyIsWhole ? "" : "≥ "}${nats(d.entropy)}`;
+  const entropyOf = (d) => `${d.entropyIsExact ? "" : "≥ "}${nats(d.entropy)}`;
   const rankOf = (d, id) => (d.probabilities.has(id) ? `${d.ids.indexOf(id) + 1}` : `> ${d.ids.length}`);
 
   function one(d, id) {
@@ -55,7 +55,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
       ["rank", rankOf(d, id), "of the actual token among the teacher's choices"],
       ["p", percent(Math.exp(d.token))],
       ["log p", nats(d.token)],
-      ["entropy", entropyOf(d), d.entropyIsWhole ? "of the whole distribution, nats" : "of the top-k and the tail: at least this, nats"],
+      ["entropy", entropyOf(d), d.entropyIsExact ? "over the whole vocabulary, nats" : "of (top-k, tail): a lower bound, nats"],
     ]);
     const listed = everything ? d.ids : d.ids.slice(0, FIRST);
     const most = Math.max(d.probabilities.get(d.ids[0]) ?? 0, d.tail, 1e-9);
@@ -91,7 +91,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
 
   function two(row, [a, b], id) {
     if (!b) {
-      const why = row.parted === undefined ? "The other set lacks this row." : "The other set has no label here, after the same tokens.";
+      const why = row.diverges_at === undefined ? "The other set lacks this row." : "The other set has no label here after the same tokens.";
       return [el("p", { class: "note" }, why), ...one(a, id)];
     }
     const either = (i) => Math.max(a.probabilities.get(i) ?? 0, b.probabilities.get(i) ?? 0);
@@ -103,7 +103,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
     const lines = listed.map((i) => pair(vocabulary.show(i, false, 40), of(a, i), of(b, i), most, i === id ? "actual" : "", vocabulary.say(i)));
     const hidden = union.filter((i) => !listed.includes(i)).reduce((sum, i) => sum + (a.probabilities.get(i) ?? 0), 0);
     return [
-      figures([["KL(A‖B)", small(b.aToB), "nats; a lower bound: ids that both store, and one outcome for all others"], ["KL(B‖A)", small(b.bToA), "nats; a lower bound"], ["Δ log p", signed(b.token - a.token), "of the actual token, B less A"], ["seen", percent(b.seen), "A's mass of the ids that both store: KL is blind to differences inside the rest"]]),
+      figures([["KL(A‖B)", small(b.aToB), "nats; a lower bound: over the ids that both store, and one outcome for all others"], ["KL(B‖A)", small(b.bToA), "nats; a lower bound"], ["Δ log p", signed(b.token - a.token), "of the actual token, B minus A"], ["seen", percent(b.seen), "A's mass on the ids that both store; KL is blind to differences in the rest"]]),
       el("div", { class: "pair pair-head" },
         el("span", { class: "of-a" }, `A · rank ${rankOf(a, id)} · H ${entropyOf(a)}`),
         el("span", { class: "of-b" }, `B · rank ${rankOf(b, id)} · H ${entropyOf(b)}`)),
@@ -126,9 +126,9 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
       half(pa, "of-a"), el("span", { class: "chip" }, ...content), half(pb, "of-b"));
   }
 
-  // For a screen reader: one sentence.
+  // One sentence, for screen readers.
   function summary([a, b], id) {
-    const first = a.ids.length ? `likeliest ${vocabulary.say(a.ids[0])}, ${percent(a.probabilities.get(a.ids[0]))}; ` : "";
+    const first = a.ids.length ? `most likely ${vocabulary.say(a.ids[0])}, ${percent(a.probabilities.get(a.ids[0]))}; ` : "";
     const kl = b ? `; KL ${small(b.aToB)}` : "";
     return `actual ${percent(Math.exp(a.token))}, rank ${rankOf(a, id)}; ${first}entropy ${nats(a.entropy)} nats, tail ${percent(a.tail)}${kl}`;
   }

@@ -18,7 +18,7 @@ function button(label, attributes, onClick) {
   return node;
 }
 
-// Characters that cannot be seen, or that would reorder the text around them.
+// Invisible characters, and characters that reorder the text around them.
 const UNSEEN =
   /[\u0000-\u001f\u007f-\u009f\u00a0\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]/u;
 const SIGNS = { "\n": "↵", "\r": "␍", "\t": "⇥", " ": "·", "\u00a0": "⍽", "\u007f": "␡" };
@@ -30,8 +30,8 @@ function sign(character) {
   return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
 }
 
-// The text with signs in place of what cannot be seen. With `flows` it is part of a running text:
-// lines break, and a blank between words is a blank; else the blanks at its start are signs, too.
+// Replace invisible characters with signs. With `flows` the text is part of running text: lines break
+// and spaces between words stay. Otherwise its leading spaces become signs too.
 function visible(text, flows) {
   const blank = /^\s+$/.test(text);
   let start = true;

@@ -12,7 +12,7 @@ function makeFilters(facts, onChange) {
     number: "In file order", mean_entropy: "Mean entropy", mean_nll: "Mean NLL",
     coverage: "Coverage", n_labels: "Labels", n_tokens: "Length", id: "Id",
   };
-  if (facts.sets.length > 1) sorts.nll_difference = "NLL of B less A's";
+  if (facts.sets.length > 1) sorts.nll_difference = "NLL of B minus A";
   for (const [value, name] of Object.entries(sorts)) $("sort").append(el("option", { value }, name));
 
   function query() {
@@ -65,8 +65,8 @@ function makeFilters(facts, onChange) {
   }
 
   function range(name, title, spread) {
-    const least = el("input", { type: "number", step: "any", "aria-label": `Least ${title}`, id: `min-${name}` });
-    const most = el("input", { type: "number", step: "any", "aria-label": `Most ${title}`, id: `max-${name}` });
+    const least = el("input", { type: "number", step: "any", "aria-label": `Minimum ${title}`, id: `min-${name}` });
+    const most = el("input", { type: "number", step: "any", "aria-label": `Maximum ${title}`, id: `max-${name}` });
     least.placeholder = spread.least.toFixed(3);
     most.placeholder = spread.most.toFixed(3);
     const bars = spread.counts.map((n) => {
@@ -126,7 +126,7 @@ function makeFilters(facts, onChange) {
   }
 
   choice("source", "Source", facts.sources);
-  choice("finish_reason", "Finished by", facts.finish_reasons);
+  choice("finish_reason", "Finish reason", facts.finish_reasons);
   for (const [name, title] of Object.entries(SPREADS)) {
     if (facts.spreads[name]) range(name, title, facts.spreads[name]);
   }

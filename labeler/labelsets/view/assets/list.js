@@ -1,8 +1,8 @@
-// The list of rows: only the lines in sight are in the page, only the pages in sight are asked for.
+// The list of rows: only visible lines are in the page, and only their pages are requested.
 
-const LINE = 58; // CSS pixels a row
-const PAGE = 100; // rows a request
-const MOST = 500000; // lines; browsers know no taller element
+const LINE = 58; // CSS pixels per row
+const PAGE = 100; // rows per request
+const MOST = 500000; // lines; browsers limit the height of an element
 
 function makeList(source, { onSelect, onTotal, onError }) {
   const list = $("list");
@@ -12,7 +12,7 @@ function makeList(source, { onSelect, onTotal, onError }) {
   let total = 0;
   let pages = new Map();
   let selected = -1;
-  let generation = 0; // answers to an older query are thrown away
+  let generation = 0; // answers to older queries are dropped
 
   function load(page) {
     if (pages.has(page)) return pages.get(page);
@@ -59,7 +59,7 @@ function makeList(source, { onSelect, onTotal, onError }) {
     const part = [row.chunk ? `chunk ${row.chunk}` : null, row.sample ? `sample ${row.sample}` : null];
     const about = [count(row.n_labels, "label"), row.finish_reason, row.source].filter(Boolean);
     const value = MODES[mode].ofRow(row);
-    const title = mode === "kl" ? "mean NLL of B less A's" : `mean ${MODES[mode].name}`;
+    const title = mode === "kl" ? "mean NLL of B minus A" : `mean ${MODES[mode].name}`;
     const pill = el("span", { class: "pill", "data-mode": mode, title }, figure(mode, value));
     pill.style.setProperty("--v", mode === "kl" ? strength(Math.abs(value), 0.5) : strength(value, MODES[mode].most()));
     node.append(
@@ -90,7 +90,7 @@ function makeList(source, { onSelect, onTotal, onError }) {
     }
   }
 
-  // `wanted`: the number of the row to open instead of the first.
+  // `wanted` is the number of the row to open, instead of the first one.
   async function ask(newQuery, wanted) {
     query = newQuery;
     generation += 1;

@@ -1,4 +1,4 @@
-// The page: its parts put together, keys, and the address of the token in sight.
+// The page: connects its parts, handles keys, and keeps the current token in the address.
 
 function makeVocabulary({ texts, fragments, special }) {
   const vocabulary = { texts, fragments: new Set(fragments), special: new Set(special) };
@@ -26,16 +26,16 @@ function header(facts, sample) {
       el("dl", {}, ...chips.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...visible(String(value))))))));
     const all = {
       ...(set.path ? { path: set.path } : {}), ...(set.view_of ? { "view of": set.view_of } : {}), teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
-      status: set.status, dtype: set.dtype, "dtype of head": set.head_dtype, quantization: set.quantization ?? "none",
+      status: set.status, dtype: set.dtype, "head dtype": set.head_dtype, quantization: set.quantization ?? "none",
       vocabulary: whole.format(set.vocab_size), "longest sequence": `${whole.format(set.max_length)} tokens`,
       sampling: set.sampling ? JSON.stringify(set.sampling) : "none", rows: whole.format(set.rows), tokens: whole.format(set.tokens),
-      labels: whole.format(set.labels), size: bytes(set.bytes) + (set.view_of ? " of the whole set" : `, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B a label`),
+      labels: whole.format(set.labels), size: bytes(set.bytes) + (set.view_of ? " for the whole set" : `, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B per label`),
       weights: set.weights, tokenizer: set.tokenizer, "chat template": set.chat_template ?? "none", identity: set.identity_digest,
     };
     $("manifest-facts").append(el("h2", {}, facts.sets.length > 1 ? `${"AB"[index]}: ` : "", ...visible(set.name)),
       el("dl", { class: "facts" }, ...Object.entries(all).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, ...visible(String(value)))])));
   });
-  if (sample) $("manifest-facts").prepend(el("p", { class: "note" }, "This page holds a sample of the set; the figures are the whole set's."));
+  if (sample) $("manifest-facts").prepend(el("p", { class: "note" }, "This page holds a sample of the set; the figures cover the whole set."));
   document.title = `${facts.sets.map((set) => set.name).join(" and ")} · labels`;
 }
 
@@ -70,7 +70,7 @@ async function start() {
   function total(found) {
     const all = sample ? null : facts.sets[0].rows;
     $("count").textContent = count(found, "row") + (all !== null && all !== found ? ` of ${whole.format(all)}` : "") + (sample ? " in this sample" : "");
-    if (!found) $("text").replaceChildren(el("p", { class: "note" }, "No row matches."));
+    if (!found) $("text").replaceChildren(el("p", { class: "note" }, "No rows match."));
   }
 
   async function open(listed, index, all) {
@@ -85,7 +85,7 @@ async function start() {
       fail(error);
       return;
     }
-    if (latest !== listed.number) return; // the next row was asked for meanwhile
+    if (latest !== listed.number) return; // another row was requested meanwhile
     row = answer;
     sides = row.sides.map(unpack);
     pinned = false;
@@ -106,7 +106,7 @@ async function start() {
     position = at;
     text.mark(at, pinned);
     const words = card.show(row, sides, at, pinned);
-    if (byKey) $("said").textContent = words;
+    if (byKey) $("announcement").textContent = words;
   }
 
   function pin(at) {
@@ -194,14 +194,14 @@ async function start() {
 }
 
 function rowFacts(row, index, all) {
-  const part = [row.chunk ? `chunk ${row.chunk}` : null, row.sample ? `sample ${row.sample}` : null, row.source, row.finish_reason ? `finished by ${row.finish_reason}` : null, row.parent_id ? `made from ${row.parent_id}` : null];
+  const part = [row.chunk ? `chunk ${row.chunk}` : null, row.sample ? `sample ${row.sample}` : null, row.source, row.finish_reason ? `finish reason ${row.finish_reason}` : null, row.parent_id ? `made from ${row.parent_id}` : null];
   const facts = [
     `${whole.format(index + 1)} of ${whole.format(all)}`, ...part, `${count(row.n_tokens, "token")}, ${count(row.n_labels, "label")}`,
     `entropy ${nats(row.mean_entropy)}`, `NLL ${nats(row.mean_nll)}`, `coverage ${row.coverage === null ? "–" : percent(row.coverage)}`,
   ].filter(Boolean);
   const nodes = facts.map((fact) => el("span", {}, ...visible(clipped(fact, 120))));
-  if (row.parted !== undefined && row.parted !== null) {
-    nodes.push(el("span", { class: "warn" }, `B has other tokens from position ${row.parted} on`));
+  if (row.diverges_at !== undefined && row.diverges_at !== null) {
+    nodes.push(el("span", { class: "warn" }, `B has other tokens from position ${row.diverges_at} on`));
   }
   if (row.meta) nodes.push(el("span", { title: "the record's other columns" }, ...visible(clipped(row.meta, 300))));
   return nodes;

@@ -1,4 +1,4 @@
-// What tokens are colored by: a value a labeled position, and the value that is full color.
+// The color modes of tokens: a value per labeled position, and the value of full color.
 
 const MODES = {
   entropy: {
@@ -34,7 +34,7 @@ const MODES = {
   },
 };
 
-// The 99th percentile, so that one position does not pale all others.
+// The 99th percentile, so that one outlier does not fade all other positions.
 function highest(values) {
   if (!values || !values.length) return 1;
   const ordered = Float32Array.from(values).sort();
@@ -46,7 +46,7 @@ function strength(value, most) {
   return Math.max(0, Math.min(1, value / most));
 }
 
-// A row's value in the list, where KL would take all its labels: there, how its NLL differs.
+// A row's value in the list. KL would need all its labels, so mode `kl` shows the NLL difference.
 function figure(mode, value) {
   if (value === null || value === undefined) return "–";
   if (mode === "coverage") return percent(1 - value);

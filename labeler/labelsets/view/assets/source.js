@@ -1,4 +1,4 @@
-// Where rows come from: the data inside the page, or the server that sent it. Both answer alike.
+// The source of rows: data inside the page, or the server that sent it, behind one interface.
 
 const RANGES = ["mean_entropy", "mean_nll", "coverage"];
 
@@ -63,7 +63,7 @@ function sorted(rows, query) {
   });
 }
 
-// Packed labels to typed arrays; `labeler.labelsets.view.page_data` says how they are packed.
+// Unpack labels into typed arrays; `labeler.labelsets.view.page_data` describes the packing.
 function unpack(side) {
   const floats = (text) => new Float32Array(buffer(text));
   const Ids = side.id_bytes === 2 ? Uint16Array : Uint32Array;
@@ -77,7 +77,7 @@ function unpack(side) {
     tail: floats(side.tail_logprob),
     token: floats(side.token_logprob),
     entropy: floats(side.entropy),
-    entropyIsWhole: side.entropy_is_whole,
+    entropyIsExact: side.entropy_is_exact,
     aToB: side.a_to_b === undefined ? null : floats(side.a_to_b),
     bToA: side.b_to_a === undefined ? null : floats(side.b_to_a),
     seen: side.common_mass === undefined ? null : floats(side.common_mass),
@@ -88,7 +88,7 @@ function buffer(text) {
   return Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer;
 }
 
-// IEEE 754 binary16 to a number.
+// Convert IEEE 754 binary16 to a number.
 function half(bits) {
   const signOf = bits & 0x8000 ? -1 : 1;
   const exponent = (bits >> 10) & 0x1f;
@@ -97,7 +97,7 @@ function half(bits) {
   return exponent ? signOf * 2 ** (exponent - 15) * (1 + fraction) : signOf * 2 ** -14 * fraction;
 }
 
-// What a side says at a position: ids and probabilities, likeliest first; null where it has none.
+// A side's distribution at a position: ids and probabilities, most likely first; null if unlabeled.
 function distribution(side, position) {
   const index = side?.place.get(position);
   if (index === undefined) return null;
@@ -114,7 +114,7 @@ function distribution(side, position) {
     tail: Math.exp(side.tail[index]),
     token: side.token[index],
     entropy: side.entropy[index],
-    entropyIsWhole: side.entropyIsWhole,
+    entropyIsExact: side.entropyIsExact,
     aToB: side.aToB?.[index],
     bToA: side.bToA?.[index],
     seen: side.seen?.[index],

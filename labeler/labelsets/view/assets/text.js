@@ -1,4 +1,4 @@
-// A row as running text: labeled tokens colored and reachable, all others plain.
+// A row as running text: labeled tokens are colored and focusable, all others plain.
 
 function makeText(vocabulary, { onShow, onPin }) {
   const text = $("text");
@@ -8,12 +8,12 @@ function makeText(vocabulary, { onShow, onPin }) {
   let row = null;
   let mode = "entropy";
   let tokens = new Map(); // labeled position -> element
-  let reachable = null; // the one token that Tab stops at
+  let reachable = null; // the token where Tab stops
 
-  // A token's text as the page shows it, from its id and what it makes with its neighbors.
+  // A token's text as shown: joined with its neighbors where they share a character.
   function content(position, flows) {
     const id = row.ids[position];
-    const whole = row.whole[position];
+    const whole = row.joined[position];
     if (whole === "") return [el("span", { class: "sign", title: vocabulary.texts[id] }, "◦")];
     return whole === undefined ? vocabulary.show(id, flows) : visible(whole, flows);
   }
@@ -27,14 +27,14 @@ function makeText(vocabulary, { onShow, onPin }) {
     const nodes = row.ids.map((id, position) => {
       const node = el("span", { class: "t", "data-t": position }, ...content(position, true));
       if (vocabulary.special.has(id)) node.classList.add("special");
-      if (vocabulary.fragments.has(id) && row.whole[position] === undefined) {
+      if (vocabulary.fragments.has(id) && row.joined[position] === undefined) {
         node.classList.add("fragment");
       }
       const kind = kindAt.get(position);
       if (kind === undefined) return node;
       node.classList.add("labeled");
       node.setAttribute("role", "button");
-      node.setAttribute("aria-label", `${row.whole[position] ? spoken(row.whole[position]) : vocabulary.say(id)}, position ${position}, ${kind}`);
+      node.setAttribute("aria-label", `${row.joined[position] ? spoken(row.joined[position]) : vocabulary.say(id)}, position ${position}, ${kind}`);
       node.tabIndex = -1;
       tokens.set(position, node);
       return node;
@@ -67,7 +67,7 @@ function makeText(vocabulary, { onShow, onPin }) {
     $("legend").replaceChildren(el("span", {}, ends[0]), scale, el("span", {}, ends[1]), el("span", { class: "soft" }, about));
   }
 
-  // The value along the whole row, one column a pixel: the largest of those that fall on it.
+  // The value along the whole row: one column per pixel, with the largest value at that pixel.
   function draw() {
     const width = strip.clientWidth;
     const height = strip.clientHeight;
@@ -118,7 +118,7 @@ function makeText(vocabulary, { onShow, onPin }) {
     node.scrollIntoView({ block: "nearest" });
   }
 
-  // The labeled position `step` labels from one, or the first.
+  // The position `step` labels away, or the first labeled one.
   function neighbor(position, step) {
     const at = sides[0].at;
     if (!at.length) return null;
@@ -139,7 +139,7 @@ function makeText(vocabulary, { onShow, onPin }) {
     const position = labeled(event);
     if (position === null) return;
     reach(position);
-    // A press focuses, too: what it shows is the click's business.
+    // A press also focuses; its click decides what to show.
     if (event.target.matches(":focus-visible")) onShow(position, true);
   });
   text.addEventListener("click", (event) => {
@@ -162,13 +162,13 @@ function makeText(vocabulary, { onShow, onPin }) {
 
 function kinds(row) {
   const found = new Map();
-  for (const [start, stop, kind] of row.kinds) {
+  for (const [start, stop, kind] of row.spans) {
     for (let position = start; position < stop; position++) found.set(position, kind);
   }
   return found;
 }
 
-// A token's name for a screen reader, which passes over blanks and signs.
+// A token's name for screen readers, which skip spaces and signs.
 const BLANKS = { " ": "space", "\n": "new line", "\t": "tab", "": "nothing" };
 
 function spoken(text) {
