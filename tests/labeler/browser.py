@@ -1,4 +1,4 @@
-"""The Chromium of this machine, found by name: the viewer's page is clicked, not guessed at."""
+"""A Chromium of this machine, found by name, to click through the viewer's page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARGUMENTS = [
 
 
 def find_browser() -> str:
-    """Path of a Chromium; the test fails where there is none, for a skip would look like a pass."""
+    """Return the path of a Chromium; fail without one, as a skip would look like a pass."""
     found = next(filter(None, map(shutil.which, (os.environ.get(VARIABLE, ""), *NAMES))), None)
     if found is None:
         pytest.fail(
@@ -36,7 +36,7 @@ def find_browser() -> str:
 
 @contextlib.contextmanager
 def launched() -> Iterator[Browser]:
-    """A headless browser with a profile of its own."""
+    """Run a headless browser with its own profile."""
     path = find_browser()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)

@@ -1,4 +1,4 @@
-"""Label sets altered on purpose and sealed anew: every hash is right, only the content is not."""
+"""Alter label sets on purpose and seal them again: every hash is right, the content is wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from schemas.shard import write_shard
 from schemas.version import COMPACT_1
 
 Change = Callable[[dict[str, Any], Labels], Labels]
-"""(the row's other columns, its labels) -> the labels it is to have."""
+"""(the row's other columns, its labels) -> its new labels."""
 
 
 def reseal(
@@ -33,7 +33,7 @@ def reseal(
     provenance: dict[str, Any] | None = None,
     **identity: Any,
 ) -> LabelSet:
-    """Write a set again, in place, with other rows, tokenizer or identity; and all hashes anew."""
+    """Rewrite a set in place with other rows, tokenizer or identity, and new hashes."""
     out, manifest = labels.path, labels.manifest
     if tokenizer is not None:
         identity["tokenizer"] = tokenizer_digest(tokenizer)
@@ -80,7 +80,7 @@ def reseal(
 
 
 def relabel(table: pa.Table, change: Change) -> pa.Table:
-    """Rows with other labels, and the scalars that follow from labels."""
+    """Change the labels of rows, and the scalars that follow from them."""
     decoded = decode(table)
     others = table.drop_columns(["topk_ids", "topk_logprobs"]).to_pylist()
     rows = [
@@ -105,10 +105,13 @@ def relabel(table: pa.Table, change: Change) -> pa.Table:
 
 
 def shifted(by: int, *, only: Callable[[dict[str, Any]], Any] = lambda _: slice(None)) -> Change:
-    """Move labels `by` positions within their row, as a tool does that is off by so many.
+    """Move labels by `by` positions within their row, like a tool that is off by that many.
 
-    Each label says of its new token what the distribution that it now has says, so that no label
-    contradicts itself. `only` gives the labels of a row to replace (none: `[]`).
+    `token_logprob` is taken from the moved distribution, so that no label contradicts itself.
+
+    Args:
+        by: positions to move.
+        only: returns the labels of a row to replace; `[]` for none.
     """
 
     def change(row: dict[str, Any], labels: Labels) -> Labels:
@@ -124,12 +127,12 @@ def shifted(by: int, *, only: Callable[[dict[str, Any]], Any] = lambda _: slice(
 
 
 def rolled(by: int) -> Change:
-    """Move all columns of labels `by` positions, token_logprob too: the naive off-by-one."""
+    """Move all columns of labels by `by` positions, with token_logprob: the naive off-by-one."""
     return lambda _, labels: labels[np.roll(np.arange(len(labels)), by)]
 
 
 def spliced(labels: Labels, other: Labels, where: Any) -> Labels:
-    """The labels with those of `other` at `where`."""
+    """Replace the labels at `where` with the ones of `other`."""
     taken = np.zeros(len(labels), bool)
     taken[where] = True
     arrays = {}

@@ -1,4 +1,4 @@
-"""Label sets to look at: of a corpus that is out to take over the page, by two teachers."""
+"""Label sets to view: a corpus that tries to take over the page, by two teachers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOSTILE = [
 
 
 def label_hostile_corpus(folder: Path, teacher: Path) -> dict[str, Path]:
-    """A hostile corpus in file `<b>.jsonl`, labeled by two teachers, and by one in compact/1."""
+    """Label a hostile corpus, `<b>.jsonl`, with two teachers, and with one in compact/1."""
     other = folder / "other-teacher"
     make_tokenizer(other, chat_template=CHAT_TEMPLATE)
     model = LlamaForCausalLM.from_pretrained(teacher)

@@ -1,4 +1,4 @@
-"""Teacher against teacher: the KL against a dense one, and the command on real label sets."""
+"""Compare teachers: KL against the dense one, and the command on real label sets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IDS = np.random.default_rng(0).integers(0, 250, 60).tolist()
 
 @pytest.fixture(scope="module")
 def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another random teacher, of the same tokenizer as `teacher`."""
+    """Another random teacher, with the tokenizer of `teacher`."""
     path = tmp_path_factory.mktemp("other-teacher")
     vocab_size = make_tokenizer(path, chat_template=CHAT_TEMPLATE)
     make_model(path, vocab_size=vocab_size + 20, seed=1)
@@ -41,7 +41,7 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labels_of(path: Path, k: int) -> Labels:
-    """Labels of IDS as the reference engine makes them, before storage rounds them."""
+    """Return the reference engine's labels of IDS, before storage rounds them."""
     teacher = open_teacher(path, max_length=64)
     engine = TransformersEngine(teacher, dtype="float32", head_dtype="float32", k=k, sampling=None)
     span = Span(start=1, stop=len(IDS), kind="text")
@@ -51,7 +51,7 @@ def labels_of(path: Path, k: int) -> Labels:
 
 
 def dense_kl(a: Path, b: Path) -> np.ndarray:
-    """KL(A||B) at every position of IDS but the first, over the whole vocabulary, in float64."""
+    """Return KL(A||B) at every position of IDS but the first, over all ids, in float64."""
     logs = []
     for path in (a, b):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
@@ -60,7 +60,7 @@ def dense_kl(a: Path, b: Path) -> np.ndarray:
     return (logs[0].exp() * (logs[0] - logs[1])).sum(dim=-1).numpy()
 
 
-def test_kl_is_the_dense_one_where_all_is_stored_and_below_it_elsewhere(tmp_path: Path) -> None:
+def test_kl_is_dense_if_all_ids_are_stored_and_a_lower_bound_otherwise(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     for seed, path in enumerate(paths):
         vocab_size = make_tokenizer(path)
@@ -73,17 +73,17 @@ def test_kl_is_the_dense_one_where_all_is_stored_and_below_it_elsewhere(tmp_path
         for bound, dense in zip((found.a_to_b, found.b_to_a), exact, strict=True):
             assert (bound >= -1e-12).all()
             assert (bound <= dense + 1e-5).all()
-        assert found.a_to_b.mean() > last  # more ids, more of it is seen
+        assert found.a_to_b.mean() > last  # more ids show more of it
         last = found.a_to_b.mean()
     np.testing.assert_allclose(found.a_to_b, exact[0], atol=1e-5)
     np.testing.assert_allclose(found.b_to_a, exact[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(("k_a", "k_b"), [(5, 40), (40, 5), (16, 16)])
-def test_kl_is_that_of_the_common_ids_and_one_rest(
+def test_kl_is_over_the_common_ids_and_one_rest(
     teacher: Path, other_teacher: Path, k_a: int, k_b: int
 ) -> None:
-    """Written out with dictionaries, one position at a time, from the full distributions."""
+    """Against dictionaries, one position at a time, from the full distributions."""
     full = labels_of(teacher, 280), labels_of(other_teacher, 280)
     found = diverge(labels_of(teacher, k_a), labels_of(other_teacher, k_b))
     for t in range(len(found.a_to_b)):
@@ -96,8 +96,8 @@ def test_kl_is_that_of_the_common_ids_and_one_rest(
         assert found.b_to_a[t] == pytest.approx((b * np.log(b / a)).sum(), abs=1e-5)
 
 
-def test_shorter_lists_and_impossible_ids_are_no_trouble() -> None:
-    """A nucleus leaves PAD_ID, a masked logit -inf: neither makes a NaN."""
+def test_shorter_lists_and_impossible_ids_give_finite_kl() -> None:
+    """A nucleus leaves PAD_ID, a masked logit -inf; neither may give NaN."""
     inf = -np.inf
     a = Labels(
         topk_ids=np.array([[7, -1, -1], [3, 4, 5]], np.int32),
@@ -141,7 +141,7 @@ def test_two_teachers_over_the_same_rows(
     done = run_labeler("compare", a, b, "--json", "--worst", 3)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
-    # The same, from all labels by key: other order, other units, fewer rows.
+    # The same figures from all labels by key: another order, other units, fewer rows.
     rows: list[dict[tuple[Any, ...], tuple[list[int], Labels]]] = []
     for labels in map(open_label_set, (a, b)):
         by_key = {}
@@ -184,7 +184,7 @@ def test_two_teachers_over_the_same_rows(
     assert worst[0]["row"] in shown
 
 
-def test_settings_are_labeled_first_and_a_dtype_is_nearer_than_another_teacher(
+def test_settings_are_labeled_first_and_a_dtype_is_closer_than_another_teacher(
     run_labeler: Run,
     make_set: Callable[..., Path],
     tmp_path: Path,
@@ -225,7 +225,7 @@ def test_a_set_labeled_again_by_another_teacher_is_compared_whole(
     settings: Callable[..., LabelConfig],
     tmp_path: Path,
 ) -> None:
-    """Later chunks of a document have other ids there, and name the rows they come from."""
+    """Later chunks of a document get new ids, and name the rows they come from."""
     a = open_label_set(make_set("a"))
     assert any(chunk for group in a.row_groups for chunk in chunks(a, group))
     again = settings(model=other_teacher, out=tmp_path / "again")

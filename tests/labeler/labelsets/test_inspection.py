@@ -1,4 +1,4 @@
-"""`labeler inspect`: its figures against NumPy on all rows at once, and what a user sees."""
+"""`labeler inspect`: its figures against NumPy on all rows at once, and its output."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def two_kinds(table: pa.Table) -> pa.Table:
-    """The same labels, the second half of a row's as an answer; row 2 repeats itself."""
+    """Make the second half of each row an answer, and let row 2 repeat itself."""
     spans, tokens = [], table["input_ids"].to_pylist()
     tokens[2] = [7, 8, 9, 5] * 3
     tokens[2] = (tokens[2] * 9)[: table["n_tokens"][2].as_py()]
@@ -44,7 +44,7 @@ def two_kinds(table: pa.Table) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By name: a set in each codec, with sources and two kinds of span, and a view."""
+    """Sets by name: one per codec, with sources and two kinds of span, and a view."""
     folder = tmp_path_factory.mktemp("inspected")
     shards = [[two_kinds(varied_table(8 * s + 4 * g, 4)) for g in (0, 1)] for s in range(3)]
     paths = {codec[:-2]: write_set(folder / codec[:-2], shards, codec) for codec in CODECS}
@@ -60,7 +60,7 @@ def everything(path: Path) -> tuple[list[dict[str, Any]], Any]:
 
 
 @pytest.mark.parametrize("name", ["plain", "compact", "view"])
-def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str) -> None:
+def test_figures_match_all_rows_at_once(sets: dict[str, Path], name: str) -> None:
     rows, labels = everything(sets[name])
     facts = summarize(sets[name], open_label_set(sets[name]))
     assert json.loads(json.dumps(facts))
@@ -113,7 +113,7 @@ def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str)
         )
         assert [r["id"] for r in facts["outliers"][kind]] == [r["id"] for r in expected[:5]]
     repeating = facts["outliers"]["most repetition"][0]
-    if name != "view":  # which has none of the rows that repeat themselves
+    if name != "view":  # the view has no row that repeats itself
         assert int(repeating["id"].split("/")[1]) % 4 == 2
         assert repeating["repetition"] > 0.3
 
@@ -124,7 +124,7 @@ def test_figures_are_those_of_all_rows_at_once(sets: dict[str, Path], name: str)
     q=st.floats(0.01, 0.99),
 )
 @settings(max_examples=80, deadline=None)
-def test_a_histogram_in_parts_is_that_of_the_whole(values: list[float], cut: int, q: float) -> None:
+def test_a_histogram_in_parts_matches_the_whole(values: list[float], cut: int, q: float) -> None:
     parts, whole = Histogram(NATS), Histogram(NATS)
     for some in (values[:cut], values[cut:]):
         parts.add(np.array(some))
@@ -156,7 +156,7 @@ def test_rows_without_a_label(tmp_path: Path, run_labeler: Run) -> None:
 
 
 @pytest.mark.parametrize("name", ["compact", "view"])
-def test_what_is_printed_of_a_set(sets: dict[str, Path], run_labeler: Run, name: str) -> None:
+def test_the_printed_summary(sets: dict[str, Path], run_labeler: Run, name: str) -> None:
     done = run_labeler("inspect", sets[name], env={"COLUMNS": "100", "PATH": "/usr/bin"})
     assert done.returncode == 0, done.stderr
     sources = f"sources: {2 if name == 'view' else 3}"
@@ -195,7 +195,7 @@ def test_a_row_is_shown_token_by_token(sets: dict[str, Path], run_labeler: Run) 
     assert f"the row has {row['n_labels']} labels" in beyond.stderr
 
 
-def test_rejects_of_a_view_are_its_sets(
+def test_a_view_has_the_rejects_of_its_set(
     sets: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_rejects(sets["view"], as_json=False)

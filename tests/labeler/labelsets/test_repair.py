@@ -1,4 +1,4 @@
-"""`labeler repair`: what is damaged is put aside, what is good is kept, what is lost is redone."""
+"""`labeler repair`: damage is quarantined, good parts are kept, lost ones are redone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REJECTS = "journal/unit-000001.rejects.parquet"
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line, in this process: exit code, and what it prints with --json."""
+    """Run the command line in this process; return its exit code and --json output."""
 
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
         monkeypatch.setattr("sys.argv", ["labeler", *map(str, arguments), "--json"])
@@ -53,7 +53,7 @@ def flags(teacher: Path, out: Path) -> list[object]:
 
 @pytest.fixture
 def labels(source: Path, teacher: Path, tmp_path: Path, command: Command) -> Path:
-    """A label set of several units, made once and copied; its folder is not the first one's."""
+    """A copy of a label set with several units, which is made once."""
     first = source.parent / "labels"
     if not first.exists():
         assert command("label", source, *flags(teacher, first))[0] == 0
@@ -62,7 +62,7 @@ def labels(source: Path, teacher: Path, tmp_path: Path, command: Command) -> Pat
 
 
 def contents(labels: Path, *, but: tuple[str, ...] = ()) -> dict[str, str]:
-    """Digests of all files that matter to a reader or a run."""
+    """Return the digests of all files that matter to a reader or a run."""
     files = (path for path in labels.rglob("*") if path.is_file())
     names = {str(path.relative_to(labels)): path for path in files}
     skip = ("quarantine", ".lock", *but)
@@ -81,7 +81,7 @@ def verified(labels: Path, command: Command) -> bool:
     return code == 0
 
 
-def test_a_whole_set_is_left_alone(labels: Path, command: Command) -> None:
+def test_an_undamaged_set_is_left_alone(labels: Path, command: Command) -> None:
     before = contents(labels)
     code, result = command("repair", labels)
     assert (code, result["moved"], result["rebuilt"], result["redo"]) == (0, {}, [], [])
@@ -100,7 +100,7 @@ def test_a_dry_run_changes_nothing(labels: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "another's"])
-def test_a_bad_shard_is_put_aside_and_its_unit_alone_labeled_again(
+def test_a_bad_shard_is_quarantined_and_only_its_unit_labeled_again(
     labels: Path, source: Path, teacher: Path, command: Command, damage: str
 ) -> None:
     before = contents(labels, but=("ledger.json", "journal", "manifest.json", "index"))
@@ -192,18 +192,18 @@ def test_a_lost_journal_entry_is_rebuilt_from_the_index(labels: Path, command: C
     assert (code, result["redo"]) == (0, [])
     assert any("checked against the index" in what for what in result["rebuilt"])
     assert (labels / "quarantine" / ENTRY).is_file()
-    assert (labels / "quarantine/ledger.json").is_file()  # it knew what the entries did not
+    assert (labels / "quarantine/ledger.json").is_file()  # it has costs that the entries lost
     assert verified(labels, command)
 
 
-def test_without_journal_and_index_good_shards_are_kept_and_said_to_be_self_consistent(
+def test_without_journal_and_index_consistent_shards_are_kept_and_reported_as_such(
     labels: Path, source: Path, teacher: Path, command: Command
 ) -> None:
-    """A shard is then believed if it contradicts itself nowhere; a flipped one does."""
+    """A shard is then kept if it is self-consistent; one with a flipped bit is not."""
     shutil.rmtree(labels / "index")
     for entry in labels.glob("journal/unit-*.json"):
         entry.unlink()
-    flip(labels / SHARD, at=0.2)  # in a page: a footer has no checksum but the lost ones
+    flip(labels / SHARD, at=0.2)  # in a page: a footer's only checksums are lost
     code, result = command("repair", labels)
     assert (code, result["redo"]) == (1, [1])
     assert any("only self-consistent" in what for what in result["rebuilt"])
@@ -221,7 +221,7 @@ def test_lost_rejects_are_found_again_by_the_plan(labels: Path, command: Command
     assert verified(labels, command)
 
 
-def test_what_no_reader_should_come_across_is_put_aside(labels: Path, command: Command) -> None:
+def test_stray_files_are_quarantined(labels: Path, command: Command) -> None:
     strays = ("shards/.tmp-1234-part-000009.parquet", "shards/part-000099.parquet")
     strays += ("plan-0007.parquet",)
     for name in strays:
@@ -250,7 +250,7 @@ def test_tokenizer_files_are_copied_again(
     assert verified(labels, command)
 
 
-def test_a_lost_plan_is_rebuilt_from_whole_shards(
+def test_a_lost_plan_is_rebuilt_from_good_shards(
     labels: Path, source: Path, teacher: Path, command: Command
 ) -> None:
     (labels / "plan.parquet").unlink()
@@ -303,7 +303,7 @@ def test_answers_without_manifest_plan_and_journal_are_kept(
     code, result = command("repair", out)
     assert (code, result["redo"]) == (0, [])
     assert verified(out, command)
-    assert read_manifest(out).plan is None  # nothing says that there are more rows to label
+    assert read_manifest(out).plan is None  # no record says that more rows were planned
 
 
 def test_nothing_to_rebuild_from_is_an_error(labels: Path, command: Command) -> None:

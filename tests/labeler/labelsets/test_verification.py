@@ -1,4 +1,4 @@
-"""`labeler verify` must see what is wrong, name it, and see nothing where nothing is."""
+"""`labeler verify` must find and name every fault, and report none in good sets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OTHER_TEMPLATE = (
 
 @pytest.fixture
 def verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Verify:
-    """The command line, in this process: exit code, and what it prints with --json."""
+    """Run the command line in this process; return its exit code and --json output."""
 
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
         words = ["labeler", "verify", *map(str, arguments), "--json"]
@@ -49,7 +49,7 @@ def verify(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Callable[..., Path]:
-    """Make a label set once for each set of settings."""
+    """Make a label set once per set of settings."""
     made: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("built")
 
@@ -85,7 +85,7 @@ CHATS = [
 
 @pytest.fixture
 def texts(built: Callable[..., Path], tmp_path: Path) -> Callable[..., LabelSet]:
-    """A copy of a set over TEXTS, to be altered."""
+    """Return a copy of a set over TEXTS, to alter."""
 
     def copy(rows: list[dict[str, Any]] = TEXTS, **changes: Any) -> LabelSet:
         out = tmp_path / "labels"
@@ -111,8 +111,8 @@ def test_good_labels_are_confirmed(texts: Any, verify: Verify, codec: str) -> No
     assert result["rescore"]["rows"] == labels.rows == 10
     assert result["rescore"]["positions"] == labels.labels
     assert result["rescore"]["beyond_rounding"] < 1e-5
-    assert result["rescore"]["argmax_agreement"]["0"] > 0.98  # ties may be the other way round
-    # Written again, with no change, it is still good: what is found below was put there.
+    assert result["rescore"]["argmax_agreement"]["0"] > 0.98  # ties may be in another order
+    # Rewriting alone changes nothing: the faults below come from the changes.
     reseal(labels)
     assert verify(labels.path, "--rescore", 3)[0] == 0
 
@@ -180,7 +180,7 @@ def test_shifts_in_spans_of_one_kind_are_named_as_such(texts: Any, verify: Verif
 
 
 def at_temperature(temperature: float) -> Change:
-    """softmax(z / T) over the whole vocabulary, of which the padding of the head is the tail."""
+    """Rescale to softmax(z / T) over the whole vocabulary; the tail is the head's padding."""
 
     def change(row: dict[str, Any], labels: Labels) -> Labels:
         logs = np.concatenate([labels.topk_logprobs, labels.tail_logprob[:, None]], axis=1)
@@ -247,7 +247,7 @@ def test_wrong_tails_and_wrong_actual_tokens_are_named(texts: Any, verify: Verif
 
 
 def test_another_teacher_is_named(texts: Any, verify: Verify, tmp_path: Path) -> None:
-    """By its digest; and by its labels, where the digest was made to fit or cannot be had."""
+    """By its digest; or by its labels, if the digest is forged or unknown."""
     labels, other = texts(), tmp_path / "other"
     make_model(other, vocab_size=make_tokenizer(other, chat_template=CHAT_TEMPLATE) + 20, seed=5)
     code, result = verify(labels.path, "--model", other)
@@ -264,7 +264,7 @@ def test_another_teacher_is_named(texts: Any, verify: Verify, tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
-    """The teacher with a tokenizer of as many tokens that was trained on other text."""
+    """The teacher with a tokenizer of the same size, trained on other text."""
     path = tmp_path_factory.mktemp("foreign")
     shutil.copytree(teacher, path, dirs_exist_ok=True)
     text = [
@@ -284,7 +284,7 @@ def open_vocabulary(path: Path) -> int:
 def test_another_tokenizer_is_named(
     texts: Any, verify: Verify, teacher: Path, foreign: Path
 ) -> None:
-    """The set says that its ids are the teacher's; they were made by another tokenizer."""
+    """The set claims the teacher's ids, but another tokenizer made them."""
     labels = texts(model=foreign)
     code, result = verify(labels.path, "--model", teacher)
     assert (code, kinds(result)) == (1, {"tokenizer"})
@@ -319,13 +319,13 @@ CHATS_TO_ANSWER = [row | {"messages": row["messages"][:1]} for row in CHATS]
 def test_another_chat_template_is_named(
     texts: Any, verify: Verify, tmp_path: Path, mode: str
 ) -> None:
-    """The set says that its rows went through the teacher's template; they did not."""
+    """The set claims the teacher's template, but another one rendered its rows."""
     mine = tmp_path / "mine.jinja"
     mine.write_text(OTHER_TEMPLATE)
     more: dict[str, Any] = {"mode": "generate", "max_tokens": 4} if mode == "generate" else {}
     rows = CHATS_TO_ANSWER if mode == "generate" else CHATS
     labels = texts(rows, chat_template=mine, **more)
-    code, result = verify(labels.path)  # it says so itself
+    code, result = verify(labels.path)  # the set records it
     assert (code, [n["kind"] for n in result["notes"]]) == (0, ["template"])
     claims = sha256_json([CHAT_TEMPLATE, {}])
     code, result = verify(reseal(labels, chat_template=claims).path)
@@ -359,9 +359,7 @@ def test_arguments_of_the_template_are_recorded_and_used(
     assert kinds(verify(reseal(labels, **claims).path)[1]) == {"template"}
 
 
-def test_tools_make_rows_longer_which_is_no_fault(
-    texts: Any, verify: Verify, tmp_path: Path
-) -> None:
+def test_rows_with_tools_are_longer_and_good(texts: Any, verify: Verify, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jinja"
     mine.write_text("{% for t in tools or [] %}tool {{ t.name }}\n{% endfor %}" + OTHER_TEMPLATE)
     rows = [row | {"tools": [{"name": "cat"}]} for row in CHATS]
@@ -408,7 +406,7 @@ def test_a_set_that_cannot_be_opened_is_a_finding_and_no_set_is_an_error(
     assert "index page is missing" in result["problems"][0]["what"]
 
 
-def test_damage_is_found_before_labels_are_looked_at(texts: Any, verify: Verify) -> None:
+def test_damage_is_found_before_labels_are_checked(texts: Any, verify: Verify) -> None:
     labels = texts()
     shard = labels.path / labels.shards[0]
     content = bytearray(shard.read_bytes())

@@ -1,4 +1,4 @@
-"""The viewer in a real browser: what a person hovers, presses and reads, on the page and served."""
+"""The viewer in a real browser, as a page and served: hover, press keys, read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def viewers(viewed_sets: dict[str, Path]) -> dict[str, Viewer]:
 def addresses(
     viewers: dict[str, Viewer], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """Each viewer on a page of all rows and on a server."""
+    """Addresses of each viewer, as a page of all rows and on a server."""
     folder = tmp_path_factory.mktemp("pages")
     found, servers = {}, []
     for name, viewer in viewers.items():
@@ -73,7 +73,7 @@ def two(request: pytest.FixtureRequest, addresses: dict[str, str]) -> str:
 
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Page]:
-    """An open tab in which nothing may go wrong or leave the machine."""
+    """Open a tab in which any error, or any request beyond this machine, fails the test."""
     context = browser.new_context(viewport=WIDE, color_scheme="light")
     page = context.new_page()
     problems: list[str] = []
@@ -98,7 +98,7 @@ def visit(tab: Page, address: str) -> None:
 
 
 def reading(tab: Page) -> str:
-    """The row as it is written on the page; tokens that are blanks are dots there."""
+    """Return the row's text on the page, where tokens of spaces are dots."""
     return (tab.locator("#text").text_content() or "").replace("·", " ")
 
 
@@ -113,7 +113,7 @@ def number_of(viewer: Viewer, name: str) -> int:
 
 
 def stored(viewer: Viewer, path: Path, number: int) -> tuple[list[int], list[int], object]:
-    """A row's ids, labeled positions and labels, read past the viewer."""
+    """Read a row's ids, labeled positions and labels without the viewer."""
     name, chunk = viewer.listing.frame.row(number, named=True)["id"], 0
     labels = open_label_set(path)
     for group in labels.row_groups:
@@ -139,7 +139,7 @@ def test_a_hostile_corpus_is_text_and_nothing_else(tab: Page, one: str) -> None:
     assert tab.locator("#text b, #text script, #text img, #list b, #card b").count() == 0
 
 
-def test_what_cannot_be_seen_is_shown_by_a_sign(tab: Page, one: str) -> None:
+def test_invisible_characters_are_shown_as_signs(tab: Page, one: str) -> None:
     visit(tab, one)
     open_row(tab, "signs⟨U+202E⟩", search="reversed")
     text = reading(tab)
@@ -179,21 +179,21 @@ def test_hovering_a_token_shows_its_distribution(
     tab.locator("#more").click()
     expect(bars).to_have_count(16)
     tab.locator(f'[data-t="{at[2]}"]').hover()
-    expect(bars).to_have_count(16)  # and stays open for the next token
+    expect(bars).to_have_count(16)  # stays open for the next token
 
 
 def percent(p: float) -> str:
-    """As the page writes it; 0.5 % of the values differ by the order of rounding, none of these."""
+    """Format as the page does. 0.5 % of values round differently there, but none of these."""
     return f"{100 * p:.{2 if p < 0.1 else 1}f} %" if p >= 1e-4 else "<0.01 %"
 
 
 def visible(text: str) -> str:
-    """A token's text as the card spells it: signs for what cannot be seen."""
+    """Return a token's text as on the card, with signs for invisible characters."""
     signs = {code: chr(0x2400 + code) for code in range(32)} | {10: "↵", 9: "⇥", 127: "␡"}
     return text.translate(signs).replace("·", " ")
 
 
-def test_a_click_pins_and_escape_lets_go(tab: Page, one: str) -> None:
+def test_a_click_pins_and_escape_unpins(tab: Page, one: str) -> None:
     visit(tab, one)
     place = tab.locator("#card p").first
     tab.locator('[data-t="4"]').click()
@@ -230,7 +230,7 @@ def test_keys_move_through_rows_and_tokens(tab: Page, one: str, viewers: dict[st
     tab.keyboard.press("Enter")
     expect(tab.get_by_role("button", name="Unpin")).to_be_visible()
     tab.keyboard.press("/")
-    tab.keyboard.type("jjj")  # typed, not obeyed
+    tab.keyboard.type("jjj")  # typed text, not commands
     expect(tab.locator("#search")).to_have_value("jjj")
     expect(tab.locator("#text")).to_have_text("No rows match.")
     tab.get_by_role("button", name="Clear").click()
@@ -257,7 +257,7 @@ def test_rows_are_filtered_and_sorted_by_entropy(
     expect(tab.locator("#line-0 .pill")).to_have_text(f"{kept['mean_entropy'][-1]:.2f}")
 
 
-def test_colors_say_what_is_measured(
+def test_colors_show_the_measured_values(
     tab: Page, one: str, viewers: dict[str, Viewer], viewed_sets: dict[str, Path]
 ) -> None:
     visit(tab, one)
@@ -275,7 +275,7 @@ def test_colors_say_what_is_measured(
             ".labeled", "nodes => nodes.map(n => Number(n.style.getPropertyValue('--v')))"
         )
         assert found == pytest.approx(np.clip(values, 0, 1).tolist(), abs=6e-4)
-    first = tab.locator('[data-t="0"]')  # has no label
+    first = tab.locator('[data-t="0"]')  # without a label
     expect(first).to_have_css("background-color", "rgba(0, 0, 0, 0)")
     assert first.get_attribute("role") is None
 
@@ -305,7 +305,7 @@ def test_two_teachers_stand_side_by_side(
     expect(tail.locator(".of-a .p")).to_have_text(percent(float(np.exp(a.tail_logprob[label]))))
     expect(tail.locator(".of-b .p")).to_have_text(percent(float(np.exp(b.tail_logprob[label]))))
     tab.locator("#more").click()
-    assert bars.count() - len(ids) in (0, 1)  # the actual token, where neither has it
+    assert bars.count() - len(ids) in (0, 1)  # the actual token, if neither has it
     colors = tab.eval_on_selector_all(
         ".labeled", "nodes => nodes.map(n => Number(n.style.getPropertyValue('--v')))"
     )
@@ -317,7 +317,7 @@ def test_two_teachers_stand_side_by_side(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_one_thing_at_a_time(browser: Browser, two: str, scheme: str) -> None:
+def test_a_phone_shows_one_pane_at_a_time(browser: Browser, two: str, scheme: str) -> None:
     context = browser.new_context(viewport=PHONE, has_touch=True, color_scheme=scheme)
     tab = context.new_page()
     visit(tab, two)
@@ -344,7 +344,7 @@ def test_a_phone_shows_one_thing_at_a_time(browser: Browser, two: str, scheme: s
 def test_text_is_legible_on_the_strongest_color(
     browser: Browser, addresses: dict[str, str], scheme: str
 ) -> None:
-    """WCAG 2 contrast, as it is painted: 4.5 to 1 or more."""
+    """WCAG 2 contrast of the painted colors: at least 4.5 to 1."""
     context = browser.new_context(viewport=WIDE, color_scheme=scheme)
     tab = context.new_page()
     visit(tab, addresses["two page"])
@@ -381,7 +381,7 @@ CONTRAST = """node => {
 def test_a_damaged_row_is_named_and_the_others_are_shown(
     browser: Browser, viewed_sets: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Through the command, as a user would: it serves, and Ctrl-C ends it."""
+    """Through the command, as a user would; Ctrl-C ends it."""
     copy = shutil.copytree(viewed_sets["a"], tmp_path / "copy")
     shard = open_label_set(copy).shards[0]
     data = bytearray((copy / shard).read_bytes())
