@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with an ETA on a terminal, now and then a line elsewhere."""
+"""What commands print: progress on stderr, and tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,20 +17,38 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 15.0
+TABLE_WIDTH = 100
+
+
+def message_console() -> Console:
+    """Return the console for messages: stderr, lines unbroken, no colored numbers."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def table_console() -> Console:
+    """Return the console for tables: stdout; a pipe has no width, so numbers are never cut off."""
+    console = Console()
+    return console if console.is_terminal else Console(width=TABLE_WIDTH)
 
 
 class ProgressBar:
-    """Counts units of work up to a total, with a short note on how it goes.
+    """Progress towards a total: a bar with an ETA on a terminal, periodic lines otherwise.
 
-    Use as a context manager. With `enabled=False` (ranks other than 0) it shows nothing.
+    Use as a context manager.
+
+    Args:
+        what: the name of the work.
+        total: units of work; `done` of them are done already.
+        enabled: False shows nothing (ranks other than 0).
     """
 
     def __init__(self, what: str, total: int, done: int = 0, *, enabled: bool = True) -> None:
         self.what, self.total, self.done = what, total, done
         self.console = Console(stderr=True)
-        self.enabled, self.lines = enabled, enabled and not self.console.is_terminal
+        self.lines = enabled and not self.console.is_terminal
         self._first, self._began = done, time.monotonic()
         self._printed = self._began
         self._bar = Progress(
@@ -67,7 +86,7 @@ class ProgressBar:
             self._bar.start()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Count work that was done."""
+        """Count finished work, and show a note on its state."""
         self.done += amount
         self._bar.update(self._task, completed=self.done, note=note)
         now = time.monotonic()
@@ -78,3 +97,44 @@ class ProgressBar:
             eta = "" if finished else f", {left:.0f} s left"
             text = f"{self.what} {self.done}/{self.total} {note}{eta}"
             self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def number_table(title: str, *columns: str, caption: str | None = None) -> Table:
+    """Return an empty table: names, which fold where the terminal is narrow, then numbers."""
+    table = Table(
+        title=title,
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),  # ten columns must fit a terminal of 80
+    )
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+    return table
+
+
+def number(value: float | None, decimals: int, *, at_least: bool = False) -> str:
+    """Return a number with its thousands separated; `at_least` marks a lower bound."""
+    return "–" if value is None else f"{'≥' if at_least else ''}{value:,.{decimals}f}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share as a percentage."""
+    return "–" if share is None else f"{share:.1%}"
+
+
+def times(ratio: float | None) -> str:
+    """Return a ratio such as 2.50×."""
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
+def size(value: float | None, unit: str) -> str:
+    """Return a size in thousands, millions or billions of a unit."""
+    if value is None:
+        return "–"
+    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.1f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".strip()

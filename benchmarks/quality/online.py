@@ -1,11 +1,11 @@
-"""Train with the teacher loaded: what offline labels are measured against.
+"""Train with the teacher loaded: the reference for offline labels.
 
     python -m benchmarks.quality.online --teacher TEACHER --objective dense \
         --labels LABELS --student STUDENT --out RUN [other flags of `trainer train`]
 
-Packs, order, optimizer, schedule, checkpoints and the trained model are the trainer's; only the
-loss is not: it comes from the teacher's whole distribution, computed for each pack. Of the label
-set the tokens are used, and its labels only for the KL that is logged.
+Packs, order, optimizer, schedule, checkpoints and the trained model are the trainer's. Only the
+loss differs: it comes from the teacher's whole distribution, computed for each pack. The labels of
+the set serve only for the logged KL.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from typing import Any, Literal
 
 import torch
 from cyclopts import App
-from rich.console import Console
 from torch import Tensor
 
 from schemas import SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
-from trainer.console import ProgressBar
+from trainer.console import ProgressBar, message_console
 from trainer.data.collate import Batch, collate
 from trainer.data.dataset import Pack
-from trainer.data.mixture import open_mixture
 from trainer.losses import sampled_cross_entropy
-from trainer.losses.objective import label_losses
+from trainer.losses.batch_loss import label_losses
+from trainer.run_files import LOG, append_line
 from trainer.student.student import Student, load_student
-from trainer.train import checkpoint
 from trainer.train.distributed import make_accelerator
 from trainer.train.finish import finish
 from trainer.train.loop import start_run
-from trainer.train.run_record import read_finished, run_facts
-from trainer.train.run_state import LOG, Run
+from trainer.train.run_lock import run_lock
+from trainer.train.run_record import find_finished, open_inputs
+from trainer.train.run_state import Run
 from trainer.train.save_restore import save_run
-from trainer.train.signals import only_one
+from trainer.train.step import apply_gradients
 from trainer.train.train_config import TrainConfig
 
 Objective = Literal["dense", "sampled"]
@@ -48,31 +47,31 @@ app = App(help=__doc__)
 def train_online(
     config: TrainConfig, *, teacher: Path, objective: Objective, draws: int = 50
 ) -> None:
-    """Train to the end; go on from a checkpoint; reuse what is finished.
+    """Train to the end; resume from a checkpoint; reuse a finished run.
 
     Args:
-        teacher: the checkpoint that made the labels; it runs in float32, as it did then.
+        teacher: the checkpoint that made the labels; it runs in float32, as it did for them.
         objective: dense forward KL over the vocabulary, or cross-entropy to ids drawn from the
             teacher (RS-KD, arXiv 2503.16870).
-        draws: ids drawn a position, with replacement.
+        draws: ids drawn per position, with replacement.
 
     Raises:
-        SoftshardsError: the teacher is another one, or the settings ask for what this loop lacks.
+        SoftshardsError: the teacher did not make the labels, or this loop lacks a setting.
     """
     if config.packs_per_step != 1 or config.mix:
-        raise SoftshardsError("the online loop knows one pack a step, of one label set")
+        raise SoftshardsError("the online loop takes one pack per step, of one label set")
     labels = open_label_set(config.labels)
     if weights_digest(teacher) != labels.manifest.identity.weights:
         raise SoftshardsError("this teacher did not make the labels", path=teacher)
-    facts = run_facts(config, labels)
-    facts["online"] = {"objective": objective, "draws": draws if objective == "sampled" else None}
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if read_finished(config.out, facts):
+    online = {"objective": objective, "draws": draws if objective == "sampled" else None}
+    inputs = open_inputs(config, labels, extra={"online": online})
+    console = message_console()
+    if find_finished(inputs):
         console.print(f"finished: reused {config.out}")
         return
     accelerator = make_accelerator(config)
-    with only_one(config.out, enabled=True):
-        run = start_run(config, open_mixture(labels, ()), facts, accelerator, console)
+    with run_lock(config.out, "benchmarks.quality.online"):
+        run = start_run(inputs, accelerator, console)
         judge = load_student(teacher, labels).eval().requires_grad_(False).to(accelerator.device)
         if judge.attention != run.student.attention:
             raise SoftshardsError("teacher and student keep packed documents apart differently")
@@ -85,7 +84,7 @@ def train_online(
                 began = time.monotonic()
                 record = _step(run, next(packs), judge, objective, draws)
                 run.seconds += time.monotonic() - began
-                checkpoint.append_line(config.out / LOG, record)
+                append_line(config.out / LOG, record)
                 progress.advance(note=f"loss {record['loss']:.3f}")
                 last = run.step == run.total_steps
                 if config.save_every and run.step % config.save_every == 0 and not last:
@@ -94,7 +93,7 @@ def train_online(
 
 
 def _step(run: Run, pack: Pack, judge: Student, objective: Objective, draws: int) -> dict[str, Any]:
-    """One optimizer step, as `trainer.train.step` takes it; return its log line."""
+    """Take one optimizer step like `trainer.train.step`; return its log line."""
     accelerator, student, n_labels = run.accelerator, run.student, pack.n_labels
     batch = collate(pack, attention=student.attention).to(accelerator.device)
     with accelerator.autocast():
@@ -111,11 +110,7 @@ def _step(run: Run, pack: Pack, judge: Student, objective: Objective, draws: int
         loss = _sampled(student, hidden, batch, *draw(teacher, draws, generator))
     accelerator.backward(loss / n_labels)
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.config.clip or math.inf))
-    lr = run.scheduler.get_last_lr()[0]
-    run.optimizer.step()
-    run.scheduler.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.step, run.reader, run.tokens = run.step + 1, pack.state, run.tokens + pack.n_tokens
+    lr = apply_gradients(run, [pack])
     return {
         "step": run.step,
         "loss": float(loss.detach()) / n_labels,
@@ -129,7 +124,7 @@ def _step(run: Run, pack: Pack, judge: Student, objective: Objective, draws: int
 
 
 def full_logprobs(model: Student, hidden: Tensor) -> Tensor:
-    """Log-probabilities [n, V] of all real tokens, float32: what the op never holds."""
+    """Return the log-probabilities [n, V] of all real tokens, float32, which the op never holds."""
     assert model.scale == 1
     assert model.softcap is None
     head: Any = model.model.get_output_embeddings()
@@ -139,15 +134,15 @@ def full_logprobs(model: Student, hidden: Tensor) -> Tensor:
 
 
 def dense_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL(teacher || student) of log-probabilities [n, V], summed over positions, in nats."""
+    """Return KL(teacher || student) of log-probabilities [n, V], summed over positions, in nats."""
     return torch.nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
 
 
 def draw(teacher: Tensor, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids drawn from each row of log-probabilities [n, V], and how often each came.
+    """Draw ids from each row of log-probabilities [n, V].
 
     Returns:
-        ids [n, draws], each once and then padded with -1; counts [n, draws].
+        ids [n, draws], distinct and padded with -1; the count of each [n, draws].
     """
     drawn = torch.multinomial(teacher.exp(), draws, replacement=True, generator=generator)
     drawn = drawn.sort(1).values

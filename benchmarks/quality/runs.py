@@ -1,4 +1,4 @@
-"""One arm with one seed: trained, measured, and kept as a row; or reused."""
+"""Train one arm with one seed, measure it, and keep its row; reuse a row that exists."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from benchmarks.quality.arms import TRAIN, Arm
 from benchmarks.quality.data import Inputs, call, generations, steps_of
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
-from trainer.evaluate.results import measured, read_results
-from trainer.train.checkpoint import CHECKPOINTS
-from trainer.train.run_record import FINAL, RESULT
-from trainer.train.run_state import LOG
+from trainer.evaluate.results import QUALITY, EvaluationResults
+from trainer.run_files import CHECKPOINTS, FINAL, LOG, RESULT, read_lines
+from trainer.train.run_record import RunResult
 
 ROW = "row.json"
 EVAL = "eval.json"
@@ -24,7 +23,7 @@ EVAL = "eval.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What all runs share."""
+    """The settings that all runs share."""
 
     inputs: Inputs
     out: Path
@@ -34,7 +33,7 @@ class Settings:
 
 
 def row_of(arm: Arm, seed: int, settings: Settings) -> dict[str, Any] | None:
-    """The row that an earlier call left, if it is of these very settings."""
+    """Return the row of an earlier call with the same settings, or None."""
     folder = settings.out / f"{arm.name}-seed{seed}"
     try:
         found = json.loads((folder / ROW).read_text(encoding="utf-8"))
@@ -65,18 +64,17 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
     else:
         call("-m", "trainer", "train", *flags)
     found = measure(inputs, [folder / FINAL], folder / EVAL)[0]
-    result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    result = RunResult.read(folder / RESULT, "the result of a run")
     row = {
         "student": student_name(inputs.student),
         "loss": arm.name,
         "seed": seed,
         **found,
-        "steps": result["steps"],
-        "tokens": result["tokens"],
-        "labels": sum(json.loads(line)["labels"] for line in lines),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "labels": sum(line["labels"] for line in read_lines(folder / LOG)),
         "label_sets": [path.name for path in sets],
-        "train_seconds": result["seconds"],
+        "train_seconds": result.seconds,
     }
     content = {"settings": _facts(arm, seed, settings), "row": row}
     write_atomic(folder / ROW, json.dumps(content, indent=1) + "\n")
@@ -85,22 +83,22 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
 
 
 def measure(inputs: Inputs, models: list[Path], out: Path) -> list[dict[str, float]]:
-    """What `trainer evaluate` says of models on the held-out articles, in float32."""
+    """Return the metrics of models on the held-out articles, in float32."""
     flags = [x for model in models for x in ("--model", model)]
     call("-m", "trainer", "evaluate", "--labels", inputs.heldout.path, "--out", out, *flags)
-    results = read_results(out, "results of `trainer evaluate`", ("models",))
-    names = ("ppl", "kl", "agreement", "ece", "ce")
-    return [{name: measured(m, results)["all"][name] for name in names} for m in models]
+    results = EvaluationResults.open(out)
+    names = {"ce", *(quality.name for quality in QUALITY)}
+    return [results.find(model).all.model_dump(include=names) for model in models]
 
 
 def student_name(path: Path) -> str:
-    """Such as `llama-22-layers`."""
+    """Return a name such as `llama-22-layers`."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     return f"{config['model_type']}-{config['num_hidden_layers']}-layers"
 
 
 def _facts(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
-    """All that decides what a row says."""
+    """Return everything that decides a row."""
     inputs = settings.inputs
     return {
         "arm": [arm.name, *arm.loss, arm.online, *TRAIN],
@@ -119,7 +117,7 @@ def _digest(model: Path) -> str:
 
 
 def _clean(folder: Path, settings: Settings) -> None:
-    """Drop what is no longer needed: 1.7 GB of checkpoint and model for each run."""
+    """Delete files that are no longer needed: 1.7 GB of checkpoint and model per run."""
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     if not settings.keep_models:
         shutil.rmtree(folder / FINAL, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Whether a model that says 80 % is right 80 % of the time."""
+"""Calibration: is a model that says 80 % right 80 % of the time?"""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ BINS = 15
 
 
 def bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
-    """What each label adds to its bin: the bin's number and (1, confidence, correct), float64.
+    """Return each label's contribution to its bin: the bin's number and (1, confidence, correct).
 
     Args:
-        confidence: [n], probability of the likeliest token; correct: [n], whether it came.
+        confidence: [n], probability of the top token.
+        correct: [n], True if it is the actual token.
 
     Returns:
-        [n, 4]. Bins have equal width: bin b holds confidences in (b / BINS, (b + 1) / BINS].
+        float64 [n, 4]. Bins have equal width: bin b holds (b / BINS, (b + 1) / BINS].
     """
     confidence = confidence.double().clamp(0, 1)  # rounding may leave a little more than 1
     bins = ((confidence * BINS).ceil() - 1).clamp_min(0)
@@ -23,14 +24,14 @@ def bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:
 
 
 def expected_calibration_error(sums: Tensor) -> float:
-    """The mean over labels of |accuracy - confidence| of their bin, from 0 to 1.
+    """Return the mean over labels of |accuracy - confidence| of their bin, from 0 to 1.
 
         sum_b (n_b / n) |correct_b / n_b - confidence_b / n_b|
 
     (Naeini et al., AAAI 2015; Guo et al., arXiv 1706.04599, eq. 3.)
 
     Args:
-        sums: [BINS, 3], labels, confidence and correct summed over each bin.
+        sums: [BINS, 3]: labels, confidence and correct, summed over each bin.
     """
     count, confidence, correct = sums.unbind(1)
     return float((correct - confidence).abs().sum() / count.sum())

@@ -2,120 +2,136 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
-from rich.console import Console
+from accelerate.accelerator import Accelerator
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
-from schemas.atomic import write_atomic
-from schemas.fingerprint import weights_digest
-from trainer.console import ProgressBar
+from trainer.console import ProgressBar, message_console, number_table, size, table_console
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.teacher_facts import checkpoint_size, teacher_metrics, weight_bytes
-from trainer.losses.objective import label_losses
-from trainer.report.layout import ECE, number, percent, size, table, table_console
+from trainer.evaluate.results import (
+    ECE,
+    PPL,
+    QUALITY,
+    EvaluationResults,
+    HeldOutSet,
+    MeasuredModel,
+    MeasuredTeacher,
+    Metrics,
+    model_digest,
+)
+from trainer.evaluate.teacher_facts import add_checkpoint, measure_teacher, weight_bytes
+from trainer.losses.batch_loss import label_losses
 from trainer.student.student import Student, load_student, parameter_counts
 
-RESULTS_VERSION = 2
 PACK_TOKENS = 2048
 
-Measured = list[tuple[Path, dict[str, Any]]]
-"""Models by their paths, and what was measured."""
+ModelAt = tuple[Path, MeasuredModel]
+
+
+class HeldOutMetrics(NamedTuple):
+    """Metrics over all labels, and for each kind of span that occurs."""
+
+    all: Metrics
+    kinds: dict[str, Metrics]
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Measure every model that OUT does not have yet, and print all; return the exit code.
+    """Measure every model that OUT lacks, and print all; return the exit code.
 
     Raises:
         SoftshardsError: as `measure_models`.
     """
-    results, shown = measure_models(config)
+    results, models = measure_models(config)
     if config.json:
-        sys.stdout.write(json.dumps(results, indent=1) + "\n")
+        sys.stdout.write(results.to_json())
     else:
-        table_console().print(_table(shown, results["teacher"]))
+        table_console().print(_table(models, results.teacher))
     return 0
 
 
-def measure_models(config: EvaluateConfig) -> tuple[dict[str, Any], Measured]:
-    """Measure every model that OUT does not have yet, and write OUT.
+def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[ModelAt]]:
+    """Measure every model that OUT lacks, and write OUT.
 
     Returns:
-        the content of OUT, and what it says of each of the models asked for, in their order.
+        The content of OUT, and its entry for each model of `config`, in their order.
 
     Raises:
-        SoftshardsError: OUT is about another label set, or a model does not fit it.
+        SoftshardsError: OUT belongs to a different label set, or a model does not fit it.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = message_console()
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
-    results = _open_results(config, labels)
+    results = _open_results(config.out, labels)
     if config.teacher is not None:
-        results["teacher"] |= checkpoint_size(config.teacher, labels)
-        if not results["teacher"]["proved"]:
+        results.teacher = add_checkpoint(results.teacher, config.teacher, labels)
+        if not results.teacher.proved:
             scope = labels.manifest.identity.weights_scope
             console.print(
                 f"warning: the label set's teacher is {scope}, not a digest of files: nothing "
-                f"proves that {config.teacher} is it, but its tokenizer is the labels'"
+                f"proves that it is {config.teacher}, but its tokenizer is the labels'"
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shown: Measured = []
+    models: list[ModelAt] = []
     for path in config.model:
-        digest = _digest(path)
-        asked = {"weights": digest, "dtype": config.dtype, "vocab_map": config.vocab_map}
-        known = [r for r in results["models"] if asked.items() <= r.items()]
-        if known:
+        digest = model_digest(path)
+        entry = results.lookup(digest, dtype=config.dtype, vocab_map=config.vocab_map)
+        if entry is not None:
             console.print(f"{path}: reused")
-            shown.append((path, known[0]))
-            if str(path) not in known[0]["paths"]:
-                known[0]["paths"].append(str(path))
-            continue
-        student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-            metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
-        extent = parameter_counts(student.model) | {"bytes": weight_bytes(path)}
-        results["models"].append({"paths": [str(path)], **asked, **extent, **metrics})
-        shown.append((path, results["models"][-1]))
-        _write(config.out, results)
-    _write(config.out, results)
-    return results, shown
+            if str(path) not in entry.paths:
+                entry.paths.append(str(path))
+        else:
+            student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
+                metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
+            entry = MeasuredModel(
+                paths=[str(path)],
+                weights=digest,
+                dtype=config.dtype,
+                vocab_map=config.vocab_map,
+                **parameter_counts(student.model),
+                bytes=weight_bytes(path),
+                all=metrics.all,
+                kinds=metrics.kinds,
+            )
+            results.models.append(entry)
+            results.write(config.out)
+        models.append((path, entry))
+    results.write(config.out)
+    return results, models
 
 
 @torch.no_grad()
 def measure(
-    model: Any,
+    model: nn.Module,
     labels: LabelSet,
     *,
     device: torch.device,
     pack_tokens: int | None = None,
     among: Accelerator | None = None,
-) -> dict[str, Any]:
-    """Sums over every label of a set, divided by their number.
+) -> HeldOutMetrics:
+    """Average the metrics over every label of a set.
 
     Args:
         model: a `Student`, or one that DDP or FSDP wrapped.
-        among: the processes that share the packs; all have to call this. By default one alone.
-
-    Returns:
-        For "all" and each span kind present: labels, ce (nats), ppl, kl (nats, forward, bucketed),
-        agreement (share of positions where student and teacher find the same token likeliest),
-        ece (expected calibration error of the student's likeliest token against the actual one),
-        and the teacher's own ce and ppl on the same tokens.
+        labels: the held-out set.
+        device: where the model is.
+        pack_tokens: tokens run at once.
+        among: the processes that share the packs; all must call this. None: this process alone.
     """
     student = model if isinstance(model, Student) else model.module
+    assert isinstance(student, Student)
     budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
     sums = torch.zeros(len(SPAN_KINDS), 5, dtype=torch.float64)
     bins = torch.zeros(len(SPAN_KINDS) * BINS, 3, dtype=torch.float64)
@@ -123,18 +139,18 @@ def measure(
     packs = iter(LabelDataset(labels, pack_tokens=budget, window=1, vocab_map=student.vocab_map))
     with ProgressBar("measure", labels.labels, enabled=rank == 0) as progress:
         while group := list(islice(packs, world)):
-            # Under FSDP every rank must run as often as the others: one without a pack of its own
-            # runs the first, and does not count it.
+            # Under FSDP every rank must run as often as the others: a rank without a pack of its
+            # own runs the first, and does not count it.
             pack, counts = (group[rank], 1.0) if rank < len(group) else (group[0], 0.0)
             batch = collate(pack, attention=student.attention).to(device)
-            output, (best, best_logp) = model(batch, with_likeliest=True)
+            output, (top1, top1_logp) = model(batch, with_top1=True)
             kl, ce = label_losses(output, batch)
-            agrees = best == batch.topk_ids[:, 0]
+            agrees = top1 == batch.topk_ids[:, 0]
             values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob]
             stacked = torch.stack([v.double() for v in values], 1).cpu()
             kinds = batch.kinds.cpu()
             sums.index_add_(0, kinds, stacked * counts)
-            calibration = bin_sums(best_logp.exp(), best == batch.targets).cpu()
+            calibration = bin_sums(top1_logp.exp(), top1 == batch.targets).cpu()
             at = kinds * BINS + calibration[:, 0].long()
             bins.index_add_(0, at, calibration[:, 1:] * counts)
             progress.advance(sum(pack.n_labels for pack in group))
@@ -142,84 +158,54 @@ def measure(
         sums, bins = (among.reduce(x.to(device), "sum").cpu() for x in (sums, bins))
     bins = bins.view(len(SPAN_KINDS), BINS, 3)
     present = [index for index, row in enumerate(sums) if row[0] > 0]
-    return {
-        "all": _means(sums.sum(0), bins.sum(0)),
-        "kinds": {SPAN_KINDS[index]: _means(sums[index], bins[index]) for index in present},
-    }
+    return HeldOutMetrics(
+        all=_means(sums.sum(0), bins.sum(0)),
+        kinds={SPAN_KINDS[index]: _means(sums[index], bins[index]) for index in present},
+    )
 
 
-def _means(sums: Tensor, bins: Tensor) -> dict[str, float]:
+def _means(sums: Tensor, bins: Tensor) -> Metrics:
     count, ce, kl, agreement, teacher = sums.tolist()
-    return {
-        "labels": int(count),
-        "ce": ce / count,
-        "ppl": math.exp(min(ce / count, 700.0)),
-        "kl": kl / count,
-        "agreement": agreement / count,
-        "ece": expected_calibration_error(bins),
-        "teacher_ce": teacher / count,
-        "teacher_ppl": math.exp(min(teacher / count, 700.0)),
-    }
+    return Metrics(
+        labels=int(count),
+        ce=ce / count,
+        ppl=math.exp(min(ce / count, 700.0)),
+        kl=kl / count,
+        agreement=agreement / count,
+        ece=expected_calibration_error(bins),
+        teacher_ce=teacher / count,
+        teacher_ppl=math.exp(min(teacher / count, 700.0)),
+    )
 
 
-def _table(shown: Measured, teacher: dict[str, Any]) -> Table:
-    found = table("held-out", "model", "ppl", "KL", "top-1", "ECE", "params", caption=ECE)
-    ppl = number(teacher["ppl"], 2, at_least=teacher.get("lower_bound", False))
-    found.add_row("teacher", ppl, *["–"] * 3, size(teacher.get("parameters"), ""))
-    for path, model in shown:
-        m = model["all"]
-        cells = [
-            number(m["ppl"], 2),
-            number(m["kl"], 4),
-            percent(m["agreement"]),
-            percent(m["ece"]),
-        ]
-        found.add_row(escape(str(path)), *cells, size(model["parameters"], ""))
-    return found
+def _table(models: list[ModelAt], teacher: MeasuredTeacher) -> Table:
+    headings = [quality.heading for quality in QUALITY]
+    table = number_table("held-out", "model", *headings, "params", caption=ECE)
+    ppl = PPL.text(teacher.ppl, at_least=teacher.lower_bound)
+    table.add_row("teacher", ppl, *["–"] * 3, size(teacher.parameters, ""))
+    for path, model in models:
+        cells = [quality.text(getattr(model.all, quality.name)) for quality in QUALITY]
+        table.add_row(escape(str(path)), *cells, size(model.parameters, ""))
+    return table
 
 
-def _open_results(config: EvaluateConfig, labels: LabelSet) -> dict[str, Any]:
-    digests = labels.digests
-    if config.out.is_file():
-        try:
-            results: dict[str, Any] = json.loads(config.out.read_text(encoding="utf-8"))
-            same, version = results["label_set"]["digests"] == digests, results["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise SoftshardsError("not results of `trainer evaluate`", path=config.out) from error
-        if version != RESULTS_VERSION:
-            raise SoftshardsError(
-                f"the results are of version {version}, this softshards writes {RESULTS_VERSION}",
-                path=config.out,
-                hint="delete the file, or give another --out: the models are measured again",
-            )
-        if not same:
-            raise SoftshardsError(
-                "the results are about another label set",
-                path=config.out,
-                hint="give another --out: numbers of two held-out sets do not compare",
-            )
-        return results
-    manifest = labels.manifest
-    about = {
-        "path": labels.place,
-        "digests": digests,
-        "identity": manifest.identity.model_dump(mode="json"),
-        "provenance": manifest.provenance,
-        "rows": labels.rows,
-        "labels": labels.labels,
-    }
-    teacher = {"weights": manifest.identity.weights, **teacher_metrics(labels)}
-    return {"version": RESULTS_VERSION, "label_set": about, "teacher": teacher, "models": []}
+def _open_results(out: Path, labels: LabelSet) -> EvaluationResults:
+    """Return the results in `out`, or new ones without models.
 
-
-def _digest(path: Path) -> str:
-    try:
-        return weights_digest(path)
-    except FileNotFoundError as error:
+    Raises:
+        SoftshardsError: the file is something else, or belongs to a different label set.
+    """
+    if not out.is_file():
+        return EvaluationResults(
+            label_set=HeldOutSet.of(labels, digests=labels.digests),
+            teacher=measure_teacher(labels),
+            models=[],
+        )
+    results = EvaluationResults.open(out)
+    if results.label_set.digests != labels.digests:
         raise SoftshardsError(
-            "no model here: there are no weights", path=path, hint="give a checkpoint folder"
-        ) from error
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(results, indent=1) + "\n")
+            "the results belong to a different label set",
+            path=out,
+            hint="give another --out: numbers of two held-out sets do not compare",
+        )
+    return results

@@ -1,58 +1,181 @@
-"""What `trainer evaluate` and `labeler bench` measured, and which model it belongs to."""
+"""The results file of `trainer evaluate`: how good each model is. No torch."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
+from trainer.console import number, percent
+from trainer.record import LabelSetRecord, Record
+
+RESULTS_VERSION = 2
+WHAT = "results of `trainer evaluate`"
+
+QualityName = Literal["ppl", "kl", "agreement", "ece"]
 
 
-def read_results(path: Path, what: str, needed: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON file with certain keys.
+class Quality(NamedTuple):
+    """A metric of quality: its name in files, its heading in tables, and how it is shown."""
+
+    name: QualityName
+    heading: str
+    decimals: int | None
+    """None shows a percentage."""
+
+    def text(self, value: float | None, *, at_least: bool = False) -> str:
+        """Return a value as tables show it."""
+        if self.decimals is None:
+            return percent(value)
+        return number(value, self.decimals, at_least=at_least)
+
+
+PPL = Quality("ppl", "ppl", 2)
+QUALITY = (
+    PPL,
+    Quality("kl", "KL", 4),
+    Quality("agreement", "top-1", None),
+    Quality("ece", "ECE", None),
+)
+"""The metrics that models are compared by."""
+ECE = "ECE: how far the probability of the top token is from how often it is right (15 bins)"
+"""Caption of tables."""
+
+
+class Metrics(Record):
+    """Means over the labels of a held-out set.
+
+    Attributes:
+        ce, ppl: of the actual tokens, in nats.
+        kl: forward KL to the teacher over its top-k and the tail, in nats.
+        agreement: share of positions where student and teacher have the same top token.
+        ece: expected calibration error of the student's top token against the actual one.
+        teacher_ce, teacher_ppl: the teacher's, on the same tokens.
+    """
+
+    labels: int
+    ce: float
+    ppl: float
+    kl: float
+    agreement: float
+    ece: float
+    teacher_ce: float
+    teacher_ppl: float
+
+
+class MeasuredModel(Record):
+    """A model's metrics, over all labels and for each kind of span.
+
+    Attributes:
+        paths: where the model was when it was measured.
+        weights: digest by which it is found again.
+    """
+
+    paths: list[str]
+    weights: str
+    dtype: str
+    vocab_map: bool = False
+    parameters: int
+    non_embedding: int
+    bytes: int
+    all: Metrics
+    kinds: dict[str, Metrics]
+
+
+class MeasuredTeacher(Record):
+    """The teacher, measured by its labels; the fields from `path` on need its checkpoint.
+
+    Attributes:
+        lower_bound: ce and ppl are lower bounds.
+        proved: the checkpoint is the one that made the labels.
+    """
+
+    weights: str
+    ce: float
+    ppl: float
+    lower_bound: bool = False
+    path: str | None = None
+    bytes: int | None = None
+    proved: bool | None = None
+    parameters: int | None = None
+    non_embedding: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+class HeldOutSet(LabelSetRecord):
+    """The label set that models were measured on."""
+
+    digests: dict[str, str]
+
+
+class EvaluationResults(Record):
+    """The content of the file."""
+
+    version: int = RESULTS_VERSION
+    label_set: HeldOutSet
+    teacher: MeasuredTeacher
+    models: list[MeasuredModel]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read a results file.
+
+        Raises:
+            SoftshardsError: it is missing, something else, or of another version.
+        """
+        version = _Versioned.read(path, WHAT).version
+        if version != RESULTS_VERSION:
+            raise SoftshardsError(
+                f"the results are of version {version}, this softshards writes {RESULTS_VERSION}",
+                path=path,
+                hint="delete the file, or give another --out: the models are measured again",
+            )
+        return cls.read(path, WHAT)
+
+    def lookup(self, digest: str, **settings: str | bool) -> MeasuredModel | None:
+        """Return the first entry of a model, by its weights, measured with these settings."""
+        for entry in self.models:
+            known = {name: getattr(entry, name) for name in settings}
+            if entry.weights == digest and known == settings:
+                return entry
+        return None
+
+    def find(self, model: Path) -> MeasuredModel:
+        """Return the metrics of a model, found by its weights: paths may have moved.
+
+        Raises:
+            SoftshardsError: there is no model, or it was not measured.
+        """
+        found = self.lookup(model_digest(model))
+        if found is not None:
+            return found
+        raise SoftshardsError(
+            "this model was not measured",
+            path=model,
+            hint=f"run `trainer evaluate --model {model}` with the other models' --labels and "
+            "--out",
+        )
+
+
+class _Versioned(Record):
+    version: int
+
+
+def model_digest(path: Path) -> str:
+    """Return the digest of a model's weights.
 
     Raises:
-        SoftshardsError: it is something else.
+        SoftshardsError: the folder holds none.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in needed if name not in content]
-    except (OSError, ValueError, TypeError) as error:
-        raise SoftshardsError(f"cannot be read as {what}", path=path) from error
-    if missing:
-        raise SoftshardsError(f"not {what}: no {', '.join(missing)}", path=path)
-    return content
-
-
-def measured(model: Path, results: dict[str, Any]) -> dict[str, Any]:
-    """What `trainer evaluate` says about a model, found by its weights: paths may have moved.
-
-    Raises:
-        SoftshardsError: there is no model, or it was not measured.
-    """
-    try:
-        digest = weights_digest(model)
+        return weights_digest(path)
     except FileNotFoundError as error:
-        raise SoftshardsError("there is no model here", path=model) from error
-    for entry in results["models"]:
-        if entry["weights"] == digest:
-            return entry
-    raise SoftshardsError(
-        "this model was not measured",
-        path=model,
-        hint=f"run `trainer evaluate --model {model}` with the --labels and --out of the others",
-    )
-
-
-def speeds(
-    bench: dict[str, Any] | None, name: str, places: list[Path]
-) -> tuple[float | None, float | None]:
-    """Tokens/s of reading and of generating, found by path, else by name."""
-    models = (bench or {}).get("models", [])
-    resolved = {place.resolve() for place in places}
-    by_path = [m for m in models if Path(m["model"]).resolve() in resolved]
-    for entry in by_path or [m for m in models if m.get("name") == name]:
-        return float(entry["score_tokens_per_s"]), float(entry["generate_tokens_per_s"])
-    return None, None
+        raise SoftshardsError(
+            "no model here: there are no weights", path=path, hint="give a checkpoint folder"
+        ) from error

@@ -1,41 +1,46 @@
-"""What is known of the teacher: from its labels, and from its checkpoint where there is one."""
+"""The teacher's figures: from its labels, and from its checkpoint if it is at hand."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from schemas import LabelSet, SoftshardsError
 from schemas.fingerprint import weights_digest
 from schemas.manifest import Identity
+from trainer.evaluate.results import MeasuredTeacher
 from trainer.student.tokenizer_check import check_tokenizer
 
 UNPROVED = ("served", "stated")
 """Scopes of `weights` that are no digest of files: nothing proves which checkpoint it was."""
 
 
-def teacher_metrics(labels: LabelSet) -> dict[str, Any]:
-    """The teacher's cross-entropy (nats) and perplexity, from the labels alone.
+def measure_teacher(labels: LabelSet) -> MeasuredTeacher:
+    """Return the teacher's cross-entropy and perplexity, from the labels alone.
 
-    Returns:
-        ce, ppl, and lower_bound: whether they are bounds. An imported set may not know the
-        log-probability of an actual token outside the top-k, and then has the largest it can be
-        (docs/interchange.md); `mean_nll` is null in such rows.
+    They are bounds where an imported set lacks the log-probability of an actual token outside the
+    top-k, and holds its largest possible value (docs/interchange.md); `mean_nll` is null in such
+    rows.
     """
-    imported = "imported" in (labels.manifest.identity.rendering or {})
-    total, count, unknown = 0.0, 0, False
+    identity = labels.manifest.identity
+    is_imported = "imported" in (identity.rendering or {})
+    total, count, has_unknown = 0.0, 0, False
     for group in labels.row_groups:
         table = labels.read_row_group(group, ["token_logprob", "mean_nll"])
         values = table["token_logprob"].combine_chunks().flatten().to_numpy().astype("float64")
         total, count = total - float(values.sum()), count + len(values)
-        unknown = unknown or table["mean_nll"].null_count > 0
+        has_unknown = has_unknown or table["mean_nll"].null_count > 0
     ce = total / max(1, count)
-    return {"ce": ce, "ppl": math.exp(min(ce, 700.0)), "lower_bound": imported and unknown}
+    return MeasuredTeacher(
+        weights=identity.weights,
+        ce=ce,
+        ppl=math.exp(min(ce, 700.0)),
+        lower_bound=is_imported and has_unknown,
+    )
 
 
 def is_the_teacher(path: Path, identity: Identity) -> bool | None:
-    """Whether a checkpoint's weights are those that made the labels; None where nothing tells.
+    """Return True if a checkpoint's weights made the labels; None if nothing tells.
 
     Raises:
         FileNotFoundError: the folder holds no weights.
@@ -45,10 +50,10 @@ def is_the_teacher(path: Path, identity: Identity) -> bool | None:
     return weights_digest(path, full=identity.weights_scope == "full") == identity.weights
 
 
-def checkpoint_size(path: Path, labels: LabelSet) -> dict[str, Any]:
-    """Parameters and bytes of the teacher's checkpoint, from its headers, and whether it is proved.
+def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> MeasuredTeacher:
+    """Add parameters and bytes of the teacher's checkpoint, read from its headers.
 
-    Where the labels only state their teacher, its tokenizer at least has to be theirs.
+    If the labels only state their teacher, at least the tokenizer must be theirs.
 
     Raises:
         SoftshardsError: it is not the teacher that made the labels.
@@ -74,10 +79,15 @@ def checkpoint_size(path: Path, labels: LabelSet) -> dict[str, Any]:
 
     with torch.device("meta"):  # shapes, no weights
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
-    counts = parameter_counts(model)
-    return {"path": str(path), "bytes": weight_bytes(path), "proved": bool(proved), **counts}
+    checkpoint = {
+        "path": str(path),
+        "bytes": weight_bytes(path),
+        "proved": bool(proved),
+        **parameter_counts(model),
+    }
+    return teacher.model_copy(update=checkpoint)
 
 
 def weight_bytes(path: Path) -> int:
-    """Size of a checkpoint's weight files."""
+    """Return the size of a checkpoint's weight files."""
     return sum(f.stat().st_size for f in [*path.glob("*.safetensors"), *path.glob("*.bin")])

@@ -1,33 +1,46 @@
-"""What the HTML pages and tables of `trainer` share: layout, figures, spelling of numbers."""
+"""Parts that the HTML pages of `trainer` share: templates, and figures as SVG."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from markupsafe import Markup
+
+from schemas.errors import SoftshardsError
+from trainer.console import number, percent, size, times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.typing import RcKeyType
 
 INK = "#010203"
 """Stands for the page's text color in figures; replaced by `currentColor` in the SVG."""
 COLORS = ("#3b7dd8", "#d9822b", "#2f9e6e", "#a154c8", "#c8455c", "#7a8a2e")
-FIGURE_STYLE: Any = {
-    **dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
-    ),
-    **{"svg.fonttype": "none", "svg.hashsalt": "softshards", "font.size": 10},
-    **{"axes.spines.top": False, "axes.spines.right": False},
+FIGURE_STYLE: dict[RcKeyType, str | float] = {
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "softshards",
 }
-"""For `matplotlib.rc_context`: text stays text, and the same figure is the same bytes."""
-WIDTH = 100
-ECE = "ECE: how far the probability of the likeliest token is from how often it is right (15 bins)"
+"""Settings of matplotlib: text stays text, and the same figure has the same bytes."""
 
 
 def environment() -> Environment:
-    """Templates of this package; they may extend `report/page.html.jinja`."""
+    """Return the templates of `trainer`; they may extend `report/page.html.jinja`."""
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parents[1]),
         autoescape=True,
@@ -37,56 +50,43 @@ def environment() -> Environment:
     return found
 
 
-def svg(figure: Any) -> str:
-    """A matplotlib figure as an SVG element in the page's text color."""
+def check_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        SoftshardsError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise SoftshardsError(
+            "matplotlib is not installed", hint="pip install 'softshards[report]'"
+        )
+
+
+@contextmanager
+def new_figure(panels: int, width: float, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield a figure of the page's style, and its panels side by side. Convert it inside (`svg`).
+
+    Args:
+        panels: number of panels.
+        width: of the whole figure, in inches; height: likewise.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def keep_names_plain(legend: Legend) -> None:
+    """Show names as they are: a dollar sign starts no formula."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def svg(figure: Figure) -> Markup:
+    """Return a figure as an SVG element in the page's text color."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-def table_console() -> Console:
-    """Standard output; a pipe has no width, so numbers are not cut off there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
-
-
-def table(title: str, *columns: str, caption: str | None = None) -> Table:
-    """An empty table: names, which fold where the terminal is narrow, then numbers."""
-    made = Table(
-        title=title,
-        caption=caption,
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),  # ten columns have to fit a terminal of 80
-    )
-    made.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        made.add_column(column, justify="right", no_wrap=True, min_width=len(column))
-    return made
-
-
-def number(value: float | None, digits: int, *, at_least: bool = False) -> str:
-    """With thousands separated; `at_least` marks a lower bound."""
-    return "–" if value is None else f"{'≥' if at_least else ''}{value:,.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share, in percent."""
-    return "–" if value is None else f"{value:.1%}"
-
-
-def times(value: float | None) -> str:
-    """A ratio."""
-    return "–" if value is None else f"{value:.2f}×"
-
-
-def size(value: float | None, unit: str) -> str:
-    """In thousands, millions or billions of a unit."""
-    if value is None:
-        return "–"
-    for prefix, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= factor:
-            return f"{value / factor:.1f} {prefix}{unit}"
-    return f"{value:.0f} {unit}".strip()
+    return Markup(text[text.index("<svg") :].replace(INK, "currentColor"))

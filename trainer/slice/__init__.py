@@ -1,1 +1,1 @@
-"""Make a student by leaving layers and feed-forward neurons of the teacher out."""
+"""Make a student from some of the teacher's layers and feed-forward neurons."""

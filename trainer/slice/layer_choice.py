@@ -1,7 +1,8 @@
-"""Which layers a model misses least: one is taken out after the other, and the KL measured."""
+"""Choose the layers that a model misses least: remove one after the other, and measure the KL."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,13 +10,30 @@ from torch import Tensor, nn
 
 from trainer.console import ProgressBar
 from trainer.data.collate import Batch
-from trainer.losses.objective import label_losses
-from trainer.student.layers import decoder_layers, only_layers
+from trainer.losses.batch_loss import label_losses
+from trainer.record import Record
+from trainer.student.layers import decoder_layers, replaced_layers
 from trainer.student.student import Student
 
 
+class Removal(Record):
+    """The removal of a layer.
+
+    Attributes:
+        layer: its number in the teacher.
+        kl: KL to the labels without it, in nats.
+        tried: the same for each candidate.
+        block_influence: 1 - cos(input, output) of each candidate.
+    """
+
+    layer: int
+    kl: float
+    tried: dict[int, float]
+    block_influence: dict[int, float]
+
+
 class _Replay(nn.Module):
-    """Stands in for a layer: gives what the layers before it gave last time."""
+    """Stands in for a layer: returns the stored output of the layers before it."""
 
     def __init__(self, replaced: nn.Module) -> None:
         super().__init__()
@@ -30,39 +48,41 @@ class _Replay(nn.Module):
 
 def choose_layers(
     student: Student, batches: list[Batch], keep: int, candidates: int
-) -> tuple[list[int], list[dict[str, Any]]]:
-    """Take out one layer after the other, each time the one that is missed least.
+) -> tuple[list[int], list[Removal]]:
+    """Remove one layer after the other, each time the one that is missed least.
 
-    All layers but the `candidates` of least block influence, 1 - cos(input, output) (ShortGPT,
-    arXiv 2403.03853), are passed over unmeasured; the rest is measured by the KL to the labels.
+    Only the `candidates` layers of least block influence, 1 - cos(input, output) (ShortGPT, arXiv
+    2403.03853), are measured: by the KL to the labels without them.
+
+    Returns:
+        The numbers of the layers to keep, and the removals in their order.
     """
     stack = list(decoder_layers(student.model))
     kept = list(range(len(stack)))
-    removals: list[dict[str, Any]] = []
+    removals: list[Removal] = []
     with ProgressBar("slice", (len(stack) - keep) * candidates) as progress:
         while len(kept) > keep:
             inputs, influence = _inputs(student, batches, stack, kept)
-            ranked = sorted(range(len(kept)), key=lambda i: influence[i])[:candidates]
+            places = sorted(range(len(kept)), key=lambda i: influence[i])[:candidates]
             tried: dict[int, float] = {}
-            for place in ranked:
+            for place in places:
                 replay = _Replay(stack[kept[place]])
                 after = [stack[layer] for layer in kept[place + 1 :]]
-                # What comes before the layer is the same for all: start from its stored input.
-                with only_layers(
+                # The layers before it are the same for all: start from its stored input.
+                with replaced_layers(
                     student.model, [replay, *after], [kept[place], *kept[place + 1 :]]
                 ):
                     tried[kept[place]] = mean_kl(student, batches, replay, inputs[place])
                 progress.advance(note=f"{len(kept)} layers, best KL {min(tried.values()):.3f}")
-            progress.advance(candidates - len(ranked))
+            progress.advance(candidates - len(places))
             best = min(tried, key=lambda layer: (tried[layer], layer))
-            removals.append(
-                {
-                    "layer": best,
-                    "kl": tried[best],
-                    "tried": tried,
-                    "block_influence": {kept[i]: influence[i] for i in ranked},
-                }
+            removal = Removal(
+                layer=best,
+                kl=tried[best],
+                tried=tried,
+                block_influence={kept[i]: influence[i] for i in places},
             )
+            removals.append(removal)
             kept.remove(best)
     return kept, removals
 
@@ -70,11 +90,11 @@ def choose_layers(
 def _inputs(
     student: Student, batches: list[Batch], stack: list[nn.Module], kept: list[int]
 ) -> tuple[list[list[Tensor]], list[float]]:
-    """Each kept layer's input a batch, and its block influence averaged over tokens."""
+    """Return each kept layer's input per batch, and its block influence averaged over tokens."""
     inputs: list[list[Tensor]] = [[] for _ in kept]
     influence, tokens = [0.0] * len(kept), 0
 
-    def note(place: int) -> Any:
+    def note(place: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
@@ -90,7 +110,7 @@ def _inputs(
         for place, layer in enumerate(layers)
     ]
     try:
-        with only_layers(student.model, layers, kept):
+        with replaced_layers(student.model, layers, kept):
             for batch in batches:
                 student.hidden(batch)
                 tokens += batch.input_ids.numel()
@@ -106,7 +126,7 @@ def mean_kl(
     replay: _Replay | None = None,
     outputs: list[Tensor] | None = None,
 ) -> float:
-    """Mean KL to the labels."""
+    """Return the mean KL to the labels; `replay` returns the output that is stored per batch."""
     total, count = 0.0, 0
     for index, batch in enumerate(batches):
         if replay is not None and outputs is not None:

@@ -1,35 +1,55 @@
 """Narrow the feed-forward blocks of Llama-style models: keep the neurons that matter most.
 
-A block computes down(act(gate(x)) * up(x)). Neuron j writes its activation a_j times column j of
-`down`, so what it adds is at most mean |a_j| times the norm of that column, which is the score here
-(the activations' half is that of Minitron, arXiv 2407.14679; the norm's makes it one of output).
+A block computes down(act(gate(x)) * up(x)). Neuron j adds its activation a_j times column j of
+`down`, at most mean |a_j| times the norm of that column. This product is the score (the mean
+activation is from Minitron, arXiv 2407.14679; the norm turns it into a score of output).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from schemas.errors import SoftshardsError
 from trainer.data.collate import Batch
+from trainer.record import Record
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student
 
 MULTIPLE = 32
-"""The width kept is a multiple of this where the teacher's is: odd widths are slow on GPUs."""
+"""The kept width is a multiple of this if the teacher's is: odd widths are slow on GPUs."""
 
 
-def narrow(student: Student, batches: list[Batch], share: float) -> dict[str, Any]:
-    """Keep a share of each feed-forward block's neurons, in place, and say what was kept.
+class Block(Protocol):
+    """A feed-forward block of the Llama or Qwen kind."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+
+
+class Widths(Record):
+    """Neurons per feed-forward block.
+
+    Attributes:
+        kept_scores: for each layer the share of all scores that was kept.
+    """
+
+    before: int
+    after: int
+    kept_scores: list[float]
+
+
+def narrow(student: Student, batches: list[Batch], share: float) -> Widths:
+    """Keep a share of each feed-forward block's neurons, in place.
 
     Args:
+        student: the model.
         batches: tokens to measure activations on; labels play no part.
         share: of the neurons, above 0 and at most 1.
-
-    Returns:
-        The widths before and after, and for each layer the share of all scores that was kept.
 
     Raises:
         SoftshardsError: the blocks are not of the Llama or Qwen kind.
@@ -38,48 +58,52 @@ def narrow(student: Student, batches: list[Batch], share: float) -> dict[str, An
     before = blocks[0].down_proj.in_features
     width = _width(before, share)
     scores = neuron_scores(student, blocks, batches)
-    kept_shares = []
+    kept_scores = []
     for block, score in zip(blocks, scores):
         kept = score.topk(width).indices.sort().values
-        kept_shares.append(float(score[kept].sum() / score.sum().clamp_min(1e-30)))
-        for name in ("gate_proj", "up_proj"):
-            _cut(getattr(block, name), rows=kept)
+        kept_scores.append(float(score[kept].sum() / score.sum().clamp_min(1e-30)))
+        for linear in (block.gate_proj, block.up_proj):
+            _cut(linear, rows=kept)
         _cut(block.down_proj, columns=kept)
         if hasattr(block, "intermediate_size"):
             block.intermediate_size = width
     student.model.config.get_text_config().intermediate_size = width
-    return {"before": before, "after": width, "kept_scores": kept_shares}
+    return Widths(before=before, after=width, kept_scores=kept_scores)
 
 
-def feed_forward_blocks(student: Student) -> list[Any]:
-    """Each decoder layer's block of `gate_proj`, `up_proj` and `down_proj`.
+def feed_forward_blocks(student: Student) -> list[Block]:
+    """Return each decoder layer's block of `gate_proj`, `up_proj` and `down_proj`.
 
     Raises:
         SoftshardsError: a layer has another kind of block, or their widths differ.
     """
-    blocks: list[Any] = [getattr(layer, "mlp", None) for layer in decoder_layers(student.model)]
+    blocks = [getattr(layer, "mlp", None) for layer in decoder_layers(student.model)]
     width = getattr(student.model.config.get_text_config(), "intermediate_size", None)
     for number, block in enumerate(blocks):
         parts = [getattr(block, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-        if (
-            not all(type(part) is nn.Linear for part in parts)
-            or block.down_proj.in_features != width
+        down = parts[-1]
+        if not all(type(part) is nn.Linear for part in parts) or (
+            isinstance(down, nn.Linear) and down.in_features != width
         ):
             raise SoftshardsError(
                 f"--ffn-keep: layer {number} has a {type(block).__name__}, not a dense block of "
-                f"gate_proj, up_proj and down_proj of {width} neurons",
+                f"gate_proj, up_proj and down_proj with {width} neurons",
                 hint="leave --ffn-keep out, or take a model of the Llama, Qwen or Mistral kind "
                 "(no mixture of experts)",
             )
-    return blocks
+    return cast(list[Block], blocks)
 
 
-def neuron_scores(student: Student, blocks: list[Any], batches: list[Batch]) -> list[Tensor]:
-    """For each block float64 [neurons]: mean |activation| over tokens times its column's norm."""
+def neuron_scores(student: Student, blocks: list[Block], batches: list[Batch]) -> list[Tensor]:
+    """Return the scores of each block's neurons: mean |activation| times its column's norm.
+
+    Returns:
+        float64 [neurons] per block.
+    """
     sums = [torch.zeros(block.down_proj.in_features, dtype=torch.float64) for block in blocks]
     tokens = sum(batch.input_ids.numel() for batch in batches)
 
-    def note(number: int) -> Any:
+    def note(number: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
         def hook(_: nn.Module, args: tuple[Tensor]) -> None:
             sums[number] += args[0].flatten(0, -2).abs().sum(0, dtype=torch.float64).cpu()
 
@@ -102,6 +126,7 @@ def _width(before: int, share: float) -> int:
 
 
 def _cut(linear: nn.Linear, *, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    """Keep some rows, or some columns, of a layer's weight."""
     weight = linear.weight.data
     if rows is not None:
         weight = weight[rows.to(weight.device)]

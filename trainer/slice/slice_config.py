@@ -14,7 +14,7 @@ from schemas.errors import SoftshardsError
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SliceConfig:
-    """All that `trainer slice` can be told."""
+    """The settings of `trainer slice`."""
 
     teacher: Path
     """Teacher to slice: a Hugging Face checkpoint folder."""
@@ -26,38 +26,38 @@ class SliceConfig:
     """Folder for the student."""
 
     keep: int | None = None
-    """How many layers to keep; which ones is measured."""
+    """Number of layers to keep; measurements choose them."""
 
     layers: str | None = None
-    """Which layers to keep instead, counted from 0 and separated by commas: 0,1,5."""
+    """Layers to keep instead, counted from 0 and separated by commas: 0,1,5."""
 
     stride: int | None = None
-    """Keep every so many-th layer instead: 2 keeps 0, 2, 4, ..."""
+    """Keep every n-th layer instead: 2 keeps 0, 2, 4, ..."""
 
     ffn_keep: float = 1.0
-    """Share of the neurons of each feed-forward block to keep: those that are most active, times
-    the norm of what they write. Done after layers were left out."""
+    """Share of the neurons of each feed-forward block to keep: those with the highest activation
+    times the norm of their output weights. Happens after layers are removed."""
 
     candidates: int = 4
-    """Layers tried a removal: those that change their input least (block influence)."""
+    """Layers tried per removal: those that change their input least (block influence)."""
 
     sample_tokens: int = 2048
     """Label tokens to measure on."""
 
     seed: int = 0
-    """Which rows the sample is."""
+    """Seed of the sample of rows."""
 
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """What to measure in; the student is saved as the teacher was."""
+    """dtype of the measurements; the student is saved in the teacher's."""
 
     allow_partial: bool = False
     """Measure on a label set that is still being labeled."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work.
+        """Check the settings.
 
         Raises:
-            SoftshardsError: naming the flag.
+            SoftshardsError: names the flag.
         """
         ways = [way for way in (self.keep, self.layers, self.stride) if way is not None]
         if len(ways) > 1 or not (ways or self.ffn_keep < 1):
@@ -65,13 +65,15 @@ class SliceConfig:
         for name in ("keep", "stride", "candidates", "sample_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SoftshardsError(f"--{name.replace('_', '-')} is {value}; it must be >= 1")
+                raise SoftshardsError(
+                    f"--{name.replace('_', '-')} is {value}; it must be at least 1"
+                )
         if not 0 < self.ffn_keep <= 1:
             raise SoftshardsError(f"--ffn-keep is {self.ffn_keep}; it must be above 0, at most 1")
         _ = self.chosen(1)
 
     def chosen(self, count: int) -> list[int] | None:
-        """The layers to keep of `count`, or None where --keep leaves it to a measurement."""
+        """Return the layers to keep of `count`, or None if --keep leaves it to measurements."""
         if self.keep is not None:
             return None
         if self.layers is None:

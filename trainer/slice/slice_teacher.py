@@ -1,4 +1,4 @@
-"""Make a student by leaving layers and feed-forward neurons of the teacher out."""
+"""Make a student from some of the teacher's layers and feed-forward neurons."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from rich.console import Console
+from pydantic import Field
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
+from trainer.console import message_console
 from trainer.data.collate import Attention, Batch, collate
 from trainer.data.dataset import LabelDataset
 from trainer.evaluate.teacher_facts import is_the_teacher
-from trainer.slice.layer_choice import choose_layers, mean_kl
-from trainer.slice.neurons import feed_forward_blocks, narrow
+from trainer.record import Record
+from trainer.slice.layer_choice import Removal, choose_layers, mean_kl
+from trainer.slice.neurons import Widths, feed_forward_blocks, narrow
 from trainer.slice.slice_config import SliceConfig
-from trainer.student.layers import cut_layers, decoder_layers
+from trainer.student.layers import decoder_layers, keep_layers
 from trainer.student.save_model import save_model
 from trainer.student.student import load_student
 
@@ -25,24 +27,46 @@ SLICE = "slice.json"
 PACK_TOKENS = 1024
 
 
+class SliceResult(Record):
+    """slice.json: how the student was made.
+
+    Attributes:
+        asked: the settings and digests that decide the student.
+        layers: the teacher's layers that were kept, `of` how many.
+        ffn: the widths of the feed-forward blocks, if they were narrowed.
+        kl: KL to the teacher's labels before any training, in nats.
+        removals: the layers in the order of their removal, if measurements chose them.
+        from_the_labels_teacher: the teacher made the labels; None if nothing tells.
+    """
+
+    asked: dict[str, Any]
+    layers: list[int]
+    of: int
+    ffn: Widths | dict[str, Any] = Field(default_factory=dict)
+    kl: float
+    removals: list[Removal]
+    sample_labels: int
+    from_the_labels_teacher: bool | None = None
+
+
 def slice_teacher(config: SliceConfig) -> int:
     """Write a student with some of the teacher's layers; return the exit code.
 
     Raises:
-        SoftshardsError: the teacher's layers cannot be taken out, or there is another slice at OUT.
+        SoftshardsError: the teacher's layers cannot be removed, or OUT holds another slice.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = message_console()
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     asked = _asked(config, labels)
     if (config.out / SLICE).is_file():
-        found = json.loads((config.out / SLICE).read_text(encoding="utf-8"))
-        if found["asked"] != asked:
+        found = SliceResult.read(config.out / SLICE, "the result of `trainer slice`")
+        if found.asked != asked:
             raise SoftshardsError(
-                "there is a student of other layers or neurons, or measured on other labels",
+                "the student here has other layers or neurons, or was measured on other labels",
                 path=config.out,
                 hint="give another --out, or delete the folder",
             )
-        console.print(f"reused {config.out}: layers {found['layers']}")
+        console.print(f"reused {config.out}: layers {found.layers}")
         return 0
     student = load_student(config.teacher, labels).eval()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,39 +79,41 @@ def slice_teacher(config: SliceConfig) -> int:
         feed_forward_blocks(student)  # refused now rather than after the layers were measured
     batches = [batch.to(device) for batch in _sample(config, labels, student.attention)]
     autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bf16")
-    removals: list[dict[str, Any]] = []
-    widths: dict[str, Any] = {}
+    removals: list[Removal] = []
+    widths: Widths | None = None
     with torch.no_grad(), autocast:
         if kept is None:
             assert config.keep is not None
             kept, removals = choose_layers(student, batches, config.keep, config.candidates)
-        cut_layers(student.model, kept)
+        keep_layers(student.model, kept)
         kl = mean_kl(student, batches)
         console.print(f"layers kept: {kept}; KL to the teacher's labels, untrained: {kl:.3f} nats")
         if config.ffn_keep < 1:
             widths = narrow(student, batches, config.ffn_keep)
             kl = mean_kl(student, batches)
             console.print(
-                f"feed-forward neurons kept: {widths['after']} of {widths['before']}; KL {kl:.3f}"
+                f"feed-forward neurons kept: {widths.after} of {widths.before}; KL {kl:.3f}"
             )
-    report = {
-        "asked": asked,
-        "layers": kept,
-        "of": count,
-        "ffn": widths,
-        "kl": kl,
-        "removals": removals,
-        "sample_labels": sum(len(batch.targets) for batch in batches),
-        "from_the_labels_teacher": is_the_teacher(config.teacher, labels.manifest.identity),
-    }
+    result = SliceResult(
+        asked=asked,
+        layers=kept,
+        of=count,
+        ffn=widths or {},
+        kl=kl,
+        removals=removals,
+        sample_labels=sum(len(batch.targets) for batch in batches),
+        from_the_labels_teacher=is_the_teacher(config.teacher, labels.manifest.identity),
+    )
     dtype = _stored_dtype(config)
     student.to(dtype)
     student.model.config.dtype = dtype
-    save_model(student.model, config.out, tokenizer_dir=config.teacher, extra={SLICE: report})
+    files = {SLICE: result.to_dict()}
+    save_model(student.model, config.out, tokenizer_dir=config.teacher, json_files=files)
     return 0
 
 
 def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
+    """Return the settings and digests that decide the student."""
     try:
         teacher = weights_digest(config.teacher)
     except FileNotFoundError as error:
@@ -101,7 +127,7 @@ def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
 
 
 def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iterator[Batch]:
-    """Whole packs of the label set in a seeded order, until there are enough labels."""
+    """Yield whole packs of the label set in a seeded order, until there are enough labels."""
     budget = max(PACK_TOKENS, labels.manifest.identity.max_length)
     packs = LabelDataset(labels, pack_tokens=budget, seed=config.seed, window=1)
     total = 0
@@ -113,6 +139,7 @@ def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iter
 
 
 def _stored_dtype(config: SliceConfig) -> torch.dtype:
+    """Return the dtype of the teacher's checkpoint."""
     raw = json.loads((config.teacher / "config.json").read_text(encoding="utf-8"))
     name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     dtype = getattr(torch, name, torch.float32)

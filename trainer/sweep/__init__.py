@@ -1,5 +1,5 @@
 """Many students from one label set: `trainer sweep`.
 
-`grid` makes trials of a YAML file, `schedule` runs them by Ray Tune, `leaderboard` ranks them;
-`run` calls the three. A trial's folder is the only state that lasts: Ray's own is thrown away.
+`grid` turns a YAML file into trials, `schedule` runs them with Ray Tune, `leaderboard` ranks them;
+`run_sweep` calls the three. Only the trials' folders outlive a sweep: Ray's state is thrown away.
 """

@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
@@ -18,35 +18,37 @@ from trainer.train.train_config import TrainConfig
 Config = TypeVar("Config", TrainConfig, SliceConfig)
 
 
-def flag_name(key: Any, where: str, config: type, path: Path) -> str:
-    """The field of `config` that a key means, spelled with - or _.
+def flag_name(key: object, where: str, config: type, path: Path) -> str:
+    """Return the field of `config` that a key names, spelled with - or _.
 
     Raises:
-        SoftshardsError: none; with the nearest one.
+        SoftshardsError: there is none; the hint names the nearest one.
     """
     name = str(key).replace("-", "_")
-    if name in {f.name for f in fields(config)}:
+    if name in _field_names(config):
         return name
-    near = nearest(name, config)
+    near = nearest_flag(name, config)
     raise SoftshardsError(
         f"{where}: there is no flag {key}", path=path, hint=f"did you mean {near}?" if near else ""
     )
 
 
-def nearest(name: str, config: type) -> str | None:
-    """The field of `config` that is spelled most like `name`, or None."""
-    known = [f.name for f in fields(config)]
-    return next(iter(difflib.get_close_matches(name.replace("-", "_"), known, n=1)), None)
+def nearest_flag(name: str, config: type) -> str | None:
+    """Return the field of `config` whose spelling is nearest to `name`, or None."""
+    near = difflib.get_close_matches(name.replace("-", "_"), _field_names(config), n=1)
+    return near[0] if near else None
 
 
-def parse(kind: type[Config], settings: dict[str, Any], where: str, path: Path) -> Config:
-    """Settings as `trainer train --config` would take them, by the same parser.
+def parse_settings(
+    kind: type[Config], settings: dict[str, object], where: str, path: Path
+) -> Config:
+    """Parse settings as `trainer train --config` does, by the same parser.
 
     Raises:
-        SoftshardsError: a value that a flag does not take, or a flag that is missing.
+        SoftshardsError: a flag does not take its value, or is missing.
     """
 
-    def take(config: Any) -> Any:
+    def take(config: Config) -> Config:
         return config
 
     take.__annotations__["config"] = kind
@@ -62,8 +64,8 @@ def parse(kind: type[Config], settings: dict[str, Any], where: str, path: Path) 
     return parsed
 
 
-def spell(flag: str, value: Any) -> str:
-    """A value's part of the name: a student's folder, else flag=value."""
+def name_part(flag: str, value: object) -> str:
+    """Return a value's part of a trial's name: a student's folder, else flag=value."""
     if flag == "student":
         return slug(Path(str(value)).name)
     text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -71,5 +73,9 @@ def spell(flag: str, value: Any) -> str:
 
 
 def slug(text: str) -> str:
-    """Only what is harmless in a file name everywhere."""
+    """Replace the characters that are not harmless in a file name everywhere."""
     return re.sub(r"[^A-Za-z0-9._=+-]+", "-", text).strip("-.") or "unnamed"
+
+
+def _field_names(config: type) -> list[str]:
+    return [field.name for field in fields(config)]

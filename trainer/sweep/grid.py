@@ -12,36 +12,39 @@ import yaml
 
 from schemas import SoftshardsError
 from trainer.slice.slice_config import SliceConfig
-from trainer.sweep.flags import flag_name, nearest, parse, slug, spell
+from trainer.sweep.flags import flag_name, name_part, nearest_flag, parse_settings, slug
 from trainer.train.train_config import TrainConfig
 
 TRIALS = "trials"
 STUDENTS = "students"
 SECTIONS = ("base", "slices", "grid", "runs")
-OURS = frozenset({"out", "resume", "dry_run", "json"})
-"""Flags of `trainer train` that are up to the sweep."""
+SET_BY_SWEEP = frozenset({"out", "resume", "dry_run", "json"})
+"""Flags of `trainer train` that the sweep sets itself."""
 SHARED = frozenset({"labels", "eval_labels", "allow_partial"})
-"""Flags that must be the same in all trials, or they could not be compared."""
+"""Flags that must be the same in all trials: otherwise they could not be compared."""
 LONGEST_NAME = 120
 
 Settings = dict[str, Any]
+"""Flags and their values, as YAML gives them."""
 Parts = list[tuple[str, str | None]]
-"""What a name is made of: an axis or flag, and how its value is called (None: spelled out)."""
+"""Parts of a name: an axis or flag, and the name of its value (None: the value itself)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One student to train."""
+    """One student to train.
+
+    Attributes:
+        name: of its folder; made of the settings that are special to it, so that it stays when
+            trials are added.
+        label: the name without the seed: shared by trials that differ only in the seed.
+        settings: for `trainer train --config`, without --out.
+        config: the parsed settings.
+    """
 
     name: str
-    """Of its folder; made of what is special about it, so that it stays when trials are added."""
-
     label: str
-    """The name without the seed: trials that differ in nothing else share it."""
-
     settings: Settings
-    """What `trainer train --config` is given, without --out."""
-
     config: TrainConfig
 
     @property
@@ -52,11 +55,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a students.yaml asks for."""
+    """The content of a students.yaml; `slices` are students to cut out of a teacher first."""
 
     trials: list[Trial]
     slices: list[SliceConfig]
-    """Students to be cut out of a teacher first."""
 
 
 def read_sweep(path: Path, out: Path) -> Sweep:
@@ -68,17 +70,18 @@ def read_sweep(path: Path, out: Path) -> Sweep:
         out: folder of the sweep.
 
     Raises:
-        SoftshardsError: unreadable, an unknown key (with the nearest known one), a value that a
-            flag does not take, two trials of one name, or no held-out labels.
+        SoftshardsError: the file is unreadable, has an unknown key (the hint names the nearest
+            one), a value that a flag does not take, two trials with one name, or no held-out
+            labels.
     """
     content = _load(path)
-    base = _checked(_section(content, "base", dict, path), "base", path)
+    base = _check_flags(_section(content, "base", dict, path), "base", path)
     for needed in ("labels", "eval_labels"):
         if needed not in base:
             why = "train" if needed == "labels" else "measure every student"
             raise SoftshardsError(f"base has no {needed}: the label set to {why} on", path=path)
     slices = _slices(_section(content, "slices", dict, path), base, out, path)
-    asked = [*_product(_section(content, "grid", dict, path), path)]
+    asked = [*_combinations(_section(content, "grid", dict, path), path)]
     asked += [_run(i, run, path) for i, run in enumerate(_section(content, "runs", list, path))]
     if not asked:
         raise SoftshardsError("there is no trial in it", path=path, hint="add `grid` or `runs`")
@@ -89,7 +92,7 @@ def read_sweep(path: Path, out: Path) -> Sweep:
             settings["student"] = str(made.out)
         trial = _trial(parts, settings, out, f"trial {own}", path)
         if trial.name in trials or len(trial.name) > LONGEST_NAME:
-            what = "two trials are called" if trial.name in trials else "the name is too long:"
+            what = "two trials are named" if trial.name in trials else "the name is too long:"
             raise SoftshardsError(
                 f"{what} {trial.name}",
                 path=path,
@@ -101,10 +104,10 @@ def read_sweep(path: Path, out: Path) -> Sweep:
 
 
 def _trial(parts: Parts, settings: Settings, out: Path, where: str, path: Path) -> Trial:
-    config = parse(TrainConfig, settings | {"out": str(out)}, where, path)
+    config = parse_settings(TrainConfig, settings | {"out": str(out)}, where, path)
     values = config.to_dict()
-    # Spelled from what was parsed: 1e-3 and 0.001 are one name.
-    texts = [(key, spell(key, values[key]) if text is None else text) for key, text in parts]
+    # From the parsed value: 1e-3 and 0.001 give one name.
+    texts = [(key, name_part(key, values[key]) if text is None else text) for key, text in parts]
     name = "_".join(text for _, text in texts)
     return Trial(
         name=name,
@@ -114,7 +117,7 @@ def _trial(parts: Parts, settings: Settings, out: Path, where: str, path: Path) 
     )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Settings:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -124,13 +127,13 @@ def _load(path: Path) -> dict[str, Any]:
     for key in content:
         if key not in SECTIONS:
             hint = f"its keys are {', '.join(SECTIONS)}"
-            if nearest(str(key), TrainConfig):
+            if nearest_flag(str(key), TrainConfig):
                 hint += "; flags for all trials belong under `base`"
             raise SoftshardsError(f"unknown key {key}", path=path, hint=hint)
     return content
 
 
-def _section(content: dict[str, Any], name: str, kind: type, path: Path) -> Any:
+def _section(content: Settings, name: str, kind: type, path: Path) -> Any:
     value = content.get(name)
     if value is None:
         return kind()
@@ -140,9 +143,7 @@ def _section(content: dict[str, Any], name: str, kind: type, path: Path) -> Any:
     return value
 
 
-def _slices(
-    section: dict[str, Any], base: Settings, out: Path, path: Path
-) -> dict[str, SliceConfig]:
+def _slices(section: Settings, base: Settings, out: Path, path: Path) -> dict[str, SliceConfig]:
     found = {}
     for key, flags in section.items():
         name, where = slug(str(key)), f"slices.{key}"
@@ -150,12 +151,12 @@ def _slices(
             raise SoftshardsError(f"{where} must be flags of `trainer slice`", path=path)
         own = {flag_name(k, where, SliceConfig, path): value for k, value in flags.items()}
         given = {"labels": base["labels"], **own, "out": str(out / STUDENTS / name)}
-        found[str(key)] = parse(SliceConfig, given, where, path)
+        found[str(key)] = parse_settings(SliceConfig, given, where, path)
     return found
 
 
-def _product(grid: dict[str, Any], path: Path) -> Iterator[tuple[Parts, Settings]]:
-    """All combinations of the axes' values, the last axis fastest."""
+def _combinations(grid: Settings, path: Path) -> Iterator[tuple[Parts, Settings]]:
+    """Yield all combinations of the axes' values, the last axis fastest."""
     if not grid:
         return
     axes = [list(_values(str(axis), values, path)) for axis, values in grid.items()]
@@ -169,46 +170,49 @@ def _product(grid: dict[str, Any], path: Path) -> Iterator[tuple[Parts, Settings
 
 
 def _values(
-    axis: str, values: Any, path: Path
+    axis: str, values: object, path: Path
 ) -> Iterator[tuple[tuple[str, str | None], Settings]]:
-    """Each value of an axis: its part of the name, and the flags it sets."""
+    """Yield each value of an axis: its part of the name, and the flags that it sets."""
     where = f"grid.{axis}"
     if isinstance(values, list) and values:
         flag = flag_name(axis, where, TrainConfig, path)
         for value in values:
-            yield (flag, None), _own({flag: value}, where, path)
+            yield (flag, None), _check_own_flags({flag: value}, where, path)
     elif isinstance(values, dict) and values:
         for label, value in values.items():
             own = value if isinstance(value, dict) else {axis: value}
-            yield (axis, slug(str(label))), _own(own, where, path)
+            yield (axis, slug(str(label))), _check_own_flags(own, where, path)
     else:
         raise SoftshardsError(f"{where} must be a list of values, or names of values", path=path)
 
 
-def _run(index: int, run: Any, path: Path) -> tuple[Parts, Settings]:
+def _run(index: int, run: object, path: Path) -> tuple[Parts, Settings]:
     where = f"runs[{index}]"
     if not isinstance(run, dict) or not run:
         raise SoftshardsError(f"{where} must be flags of `trainer train`", path=path)
-    own = _own({key: value for key, value in run.items() if key != "name"}, where, path)
+    flags = {key: value for key, value in run.items() if key != "name"}
+    own = _check_own_flags(flags, where, path)
     parts: Parts = [(flag, None) for flag in own]
     if "name" in run:
         parts = [("name", slug(str(run["name"])))]
     return parts, own
 
 
-def _own(flags: Settings, where: str, path: Path) -> Settings:
-    own = _checked(flags, where, path)
+def _check_own_flags(flags: Settings, where: str, path: Path) -> Settings:
+    """Return the flags of one trial by their fields' names; refuse those that all must share."""
+    own = _check_flags(flags, where, path)
     for flag in SHARED & own.keys():
         raise SoftshardsError(
             f"{where} sets {flag}, which must be the same for all trials",
             path=path,
-            hint="set it under `base`; another label set is another sweep",
+            hint="set it under `base`; another label set needs another sweep",
         )
     return own
 
 
-def _checked(flags: Settings, where: str, path: Path) -> Settings:
+def _check_flags(flags: Settings, where: str, path: Path) -> Settings:
+    """Return flags by their fields' names; refuse those that the sweep sets."""
     own = {flag_name(key, where, TrainConfig, path): value for key, value in flags.items()}
-    for flag in OURS & own.keys():
-        raise SoftshardsError(f"{where} sets {flag}, which is up to the sweep", path=path)
+    for flag in SET_BY_SWEEP & own.keys():
+        raise SoftshardsError(f"{where} sets {flag}, which the sweep sets itself", path=path)
     return own

@@ -1,19 +1,19 @@
-"""Quality against size against speed: one row a trial, and one group for each set of seeds."""
+"""Quality against size against speed: one row per trial, and one group per set of seeds."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from trainer.evaluate.results import measured, speeds
-from trainer.sweep.grid import Trial
-from trainer.sweep.trial_folder import read_stopped, reason
-from trainer.train.run_record import FINAL
-
-QUALITY = ("ppl", "kl", "agreement", "ece")
+from schemas.bench_results import BenchResults, speeds
+from trainer.evaluate.results import QUALITY, EvaluationResults, HeldOutSet
+from trainer.run_files import FINAL
+from trainer.sweep.grid import Settings, Trial
+from trainer.sweep.trial_folder import failure_reason, read_stopped
+from trainer.train.run_record import RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Row:
     name: str
     label: str
     status: Literal["finished", "stopped", "failed"]
-    settings: dict[str, Any]
+    settings: Settings
     note: str | None = None
     """Why it failed, or where it was stopped."""
     ppl: float | None = None
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Mean over seeds, and the standard deviation (n - 1) where there are several."""
+    """Mean over seeds, and the standard deviation (n - 1) if there are several."""
 
     mean: float
     deviation: float | None
@@ -49,7 +49,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Finished trials that differ in nothing but the seed."""
+    """Finished trials that differ only in the seed."""
 
     label: str
     names: list[str]
@@ -61,93 +61,99 @@ class Group:
     bytes: int
     generating: float | None
     front: bool = False
-    """No other group is at least as good in KL, parameters and (where all have it) speed of
-    generating, and better in one of them: it is on the Pareto front."""
+    """On the Pareto front: no other group is at least as good in KL, parameters and (if all have
+    it) generation speed, and better in one of them."""
 
 
-def row(
+def make_row(
     trial: Trial,
-    result: dict[str, Any] | None,
-    results: dict[str, Any],
-    bench: dict[str, Any] | None,
+    result: RunResult | None,
+    results: EvaluationResults,
+    bench: BenchResults | None,
 ) -> Row:
-    """What is known of a trial that ended.
+    """Return the row of a trial that ended.
 
     Args:
-        result: its result.json, None where it has none.
-        results: what `trainer evaluate` measured.
-        bench: what `labeler bench` measured.
+        trial: the trial.
+        result: its result.json, None if it has none.
+        results: measurements of `trainer evaluate`.
+        bench: measurements of `labeler bench`.
 
     Raises:
         SoftshardsError: its model was not measured.
     """
-    about: dict[str, Any] = {"name": trial.name, "label": trial.label, "settings": trial.settings}
+    row = Row(name=trial.name, label=trial.label, settings=trial.settings, status="failed")
     if result is None and (stopped := read_stopped(trial.folder)):
-        last = stopped["last"]
-        note = f"{stopped['by']} stopped it after step {last['step']}"
-        quality = {name: last.get(name) for name in QUALITY}
-        return Row(**about, **quality, status="stopped", note=note, steps=last["step"])
+        last = stopped.last
+        return replace(
+            row,
+            **{quality.name: getattr(last, quality.name) for quality in QUALITY},
+            status="stopped",
+            note=f"{stopped.by} stopped it after step {last.step}",
+            steps=last.step,
+        )
     if result is None:
-        return Row(**about, status="failed", note=reason(trial.folder))
+        return replace(row, note=failure_reason(trial.folder))
     model = trial.folder / FINAL
-    found = measured(model, results)
+    found = results.find(model)
     reading, generating = speeds(bench, trial.name, [model, trial.folder])
-    return Row(
-        **about,
-        **{name: found["all"][name] for name in QUALITY},
-        **{name: found[name] for name in ("parameters", "bytes")},
+    return replace(
+        row,
+        **{quality.name: getattr(found.all, quality.name) for quality in QUALITY},
         status="finished",
+        parameters=found.parameters,
+        bytes=found.bytes,
         reading=reading,
         generating=generating,
-        steps=result["steps"],
-        tokens=result["tokens"],
-        train_seconds=result["seconds"],
+        steps=result.steps,
+        tokens=result.tokens,
+        train_seconds=result.seconds,
     )
 
 
-def ranked(rows: list[Row]) -> list[Row]:
-    """Finished trials by held-out KL, then stopped ones (their KL is from midway), then failed."""
+def rank_rows(rows: list[Row]) -> list[Row]:
+    """Sort finished trials by held-out KL, then stopped (their KL is from midway), then failed."""
     order = ("finished", "stopped", "failed")
     return sorted(rows, key=lambda r: (order.index(r.status), r.kl or 0.0, r.name))
 
 
-def groups(rows: list[Row]) -> list[Group]:
-    """Finished trials over their seeds, by mean KL, with the Pareto front marked."""
+def group_by_seed(rows: list[Row]) -> list[Group]:
+    """Group finished trials over their seeds, sort by mean KL, and mark the Pareto front."""
     alike: dict[str, list[Row]] = {}
-    for each in rows:
-        if each.status == "finished":
-            rest = {name: value for name, value in each.settings.items() if name != "seed"}
-            alike.setdefault(json.dumps(rest, sort_keys=True), []).append(each)
-    found = sorted((_group(own) for own in alike.values()), key=lambda group: group.kl.mean)
-    timed = all(group.generating for group in found)
-    costs = [_costs(group, timed) for group in found]
+    for row in rows:
+        if row.status == "finished":
+            rest = {name: value for name, value in row.settings.items() if name != "seed"}
+            alike.setdefault(json.dumps(rest, sort_keys=True), []).append(row)
+    groups = sorted((_group(members) for members in alike.values()), key=lambda g: g.kl.mean)
+    timed = all(group.generating for group in groups)
+    costs = [_costs(group, timed) for group in groups]
     return [
-        Group(**{**vars(group), "front": not any(_beats(other, own) for other in costs)})
-        for group, own in zip(found, costs)
+        replace(group, front=not any(_dominates(other, own) for other in costs))
+        for group, own in zip(groups, costs)
     ]
 
 
-def to_json(rows: list[Row], found: list[Group], results: dict[str, Any]) -> dict[str, Any]:
-    """The content of leaderboard.json."""
+def to_json(rows: list[Row], groups: list[Group], held_out: HeldOutSet) -> dict[str, Any]:
+    """Return the content of leaderboard.json."""
     return {
-        "held_out": {k: results["label_set"][k] for k in ("path", "digests", "rows", "labels")},
-        "rows": [asdict(each) for each in rows],
-        "groups": [asdict(group) for group in found],
+        "held_out": held_out.model_dump(include={"path", "digests", "rows", "labels"}),
+        "rows": [asdict(row) for row in rows],
+        "groups": [asdict(group) for group in groups],
     }
 
 
-def _group(own: list[Row]) -> Group:
-    first = own[0]
+def _group(members: list[Row]) -> Group:
+    first = members[0]
     assert first.parameters is not None
     assert first.bytes is not None
-    known = [each.generating for each in own if each.generating is not None]
+    known = [row.generating for row in members if row.generating is not None]
     return Group(
-        label=" / ".join(dict.fromkeys(each.label for each in own)),
-        names=[each.name for each in own],
-        ppl=_spread(each.ppl for each in own),
-        kl=_spread(each.kl for each in own),
-        agreement=_spread(each.agreement for each in own),
-        ece=_spread(each.ece for each in own),
+        label=" / ".join(dict.fromkeys(row.label for row in members)),
+        names=[row.name for row in members],
+        ppl=_spread(row.ppl for row in members),
+        kl=_spread(row.kl for row in members),
+        agreement=_spread(row.agreement for row in members),
+        ece=_spread(row.ece for row in members),
         parameters=first.parameters,
         bytes=first.bytes,
         generating=statistics.mean(known) if known else None,
@@ -161,10 +167,10 @@ def _spread(measured: Iterable[float | None]) -> Spread:
 
 
 def _costs(group: Group, timed: bool) -> tuple[float, ...]:
-    """What is better when it is less."""
+    """Return the measures in which less is better."""
     speed = (-group.generating,) if timed and group.generating else ()
     return group.kl.mean, float(group.parameters), *speed
 
 
-def _beats(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
+def _dominates(other: tuple[float, ...], own: tuple[float, ...]) -> bool:
     return other != own and all(a <= b for a, b in zip(other, own))

@@ -1,7 +1,7 @@
-"""Trials side by side, stopped early where asked: Ray Tune. Only this file knows Ray.
+"""Trials in parallel, stopped early where asked: Ray Tune. Only this file uses Ray.
 
-Ray's state is thrown away. A new sweep over old trials tells the scheduler first what their
-eval.jsonl says, so that early stopping goes on as if there had been no break.
+Ray's state is thrown away. A new sweep over old trials first replays their eval.jsonl to the
+scheduler, so that early stopping continues as if there had been no break.
 """
 
 # ruff: noqa: ARG002 - the signatures of callbacks are Ray's
@@ -15,35 +15,55 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from schemas import SoftshardsError
-from trainer.sweep import trial_process as process
+from trainer.run_files import EVAL_LOG, RESULT, read_lines
+from trainer.sweep import trial_process
 from trainer.sweep.sweep_config import SweepConfig
-from trainer.sweep.trial_folder import STOPPED, complete_lines, tokens_seen
-from trainer.train.run_record import RESULT
-from trainer.train.signals import noted_signals
+from trainer.sweep.trial_folder import STOPPED, count_tokens
+from trainer.train.signals import catch_signals
 
 REPORT_SECONDS = 2.0
 """A trial reports at least this often, and can be stopped as often."""
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 ACTOR_RESTARTS = 3
 NEVER = 10**9
 """Steps that no trial reaches."""
 
-Event = Callable[[str, Path, dict[str, Any]], None]
-"""Told of ("started" | "progress" | "ended" | "stopped" | "error", trial's folder, report)."""
+Event = Literal["started", "progress", "ended", "stopped", "error"]
+
+
+class TrialReport(TypedDict, total=False):
+    """What a trial reports to Ray.
+
+    Attributes:
+        step, kl, line: a held-out measurement, `line` being all of it.
+        done, code: the trial ended, with this exit code.
+        tokens: trained on so far.
+    """
+
+    step: int
+    kl: float
+    line: dict[str, Any]
+    done: bool
+    code: int
+    tokens: int
+
+
+Listener = Callable[[Event, Path, TrialReport], None]
+"""Called with an event, the trial's folder and its last report."""
 
 
 class TrainTrial(tune.Trainable):
     """A trial as Ray sees it: a process, and the lines of its eval.jsonl."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial; its process starts with the first step that has nothing to tell."""
+        """Take a trial; its process starts with the first step that has nothing to report."""
         self.folder, self.cwd = Path(config["folder"]), Path(config["cwd"])
         self.process: subprocess.Popen[bytes] | None = None
         self.reported = 0
@@ -55,11 +75,11 @@ class TrainTrial(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for a measurement, the end, or a moment; say what happened."""
+        """Wait for a measurement, the end, or a moment; return a `TrialReport`."""
         until = time.monotonic() + REPORT_SECONDS
         while True:
             code = None if self.process is None else self.process.poll()
-            for line in complete_lines(self.folder / "eval.jsonl"):
+            for line in read_lines(self.folder / EVAL_LOG):
                 if line["step"] > self.reported:
                     self.reported = line["step"]
                     return {"step": line["step"], "kl": line["kl"], "line": line}
@@ -69,69 +89,70 @@ class TrainTrial(tune.Trainable):
                 if self.process is None:
                     return {"done": True, "code": 0}
             elif self.process is None:
-                self.process = process.start(self.folder, self.cwd)
+                self.process = trial_process.start(self.folder, self.cwd)
             if time.monotonic() > until:
-                return {"tokens": tokens_seen(self.folder)}
-            time.sleep(LOOK_SECONDS)
+                return {"tokens": count_tokens(self.folder)}
+            time.sleep(POLL_SECONDS)
 
     def cleanup(self) -> None:
         """Stop the process; it saves a checkpoint."""
         if self.process is not None:
-            process.stop(self.process)
+            trial_process.stop(self.process)
 
 
-class Asked(tune.Stopper):
-    """Stops all trials once a signal was noted."""
+class SignalStopper(tune.Stopper):
+    """Stops all trials once a signal was caught."""
 
     def __init__(self, caught: list[int]) -> None:
         self.caught = caught
 
     def __call__(self, *_: Any) -> bool:
-        """No trial is stopped for what it reports."""
+        """Stop no trial for its reports."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether a signal came."""
+        """Return True once a signal came."""
         return bool(self.caught)
 
 
-class Tell(tune.Callback):
-    """Passes on what happens to trials."""
+class EventCallback(tune.Callback):
+    """Passes Ray's events on to a listener."""
 
-    def __init__(self, event: Event) -> None:
-        self.event = event
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray pickles callbacks into a state that is thrown away."""
+        """Keep nothing: Ray pickles callbacks into a state that is thrown away."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """An actor took it."""
-        self.event("started", Path(trial.config["folder"]), {})
+        """Pass on that an actor took the trial."""
+        self.listener("started", Path(trial.config["folder"]), {})
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any
     ) -> None:
-        """A step ended."""
-        self.event("progress", Path(trial.config["folder"]), result)
+        """Pass on a report."""
+        self.listener("progress", Path(trial.config["folder"]), result)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """It ended by itself, or the scheduler stopped it."""
-        kind = "ended" if "code" in trial.last_result else "stopped"
-        self.event(kind, Path(trial.config["folder"]), trial.last_result)
+        """Pass on that the trial ended by itself, or was stopped by the scheduler."""
+        event: Event = "ended" if "code" in trial.last_result else "stopped"
+        self.listener(event, Path(trial.config["folder"]), trial.last_result)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Its actor failed, not its process."""
-        self.event("error", Path(trial.config["folder"]), {})
+        """Pass on that the actor failed; a process that fails is not an error to Ray."""
+        self.listener("error", Path(trial.config["folder"]), {})
 
 
-def run_trials(config: SweepConfig, folders: list[Path], grace: int, event: Event) -> int:
-    """Run trials until all ended; those with a result or stopped before only report.
+def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: Listener) -> int:
+    """Run trials until all have ended; trials with a result, or stopped before, only report.
 
     Args:
-        folders: folders of the trials, each with its trial.yaml, in the order to begin them.
-        grace: steps that asha leaves every trial.
-        event: called in this process for all that happens.
+        config: settings of the sweep.
+        folders: folders of the trials, each with its trial.yaml, in the order to start them.
+        grace: steps before asha may stop a trial.
+        listener: called in this process for every event.
 
     Returns:
         0, or the number of the signal that ended it. All processes have ended then.
@@ -146,7 +167,7 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, event: Even
             "folder": tune.grid_search([str(folder) for folder in folders]),
             "cwd": str(Path.cwd()),
         }
-        with noted_signals() as caught:
+        with catch_signals() as caught:
             tuner = tune.Tuner(
                 tune.with_resources(TrainTrial, resources),
                 param_space=space,
@@ -156,11 +177,10 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, event: Even
                 run_config=tune.RunConfig(
                     name="sweep",
                     storage_path=storage,
-                    stop=Asked(caught),
-                    callbacks=[Tell(event)],
+                    stop=SignalStopper(caught),
+                    callbacks=[EventCallback(listener)],
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    # Of actors: they start again, and the trial resumes. A process that fails
-                    # is not an error to Ray.
+                    # Failures of actors: they start again, and the trial resumes.
                     failure_config=tune.FailureConfig(max_failures=ACTOR_RESTARTS),
                     verbose=0,
                 ),
@@ -182,21 +202,23 @@ def _scheduler(config: SweepConfig, grace: int) -> TrialScheduler:
 
 
 def _resources(config: SweepConfig, machine: dict[str, float]) -> dict[str, float]:
-    """What a trial gets: by default one GPU and its share of the cores, or all cores."""
+    """Return the share of a trial: by default one GPU and its share of the cores, or all cores."""
     cores, devices = machine.get("CPU", 1.0), machine.get("GPU", 0.0)
     gpus = (1.0 if devices else 0.0) if config.per_trial_gpus is None else config.per_trial_gpus
     cpus = config.per_trial_cpus
     if cpus is None:
         cpus = max(1.0, cores * gpus // devices) if gpus and devices else cores
-    for name, asked, there in (("cpus", cpus, cores), ("gpus", gpus, devices)):
-        if asked > there:
-            raise SoftshardsError(f"--per-trial-{name} is {asked:g}; this machine has {there:g}")
+    for name, needed, available in (("cpus", cpus, cores), ("gpus", gpus, devices)):
+        if needed > available:
+            raise SoftshardsError(
+                f"--per-trial-{name} is {needed:g}; this machine has {available:g}"
+            )
     return {"cpu": cpus, "gpu": gpus}
 
 
 @contextmanager
 def _ray() -> Iterator[tuple[str, dict[str, float]]]:
-    """A Ray of our own on this machine; yields a folder for its state, and what it can use."""
+    """Start a Ray of our own on this machine; yield a folder for its state, and its resources."""
     with tempfile.TemporaryDirectory(
         prefix="softshards-ray-", ignore_cleanup_errors=True
     ) as folder:

@@ -14,7 +14,7 @@ from schemas import SoftshardsError
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """All that `trainer sweep` can be told besides the students."""
+    """The settings of `trainer sweep` besides the students."""
 
     out: Path
     """Folder of the sweep: OUT/trials/NAME for each trial, and the leaderboard."""
@@ -23,36 +23,36 @@ class SweepConfig:
     """asha stops trials whose held-out KL falls behind (asynchronous successive halving)."""
 
     asha_grace: int | None = None
-    """Steps that every trial may run with asha; by default the smallest --eval-every."""
+    """Steps before asha may stop a trial; the default is the smallest --eval-every."""
 
     asha_factor: float = 3.0
-    """With asha: of this many trials that reach a rung, one goes on; the next rung is this many
+    """With asha: of this many trials that reach a rung, one continues; the next rung is this many
     times as far."""
 
     per_trial_cpus: float | None = None
-    """CPU cores of a trial. By default all of them where there is no GPU, so that trials run one
-    after the other: on a CPU they would slow each other down."""
+    """CPU cores per trial. The default without a GPU is all of them, so that trials run one after
+    the other: on a CPU they would slow each other down."""
 
     per_trial_gpus: float | None = None
-    """GPUs of a trial, 1 or a share of one; by default 1 where there is any."""
+    """GPUs per trial, 1 or a share of one; the default is 1 if there is any."""
 
     bench: Path | None = None
-    """Speeds from `labeler bench --out`; found by a trial's folder, else by its name."""
+    """Speeds from `labeler bench --out`; matched by a trial's folder, else by its name."""
 
     title: str = "Sweep"
     """Heading of the leaderboard."""
 
     dry_run: Annotated[bool, Parameter(negative="")] = False
-    """Print the trials, how far each is and how many tokens are left; run nothing."""
+    """Print the trials, their states and the tokens left; run nothing."""
 
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the leaderboard (with --dry-run: the trials) as JSON on stdout."""
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot work.
+        """Check the settings.
 
         Raises:
-            SoftshardsError: naming the flag.
+            SoftshardsError: names the flag.
         """
         if self.asha_factor <= 1:
             raise SoftshardsError(f"--asha-factor is {self.asha_factor}; it must be above 1")

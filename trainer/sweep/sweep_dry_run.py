@@ -1,33 +1,52 @@
-"""`trainer sweep --dry-run`: what would be done. Loads neither torch nor Ray."""
+"""`trainer sweep --dry-run`: print the work ahead. Loads neither torch nor Ray."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from schemas import LabelSet
-from trainer.report.layout import table_console
-from trainer.sweep.grid import Sweep
-from trainer.sweep.trial_folder import status, tokens_planned, tokens_seen
+from trainer.console import table_console
+from trainer.sweep.grid import Settings, Sweep
+from trainer.sweep.trial_folder import Status, count_tokens, planned_tokens, read_status
+from trainer.train.run_record import RunInputs
 
 
-def show_plan(asked: Sweep, labels: LabelSet, *, as_json: bool) -> int:
-    """Print the trials, how far each is, and the tokens left; return the exit code."""
-    sliced = {each.out for each in asked.slices if not (each.out / "config.json").is_file()}
-    plans: list[dict[str, Any]] = []
+@dataclass(frozen=True, kw_only=True)
+class TrialPlan:
+    """A trial's state, and its training tokens: all, and those left."""
+
+    name: str
+    state: Status
+    tokens: int
+    tokens_left: int
+    settings: Settings
+
+
+def show_plan(asked: Sweep, inputs: Mapping[str, RunInputs], *, as_json: bool) -> int:
+    """Print the trials, their states and the tokens left; return the exit code."""
+    to_slice = {each.out for each in asked.slices if not (each.out / "config.json").is_file()}
+    plans: list[TrialPlan] = []
     for trial in asked.trials:
-        state = "new" if trial.config.student in sliced else status(trial, labels)
-        planned = tokens_planned(trial, labels)
-        seen = min(tokens_seen(trial.folder), planned) if state == "begun" else 0
-        to_do = 0 if state in ("finished", "stopped") else planned - seen
-        about = {"name": trial.name, "state": state, "tokens": planned, "tokens_left": to_do}
-        plans.append({**about, "settings": trial.settings})
-    total = sum(plan["tokens_left"] for plan in plans)
+        own = inputs[trial.name]
+        state = "new" if trial.config.student in to_slice else read_status(trial, own)
+        planned = planned_tokens(own)
+        seen = min(count_tokens(trial.folder), planned) if state == "begun" else 0
+        plan = TrialPlan(
+            name=trial.name,
+            state=state,
+            tokens=planned,
+            tokens_left=0 if state in ("finished", "stopped") else planned - seen,
+            settings=trial.settings,
+        )
+        plans.append(plan)
+    total = sum(plan.tokens_left for plan in plans)
     if as_json:
-        sys.stdout.write(json.dumps({"trials": plans, "tokens_left": total}, indent=1) + "\n")
+        content = {"trials": [asdict(plan) for plan in plans], "tokens_left": total}
+        sys.stdout.write(json.dumps(content, indent=1) + "\n")
         return 0
     console = table_console()
     table = Table(title="trials")
@@ -35,10 +54,9 @@ def show_plan(asked: Sweep, labels: LabelSet, *, as_json: bool) -> int:
     for column in ("state", "tokens", "left"):
         table.add_column(column, justify="right", no_wrap=True)
     for plan in plans:
-        cells = [plan["state"], f"{plan['tokens']:,}", f"{plan['tokens_left']:,}"]
-        table.add_row(plan["name"], *cells)
+        table.add_row(plan.name, plan.state, f"{plan.tokens:,}", f"{plan.tokens_left:,}")
     console.print(table)
-    made = f"{len(sliced)} students to slice, " if sliced else ""
+    made = f"{len(to_slice)} students to slice, " if to_slice else ""
     console.print(
         f"{made}{len(plans)} trials, at most {total:,} tokens to train on", soft_wrap=True
     )

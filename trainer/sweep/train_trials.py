@@ -1,22 +1,40 @@
-"""Training what is left of a sweep, and telling how it goes."""
+"""Train the unfinished trials of a sweep, and print their progress."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from schemas import LabelSet, SoftshardsError
+from schemas import SoftshardsError
 from trainer.console import ProgressBar
 from trainer.sweep.grid import Trial
 from trainer.sweep.ray_environment import prepare_ray
 from trainer.sweep.sweep_config import SweepConfig
-from trainer.sweep.trial_folder import tokens_planned, tokens_seen, write_settings, write_stopped
-from trainer.train.run_record import run_facts
+from trainer.sweep.trial_folder import (
+    STOPPED,
+    Stopped,
+    count_tokens,
+    planned_tokens,
+    write_settings,
+)
+from trainer.train.run_record import HeldOutRecord, RunInputs
+
+if TYPE_CHECKING:
+    from trainer.sweep.schedule import Event, TrialReport
 
 
-def train_all(trials: list[Trial], left: list[Trial], config: SweepConfig, labels: LabelSet) -> int:
-    """Train the trials that are left, in their order.
+def train_all(
+    trials: list[Trial], left: list[Trial], config: SweepConfig, inputs: Mapping[str, RunInputs]
+) -> int:
+    """Train the unfinished trials, in their order.
+
+    Args:
+        trials: all trials.
+        left: the unfinished ones among them.
+        config: settings of the sweep.
+        inputs: label sets and facts by the trial's name.
 
     Returns:
         0 when all ended (well or not), else the number of the signal that stopped them.
@@ -31,44 +49,50 @@ def train_all(trials: list[Trial], left: list[Trial], config: SweepConfig, label
 
     for trial in left:
         write_settings(trial)
-    # A scheduler that compares trials must know of those that ended before.
+    # A scheduler that compares trials must also know those that ended before.
     ended = [trial for trial in trials if trial not in left] if config.stop_early != "none" else []
     grace = config.asha_grace or min(trial.config.eval_every for trial in trials) or 1
-    planned = {trial.name: tokens_planned(trial, labels) for trial in left}
-    seen = {trial.name: min(tokens_seen(trial.folder), planned[trial.name]) for trial in left}
+    planned = {trial.name: planned_tokens(inputs[trial.name]) for trial in left}
+    seen = {trial.name: min(count_tokens(trial.folder), planned[trial.name]) for trial in left}
     trial_of = {trial.folder.resolve(): trial for trial in trials}
     bar = ProgressBar("sweep, tokens", sum(planned.values()), sum(seen.values()))
 
-    def tell(event: str, folder: Path, report: dict[str, Any]) -> None:
+    def on_event(event: Event, folder: Path, report: TrialReport) -> None:
         trial = trial_of[folder]
         if trial.name not in planned:
             return
         if event == "stopped":
-            write_stopped(
-                trial.folder, run_facts(trial.config, labels), config.stop_early, report["line"]
-            )
+            last = HeldOutRecord.model_validate(report["line"])
+            facts = inputs[trial.name].facts
+            record = Stopped(by=config.stop_early, facts=facts, last=last)
+            record.write(trial.folder / STOPPED)
         now = planned[trial.name]
         if event in ("started", "progress"):
             now = min(now, max(seen[trial.name], report.get("tokens", 0)))
         if now > seen[trial.name]:
             bar.advance(now - seen[trial.name], trial.name)
             seen[trial.name] = now
-        text = _text(event, report, config)
+        text = _text(event, report, config.stop_early)
         if text:
             line = f"{trial.name}: {text}"
             bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     bar.console.print("starting Ray", highlight=False)
     with bar:
-        return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, tell)
+        return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, on_event)
 
 
-def _text(event: str, report: dict[str, Any], config: SweepConfig) -> str | None:
-    """What is worth a line."""
-    if event == "progress":
-        return f"step {report['step']}, held-out KL {report['kl']:.4f}" if "kl" in report else None
-    if event == "ended":
-        return "trained" if report["code"] == 0 else f"failed, exit code {report['code']}"
-    if event == "stopped":
-        return f"stopped by {config.stop_early} after step {report['line']['step']}"
-    return "started" if event == "started" else "failed, its actor died"
+def _text(event: Event, report: TrialReport, scheduler: str) -> str | None:
+    """Return the line to print for an event, if it deserves one."""
+    match event:
+        case "started":
+            return "started"
+        case "progress":
+            is_measured = "kl" in report
+            return f"step {report['step']}, held-out KL {report['kl']:.4f}" if is_measured else None
+        case "ended":
+            return "trained" if report["code"] == 0 else f"failed, exit code {report['code']}"
+        case "stopped":
+            return f"stopped by {scheduler} after step {report['line']['step']}"
+        case "error":
+            return "failed, its actor died"

@@ -1,25 +1,45 @@
-"""A trial's folder: all that is known of a trial, and all that lasts of a sweep. No torch."""
+"""The folder of a trial: everything that outlives a sweep. No torch."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
-from schemas import LabelSet, SoftshardsError
+from schemas import SoftshardsError
 from schemas.atomic import write_atomic
 from schemas.errors import first_line
-from trainer.data.mixture import open_mixture
+from trainer.record import Record
+from trainer.run_files import LOG, RESULT, checkpoint_folders, read_lines
 from trainer.sweep.grid import Trial
-from trainer.train.run_record import Facts, check_same_run, read_finished, run_facts
+from trainer.train.run_record import (
+    Facts,
+    HeldOutRecord,
+    RunInputs,
+    check_same_run,
+    find_finished,
+)
 
 SETTINGS = "trial.yaml"
 TRAIN_LOG = "train.log"
 STOPPED = "stopped.json"
 
 Status = Literal["new", "begun", "finished", "stopped"]
+
+
+class Stopped(Record):
+    """stopped.json: a scheduler stopped the trial for good.
+
+    Attributes:
+        by: the scheduler.
+        facts: the run's.
+        last: the held-out measurement that decided it.
+    """
+
+    by: str
+    facts: Facts
+    last: HeldOutRecord
 
 
 def write_settings(trial: Trial) -> Path:
@@ -32,71 +52,54 @@ def write_settings(trial: Trial) -> Path:
     return path
 
 
-def status(trial: Trial, labels: LabelSet) -> Status:
-    """How far a trial is.
+def read_status(trial: Trial, inputs: RunInputs) -> Status:
+    """Return the state of a trial.
 
     Raises:
-        SoftshardsError: what is there was trained with other settings or data, or the student is
-            not there.
+        SoftshardsError: the run in its folder had other settings or data, or the student is
+            missing.
     """
-    begun = any((trial.folder / "checkpoints").glob("step-*"))
+    has_checkpoint = bool(checkpoint_folders(trial.folder))
     stopped = read_stopped(trial.folder)
-    if not begun and not stopped and not (trial.folder / "result.json").is_file():
+    if not has_checkpoint and not stopped and not (trial.folder / RESULT).is_file():
         return "new"
     try:
-        facts = run_facts(trial.config, labels)
-        if read_finished(trial.folder, facts):
+        if find_finished(inputs):
             return "finished"
         if stopped:
-            check_same_run(stopped["facts"], facts, trial.folder)
+            check_same_run(stopped.facts, inputs.facts, trial.folder)
             return "stopped"
+        _ = inputs.facts  # the student must be there
     except SoftshardsError as error:
         raise SoftshardsError(f"trial {trial.name}: {error}") from error
     return "begun"
 
 
-def write_stopped(folder: Path, facts: Facts, by: str, last: dict[str, Any]) -> None:
-    """Note that a scheduler stopped a trial for good.
-
-    Args:
-        last: the line of eval.jsonl that decided it.
-    """
-    content = {"by": by, "facts": facts, "last": last}
-    write_atomic(folder / STOPPED, json.dumps(content, indent=1) + "\n")
-
-
-def read_stopped(folder: Path) -> dict[str, Any] | None:
-    """What `write_stopped` wrote, or None."""
+def read_stopped(folder: Path) -> Stopped | None:
+    """Return the record of a stopped trial, or None."""
     try:
-        content: dict[str, Any] = json.loads((folder / STOPPED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return Stopped.read(folder / STOPPED, "the record of a stopped trial")
+    except SoftshardsError:
         return None
-    return content
 
 
-def complete_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a log that may be in the middle of a write, or not be there yet."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    lines = []
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
-
-
-def tokens_seen(folder: Path) -> int:
-    """Training tokens so far, by the log."""
-    lines = complete_lines(folder / "log.jsonl")
+def count_tokens(folder: Path) -> int:
+    """Return the training tokens so far, by the log."""
+    lines = read_lines(folder / LOG)
     return int(lines[-1]["tokens"]) if lines else 0
 
 
-def reason(folder: Path) -> str:
-    """Why a trial failed, from the end of what its process printed."""
+def planned_tokens(inputs: RunInputs) -> int:
+    """Return the training tokens of a whole trial; early stopping and --max-steps make it fewer."""
+    config = inputs.config
+    whole = round(sum(part.labels.tokens * part.weight for part in inputs.parts) * config.epochs)
+    if config.max_steps is None:
+        return whole
+    return min(whole, config.max_steps * config.packs_per_step * config.pack_tokens)
+
+
+def failure_reason(folder: Path) -> str:
+    """Return the reason of a failure, from the end of the process's output."""
     try:
         text = (folder / TRAIN_LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -106,13 +109,3 @@ def reason(folder: Path) -> str:
         return "it printed nothing"
     errors = [line for line in lines if line.startswith("error:")]
     return first_line(Exception((errors or lines)[-1]))
-
-
-def tokens_planned(trial: Trial, labels: LabelSet) -> int:
-    """Training tokens of a whole trial, at most: early stopping and --max-steps make it fewer."""
-    config = trial.config
-    parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
-    whole = round(sum(part.labels.tokens * part.weight for part in parts) * config.epochs)
-    if config.max_steps is None:
-        return whole
-    return min(whole, config.max_steps * config.packs_per_step * config.pack_tokens)

@@ -1,1 +1,1 @@
-"""One training run: from the flags to the trained model."""
+"""One training run, from the settings to the trained model."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from schemas.atomic import atomic_directory
 from schemas.errors import SoftshardsError
@@ -33,7 +34,7 @@ class CheckpointMeta(Record):
 
     version: int = CHECKPOINT_VERSION
     step: int
-    files: dict[str, int] = {}
+    files: dict[str, int] = Field(default_factory=dict)
     facts: Facts
     reader: dict[str, int]
     total_steps: int

@@ -1,4 +1,4 @@
-"""One process or several: how Accelerate shares a run among them."""
+"""One process or several: how Accelerate divides a run among them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import os
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.accelerator import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import PartialState
+from accelerate.utils.dataclasses import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from schemas import SoftshardsError
@@ -17,15 +20,15 @@ from trainer.train.train_config import TrainConfig
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate for the processes that torchrun or `accelerate launch` started: DDP or FSDP2.
+    """Return Accelerate for the processes of torchrun or `accelerate launch`: DDP or FSDP2.
 
     Raises:
-        SoftshardsError: the packs of a step cannot be shared evenly, one process is to shard, or
-            what is to be sharded could not be loaded again.
+        SoftshardsError: the packs of a step do not divide evenly, --shard has one process, or the
+            sharded optimizer could not be loaded again.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = config.shard or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    _refuse(config, world, sharded)
+    _check_processes(config, world, sharded)
     cpu = world > 1 and not torch.accelerator.is_available()
     plugin = _fsdp2() if sharded else None
     accelerator = Accelerator(
@@ -37,7 +40,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         fsdp_plugin=plugin,
     )
     if plugin is not None and cpu:
-        # Accelerate knows FSDP2 on accelerators only; PyTorch knows it over gloo as well.
+        # Accelerate supports FSDP2 on accelerators only; PyTorch supports it over gloo as well.
         for state in (PartialState(), accelerator.state):
             state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
@@ -45,19 +48,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether each process holds only its share of the weights."""
+    """Return True if each process holds only its share of the weights."""
     return bool(accelerator.distributed_type == DistributedType.FSDP)
 
 
-def sharing(accelerator: Accelerator) -> str:
-    """How many processes train together, and how, for people; nothing where one does."""
+def describe_processes(accelerator: Accelerator) -> str:
+    """Return a phrase such as " in each of 2 processes (DDP)"; empty for one process."""
     how = "FSDP2" if is_sharded(accelerator) else "DDP"
     world = accelerator.num_processes
     return f" in each of {world} processes ({how})" if world > 1 else ""
 
 
-def prepare(accelerator: Accelerator, student: Student, optimizer: Any) -> tuple[Any, Any]:
-    """Student and optimizer as Accelerate wraps them; under FSDP2 a decoder layer is a unit."""
+def prepare(
+    accelerator: Accelerator, student: Student, optimizer: torch.optim.Optimizer
+) -> tuple[nn.Module, AcceleratedOptimizer]:
+    """Return student and optimizer as Accelerate wraps them; FSDP2 wraps each decoder layer."""
     if is_sharded(accelerator):
         plugin: Any = accelerator.state.fsdp_plugin
         layers = decoder_layers(student.model)
@@ -68,28 +73,29 @@ def prepare(accelerator: Accelerator, student: Student, optimizer: Any) -> tuple
     return model, wrapped
 
 
-def _refuse(config: TrainConfig, world: int, sharded: bool) -> None:
+def _check_processes(config: TrainConfig, world: int, sharded: bool) -> None:
     if sharded and world == 1:
         raise SoftshardsError(
-            "--shard with one process: there is nobody to share the weights with",
+            "--shard needs more than one process",
             hint="start several, as in `torchrun --nproc-per-node 2 -m trainer train --shard ...`",
         )
     if sharded and config.optimizer == "adamw_8bit":
-        # PyTorch loads whole states by splitting and scattering them; torchao's know neither.
+        # PyTorch loads complete states by splitting and scattering them; torchao's allow neither.
         raise SoftshardsError(
-            "--shard with --optimizer adamw_8bit: its shared states could be saved but not loaded, "
-            "and the run never resume",
+            "--shard with --optimizer adamw_8bit: its sharded states can be saved but not loaded, "
+            "so the run could never resume",
             hint="take --optimizer adamw_fused, whose states --shard divides among the processes, "
             "or leave --shard out",
         )
     if config.packs_per_step % world:
         raise SoftshardsError(
-            f"--packs-per-step {config.packs_per_step} is not a multiple of the {world} processes"
+            f"--packs-per-step {config.packs_per_step} is not a multiple of the {world} processes",
+            hint=f"take a multiple of {world}",
         )
 
 
 def _fsdp2() -> FullyShardedDataParallelPlugin:
-    """FSDP2 with what `accelerate launch` says of it, but for what would change the numbers."""
+    """Return FSDP2 as `accelerate launch` sets it up, except for what would change the numbers."""
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     # Every process loads the weights itself, and checks them, before it keeps its share.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"

@@ -2,72 +2,73 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from trainer.student.lora import ADAPTER, merged
+from schemas import __version__
+from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
+from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
 from trainer.student.student import load_model, parameter_counts
-from trainer.train.run_record import FINAL, write_result
-from trainer.train.run_state import LOG, Run
+from trainer.train.run_record import FinalLosses, HeldOutRecord, RunResult, TrainingSet
+from trainer.train.run_state import Run
 from trainer.train.save_restore import gather_states
 
 LAST_STEPS = 10
-"""Steps that the final losses in result.json are a mean of."""
+"""Steps that the final losses in result.json average over."""
 
 
-def write_model(run: Run, folder: Path) -> None:
-    """Write the student as it is now; every rank has to call it.
+def write_model(run: Run, name: str) -> None:
+    """Write the student as it is now to OUT/name; every rank must call it.
 
-    With LoRA the adapters are merged into the weights, and lie beside them in `adapter/`.
+    With LoRA the adapters are merged into the weights, and also written alone to `adapter/`.
     """
-    config = run.config
+    config, folder = run.config, run.config.out / name
     state = {name.removeprefix("model."): v for name, v in gather_states(run)["model"].items()}
-    state = _one_name_each(run.student.model, state)
+    state = _untie_names(run.student.model, state)
     if run.is_main:
         files = ("tokenizer_config.json", "tokenizer.json")
-        own = any((config.student / name).is_file() for name in files)
-        tokenizer = config.student if own else run.labels.tokenizer_dir
-        if config.lora_r:
+        has_own = any((config.student / file).is_file() for file in files)
+        tokenizer = config.student if has_own else run.labels.tokenizer_dir
+        if config.lora:
             # A second copy: merging in place would end the training.
             base = load_model(config.student, from_config=config.from_config, seed=config.seed)
-            model, adapter = merged(base, config, state)
-            save_model(model, folder, tokenizer_dir=tokenizer, also={ADAPTER: adapter})
+            model, write_adapters = merge_lora(base, config.lora, state)
+            save_model(model, folder, tokenizer_dir=tokenizer, folders={ADAPTER: write_adapters})
         else:
             save_model(run.student.model, folder, tokenizer_dir=tokenizer, state=state)
     run.accelerator.wait_for_everyone()
 
 
-def _one_name_each(model: PreTrainedModel, state: dict[str, Any]) -> dict[str, Any]:
-    """Tied weights under the name that transformers loads them by: the first."""
+def _untie_names(model: PreTrainedModel, state: dict[str, Any]) -> dict[str, Any]:
+    """Name tied weights as transformers loads them: by the first of their names."""
     first: dict[int, str] = {}
     names = model.named_parameters(remove_duplicate=False)
     known = {name: first.setdefault(id(parameter), name) for name, parameter in names}
     return {known.get(name, name): value for name, value in state.items()}
 
 
-def finish(run: Run, *, best: dict[str, float] | None, stopped_early: bool) -> None:
-    """Write the trained model, then result.json, after which the run counts as finished."""
+def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None:
+    """Write the trained model, then result.json, which marks the run as finished."""
     out = run.config.out
-    write_model(run, out / FINAL)
+    write_model(run, FINAL)
     if run.is_main:
-        lines = (out / LOG).read_text(encoding="utf-8").splitlines()
-        last = [json.loads(line) for line in lines[-LAST_STEPS:]]
+        last = read_lines(out / LOG)[-LAST_STEPS:]
         final = {n: sum(line[n] for line in last) / len(last) for n in ("loss", "kl", "ce")}
-        content: dict[str, Any] = {
-            "config": run.config.to_dict(),
-            "facts": run.facts,
-            "steps": run.step,
-            "stopped_early": stopped_early,
-            "best": best,
-            "tokens": run.tokens,
-            "seconds": round(run.seconds, 3),
-            "tokens_per_s": round(run.tokens / max(run.seconds, 1e-9), 1),
-            "final": final,
+        result = RunResult(
+            config=run.config.to_dict(),
+            facts=run.inputs.facts,
+            steps=run.step,
+            stopped_early=stopped_early,
+            best=best,
+            tokens=run.tokens,
+            seconds=round(run.seconds, 3),
+            tokens_per_s=round(run.tokens / max(run.seconds, 1e-9), 1),
+            final=FinalLosses(**final),
             **parameter_counts(run.student.model),
-        }
-        write_result(out, content, run.labels)
+            label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),
+            softshards=__version__,
+        )
+        result.write(out / RESULT)
     run.accelerator.wait_for_everyone()

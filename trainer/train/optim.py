@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from schemas.errors import SoftshardsError
-from trainer.student.student import Student
-from trainer.train.train_config import TrainConfig
 
 
-def make_optimizer(config: TrainConfig, student: Student) -> torch.optim.Optimizer:
-    """AdamW of the kind asked for, on all that is to be trained; it decays matrices only.
+def make_optimizer(
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """Return an AdamW over the parameters that need gradients; only matrices decay.
+
+    Args:
+        name: a value of --optimizer.
+        parameters: all parameters of the student.
+        lr: peak learning rate.
+        betas: averaging coefficients.
+        weight_decay: decay of matrices.
 
     Raises:
         SoftshardsError: the optimizer's library is not installed.
     """
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]  # with LoRA there are matrices only
-    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas}
-    if config.optimizer == "adamw_8bit":
-        return _adamw_8bit()(groups, **settings)
-    return torch.optim.AdamW(groups, **settings, fused=config.optimizer == "adamw_fused")
+    if name == "adamw_8bit":
+        return _adamw_8bit()(groups, lr=lr, betas=betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=name == "adamw_fused")
 
 
-def _adamw_8bit() -> Any:
+def _adamw_8bit() -> Callable[..., torch.optim.Optimizer]:
     try:
         from torchao.optim import AdamW8bit
     except ImportError as error:
@@ -42,30 +55,46 @@ def _adamw_8bit() -> Any:
     return AdamW8bit
 
 
-def make_scheduler(config: TrainConfig, optimizer: Any, total_steps: int) -> Any:
-    """The learning rate's schedule; not prepared by Accelerate, which steps it once a process.
+def make_scheduler(
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    *,
+    arguments: Mapping[str, float],
+    warmup: float,
+    total_steps: int,
+) -> LRScheduler:
+    """Return the schedule of the learning rate.
+
+    It is not prepared by Accelerate, which would step it once per process.
+
+    Args:
+        name: a value of --schedule.
+        optimizer: the optimizer, not wrapped.
+        arguments: --schedule-args.
+        warmup: a share of all steps if below 1, else a number of steps.
+        total_steps: steps of the whole run.
 
     Raises:
         SoftshardsError: --schedule-args do not go with --schedule.
     """
-    warmup = config.warmup if config.warmup >= 1 else config.warmup * total_steps
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    whole = {n: int(v) if v == int(v) else v for n, v in (config.schedule_args or {}).items()}
+    warmup_steps = round(warmup if warmup >= 1 else warmup * total_steps)
+    specific = {n: int(v) if v == int(v) else v for n, v in arguments.items()}
     try:
-        scheduler = get_scheduler(
-            name,
+        scheduler: LRScheduler = get_scheduler(
+            "constant_with_warmup" if name == "constant" else name,
             optimizer,
-            num_warmup_steps=round(warmup),
+            num_warmup_steps=warmup_steps,
             num_training_steps=total_steps + 1,
-            scheduler_specific_kwargs=whole,
+            scheduler_specific_kwargs=specific,
         )
     except (TypeError, ValueError) as error:
         raise SoftshardsError(
-            f"--schedule {config.schedule}: {error}",
-            hint="see transformers.get_scheduler for what a schedule takes, and pass it as "
+            f"--schedule {name}: {error}",
+            hint="see transformers.get_scheduler for the arguments of a schedule, and pass them as "
             "--schedule-args.min-lr-rate 0.1",
         ) from error
-    with warnings.catch_warnings():  # of stepping before the optimizer did: it is meant,
-        warnings.simplefilter("ignore")  # at its place 0 the learning rate is 0
+    with warnings.catch_warnings():
+        # It warns of a step before the optimizer's. That is intended: at place 0 the rate is 0.
+        warnings.simplefilter("ignore")
         scheduler.step()
     return scheduler

@@ -1,4 +1,4 @@
-"""What a run is going to be, before step 0; and a refusal where memory will not do."""
+"""The plan of a run before step 0, and the check that it fits into memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import sys
 from dataclasses import asdict, dataclass
 
 import torch
-from accelerate import Accelerator
+from accelerate.accelerator import Accelerator
 from rich.console import Console
 
 from schemas import SoftshardsError
 from trainer.data.dataset import ReaderState
 from trainer.data.mixture import Part
-from trainer.losses.objective import objective_of
 from trainer.student.student import Student, parameter_counts
 from trainer.train.distributed import is_sharded
 from trainer.train.run_state import open_dataset
@@ -27,9 +26,9 @@ class Plan:
     """A run in figures.
 
     Attributes:
-        packs, tokens, fill: of all epochs; None on resume, where they are not counted again.
-        trained: parameters that have a gradient.
-        memory: of one process. available: bytes it may use.
+        packs, tokens, fill: of all epochs; None in a resumed run, which does not count them again.
+        trained: parameters with a gradient.
+        memory: the need of one process. available: bytes that it may use.
     """
 
     steps: int
@@ -59,12 +58,6 @@ class Plan:
         Console(highlight=False, soft_wrap=True).print("\n".join(lines))
 
 
-def _ids_a_label(part: Part, *, drawn: bool) -> int:
-    """How many ids the head is asked for a label, at most."""
-    identity = part.labels.manifest.identity
-    return identity.k + ((identity.draws or 0) if drawn else 0)
-
-
 def make_plan(
     config: TrainConfig,
     parts: tuple[Part, ...],
@@ -73,7 +66,15 @@ def make_plan(
     *,
     steps: int | None = None,
 ) -> Plan:
-    """Count and estimate. `steps`: those of the run that is being resumed."""
+    """Count the packs and estimate the memory of a run.
+
+    Args:
+        config: the settings.
+        parts: the label sets.
+        student: on the CPU, not yet prepared.
+        accelerator: device and processes.
+        steps: of the run that is being resumed; None counts them.
+    """
     count = None
     if steps is None:
         count = open_dataset(config, parts, student, ReaderState(seed=config.seed)).count()
@@ -83,12 +84,16 @@ def make_plan(
     tokens = sum(part.labels.tokens for part in parts)
     # A pack of a small label set cannot be full; but compiled shapes are padded.
     pack_tokens = config.pack_tokens if config.compile else min(config.pack_tokens, tokens)
+    needs_draws = config.objective.needs_draws
     memory = estimate(
         student,
-        config,
         pack_tokens=pack_tokens,
-        k=max(_ids_a_label(part, drawn=objective_of(config).needs_draws) for part in parts),
-        window_bytes=0 if device.type == "cuda" else _window_bytes(config, parts),
+        k=max(_ids_per_label(part, drawn=needs_draws) for part in parts),
+        window_bytes=0 if device.type == "cuda" else _window_bytes(parts, config.window),
+        chunk_bytes=config.chunk_bytes,
+        optimizer=config.optimizer,
+        bf16=config.dtype == "bf16",
+        gradient_checkpointing=config.gradient_checkpointing,
         world=accelerator.num_processes,
         sharded=is_sharded(accelerator),
     )
@@ -101,16 +106,16 @@ def make_plan(
         parameters=sizes["parameters"],
         trained=sum(p.numel() for p in student.parameters() if p.requires_grad),
         memory=memory,
-        available=_available(config, device, student),
+        available=_available(config.memory_gb, device, student),
         device=device.type,
     )
 
 
-def refuse_what_does_not_fit(config: TrainConfig, plan: Plan) -> None:
-    """Refuse a run that would run out of memory.
+def check_memory(config: TrainConfig, plan: Plan) -> None:
+    """Refuse a run that would exhaust memory.
 
     Raises:
-        SoftshardsError: with the figures, and what to change.
+        SoftshardsError: with the figures, and the settings to change.
     """
     needed, available = plan.memory.total, plan.available
     if config.memory_gb == 0 or needed <= available:
@@ -131,30 +136,36 @@ def refuse_what_does_not_fit(config: TrainConfig, plan: Plan) -> None:
         hints.append("--lora-r 16")
     hints.append("--shard over several GPUs")
     raise SoftshardsError(
-        f"a step of --pack-tokens {config.pack_tokens} needs about {_gb(needed)} a process and "
-        f"{_gb(available)} is there on {plan.device}: {parts}",
-        hint=f"any of {'; '.join(hints)}; or --memory-gb 0 if you know better. Context parallelism "
-        "is not supported",
+        f"a step of --pack-tokens {config.pack_tokens} needs about {_gb(needed)} per process; "
+        f"{_gb(available)} available on {plan.device}: {parts}",
+        hint=f"try {', '.join(hints)}; or --memory-gb 0 to disable the check. Context "
+        "parallelism is not supported",
     )
 
 
-def _available(config: TrainConfig, device: torch.device, student: Student) -> int:
-    if config.memory_gb:
-        return int(config.memory_gb * 1e9)
+def _ids_per_label(part: Part, *, drawn: bool) -> int:
+    """Return the most ids that the head is asked for per label."""
+    identity = part.labels.manifest.identity
+    return identity.k + ((identity.draws or 0) if drawn else 0)
+
+
+def _available(memory_gb: float | None, device: torch.device, student: Student) -> int:
+    if memory_gb:
+        return int(memory_gb * 1e9)
     free = available_bytes(device, student)
     # On a CPU the processes of a machine share its memory.
     shared = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return free // shared
 
 
-def _window_bytes(config: TrainConfig, parts: tuple[Part, ...]) -> int:
-    """Decoded labels in memory: a window, the one ahead, and what is being decoded of it."""
+def _window_bytes(parts: tuple[Part, ...], window: int) -> int:
+    """Return the bytes of decoded labels: a window, the one ahead, and the one being decoded."""
     sizes = [
         group.labels * (8 * part.labels.manifest.identity.k + 16)
         for part in parts
         for group in part.labels.row_groups
     ]
-    return 3 * sum(sorted(sizes, reverse=True)[: config.window])
+    return 3 * sum(sorted(sizes, reverse=True)[:window])
 
 
 def _gb(size: float) -> str:

@@ -1,49 +1,95 @@
-"""What a run is, whether it is finished, and its result. No torch: a reuse is known at once."""
+"""What decides a run, and its result once it is finished. No torch: a reuse costs no import of it.
+
+A run's *facts* are all that decides what is learned: settings, starting weights and label sets, the
+latter two by digest. Checkpoints and result.json keep them; a folder whose facts differ is refused.
+"""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Self
 
-from schemas import LabelSet, SoftshardsError, __version__, open_label_set
-from schemas.atomic import write_atomic
+from pydantic import JsonValue
+
+from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import sha256_file, sha256_json, tokenizer_digest, weights_digest
-from trainer.data.mixture import mixture_facts, open_mixture
+from trainer.data.mixture import Part, mixture_facts, open_mixture
+from trainer.evaluate.results import Metrics
+from trainer.record import LabelSetRecord, Record
+from trainer.run_files import FINAL, RESULT
 from trainer.train.train_config import TrainConfig
 
-FINAL = "final"
-RESULT = "result.json"
-
-Facts = dict[str, dict[str, Any]]
+Facts = dict[str, dict[str, JsonValue]]
 
 
-def run_facts(config: TrainConfig, labels: LabelSet) -> Facts:
-    """All that decides what a run gives: settings, starting weights and label sets, by digest.
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """The label sets of a run, each opened once, and the run's facts, computed once.
+
+    Attributes:
+        parts: the set of --labels, then those of --mix.
+        extra: groups of facts beside those of `trainer train`.
+    """
+
+    config: TrainConfig
+    parts: tuple[Part, ...]
+    extra: Facts = field(default_factory=dict)
+
+    @property
+    def labels(self) -> LabelSet:
+        """The set of --labels; all others have its tokenizer and vocabulary."""
+        return self.parts[0].labels
+
+    @cached_property
+    def held_out(self) -> LabelSet:
+        """The set of --eval-labels."""
+        assert self.config.eval_labels is not None
+        return open_label_set(self.config.eval_labels)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """All that decides what is learned; hashes the student's weights.
+
+        Raises:
+            SoftshardsError: there is no student to start from.
+        """
+        config = self.config
+        settings: dict[str, JsonValue] = config.decisive()
+        settings["student"] = _student_digest(config.student, from_config=config.from_config)
+        if config.vocab_map and (config.student / "tokenizer.json").is_file():
+            settings["student_tokenizer"] = tokenizer_digest(config.student)
+        digests: dict[str, JsonValue] = {**self.labels.digests}
+        if config.mix:
+            digests["mix"] = list(mixture_facts(self.parts))
+        facts: Facts = {"config": settings, "labels": digests}
+        if config.patience and config.eval_labels is not None:  # the measurements end the run
+            facts["held_out"] = {**self.held_out.digests}
+        return facts | self.extra
+
+
+def open_inputs(
+    config: TrainConfig, labels: LabelSet | None = None, *, extra: Facts | None = None
+) -> RunInputs:
+    """Open the label sets that a run trains on.
+
+    Args:
+        config: the run's settings.
+        labels: the set of `config.labels`, if it is open already.
+        extra: groups of facts beside those of `trainer train`.
 
     Raises:
-        SoftshardsError: there is no student to start from.
+        SoftshardsError: a set cannot be opened, or a set of --mix does not go with the others.
     """
-    settings = config.decisive()
-    settings["student"] = student_digest(config.student, from_config=config.from_config)
-    digests: dict[str, Any] = {**labels.digests}
-    if config.mix:
-        parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
-        digests["mix"] = mixture_facts(parts)
-    facts: Facts = {"config": settings, "labels": digests}
-    if config.vocab_map and (config.student / "tokenizer.json").is_file():
-        settings["student_tokenizer"] = tokenizer_digest(config.student)
-    if config.patience and config.eval_labels is not None:  # these decide when the run ends
-        facts["held_out"] = open_label_set(config.eval_labels).digests
-    return facts
+    if labels is None:
+        labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
+    return RunInputs(config=config, parts=parts, extra=extra or {})
 
 
-def student_digest(path: Path, *, from_config: bool) -> str:
-    """Digest of the weights a run starts from, or of the configuration they are drawn for.
-
-    Raises:
-        SoftshardsError: there is nothing to start from.
-    """
+def _student_digest(path: Path, *, from_config: bool) -> str:
+    """Return the digest of the starting weights, or of the config.json they are drawn for."""
     try:
         if from_config:
             return sha256_json({"config": sha256_file(path / "config.json")})
@@ -57,10 +103,10 @@ def student_digest(path: Path, *, from_config: bool) -> str:
 
 
 def check_same_run(found: Facts, asked: Facts, out: Path) -> None:
-    """Refuse to go on with a run that was started with other settings or data.
+    """Refuse to resume or reuse a run with other settings or data.
 
     Raises:
-        SoftshardsError: with one line a setting that differs.
+        SoftshardsError: with one line per difference.
     """
     lines = []
     for group, values in asked.items():
@@ -73,36 +119,77 @@ def check_same_run(found: Facts, asked: Facts, out: Path) -> None:
         raise SoftshardsError(
             f"the run here was started differently:{''.join(lines)}",
             path=out,
-            hint="use the settings of then, or another --out",
+            hint="use the original settings, or another --out",
         )
 
 
-def read_finished(out: Path, facts: Facts) -> dict[str, Any] | None:
-    """The result of a run that was trained to the end, or None.
+class HeldOutRecord(Record):
+    """A line of eval.jsonl: a step, and the metrics of the student after it (see `Metrics`)."""
+
+    step: int
+    ppl: float
+    ce: float
+    kl: float
+    agreement: float
+    ece: float | None = None
+
+    @classmethod
+    def of(cls, step: int, metrics: Metrics) -> Self:
+        """Return the record of a measurement."""
+        return cls(step=step, **metrics.model_dump(include=set(cls.model_fields)))
+
+
+class FinalLosses(Record):
+    """Means over the last steps of a run, in nats per label."""
+
+    loss: float
+    kl: float
+    ce: float
+
+
+class TrainingSet(LabelSetRecord):
+    """The label set of --labels."""
+
+    tokens: int
+
+
+class RunResult(Record):
+    """result.json: what was trained, on what, for how long.
+
+    Attributes:
+        config: all settings, as typed.
+        best: the held-out measurement with the lowest KL.
+        seconds: spent in steps.
+        softshards: the version that trained.
+    """
+
+    config: dict[str, JsonValue]
+    facts: Facts
+    steps: int
+    stopped_early: bool = False
+    best: HeldOutRecord | None = None
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    final: FinalLosses
+    parameters: int
+    non_embedding: int
+    label_set: TrainingSet
+    softshards: str
+
+
+def find_finished(inputs: RunInputs) -> RunResult | None:
+    """Return the result of the run if it was trained to the end, else None.
 
     Raises:
-        SoftshardsError: what is there was trained with other settings or data.
+        SoftshardsError: the run in the folder had other settings or data.
     """
-    try:
-        result: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    out = inputs.config.out
     if not (out / FINAL / "config.json").is_file():
         return None
-    check_same_run(result["facts"], facts, out)
+    try:
+        result = RunResult.read(out / RESULT, "the result of `trainer train`")
+    except SoftshardsError:  # missing, or damaged: the run ends once more
+        return None
+    check_same_run(result.facts, inputs.facts, out)
     return result
-
-
-def write_result(out: Path, content: dict[str, Any], labels: LabelSet) -> None:
-    """Write OUT/result.json: from now on the run is finished."""
-    manifest = labels.manifest
-    label_set = {
-        "path": labels.place,
-        "identity": manifest.identity.model_dump(mode="json"),
-        "provenance": manifest.provenance,
-        "rows": labels.rows,
-        "labels": labels.labels,
-        "tokens": labels.tokens,
-    }
-    result = {**content, "label_set": label_set, "softshards": __version__}
-    write_atomic(out / RESULT, json.dumps(result, indent=1) + "\n")

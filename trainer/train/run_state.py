@@ -1,77 +1,77 @@
-"""A run under way: what it is, and where it stands."""
+"""A run in progress: its inputs, and its state."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-from accelerate import Accelerator
+from accelerate.accelerator import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
-from schemas import LabelSet, open_label_set
+from schemas import LabelSet
 from trainer.data.dataset import LabelDataset, Pack, ReaderState
 from trainer.data.mixture import Part
-from trainer.losses.objective import objective_of
+from trainer.losses.objective import Objective
 from trainer.student.student import Student
-from trainer.train.run_record import Facts
+from trainer.train.run_record import HeldOutRecord, RunInputs
 from trainer.train.train_config import TrainConfig
-
-LOG = "log.jsonl"
-EVAL_LOG = "eval.jsonl"
 
 
 @dataclass(kw_only=True)
 class Run:
-    """A run; the fields from `reader` on are where it stands.
+    """A run; the fields from `reader` on are its state.
 
     Attributes:
-        parts: the label set, and those mixed in.
         model: the student as Accelerate wrapped it (DDP, FSDP2, or not at all).
-        tokens: how many were trained on. seconds: spent in steps.
-        evals: the measurements on --eval-labels so far, each with its step.
+        tokens: trained on so far. seconds: spent in steps so far.
+        evals: the measurements on --eval-labels so far.
     """
 
-    config: TrainConfig
-    parts: tuple[Part, ...]
+    inputs: RunInputs
     accelerator: Accelerator
     student: Student
-    model: Any
-    optimizer: Any
-    scheduler: Any
-    facts: Facts
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    scheduler: LRScheduler
     total_steps: int
     reader: ReaderState
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    evals: list[dict[str, float]] = field(default_factory=list)
+    evals: list[HeldOutRecord] = field(default_factory=list)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self.inputs.config
+
+    @property
+    def objective(self) -> Objective:
+        """The losses and label weights."""
+        return self.inputs.config.objective
 
     @property
     def labels(self) -> LabelSet:
         """The set whose tokenizer and vocabulary all others have."""
-        return self.parts[0].labels
-
-    @cached_property
-    def held_out(self) -> LabelSet:
-        """The set of --eval-labels, opened once: behind a URL, opening copies files."""
-        assert self.config.eval_labels is not None
-        return open_label_set(self.config.eval_labels)
+        return self.inputs.labels
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """True in the process that writes and prints."""
         return bool(self.accelerator.is_main_process)
 
     def packs(self) -> Generator[Pack]:
-        """All packs that are left, of all ranks."""
-        return open_dataset(self.config, self.parts, self.student, self.reader).__iter__()
+        """Yield the remaining packs of all ranks."""
+        dataset = open_dataset(self.config, self.inputs.parts, self.student, self.reader)
+        return dataset.__iter__()
 
 
 def open_dataset(
     config: TrainConfig, parts: tuple[Part, ...], student: Student, state: ReaderState
 ) -> LabelDataset:
-    """The packs of a run from `state` on."""
+    """Return the packs of a run from `state` on."""
     return LabelDataset(
         parts,
         pack_tokens=config.pack_tokens,
@@ -80,5 +80,5 @@ def open_dataset(
         epochs=config.epochs,
         state=state,
         vocab_map=student.vocab_map,
-        drawn=objective_of(config).needs_draws,
+        drawn=config.objective.needs_draws,
     )

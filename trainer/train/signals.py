@@ -1,35 +1,20 @@
-"""What surrounds a run: one process a folder, and an orderly end on signals."""
+"""An orderly end on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from types import FrameType
 
-from filelock import FileLock, Timeout
 
-from schemas.errors import SoftshardsError
+@contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying; a second signal has its usual effect.
 
-
-@contextlib.contextmanager
-def only_one(out: Path, *, enabled: bool) -> Iterator[None]:
-    """Hold the run's folder for this process; a killed holder lets go of it."""
-    if not enabled:
-        yield
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise SoftshardsError("another `trainer train` is writing here", path=out) from error
-
-
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Note SIGTERM and SIGINT instead of dying of them; the second one does what it always did."""
+    Yields:
+        A list that receives the number of the signal.
+    """
     caught: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 

@@ -1,7 +1,7 @@
-"""What a step will take of memory, and what there is: known before step 0.
+"""The memory that a step needs, and the memory available: known before step 0.
 
-Activations are not guessed from a formula: autograd is asked what it keeps of a few short
-documents in this very model, and that is extrapolated to a full pack.
+Activations are measured, not computed from a formula: run a few short documents through this very
+model, count the bytes that autograd saves, and extrapolate to a full pack.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from torch import Tensor
 
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student
-from trainer.train.train_config import TrainConfig
 
 PROBES = (32, 64, 128)
-"""Lengths of the documents that are tried: three, for what grows with the square."""
+"""Lengths of the measured documents: three, because some bytes grow with the square."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_fused": 8.0, "adamw_8bit": 2.1}
-"""Bytes of state for each trained number."""
+"""Bytes of state per trained number."""
 CHUNK_BUFFERS = 3
 """Chunks of logits that the head's op may hold at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that one process needs at its peak, by what for."""
+    """Bytes that one process needs at its peak, by use."""
 
     weights: int
     gradients: int
@@ -39,22 +38,25 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum."""
         return sum(vars(self).values())
 
     @property
     def grows(self) -> int:
-        """The part that goes with --pack-tokens."""
+        """The part that grows with --pack-tokens."""
         return self.activations
 
 
 def estimate(
     student: Student,
-    config: TrainConfig,
     *,
     pack_tokens: int,
     k: int,
     window_bytes: int,
+    chunk_bytes: int,
+    optimizer: str,
+    bf16: bool,
+    gradient_checkpointing: bool,
     world: int,
     sharded: bool,
 ) -> Memory:
@@ -62,9 +64,15 @@ def estimate(
 
     Args:
         student: on the CPU, not yet prepared.
-        pack_tokens: tokens of the fullest pack. k: labeled ids a position.
-        window_bytes: decoded labels held on the training device's memory (0 on a GPU).
-        world: processes. sharded: whether they share the weights.
+        pack_tokens: tokens of the fullest pack.
+        k: labeled ids per position.
+        window_bytes: decoded labels in the training device's memory (0 on a GPU).
+        chunk_bytes: budget of logits of the head's op.
+        optimizer: a value of --optimizer.
+        bf16: autocast to bf16.
+        gradient_checkpointing: recompute activations in the backward pass.
+        world: number of processes.
+        sharded: the processes share the weights.
     """
     model = student.model
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -77,30 +85,30 @@ def estimate(
         weights += 4 * (total - inner + 2 * inner // len(layers))
     # DDP sums gradients in buckets of its own.
     gradients = 4 * trained // parts * (2 if world > 1 and not sharded else 1)
-    kept = activation_bytes(student, pack_tokens, bf16=config.dtype == "bf16")
-    a_layer = kept // len(layers)
-    if config.gradient_checkpointing:
+    saved = activation_bytes(student, pack_tokens, bf16=bf16)
+    per_layer = saved // len(layers)
+    if gradient_checkpointing:
         width = model.config.get_text_config().hidden_size
-        kept = 4 * pack_tokens * width * len(layers) + a_layer
+        saved = 4 * pack_tokens * width * len(layers) + per_layer
     head = model.get_output_embeddings()
     trains_head = any(p.requires_grad for p in head.parameters())
     rows, width = head.weight.shape
     return Memory(
         weights=weights,
         gradients=gradients,
-        optimizer=int(OPTIMIZER_BYTES[config.optimizer] * trained) // parts,
-        # The gradients of a layer's activations are about as large as what was kept of it.
-        activations=kept + a_layer + pack_tokens * k * 32,
-        head=CHUNK_BUFFERS * config.chunk_bytes + (4 * rows * width if trains_head else 0),
+        optimizer=int(OPTIMIZER_BYTES[optimizer] * trained) // parts,
+        # The gradients of a layer's activations take about as much as the activations saved of it.
+        activations=saved + per_layer + pack_tokens * k * 32,
+        head=CHUNK_BUFFERS * chunk_bytes + (4 * rows * width if trains_head else 0),
         data=window_bytes,
     )
 
 
 def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
-    """What autograd keeps of the student's body for `tokens` tokens in one document."""
-    measured = [_saved_bytes(student, length, bf16=bf16) for length in PROBES]
-    # Through three points goes one parabola: constants (weights cast to bf16), what grows with
-    # the tokens, and what grows with their square (attention that keeps its scores).
+    """Return the bytes that autograd saves of the student's body for one document of `tokens`."""
+    measured = [saved_bytes(student, length, bf16=bf16) for length in PROBES]
+    # A parabola through three points: constants (weights cast to bf16), bytes that grow with the
+    # tokens, and bytes that grow with their square (attention that saves its scores).
     x = torch.tensor(PROBES, dtype=torch.float64)
     powers = torch.stack([torch.ones_like(x), x, x * x], 1)
     constant, line, square = torch.linalg.solve(
@@ -109,7 +117,8 @@ def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
     return int(constant + line * tokens + max(0.0, square) * tokens**2)
 
 
-def _saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
+def saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
+    """Run a document of `length` tokens and return the bytes that autograd saves for backward."""
     model: Any = student.model
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     storages: dict[int, int] = {}
@@ -129,7 +138,7 @@ def _saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=bf16),
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.compiler.set_stance("force_eager"),  # not to be compiled for three lengths
+            torch.compiler.set_stance("force_eager"),  # no compilation for three lengths
         ):
             kept = model.base_model(input_ids=ids, use_cache=False)
     finally:
@@ -141,15 +150,15 @@ def _saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
 
 
 def available_bytes(device: torch.device, student: Student) -> int:
-    """Memory that a process may use: free on the device, with what the weights hold already."""
+    """Return the memory that a process may use: the free memory, and what the weights hold."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     held = sum(p.untyped_storage().nbytes() for p in student.parameters())
-    return min(psutil.virtual_memory().available, _cgroup_left()) + held
+    return min(int(psutil.virtual_memory().available), _cgroup_available()) + held
 
 
-def _cgroup_left() -> int:
-    """What the container leaves, where there is one."""
+def _cgroup_available() -> int:
+    """Return the memory left in the container; without a limit, more than any machine has."""
     try:
         root = Path("/sys/fs/cgroup")
         limit = (root / "memory.max").read_text().strip()

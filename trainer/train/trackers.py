@@ -1,4 +1,4 @@
-"""Experiment trackers: what a run tells them, above all which label sets it consumed."""
+"""Experiment trackers: the settings and metrics of a run, and the label sets that it consumes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WITH_ARTIFACTS = ("wandb", "trackio")
 
 
 def start_tracker(run: Run, console: Console) -> None:
-    """Begin to log with the settings and label sets of the run; every rank has to call it.
+    """Start the tracker with the run's settings and label sets; every rank must call it.
 
-    Trackers with artifacts are told that the run uses those that `labeler artifact` logged.
+    Trackers with artifacts record that the run uses the artifacts that `labeler artifact` logged.
 
     Raises:
         SoftshardsError: the tracker refuses.
@@ -27,8 +27,8 @@ def start_tracker(run: Run, console: Console) -> None:
     name = run.config.tracker
     if name == "none":
         return
-    facts = {name: str(value) for name, value in run.config.to_dict().items()}
-    for number, part in enumerate(run.parts):
+    facts = {setting: str(value) for setting, value in run.config.to_dict().items()}
+    for number, part in enumerate(run.inputs.parts):
         prefix = f"label_set.{number}" if number else "label_set"
         facts |= {f"{prefix}.{key}": value for key, value in label_set_facts(part.labels).items()}
     try:
@@ -40,17 +40,17 @@ def start_tracker(run: Run, console: Console) -> None:
         ) from error
     if name in WITH_ARTIFACTS and run.is_main:
         tracked: Any = run.accelerator.get_tracker(name, unwrap=True)
-        for part in run.parts:
-            _use(tracked, part.labels, name, console)
+        for part in run.inputs.parts:
+            _use_artifact(tracked, part.labels, name, console)
 
 
 def log_step(run: Run, record: dict[str, Any]) -> None:
-    """Log a line of log.jsonl; its step is the tracker's."""
+    """Log a line of log.jsonl under the tracker's own step."""
     run.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=run.step)
 
 
 def label_set_facts(labels: LabelSet) -> dict[str, str]:
-    """Where a label set is, what says that another one is the same, and whose labels they are."""
+    """Return a label set's place, its digests, its teacher's name and its artifact's name."""
     manifest = labels.manifest
     digests = labels.digests
     return {
@@ -63,10 +63,10 @@ def label_set_facts(labels: LabelSet) -> dict[str, str]:
     }
 
 
-def _use(tracked: Any, labels: LabelSet, name: str, console: Console) -> None:
-    """Declare that the run uses a set's artifact, where the tracker knows it."""
+def _use_artifact(tracked: Any, labels: LabelSet, name: str, console: Console) -> None:
+    """Declare that the run uses a set's artifact, if the tracker knows it."""
     reference = artifact_reference(labels.place, labels.manifest.self_digest)
     try:
         tracked.use_artifact(reference, type=ARTIFACT_TYPE)
     except Exception:  # not logged, or wandb is offline and cannot look it up
-        console.print(f"{name} knows no artifact {reference}: the run's config alone names the set")
+        console.print(f"{name} knows no artifact {reference}: only the run's config names the set")

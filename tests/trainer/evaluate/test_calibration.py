@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
-from trainer.student.label_head import as_label_head
-from trainer.student.top1 import likeliest
+from trainer.student.label_head import convert_head
+from trainer.student.top1 import find_top1
 
 
 def reference_ece(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
@@ -59,11 +59,9 @@ def test_certainty_with_a_rounding_error_stays_in_the_last_bin() -> None:
 @pytest.mark.parametrize(
     ("scale", "softcap", "spread"), [(1.0, None, 1.0), (0.5, 20.0, 2.0), (2.0, None, 0.02)]
 )
-def test_likeliest_equals_the_dense_argmax(
-    scale: float, softcap: float | None, spread: float
-) -> None:
+def test_top1_equals_the_dense_argmax(scale: float, softcap: float | None, spread: float) -> None:
     torch.manual_seed(0)
-    head = as_label_head(nn.Linear(16, 230, bias=True))
+    head = convert_head(nn.Linear(16, 230, bias=True))
     hidden = torch.randn(700, 16) * spread * 8
     vocab = 200
     head.weight.data[vocab:] *= 50  # padding that would win if it counted
@@ -79,7 +77,7 @@ def test_likeliest_equals_the_dense_argmax(
     with torch.no_grad():
         logp, log_rest, _ = head(hidden, ids, None, **settings)
         decided = logp.max(1).values >= log_rest
-        best, best_logp = likeliest(head, hidden, ids, logp, log_rest, **settings)
+        best, best_logp = find_top1(head, hidden, ids, logp, log_rest, **settings)
     assert bool((~decided).any())
     assert spread < 0.1 or bool(decided.any())  # both ways were gone
     torch.testing.assert_close(best, dense.argmax(1))

@@ -18,10 +18,11 @@ from tests.trainer.build_label_set import build_label_set, random_rows, teacher_
 from tests.trainer.conftest import World
 from tests.trainer.evaluate.test_calibration import reference_ece
 from trainer.cli import main
-from trainer.evaluate.evaluate_config import EvaluateConfig, ReportConfig
+from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.measure import evaluate
 from trainer.evaluate.teacher_facts import is_the_teacher
 from trainer.report.build_report import report
+from trainer.report.report_config import ReportConfig
 from trainer.slice.slice_config import SliceConfig
 from trainer.slice.slice_teacher import slice_teacher
 
@@ -103,7 +104,7 @@ def test_results_of_another_label_set_are_not_mixed(world: World, tmp_path: Path
     )  # fmt: skip
     out = tmp_path / "eval.json"
     evaluate(EvaluateConfig(labels=world.labels, model=(world.student,), out=out))
-    with pytest.raises(SoftshardsError, match="another label set"):
+    with pytest.raises(SoftshardsError, match="a different label set"):
         evaluate(EvaluateConfig(labels=other, model=(world.student,), out=out))
 
 

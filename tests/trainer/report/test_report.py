@@ -10,9 +10,10 @@ import pytest
 
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
-from trainer.evaluate.evaluate_config import EvaluateConfig, ReportConfig
+from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.measure import evaluate
 from trainer.report.build_report import report
+from trainer.report.report_config import ReportConfig
 from trainer.train.loop import train
 from trainer.train.train_config import TrainConfig
 
@@ -82,7 +83,7 @@ def test_report_shows_everything_and_escapes_it(
     assert "2.50×" in table
     assert f"{metrics['ece']:.1%}" in table
     for text in (html, table):
-        assert "ECE: how far the probability of the likeliest token" in " ".join(text.split())
+        assert "ECE: how far the probability of the top token" in " ".join(text.split())
 
 
 def test_the_same_inputs_give_the_same_report(measured: Path, tmp_path: Path) -> None:

@@ -16,15 +16,16 @@ import psutil
 import pytest
 import yaml
 
-from schemas import SoftshardsError
+from schemas import Identity, SoftshardsError
 from schemas.fingerprint import sha256_file
 from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
 from trainer.cli import main
+from trainer.evaluate.results import HeldOutSet
 from trainer.sweep.grid import Trial, read_sweep
-from trainer.sweep.leaderboard import Row, groups, ranked
-from trainer.sweep.leaderboard_page import html, show
+from trainer.sweep.leaderboard import Row, group_by_seed, rank_rows
+from trainer.sweep.leaderboard_page import print_tables, render_page
 from trainer.train.train_config import TrainConfig
 
 
@@ -92,8 +93,8 @@ def test_names_stay_when_trials_are_added(tmp_path: Path) -> None:
         ({"grid": {"seed": []}}, r"grid\.seed must be a list of values"),
         ({"grid": {"seed": 3}}, r"grid\.seed must be a list of values"),
         ({"grid": {"labels": ["a", "b"]}}, "labels, which must be the same for all trials"),
-        ({"runs": [{"out": "x"}]}, "out, which is up to the sweep"),
-        ({"grid": {"student": ["a/final", "b/final"]}}, "two trials are called final(.|\n)*name"),
+        ({"runs": [{"out": "x"}]}, "out, which the sweep sets itself"),
+        ({"grid": {"student": ["a/final", "b/final"]}}, "two trials are named final(.|\n)*name"),
         ({"grid": {"a": {"x": {"lr": 1}}, "b": {"y": {"lr": 2}}}}, "lr is on two axes"),
         ({"base": {"labels": "labels"}}, "base has no eval_labels"),
         ({"base": {"labels": "l", "eval_labels": "h"}}, "student"),
@@ -136,7 +137,7 @@ def test_front_and_spread_by_hand() -> None:
         row("dull", 0.4, 50, 20.0),  # worse than mid's mean, no smaller, no quicker
         row("quick", 0.5, 50, 30.0),
     ]
-    found = groups(rows)
+    found = group_by_seed(rows)
     assert [(group.label, group.front) for group in found] == [
         *(("big", True), ("mid", True), ("dull", False), ("quick", True)),
     ]
@@ -148,15 +149,15 @@ def test_front_and_spread_by_hand() -> None:
     assert found[0].kl.deviation is None
     # Without a speed for all, speed does not count: quick is only worse.
     slower = [row("big", 0.1, 100), *rows[1:]]
-    assert [group.front for group in groups(slower)] == [True, True, False, False]
+    assert [group.front for group in group_by_seed(slower)] == [True, True, False, False]
 
 
 def test_what_did_not_finish_is_ranked_last() -> None:
     stopped = Row(name="s", label="s", status="stopped", settings={}, kl=0.01)
     failed = Row(name="f", label="f", status="failed", settings={}, note="<why>")
-    rows = ranked([failed, stopped, row("a", 0.3, 1), row("b", 0.2, 1)])
+    rows = rank_rows([failed, stopped, row("a", 0.3, 1), row("b", 0.2, 1)])
     assert [each.name for each in rows] == ["b", "a", "s", "f"]
-    assert {name for group in groups(rows) for name in group.names} == {"a", "b"}
+    assert {name for group in group_by_seed(rows) for name in group.names} == {"a", "b"}
 
 
 def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,10 +166,11 @@ def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[st
     nasty = "<script>$x$</script>"
     rows = [row(nasty, 0.3, 1), row("b_seed=0", 0.2, 2, seed=0), row("b_seed=1", 0.1, 2, seed=1)]
     failed = Row(name="f", label="f", status="failed", settings={}, note=nasty)
-    label_set = {"path": "h", "labels": 9, "rows": 3, "identity": {"k": 8}}
-    given = ("Sweep", "labels", [*ranked(rows), failed], groups(rows), {"label_set": label_set})
-    page = html(*given)
-    assert page == html(*given)
+    identity = Identity.model_construct(k=8)
+    held_out = HeldOutSet.model_construct(path="h", labels=9, rows=3, identity=identity)
+    given = ("Sweep", "labels", [*rank_rows(rows), failed], group_by_seed(rows), held_out)
+    page = render_page(*given)
+    assert page == render_page(*given)
     HTMLParser().feed(page)
     assert "<script" not in page
     assert page.count("<svg") == 1
@@ -178,7 +180,7 @@ def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[st
     assert "0.015 ± 0.007" in page  # their calibration error
     assert "(15 bins)" in page
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page)
-    show(Console(width=80), given[2], given[3])
+    print_tables(Console(width=80), given[2], given[3])
     shown = capsys.readouterr().out
     assert "…" not in shown  # no number is cut off on a terminal of 80 columns
     assert "0.1500 ± 0.0707" in shown
@@ -300,7 +302,7 @@ def test_killed_sweep_goes_on_and_ends_in_a_leaderboard(swept: Swept) -> None:
         assert (path.stat().st_mtime_ns, sha256_file(path)) == before
     assert swept.begun_before
     for folder in swept.begun_before:
-        assert "going on after step" in (folder / "train.log").read_text()
+        assert "resuming after step" in (folder / "train.log").read_text()
     board = json.loads((swept.out / "leaderboard.json").read_text())
     assert {each["name"] for each in board["rows"]} == {
         *("small_seed=0", "small_seed=1", "large_seed=0", "large_seed=1", "ce", "scratch"),

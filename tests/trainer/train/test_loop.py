@@ -21,7 +21,7 @@ from tests.trainer.running import command, config, log, start, wait_for_step
 from trainer.cli import main
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
-from trainer.losses.objective import label_losses
+from trainer.losses.batch_loss import label_losses
 from trainer.student.student import load_student
 from trainer.train.loop import train
 
@@ -112,7 +112,7 @@ def test_changed_settings_of_an_unfinished_run(
     with pytest.raises(SoftshardsError, match="--resume is never"):
         train(config(world, tmp_path, resume="never"))
     assert train(config(world, tmp_path, save_every=3)) == 0  # how often to save may change
-    assert "going on after step" in capsys.readouterr().err
+    assert "resuming after step" in capsys.readouterr().err
 
 
 def test_rotation_and_a_damaged_checkpoint(world: World, tmp_path: Path) -> None:

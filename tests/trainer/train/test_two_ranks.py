@@ -14,7 +14,7 @@ from tests.trainer.conftest import World
 from tests.trainer.running import command, config, log, start_ranks, torchrun, wait_for_step
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
-from trainer.losses.objective import label_losses
+from trainer.losses.batch_loss import label_losses
 from trainer.student.student import load_student
 from trainer.train.loop import train
 
@@ -89,6 +89,6 @@ def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) ->
     assert not (out / "result.json").exists()
     code, errors = torchrun(arguments)
     assert code == 0, errors
-    assert "going on after step" in errors
+    assert "resuming after step" in errors
     for name in ("log.jsonl", "final/model.safetensors"):
         assert (out / name).read_bytes() == (two / name).read_bytes()
