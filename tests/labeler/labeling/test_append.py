@@ -26,7 +26,7 @@ Settings = Callable[..., LabelConfig]
 
 @pytest.fixture
 def more(tmp_path: Path) -> Path:
-    """8 new documents, 4 that the corpus has too, one that is bad, one whose id is another's."""
+    """8 new documents, 4 from the corpus, a bad one, and one with the id of another document."""
     rows: list[dict[str, Any]] = [{"id": f"new{i}", "text": f"cat {i} ran " * 9} for i in range(8)]
     first = (tmp_path / "corpus.jsonl").read_text().splitlines()[:4]
     rows += [{"id": "bad", "text": 3}, {"id": "doc9", "text": "not the text of the other doc9"}]
@@ -36,7 +36,7 @@ def more(tmp_path: Path) -> Path:
 
 
 def files_of(out: Path) -> dict[str, bytes]:
-    """All that must be the same however the set came to be: journal entries hold times."""
+    """The files that do not depend on how the set was made; journal entries hold times."""
     return {
         path.relative_to(out).as_posix(): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -96,7 +96,7 @@ def test_the_same_append_again_changes_nothing(
         assert {p: p.read_bytes() for p in config.out.rglob("*") if p.is_file()} == before
 
 
-def test_records_that_are_all_there_leave_a_set_complete(
+def test_appending_only_known_records_leaves_a_set_complete(
     corpus: Path, tmp_path: Path, settings: Settings
 ) -> None:
     config = settings()
@@ -109,7 +109,7 @@ def test_records_that_are_all_there_leave_a_set_complete(
     assert open_label_set(config.out).manifest.status == "complete"
 
 
-def test_a_file_that_has_grown_adds_what_is_new(corpus: Path, settings: Settings) -> None:
+def test_a_file_that_has_grown_adds_its_new_records(corpus: Path, settings: Settings) -> None:
     config = settings(unit_labels=100_000)
     label([str(corpus)], config)
     corpus.write_text(corpus.read_text() + json.dumps({"id": "late", "text": "a late dog ran"}))
@@ -120,7 +120,7 @@ def test_a_file_that_has_grown_adds_what_is_new(corpus: Path, settings: Settings
     assert "late" in set(scan(config.out).collect()["id"])
 
 
-def test_a_set_that_is_not_finished_can_be_appended_to(
+def test_an_unfinished_set_can_be_appended_to(
     corpus: Path, more: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings()

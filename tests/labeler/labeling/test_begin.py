@@ -1,4 +1,4 @@
-"""What a run records when it begins, and what it asks of one that goes on."""
+"""The facts that a run records at its start, and that a resumed run must repeat."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def chat(answer: str) -> dict[str, Any]:
     return {"messages": [user, {"role": "assistant", "content": answer}]}
 
 
-def test_a_template_that_no_row_went_through_is_none(
+def test_a_template_that_no_row_used_is_not_recorded(
     corpus: Path, tmp_path: Path, settings: Settings
 ) -> None:
     other = tmp_path / "other-template.jinja"
@@ -45,7 +45,7 @@ def test_a_template_that_no_row_went_through_is_none(
     assert read_manifest(config.out).status == "complete"
 
 
-def test_a_template_that_rows_went_through_is_identity(
+def test_a_template_that_rows_used_is_identity(
     tmp_path: Path, settings: Settings, corpus: Path
 ) -> None:
     other = tmp_path / "other-template.jinja"
@@ -89,7 +89,7 @@ def test_label_sets_as_input_are_parents(tmp_path: Path, settings: Settings) -> 
     assert [p["name"] for p in read_manifest(appended.out).provenance["parents"]] == ["first"]
 
 
-def test_a_parent_of_another_tokenizer_is_refused(tmp_path: Path, settings: Settings) -> None:
+def test_a_parent_with_another_tokenizer_is_refused(tmp_path: Path, settings: Settings) -> None:
     plain = write(tmp_path / "plain.jsonl", {"text": "the cat sat on the mat"})
     first = settings(out=tmp_path / "first")
     label([plain], first)

@@ -1,4 +1,4 @@
-"""What a run will cost, and what is refused before the teacher is loaded."""
+"""The estimated cost of a run, and the refusals before the teacher is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GB = 10**9
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Say how many GB the device has, all of it free."""
+    """Set the memory of the device in GB, all of it free."""
 
     def have(gigabytes: float) -> None:
         size = int(gigabytes * GB)
@@ -36,7 +36,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 @pytest.mark.parametrize(
     ("free", "tokens"), [(80, 2048), (14.9, 1024), (7.4, 512), (3.7, 256), (1.9, 256)]
 )
-def test_a_step_is_halved_until_its_logits_take_a_quarter_of_what_is_free(
+def test_a_step_is_halved_until_its_logits_take_a_quarter_of_free_memory(
     settings: Settings, memory: Callable[[float], None], free: float, tokens: int
 ) -> None:
     config = settings(engine="vllm")
@@ -58,7 +58,7 @@ def test_a_step_that_cannot_fit_is_refused_with_the_settings_to_change(
     assert "--max-sequences" in str(caught.value)
 
 
-def test_what_was_asked_for_is_used_and_every_sequence_has_a_token(
+def test_a_step_from_the_flag_is_used_and_every_sequence_has_a_token(
     settings: Settings, memory: Callable[[float], None]
 ) -> None:
     memory(3.7)
@@ -128,11 +128,11 @@ def test_calibration_needs_a_dry_run(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--calibrate")
-    assert_one_error(done, "--calibrate belongs to --dry-run")
+    assert_one_error(done, "--calibrate needs --dry-run")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_unit_of_whole_vocabularies_has_fewer_labels() -> None:
+def test_a_unit_of_full_distributions_has_fewer_labels() -> None:
     assert budget.labels_per_unit(131_072, 64) == 131_072
     labels = budget.labels_per_unit(131_072, QWEN)
     assert labels * QWEN * 8 <= budget.UNIT_BYTES < (labels + 1) * QWEN * 8

@@ -11,7 +11,7 @@ from schemas import PAD_ID
 
 @dataclass
 class Flat:
-    """The four lists of vLLM's FlatLogprobs that we read."""
+    """The four lists of vLLM's FlatLogprobs that the labeler reads."""
 
     start_indices: list[int] = field(default_factory=list)
     end_indices: list[int] = field(default_factory=list)
@@ -94,6 +94,6 @@ def test_tail_is_clamped_and_never_below_the_actual_token() -> None:
     token_logprob = np.log(np.array([0.6, 0.6, 1e-3], np.float32))
     tail = np.exp(derived_tail(ids, logprobs, tokens, token_logprob, 30))
     np.testing.assert_allclose(tail, [1e-6, 0.1, 1e-3], rtol=1e-4)
-    # Where the ids are the whole vocabulary, what is outside is padding of the head, or nothing.
+    # Where the ids are the whole vocabulary, only padding of the head is outside, or nothing.
     covered = np.exp(derived_tail(ids, logprobs, tokens, token_logprob, 2))
     np.testing.assert_allclose(covered, [0.0, 0.1, 0.0], rtol=1e-4)

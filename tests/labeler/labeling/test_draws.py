@@ -26,13 +26,13 @@ DRAWS = 50
 
 
 def counts_of(drawn: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """How often each id was drawn, [n, V]."""
+    """Count the draws of each id, [n, V]."""
     counts = torch.zeros(len(drawn), vocab_size, dtype=torch.int64)
     return counts.scatter_add_(1, drawn, torch.ones_like(drawn))
 
 
 @given(st.integers(1, 200), st.integers(1, 60), st.integers(0, 10_000), st.floats(0.1, 30))
-def test_counts_are_next_to_what_is_expected(
+def test_counts_are_within_one_of_the_expectation(
     vocab: int, draws: int, seed: int, scale: float
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -56,12 +56,12 @@ def test_counts_average_to_the_distribution() -> None:
     torch.testing.assert_close(counts / 7, p[0].double(), atol=2e-4, rtol=0)
 
 
-def test_uniform_is_uniform_and_knows_nothing_of_its_neighbors() -> None:
+def test_uniform_is_uniform_and_independent_of_its_neighbors() -> None:
     normalizers = torch.linspace(5, 30, 20_000)
     tokens = torch.arange(20_000) % 997
     u = uniform(normalizers, tokens)
     assert 0 <= u.min() <= u.max() < 1
-    # Kolmogorov-Smirnov: 1.95 / sqrt(n) is passed once in a thousand samples of a uniform one.
+    # Kolmogorov-Smirnov: one in a thousand uniform samples exceeds 1.95 / sqrt(n).
     steps = (torch.arange(20_000) + 0.5) / 20_000
     assert (u.sort().values - steps).abs().max() < 1.95 / 20_000**0.5
     assert abs(torch.corrcoef(torch.stack([u[1:], u[:-1]]))[0, 1]) < 0.03
@@ -71,7 +71,7 @@ def test_uniform_is_uniform_and_knows_nothing_of_its_neighbors() -> None:
 
 @torch.inference_mode()
 def require_drawn_from(labels: LabelSet, teacher: Path) -> int:
-    """Each count against the probability that transformers gives the id; returns how many ids."""
+    """Compare each count with the id's probability in transformers; return the number of ids."""
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
     vocab = labels.manifest.identity.vocab_size
     seen = 0
@@ -95,7 +95,7 @@ def require_drawn_from(labels: LabelSet, teacher: Path) -> int:
     return seen
 
 
-def test_the_reference_engine(corpus: Path, settings: Callable[..., LabelConfig]) -> None:
+def test_the_reference_engine_draws(corpus: Path, settings: Callable[..., LabelConfig]) -> None:
     config = settings(draws=DRAWS)
     label([str(corpus)], config)
     labels = open_label_set(config.out)
@@ -106,8 +106,10 @@ def test_the_reference_engine(corpus: Path, settings: Callable[..., LabelConfig]
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("mode", ["score", "generate"])
-def test_vllm(corpus: Path, teacher: Path, tmp_path: Path, run_labeler: Run, mode: str) -> None:
-    """Draws of real vLLM from under a padded head, and the very same again."""
+def test_vllm_draws(
+    corpus: Path, teacher: Path, tmp_path: Path, run_labeler: Run, mode: str
+) -> None:
+    """Draws of real vLLM under a padded head; a second run draws the same."""
     prompts = tmp_path / "prompts.jsonl"
     lines = [json.dumps({"id": f"p{i}", "prompt": TEXT[i][:40]}) for i in range(4)]
     prompts.write_text("\n".join(lines))
@@ -124,7 +126,7 @@ def test_vllm(corpus: Path, teacher: Path, tmp_path: Path, run_labeler: Run, mod
     assert labels.content_digest == again.content_digest
 
 
-def test_who_cannot_draw() -> None:
+def test_draws_are_refused_without_the_full_distribution() -> None:
     for flags in ({"engine": "served", "server_url": "http://127.0.0.1:1"}, {"capture": "public"}):
         with pytest.raises(SoftshardsError, match="--draws needs the teacher's whole"):
             LabelConfig(model=Path("teacher"), out=Path("labels"), draws=50, **flags)

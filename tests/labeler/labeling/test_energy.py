@@ -47,7 +47,7 @@ def test_packages_and_memory_are_summed_and_parts_are_not_counted_twice(tmp_path
     assert reading.source == "RAPL"
 
 
-def test_a_counter_that_starts_again_is_followed_from_reading_to_reading(tmp_path: Path) -> None:
+def test_a_counter_that_wraps_is_followed_from_reading_to_reading(tmp_path: Path) -> None:
     write_domain(tmp_path, "0", "package-0", RANGE_UJ - 2_000_000)
     meter = energy.start(tmp_path)
     joules = []
@@ -60,7 +60,7 @@ def test_a_counter_that_starts_again_is_followed_from_reading_to_reading(tmp_pat
     assert joules == pytest.approx([5.0, once + 1.0, once + 2.5])
 
 
-def test_a_counter_that_goes_away_ends_the_count_and_not_the_work(tmp_path: Path) -> None:
+def test_a_counter_that_disappears_ends_the_count_not_the_work(tmp_path: Path) -> None:
     domain = write_domain(tmp_path, "0", "package-0", 1)
     meter = energy.start(tmp_path)
     assert meter.read() == energy.Energy(joules=0.0, source="RAPL")
@@ -69,13 +69,13 @@ def test_a_counter_that_goes_away_ends_the_count_and_not_the_work(tmp_path: Path
     assert meter.read() is None
 
 
-def test_nothing_readable_is_nothing_counted(tmp_path: Path) -> None:
+def test_unreadable_counters_count_nothing(tmp_path: Path) -> None:
     assert energy.start(tmp_path / "none").read() is None
     (write_domain(tmp_path, "0", "package-0", 1) / "energy_uj").unlink()
     assert energy.start(tmp_path).read() is None
 
 
-def test_units_are_metered_and_the_ledger_sums_them_where_all_were_measured(
+def test_units_are_metered_and_the_ledger_sums_them_if_all_were_measured(
     settings: Callable[..., LabelConfig],
     corpus: Path,
     tmp_path: Path,

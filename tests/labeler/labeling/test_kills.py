@@ -19,14 +19,14 @@ from tests.labeler.labeling.test_run import shard_bytes
 from tests.tiny_model import TEXT
 
 POLL = 0.003
-"""Seconds between two looks at a run."""
+"""Seconds between two checks of a run."""
 PATIENCE = 240
 """Seconds after which a test gives up waiting for a run that does not end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A command line, but for --out."""
+    """A command line without --out."""
 
     source: Path
     flags: tuple[object, ...]
@@ -66,14 +66,14 @@ def units_done(out: Path) -> int:
 
 
 def mark(out: Path) -> int:
-    """How far a run is: 0 started, 1 planning, 2 planned, 2 + n with n units done."""
+    """Return the progress of a run: 0 started, 1 planning, 2 planned, 2 + n with n units done."""
     if (out / "manifest.json").exists():
         return 2 + units_done(out)
     return int(out.exists())
 
 
 def watch(process: Command, out: Path, until: int | None = None) -> list[float]:
-    """Seconds from the start at which each mark was reached, until the one asked or the end."""
+    """Return the seconds at which each mark was reached, up to mark `until` or the end."""
     started = time.monotonic()
     times = [0.0]
     while process.poll() is None and (until is None or len(times) <= until):
@@ -84,10 +84,10 @@ def watch(process: Command, out: Path, until: int | None = None) -> list[float]:
 
 
 def kill_at(run: Job, out: Path, times: list[float], moment: float) -> bool:
-    """Start a run and kill it -9 at what was `moment` in a run that reached its marks at `times`.
+    """Start a run and kill it -9 at `moment` of a reference run that reached its marks at `times`.
 
-    The wait is for the last mark before the moment, and then for the rest of the time, so that a
-    slower machine kills at the same place. Returns whether the run was still alive.
+    Waits for the last mark before the moment, and then for the rest of the time, so that a slower
+    machine kills at the same place. Returns whether the run was still alive.
     """
     before = max(n for n, reached in enumerate(times) if reached <= moment)
     process = run.start(out)
@@ -111,7 +111,7 @@ def assert_same(out: Path, whole: Path) -> None:
 def test_kill_9_at_random_moments(
     tmp_path: Path, teacher: Path, request: pytest.FixtureRequest
 ) -> None:
-    """R1: each kill is of a run of its own, from its start to its end, which is then resumed."""
+    """R1: each kill hits a separate run, anywhere from start to end, which is then resumed."""
     kills = request.config.getoption("--kills")
     dice = random.Random(20)
     small = ["--max-sequences", 8, "--kv-cache-gb", 0.1]
@@ -176,7 +176,7 @@ def test_two_processes_on_one_plan_one_of_them_killed(tmp_path: Path, teacher: P
 
 
 def start_and_stop(run: Job, out: Path, signum: int) -> Command:
-    """Signal a run that waits in its third unit; return it when it has noticed."""
+    """Signal a run that waits in its third unit; return it once it has handled the signal."""
     process = run.start(out, fault="wait-in-third-unit")
     while units_done(out) < 2:
         assert process.poll() is None, out.with_suffix(".log").read_text()

@@ -1,4 +1,4 @@
-"""Whole runs with the reference engine: resume, refusals, rejects. The vLLM twin: test_vllm.py."""
+"""Whole runs with the reference engine: resume, refusals, rejects. With vLLM: test_vllm.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_run_makes_a_valid_label_set(corpus: Path, settings: Settings) -> None
     assert scan(config.out).collect().equals(frame)
 
 
-def test_a_finished_set_is_left_alone(corpus: Path, settings: Settings) -> None:
+def test_a_finished_set_is_not_touched(corpus: Path, settings: Settings) -> None:
     config = settings()
     label([str(corpus)], config)
     before = {p: p.stat().st_mtime_ns for p in config.out.rglob("*") if ".lock" not in p.name}
@@ -50,7 +50,7 @@ def test_a_finished_set_is_left_alone(corpus: Path, settings: Settings) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_a_missing_or_cut_shard_is_made_again_byte_for_byte(
+def test_a_missing_or_truncated_shard_is_labeled_again_byte_for_byte(
     corpus: Path, settings: Settings
 ) -> None:
     config = settings()
@@ -136,7 +136,7 @@ def test_limit_takes_the_first_records_of_all_inputs(
         label([str(corpus), str(more)], settings(limit=4))
 
 
-def test_what_a_killed_planner_left_is_in_nobodys_way(corpus: Path, settings: Settings) -> None:
+def test_files_of_a_killed_planner_are_removed(corpus: Path, settings: Settings) -> None:
     config = settings()
     (config.out / "shards").mkdir(parents=True)
     left = [".tmp-plan.sqlite", ".tmp-0123-plan.parquet", "shards/.tmp-0123-part-000000.parquet"]
@@ -147,10 +147,10 @@ def test_what_a_killed_planner_left_is_in_nobodys_way(corpus: Path, settings: Se
     assert not list(config.out.rglob(".tmp-*"))
 
 
-def test_the_step_of_the_engine_is_that_of_the_first_call(
+def test_a_resumed_run_uses_the_recorded_step(
     corpus: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other steps may round otherwise, so a resumed run takes the recorded one, unless told."""
+    """Other steps may round otherwise; only --max-batched-tokens overrides the recorded one."""
     steps = []
     load = labeler.labeling.runs.label_units.load_engine
 

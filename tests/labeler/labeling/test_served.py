@@ -24,6 +24,7 @@ from labeler.labeling.runs.label_run import label
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_entry, read_rejects
+from tests.labeler.labeling.test_vllm_tensors import assert_student_has_the_generation
 from tests.labeler.serving import PATIENCE, Server, free_port, proxy
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
@@ -34,7 +35,7 @@ MAX_LOGPROBS = 60
 
 @pytest.fixture(scope="module")
 def server(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Started once; the last test kills it and starts it with other settings."""
+    """One server for all tests; the last one kills it and starts it with other settings."""
     started = Server(model=teacher, log=tmp_path_factory.mktemp("server") / "log")
     started.start("--max-logprobs", str(MAX_LOGPROBS))
     yield started
@@ -57,6 +58,14 @@ def flags(server: Server, teacher: Path) -> Callable[..., list[object]]:
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": text, "text": text}) + "\n" for text in TEXT))
+    return path
+
+
+@pytest.fixture
+def student_prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "student_prompts.jsonl"
+    rows = [{"prompt": text, "student_prompt": "the cat"} for text in TEXT]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
@@ -95,33 +104,34 @@ def test_generations_are_sampled_by_seed_and_labeled_at_temperature_1(
     run_labeler: Run,
     flags: Callable[..., list[object]],
     teacher: Path,
-    prompts: Path,
+    student_prompts: Path,
     tmp_path: Path,
 ) -> None:
     sampled = ["--mode", "generate", "--max-tokens", "12", "--temperature", "1.3", "--top-p", "0.9"]
     for name in ("one", "two"):
         out = tmp_path / name
-        done = run_labeler("label", prompts, *flags(out, *sampled, "--samples", "2"))
+        done = run_labeler("label", student_prompts, *flags(out, *sampled, "--samples", "2"))
         assert done.returncode == 0, done.stderr
     assert_labels_are_the_teachers(tmp_path / "one", teacher)
     one, two = (scan(tmp_path / name).collect() for name in ("one", "two"))
     assert one["input_ids"].n_unique() == one.height == 2 * len(TEXT)
     assert one["input_ids"].equals(two["input_ids"])
+    assert_student_has_the_generation(one)
 
 
 def test_structured_output_is_labeled_without_its_constraint(
     run_labeler: Run,
     flags: Callable[..., list[object]],
     teacher: Path,
-    prompts: Path,
+    student_prompts: Path,
     tmp_path: Path,
 ) -> None:
     more = ["--mode", "generate", "--max-tokens", "6", "--structured.regex", "[a-c]+"]
-    done = run_labeler("label", prompts, *flags(tmp_path / "out", *more))
+    done = run_labeler("label", student_prompts, *flags(tmp_path / "out", *more))
     assert done.returncode == 0, done.stderr
-    assert all(
-        re.fullmatch("[a-c]+", text) for text in scan(tmp_path / "out").collect()["generation"]
-    )
+    frame = scan(tmp_path / "out").collect()
+    assert all(re.fullmatch("[a-c]+", text) for text in frame["generation"])
+    assert_student_has_the_generation(frame)
     assert_labels_are_the_teachers(tmp_path / "out", teacher)
 
 
@@ -142,7 +152,7 @@ def test_an_openai_style_server_gives_20_logprobs_matched_by_text(
     schema = pq.read_schema(next((scored / "shards").iterdir()))
     note = json.loads(schema.metadata[b"softshards"])["tail_source"]
     assert "OpenAI-style endpoint, top 20, matched by text" in note
-    # Half of this tokenizer's tokens are bytes that are no text by themselves.
+    # Half of this tokenizer's tokens are bytes that decode to no text by themselves.
     widths = scan(scored).collect()["topk_ids"].explode().list.len()
     assert 0 < widths.min() < widths.max() <= 20
 
@@ -167,7 +177,7 @@ def test_a_server_that_does_not_answer_or_gives_too_few_logprobs_is_refused(
     done = run_labeler("label", corpus, *flags(tmp_path / "out", "--k", MAX_LOGPROBS))
     assert done.returncode == 2
     assert f"greater than max allowed: {MAX_LOGPROBS}" in done.stderr
-    assert "--max-logprobs 80" in done.stderr  # 20 ids of the teacher's head are no tokens
+    assert "--max-logprobs 80" in done.stderr  # the teacher's head has 20 padding ids
 
 
 def test_what_a_server_cannot_do_is_refused_before_the_start(
@@ -191,7 +201,7 @@ def test_what_a_server_cannot_do_is_refused_before_the_start(
             label([str(prompts)], settings(**(usual | changed)))
 
 
-def test_lost_requests_are_sent_again_and_few_are_in_flight(
+def test_lost_requests_are_retried_and_few_are_in_flight(
     run_labeler: Run,
     server: Server,
     flags: Callable[..., list[object]],
@@ -204,13 +214,13 @@ def test_lost_requests_are_sent_again_and_few_are_in_flight(
     def lose_some(number: int, _: bytes) -> int:
         return 503 if number in (0, 1, 5, 6, 9) else 0
 
-    # The two checks, with what was lost of them, come one by one: numbers 0 to 3.
+    # The two checks and their lost requests come one by one: numbers 0 to 3.
     with proxy(server.port, lose_some, gather=3, gather_from=4) as before:
         more = ["--concurrency", "3", "--retries", "4"]
         done = run_labeler("label", corpus, *flags(out, *more, url=before.url))
         assert done.returncode == 0, done.stderr
         rows = open_label_set(out).rows
-        assert before.completions == 2 + rows + 5  # two checks, and what was lost
+        assert before.completions == 2 + rows + 5  # two checks, and the lost ones
         assert before.most == 3
         assert_labels_are_the_teachers(out, teacher)
     with proxy(server.port, lambda number, _: 503 if number > 5 else 0) as before:
@@ -221,7 +231,7 @@ def test_lost_requests_are_sent_again_and_few_are_in_flight(
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_request_that_the_server_fails_at_becomes_a_reject(
+def test_a_request_that_the_server_fails_on_becomes_a_reject(
     run_labeler: Run,
     server: Server,
     flags: Callable[..., list[object]],
@@ -248,7 +258,7 @@ def test_a_request_that_the_server_fails_at_becomes_a_reject(
     assert_labels_are_the_teachers(out, teacher)
 
 
-def test_rounded_logits_are_told_from_float32_ones() -> None:
+def test_rounded_logits_are_distinguished_from_float32() -> None:
     logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) * 4
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         rounded = logits.to(dtype).float()

@@ -33,7 +33,7 @@ def engine_for(
 
 
 def dense_logprobs(path: Path, ids: list[int]) -> np.ndarray:
-    """log p of every id of the padded vocabulary, float64 [T, V]; row t is of the token at t."""
+    """Return log p of every id of the padded vocabulary, float64 [T, V]; row t predicts token t."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     with torch.inference_mode():
         logits = model(torch.tensor([ids])).logits[0]
@@ -60,7 +60,7 @@ def test_labels_equal_the_dense_distribution(teacher: Path) -> None:
     np.testing.assert_allclose(labels.entropy, -(np.exp(logp) * logp).sum(1), atol=1e-5)
 
 
-def test_generated_labels_are_the_raw_distribution_whatever_the_sampling(teacher: Path) -> None:
+def test_generated_labels_are_the_raw_distribution_under_any_sampling(teacher: Path) -> None:
     opened = open_teacher(teacher, max_length=64)
     prompt = opened.encode("the cat sat")
     sampling = Sampling(temperature=1.7, top_p=0.8, max_tokens=12)
@@ -111,7 +111,7 @@ AFTER_THE_HEAD = {
 def test_logits_in_chunks_give_the_same_labels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
 ) -> None:
-    """Whatever the model does after its head, and with a head wider than its body."""
+    """With anything the model does after its head, and with a head wider than its body."""
     config = AFTER_THE_HEAD[kind]
     config.vocab_size = make_tokenizer(tmp_path)
     torch.manual_seed(0)
@@ -130,7 +130,7 @@ def test_logits_in_chunks_give_the_same_labels(
     for name in ("topk_logprobs", "tail_logprob", "token_logprob", "entropy", "log_normalizer"):
         there, expected = getattr(chunked.labels, name), getattr(whole.labels, name)
         np.testing.assert_allclose(there, expected, atol=1e-5, err_msg=name)
-    # And what the model itself says in float64, where torch can run it so.
+    # And the model's own distribution in float64, where torch can run it.
     if dtype == "float32" and kind != "experts":
         logp = dense_logprobs(tmp_path, ids)[[*range(2, 5), *range(9, 300)]]
         order = np.argsort(-logp, axis=1)[:, :8]
@@ -159,7 +159,7 @@ def test_a_long_sequence_never_has_all_its_logits_in_memory(teacher: Path) -> No
 
 
 def test_min_p_leaves_only_likely_tokens(teacher: Path) -> None:
-    """min_p = 1 keeps the likeliest token alone: greedy, whatever the temperature."""
+    """min_p = 1 keeps only the most likely token: greedy at any temperature."""
     prompt = open_teacher(teacher, max_length=64).encode("the cat sat")
     request = Request(index=0, sample=0, input_ids=prompt, spans=(), seed=3)
     outputs = []
@@ -175,8 +175,8 @@ def test_min_p_leaves_only_likely_tokens(teacher: Path) -> None:
     assert outputs[0] != outputs[2]
 
 
-def test_the_checkpoints_own_sampling_habits_do_not_count(tmp_path: Path) -> None:
-    """Greedy is the likeliest token, also where generation_config.json asks for penalties."""
+def test_the_checkpoints_own_sampling_settings_are_ignored(tmp_path: Path) -> None:
+    """Greedy picks the most likely token even if generation_config.json sets penalties."""
     vocab_size = make_tokenizer(tmp_path)
     make_model(tmp_path, vocab_size=vocab_size)
     GenerationConfig(repetition_penalty=50.0, eos_token_id=0).save_pretrained(tmp_path)

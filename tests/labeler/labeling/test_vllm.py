@@ -23,8 +23,8 @@ def small(teacher: Path, out: Path, *more: object) -> list[object]:
     return ["--model", teacher, "--out", out, *flags, *more]
 
 
-def test_set_up_leaves_no_torchvision_that_cannot_be_imported() -> None:
-    """With a broken one installed, vLLM loads no model: scripts/setup removes it."""
+def test_setup_leaves_no_broken_torchvision() -> None:
+    """With a broken one installed, vLLM cannot load a model: scripts/setup removes it."""
     code = "import importlib.util as u\nif u.find_spec('torchvision'): import torchvision"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

@@ -65,7 +65,7 @@ def require_equal(labels: Labels, exact: Labels, tolerance: float = 1e-4) -> Non
         np.testing.assert_allclose(ours, theirs, atol=tolerance, err_msg=name)
     near = np.diff(exact.topk_logprobs, axis=1, append=-np.inf) > -tolerance
     near[:, 1:] |= near[:, :-1].copy()
-    near[:, -1] = True  # perhaps equal to the first that was left out
+    near[:, -1] = True  # perhaps equal to the first one left out
     assert (labels.topk_ids == exact.topk_ids)[~near].all()
 
 
@@ -139,25 +139,37 @@ def test_a_vocabulary_of_140_000_under_a_padded_head(run_labeler: Run, tmp_path:
         assert result.good, result.verdict
 
 
+def assert_student_has_the_generation(frame: pl.DataFrame) -> None:
+    """The student's spans hold the teacher's generation, after a prompt of its own."""
+    for row in frame.iter_rows(named=True):
+        (span,), (student,) = row["spans"], row["student_spans"]
+        assert student["start"] != span["start"]
+        generated = row["input_ids"][span["start"] : span["stop"]]
+        assert row["student_input_ids"][student["start"] : student["stop"]] == generated
+        assert student["stop"] == len(row["student_input_ids"])
+
+
 def test_constrained_generations_are_labeled_without_the_constraint(
     run_labeler: Run, teacher: Path, tmp_path: Path
 ) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXT))
+    lines = [json.dumps({"prompt": text, "student_prompt": "the cat"}) for text in TEXT]
+    prompts.write_text("\n".join(lines))
     more = ["--mode", "generate", "--max-tokens", "12", "--structured.regex", "[a-e ]{4,8}"]
     done = run_labeler("label", prompts, *small(teacher, out, *more))
     assert done.returncode == 0, done.stderr
     frame = scan(out).collect()
     assert frame["generation"].str.contains("^[a-e ]{1,12}$").all()
+    assert_student_has_the_generation(frame)
     labels = open_label_set(out)
     assert labels.manifest.identity.sampling is not None
     assert labels.manifest.identity.sampling.structured == {"regex": "[a-e ]{4,8}"}
-    # Rescored without the constraint; under it all other ids would have had no mass.
+    # Rescored without the constraint, under which all other ids would have no mass.
     result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
     assert result.good, result.verdict
 
 
-def test_nucleus_labels_keep_the_mass_asked_for(
+def test_nucleus_labels_keep_the_requested_mass(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -195,7 +207,7 @@ def test_tensors_come_through_tensor_parallel_workers(
 def test_sampled_answers_to_prompts_longer_than_a_step(
     run_labeler: Run, teacher: Path, tmp_path: Path
 ) -> None:
-    """On a CPU, vLLM cannot go on sampling after a prompt that was split between steps."""
+    """On a CPU, vLLM cannot sample after a prompt that was split between steps."""
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     rows = [{"prompt": f"{TEXT[0]} " * (1 + i % 4) + str(i)} for i in range(30)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -64,7 +64,7 @@ def test_ranks_label_their_own_units_and_the_last_one_closes(
 def test_processes_that_start_at_once_plan_once_and_finish_one_set(
     corpus: Path, settings: Settings, tmp_path: Path
 ) -> None:
-    """Two ranks, and one process that takes the whole plan for its own: bytes do not mix."""
+    """Two ranks, and one process that labels the whole plan: bytes do not mix."""
     label([str(corpus)], settings(out=tmp_path / "alone"))
     config = settings()
     ranks = [(0, 2), (1, 2), (0, 1)]
@@ -76,7 +76,7 @@ def test_processes_that_start_at_once_plan_once_and_finish_one_set(
     assert plan == (tmp_path / "alone" / "plan.parquet").read_bytes()
 
 
-def test_one_process_a_rank(corpus: Path, settings: Settings) -> None:
+def test_one_process_per_rank(corpus: Path, settings: Settings) -> None:
     config = settings(rank=1, world_size=2)
     config.out.mkdir()
     with (
@@ -138,7 +138,7 @@ def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path: Path) ->
     assert final.read_bytes() == b"ours"
 
 
-def test_two_that_finish_at_once_close_the_same_set(corpus: Path, settings: Settings) -> None:
+def test_two_that_finish_together_close_the_same_set(corpus: Path, settings: Settings) -> None:
     config = settings()
     label([str(corpus)], config)
     before = {p: p.read_bytes() for p in config.out.rglob("*") if p.is_file()}
