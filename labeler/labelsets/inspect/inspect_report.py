@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -14,9 +13,9 @@ from labeler.console import human_bytes, out
 from labeler.labelsets.common.vocabulary import open_vocabulary
 from labeler.labelsets.inspect.histograms import bars, bin_names
 from labeler.labelsets.inspect.inspect_config import InspectConfig
-from labeler.labelsets.inspect.outliers import BY, row_names
+from labeler.labelsets.inspect.outliers import BY, OutlierRow, row_name
 from labeler.labelsets.inspect.row_view import print_row
-from labeler.labelsets.inspect.summary import QUANTILES, summarize
+from labeler.labelsets.inspect.summary import QUANTILES, Group, Summary, summarize
 from schemas import LabelSet, open_label_set
 from schemas.journal import read_rejects
 
@@ -74,7 +73,7 @@ def print_summary(path: Path, labels: LabelSet, *, as_json: bool) -> None:
         _print_outliers(facts["outliers"], labels)
 
 
-def _facts(facts: dict[str, Any]) -> Table:
+def _facts(facts: Summary) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     size = f"{human_bytes(facts['bytes'])}"
     if facts["bytes_per_label"] is None:
@@ -98,34 +97,38 @@ def _facts(facts: dict[str, Any]) -> Table:
     return table
 
 
-def _percentiles(facts: dict[str, Any]) -> Table:
+def _percentiles(facts: Summary) -> Table:
     title = "per position: mean and percentiles"
     table = Table(title=title, title_justify="left", title_style="bold", box=None)
     table.add_column("")
     for heading in ("mean", *(f"{100 * q:g} %" for q in QUANTILES)):
         table.add_column(heading, justify="right")
-    for name, what in (
-        ("coverage", f"mass in the top {facts['k']}"),
-        ("entropy", f"entropy in nats, over {facts['entropy_of']}"),
-        ("nll", "NLL of the actual token in nats"),
+    coverage, entropy = (
+        f"mass in the top {facts['k']}",
+        f"entropy in nats, over {facts['entropy_of']}",
+    )
+    for what, mean, quantiles in (
+        (coverage, facts["mean_coverage"], facts["coverage_quantiles"]),
+        (entropy, facts["mean_entropy"], facts["entropy_quantiles"]),
+        ("NLL of the actual token in nats", facts["mean_nll"], facts["nll_quantiles"]),
     ):
-        values = (facts[f"mean_{name}"], *facts[f"{name}_quantiles"].values())
-        table.add_row(what, *map(_figure, values))
+        table.add_row(what, *map(_figure, (mean, *quantiles.values())))
     return table
 
 
-def _histograms(facts: dict[str, Any]) -> list[list[Table]]:
+def _histograms(facts: Summary) -> list[list[Table]]:
     found = facts["histograms"]
     tables = []
     if facts["labels"]:
-        for name, title, color in (
-            ("coverage", f"mass in the top {facts['k']}, per position", "green"),
-            ("entropy", "entropy in nats, per position", "yellow"),
-            ("nll", "NLL of the actual token in nats", "red"),
+        mass = found["coverage"]
+        title = f"mass in the top {facts['k']}, per position"
+        tables.append(bars(title, bin_names(mass["edges"]), mass["counts"], "green"))
+        for nats, title, color in (
+            (found["entropy"], "entropy in nats, per position", "yellow"),
+            (found["nll"], "NLL of the actual token in nats", "red"),
         ):
-            edges, counts = _cut(found[name]["edges"], found[name]["counts"])
-            labels = bin_names(edges, open_end=name != "coverage")
-            tables.append(bars(title, labels, counts, color))
+            edges, counts = _coarser(nats["edges"], nats["counts"])
+            tables.append(bars(title, bin_names(edges, open_end=True), counts, color))
     if facts["rows"]:
         lengths = found["row_tokens"]
         labels = bin_names(lengths["edges"], whole=True)
@@ -136,10 +139,8 @@ def _histograms(facts: dict[str, Any]) -> list[list[Table]]:
     return [tables[i : i + 2] for i in range(0, len(tables), 2)]
 
 
-def _cut(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[int]]:
+def _coarser(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], list[int]]:
     """Merge bins above 3 nats in pairs, from half a nat to one, and drop empty ones at the end."""
-    if edges[-1] <= 1:
-        return list(edges), list(counts)
     fine = edges.index(3.0)
     coarse = [sum(counts[i : i + 2]) for i in range(fine, len(counts), 2)]
     merged, ends = [*counts[:fine], *coarse], [*edges[:fine], *edges[fine::2]]
@@ -148,7 +149,7 @@ def _cut(edges: Sequence[float], counts: Sequence[int]) -> tuple[list[float], li
     return ends, merged
 
 
-def _groups(title: str, name: str, groups: list[dict[str, Any]]) -> Table:
+def _groups(title: str, name: str, groups: list[Group]) -> Table:
     table = Table(
         title=f"{title}: {len(groups)}", title_justify="left", title_style="bold", box=None
     )
@@ -158,20 +159,20 @@ def _groups(title: str, name: str, groups: list[dict[str, Any]]) -> Table:
     for column in shown:
         table.add_column(column.replace("mean_", "").replace("nll", "NLL"), justify="right")
     for group in groups[:SOURCES]:
-        label = "(none)" if group[name] is None else group[name]
+        label = "(none)" if group[name] is None else str(group[name])
         table.add_row(Text(label), *(_figure(group[column]) for column in shown))
     if len(groups) > SOURCES:
         table.add_row(f"... {len(groups) - SOURCES} more, all in --json")
     return table
 
 
-def _figure(value: float | None) -> str:
-    if value is None:
-        return "-"
+def _figure(value: str | float | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def _print_outliers(outliers: dict[str, list[dict[str, Any]]], labels: LabelSet) -> None:
+def _print_outliers(outliers: dict[str, list[OutlierRow]], labels: LabelSet) -> None:
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
     table = Table(box=None, title="rows that stand out", title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
@@ -181,11 +182,11 @@ def _print_outliers(outliers: dict[str, list[dict[str, Any]]], labels: LabelSet)
     table.add_column("labeled text begins", no_wrap=True)
     for kind in BY:
         rows = outliers[kind]
-        for row, name in zip(rows[:3], row_names(rows)):
+        for row in rows[:3]:
             [text] = vocabulary.decode([row["tokens"]])
             table.add_row(
                 kind if row is rows[0] else "",
-                Text(name),
+                Text(row_name(row["id"], row["chunk"], row["sample"])),
                 _figure(row["n_tokens"]),
                 _figure(row["mean_nll"]),
                 _figure(row["coverage"]),

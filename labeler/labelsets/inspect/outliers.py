@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 import polars as pl
@@ -26,6 +25,20 @@ BY = {
     "longest": ("n_tokens", True),
 }
 """The ways to stand out: the column, and whether large values stand out."""
+
+
+class OutlierRow(TypedDict):
+    """A row that stands out, as JSON values."""
+
+    id: str
+    chunk: int
+    sample: int
+    n_tokens: int
+    n_labels: int
+    mean_nll: float | None
+    coverage: float | None
+    repetition: float
+    tokens: list[int]
 
 
 @dataclass
@@ -54,15 +67,16 @@ class Outliers:
             )
             self._kept[name] = ordered.head(WORST)
 
-    def facts(self) -> dict[str, list[dict[str, Any]]]:
+    def facts(self) -> dict[str, list[OutlierRow]]:
         """Return the rows of each kind as JSON values, the most extreme first."""
         return {
             name: [_finite(row) for row in kept.to_dicts()] for name, kept in self._kept.items()
         }
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {n: rounded(v) if isinstance(v, float) else v for n, v in row.items()}
+def _finite(row: dict[str, object]) -> OutlierRow:
+    values = {n: rounded(v) if isinstance(v, float) else v for n, v in row.items()}
+    return cast(OutlierRow, values)
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
@@ -70,9 +84,7 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def row_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names that `labeler inspect --row` takes: id, and chunk and sample unless 0."""
-    return [
-        row["id"] + "".join(f"/{part}={row[part]}" for part in KEY_COLUMNS[1:] if row[part])
-        for row in rows
-    ]
+def row_name(row_id: str, chunk: int, sample: int) -> str:
+    """Return the name that `labeler inspect --row` takes: the id, and chunk and sample unless 0."""
+    parts = (("chunk", chunk), ("sample", sample))
+    return row_id + "".join(f"/{part}={number}" for part, number in parts if number)

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from labeler.console import out
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from labeler.labelsets.inspect.outliers import row_names
+from labeler.labelsets.inspect.outliers import row_name
 from schemas import LabelSet, LabelSetError, bucketed_entropy, decode
+from schemas.arrow import KEY_COLUMNS
 
 TOP = 5
 RUNNING = 400
@@ -59,7 +60,7 @@ def print_row(labels: LabelSet, name: str, *, start: int, count: int, as_json: b
     row = find_row(labels, name)
     vocabulary = open_vocabulary(labels.tokenizer_dir, labels.manifest.identity.vocab_size)
     lines = row_labels(row, vocabulary)
-    key = {part: row[part][0].as_py() for part in ("id", "chunk", "sample", "source")}
+    key = {part: row[part][0].as_py() for part in (*KEY_COLUMNS, "source")}
     if 0 < start >= len(lines):
         raise LabelSetError(
             f"--start {start}, but the row has {len(lines)} labels",
@@ -89,9 +90,9 @@ def find_row(labels: LabelSet, name: str) -> pa.Table:
         LabelSetError: there is no such row.
     """
     for group in labels.row_groups:
-        keys = labels.read_row_group(group, ["id", "chunk", "sample"]).to_pylist()
+        keys = labels.read_row_group(group, KEY_COLUMNS).to_pylist()
         for index, key in enumerate(keys):
-            if name in ("first", key["id"], *row_names([key])):
+            if name in ("first", key["id"], row_name(key["id"], key["chunk"], key["sample"])):
                 return labels.read_row_group(group).slice(index, 1)
     raise LabelSetError(
         "no row has this id",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
 
 from labeler.console import progress
 from labeler.labelsets.inspect.histograms import Histogram, HistogramFacts, length_edges
-from labeler.labelsets.inspect.outliers import Outliers, rounded
+from labeler.labelsets.inspect.outliers import OutlierRow, Outliers, rounded
 from schemas import LabelSet
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
@@ -55,8 +55,9 @@ class _Counts:
             )
             .collect()
         )
-        for name in ("coverage", "entropy", "nll"):
-            getattr(self, name).add(positions[name].to_numpy())
+        self.coverage.add(positions["coverage"].to_numpy())
+        self.entropy.add(positions["entropy"].to_numpy())
+        self.nll.add(positions["nll"].to_numpy())
         self.full_entropy &= rows["entropy"].null_count() == 0
         labels = pl.col("n_labels")
         weighted = rows.with_columns((pl.col(name) * labels).fill_null(0.0) for name in MEANS)
@@ -79,8 +80,78 @@ def _summed(so_far: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return both.group_by(both.columns[0]).sum()
 
 
-def summarize(path: Path, labels: LabelSet) -> dict[str, Any]:
-    """Return the facts of a label set or view as JSON values.
+class SetFacts(TypedDict):
+    """Facts of a label set or view that its manifest and index hold."""
+
+    path: str
+    status: str
+    view: dict[str, object] | None
+    mode: str
+    k: int
+    draws: int | None
+    codec: str
+    teacher: str | None
+    teacher_weights: str
+    dtype: str
+    head_dtype: str
+    vocab_size: int
+    shards: int
+    row_groups: int
+    rows: int
+    tokens: int
+    labels: int
+    rejects: int
+    bytes: int
+    bytes_per_label: float | None
+
+
+class Lengths(TypedDict):
+    """Lengths of rows in tokens."""
+
+    shortest: int | None
+    median: float | None
+    longest: int | None
+
+
+class Histograms(TypedDict):
+    """Histograms over positions, and over the lengths of rows."""
+
+    coverage: HistogramFacts
+    entropy: HistogramFacts
+    nll: HistogramFacts
+    row_tokens: HistogramFacts
+
+
+Quantiles = dict[float, float | None]
+Group = dict[str, str | int | float | None]
+"""Counts and means of one source or kind of span, which stands under `source` or `kind`."""
+
+
+class CountedFacts(TypedDict):
+    """Facts of a label set or view that are counted over its rows."""
+
+    perplexity: float | None
+    mean_nll: float | None
+    mean_entropy: float | None
+    mean_coverage: float | None
+    entropy_of: str
+    coverage_quantiles: Quantiles
+    entropy_quantiles: Quantiles
+    nll_quantiles: Quantiles
+    row_tokens: Lengths
+    finish_reasons: dict[str, int]
+    histograms: Histograms
+    sources: list[Group]
+    kinds: list[Group]
+    outliers: dict[str, list[OutlierRow]]
+
+
+class Summary(SetFacts, CountedFacts):
+    """All facts of a label set or view, as JSON values."""
+
+
+def summarize(path: Path, labels: LabelSet) -> Summary:
+    """Return the facts of a label set or view.
 
     Every row group is read once, and verified. Memory grows only with the number of sources and of
     distinct lengths.
@@ -98,10 +169,10 @@ def summarize(path: Path, labels: LabelSet) -> dict[str, Any]:
     with progress("row groups") as bar:
         for group in bar.track(labels.row_groups, description="reading"):
             counted.add(pl.DataFrame(labels.read_row_group(group, columns)))
-    return _set_facts(path, labels) | _counted_facts(counted)
+    return {**_set_facts(path, labels), **_counted_facts(counted)}
 
 
-def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
+def _set_facts(path: Path, labels: LabelSet) -> SetFacts:
     identity = labels.manifest.identity
     per_label = round(labels.stored_bytes / max(1, labels.labels), 1)
     return {
@@ -128,7 +199,7 @@ def _set_facts(path: Path, labels: LabelSet) -> dict[str, Any]:
     }
 
 
-def _counted_facts(counted: _Counts) -> dict[str, Any]:
+def _counted_facts(counted: _Counts) -> CountedFacts:
     sources = _means(counted.sources, MEANS).sort("labels", "source", descending=[True, False])
     kinds = _means(counted.kinds, ("nll", "entropy", "coverage")).sort("labels", descending=True)
     total = counted.sources.select(pl.col("labels", *MEANS).sum()) if len(sources) else None
@@ -143,10 +214,9 @@ def _counted_facts(counted: _Counts) -> dict[str, Any]:
         "mean_entropy": rounded(entropy),
         "mean_coverage": rounded(coverage),
         "entropy_of": "all ids" if counted.full_entropy else "top-k and tail",
-        **{
-            f"{name}_quantiles": {q: rounded(getattr(counted, name).quantile(q)) for q in QUANTILES}
-            for name in ("coverage", "entropy", "nll")
-        },
+        "coverage_quantiles": _quantiles(counted.coverage),
+        "entropy_quantiles": _quantiles(counted.entropy),
+        "nll_quantiles": _quantiles(counted.nll),
         "row_tokens": _length_facts(lengths),
         "finish_reasons": {
             str(reason): count for reason, count in counted.finish.sort(pl.all()).rows()
@@ -163,6 +233,10 @@ def _counted_facts(counted: _Counts) -> dict[str, Any]:
     }
 
 
+def _quantiles(histogram: Histogram) -> Quantiles:
+    return {q: rounded(histogram.quantile(q)) for q in QUANTILES}
+
+
 def _means(sums: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
     """Turn sums over labels into means, named `mean_`...; null for groups without labels."""
     if sums.is_empty():
@@ -176,9 +250,9 @@ def _means(sums: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
     return sums.with_columns(**mean).drop(set(names) - set(mean))
 
 
-def _length_facts(lengths: pl.DataFrame | None) -> dict[str, float | None]:
+def _length_facts(lengths: pl.DataFrame | None) -> Lengths:
     if lengths is None:
-        return dict.fromkeys(("shortest", "median", "longest"))
+        return {"shortest": None, "median": None, "longest": None}
     upto = lengths["len"].cum_sum()
     middle = [int(np.searchsorted(upto, (upto[-1] + odd) / 2)) for odd in (0, 1)]
     return {

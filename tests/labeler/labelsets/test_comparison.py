@@ -268,5 +268,5 @@ def test_what_cannot_be_compared_is_refused(
     assert "cannot be read" in refused(a, settings, inputs=[text])
     settings.write_text(f"out: {tmp_path / 'x'}\nmodel: {tmp_path / 'gone'}\n")
     done = run_labeler("compare", a, settings, text)
-    assert_one_error(done, "ended with exit code 2")
+    assert_one_error(done, "failed with exit code 2")
     assert "not a model" in done.stderr
