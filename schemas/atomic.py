@@ -12,8 +12,6 @@ from pathlib import Path
 from schemas.os_errors import explain_full_disk
 
 TMP_PREFIX = ".tmp-"
-_OURS = secrets.token_hex(4)
-"""Keeps two processes that write the same file from sharing one temporary file."""
 
 
 @contextmanager
@@ -24,7 +22,8 @@ def atomic_path(final: Path) -> Iterator[Path]:
     one. On an exception the temporary file is removed and `final` is left as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    tmp = final.with_name(f"{TMP_PREFIX}{_OURS}-{final.name}")
+    # Two processes that write the same file, even forks of one, must not share a temporary file.
+    tmp = final.with_name(f"{TMP_PREFIX}{secrets.token_hex(4)}-{final.name}")
     try:
         yield tmp
         fsync(tmp)
