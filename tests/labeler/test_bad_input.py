@@ -1,4 +1,4 @@
-"""What a user can get wrong around label sets that are there: one message, exit code 2."""
+"""Mistakes with existing label sets: each is one message, exit code 2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.schemas.sets import GOLDEN
 
 @pytest.fixture(autouse=True)
 def places(tmp_path: Path) -> None:
-    """A label set `set`, a file `file.txt`, and a folder `full` with something else."""
+    """Make a label set `set`, a file `file.txt`, and a folder `full` with other content."""
     shutil.copytree(GOLDEN, tmp_path / "set")
     (tmp_path / "file.txt").write_text("text\n")
     (tmp_path / "full").mkdir()
@@ -25,18 +25,18 @@ def places(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("inspect gone", "gone: no label set here: there is no such folder"),
+        ("inspect gone", "gone: no label set here: the folder does not exist"),
         ("inspect full", "full: no label set here: manifest.json is missing"),
         ("inspect file.txt", "file.txt: not a view of a label set"),
         ("repair gone", "gone: no label set here"),
         ("repair file.txt", "file.txt: no label set here"),
         ("convert set full", "full: the folder is not empty: it has mine"),
         ("convert set file.txt", "file.txt: File exists"),
-        ("convert set set", "set: the new set would be in the place of the old"),
-        ("merge set set", "name at least two label sets"),
+        ("convert set set", "set: the new set would overwrite its source"),
+        ("merge set set", "merge needs at least two label sets"),
         ("curate set --out file.txt/a.view.json --refusals", "file.txt: File exists"),
-        ("curate set --out full", "the name of a view ends in .view.json"),
-        ("export set full --format jsonl", "full: a file of format jsonl is a .jsonl"),
+        ("curate set --out full", "give a name that ends in .view.json"),
+        ("export set full --format jsonl", "full: format jsonl needs a file name that ends in .jsonl"),
         ("view set --out full", "full: this is a folder"),
         ("view set --port 70000", "--port"),
         ("inspect set --row first --positions 0", "--positions"),
@@ -57,21 +57,21 @@ def test_places_and_numbers(labeler: CommandLine, command: str, says: str) -> No
         ("--where", "mean_nl < 3", "did you mean mean_nll"),
         ("--where", "mean_nll <", "sql parser error"),
         ("--where", "n_tokens", "not true or false"),
-        ("--where", "sum(n_tokens) > 3", "it is about many rows"),
+        ("--where", "sum(n_tokens) > 3", "it aggregates many rows"),
         ("--where", "n_tokens > 'a'", "cannot compare"),
         ("--where", "spans > 3", "could not evaluate"),
         ("--where", "cast(id as int) > 3", "compare like with like"),
         ("--score", "cast(id as int)", "compare like with like"),
         ("--score", "id", "not a number"),
-        ("--refusal-pattern", "(?<=a)b", "no regular expression"),
+        ("--refusal-pattern", "(?<=a)b", "not a regular expression"),
     ],
 )
 def test_expressions(labeler: CommandLine, rule: str, text: str, says: str) -> None:
-    """Some are found by their types, others by the first row that they cannot be computed of."""
+    """Some fail by their types, others at the first row for which they cannot be computed."""
     done = labeler("curate", "set", "--out", "a.view.json", "--dedup", "exact", rule, text)
     assert done.code == 2, done.out
     assert says in done.err
-    assert text in done.err, "the message names what was asked"
+    assert text in done.err, "the message names the expression"
     assert not Path("a.view.json").exists()
 
 

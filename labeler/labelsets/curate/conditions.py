@@ -1,4 +1,4 @@
-"""Rules on single rows: SQL conditions, repetition, refusals. One Polars query gives all masks."""
+"""Conditions on single rows: SQL, repetition, refusals. One Polars query computes all masks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from polars.exceptions import ColumnNotFoundError, PolarsError
 
 from labeler.console import progress
 from labeler.labelsets.common.rows import Mask, Rows
-from schemas import SoftshardsError
-from schemas.errors import first_line
+from schemas.errors import SoftshardsError, first_line
 
 BEGINNING = 300
-"""Characters of an answer in which a refusal is looked for."""
+"""Characters of an answer in which refusals are searched."""
 
 _SORRY = r"(i['’]m|i am) (so |very |really |terribly )?(sorry|afraid)|i apologi[sz]e|sorry"
 _CANNOT = (
@@ -37,10 +36,11 @@ beginning of an answer. English only."""
 
 @dataclass(frozen=True)
 class Condition:
-    """A rule on single rows.
+    """A condition on single rows.
 
     Attributes:
-        name, setting: of the flag.
+        name: the flag.
+        setting: the flag's value.
         keep: SQL, or an expression over the columns of `Rows`, that is true for rows to keep.
     """
 
@@ -50,51 +50,53 @@ class Condition:
 
 
 def refusals() -> Condition:
-    """No answer that begins with one of `REFUSALS`."""
+    """Return the condition that no answer begins with one of `REFUSALS`."""
     start = pl.col("answer").str.head(BEGINNING)
     found = pl.any_horizontal(start.str.contains(f"(?is){pattern}") for pattern in REFUSALS)
     return Condition("refusals", f"{len(REFUSALS)} patterns", ~found)
 
 
 def no_match(pattern: str) -> Condition:
-    """No answer with a match of a pattern of the user's.
+    """Return the condition that no answer has a match of the user's pattern.
 
     Raises:
-        SoftshardsError: it is no regular expression.
+        SoftshardsError: the pattern is not a regular expression.
     """
     found = pl.col("answer").str.contains(pattern)
     try:
         pl.DataFrame({"answer": [""]}).select(found)
     except PolarsError as error:
         raise SoftshardsError(
-            f"--refusal-pattern {pattern!r} is no regular expression: {first_line(error)}",
-            hint="the syntax is that of Rust's `regex`: no look-around, no back-references",
+            f"--refusal-pattern {pattern!r} is not a regular expression: {first_line(error)}",
+            hint="the syntax is Rust's `regex`: no look-around, no back-references",
         ) from error
     return Condition("refusal-pattern", pattern, ~found)
 
 
 def masks(rows: Rows, conditions: Sequence[Condition]) -> list[Mask]:
-    """For each condition, which rows to keep, bool [rows]; where it is null the row is not kept.
+    """Return the rows to keep by each condition, bool [rows]; null does not keep a row.
 
     Raises:
-        SoftshardsError: a condition is no condition on a row, or cannot be computed.
+        SoftshardsError: a condition is not a condition on a row, or cannot be computed.
         LabelSetError: a shard is altered.
     """
     if not conditions:
         return []
     for condition in conditions:
         if isinstance(condition.keep, str):
-            check(rows.schema, condition.keep, f"--{condition.name} {condition.setting!r}")
+            require_expression(
+                rows.schema, condition.keep, f"--{condition.name} {condition.setting!r}"
+            )
     ready = {f"c{i}": c.keep for i, c in enumerate(conditions) if isinstance(c.keep, pl.Expr)}
     texts = [
         f"({c.keep}) AS c{i}" if isinstance(c.keep, str) else f"c{i}"
         for i, c in enumerate(conditions)
     ]
-    asked = ", ".join(f"--{c.name} {c.setting!r}" for c in conditions)
+    flags = ", ".join(f"--{c.name} {c.setting!r}" for c in conditions)
     with progress("row groups") as bar:
-        task = bar.add_task("asking", total=len(rows.labels.row_groups))
-        with refused(asked), rows.lazy(lambda: bar.advance(task)) as frame:
-            # n_tokens is never null: the frame has a row for each row, whatever is asked.
+        task = bar.add_task("filtering", total=len(rows.labels.row_groups))
+        with polars_errors(flags), rows.lazy(lambda: bar.advance(task)) as frame:
+            # n_tokens gives the frame its height, even if all conditions are constants.
             query = frame.with_columns(**ready).sql(
                 f"SELECT n_tokens, {', '.join(texts)} FROM self"
             )
@@ -103,55 +105,61 @@ def masks(rows: Rows, conditions: Sequence[Condition]) -> list[Mask]:
 
 
 @contextmanager
-def refused(asked: str) -> Iterator[None]:
-    """Within, what was asked is computed, which types that do not fit can still make fail.
+def polars_errors(flags: str) -> Iterator[None]:
+    """Translate errors of a query, such as mismatched types, while the context lasts.
+
+    Args:
+        flags: the flags that the query evaluates, for the message.
 
     Raises:
-        SoftshardsError: naming what was asked, and the fault.
+        SoftshardsError: naming the flags and the fault.
     """
     try:
         yield
     except PolarsError as error:
         raise SoftshardsError(
-            f"{asked}: {first_line(error)}",
+            f"{flags}: {first_line(error)}",
             hint="compare like with like: numbers with numbers, text in '...' with text",
         ) from error
 
 
-def check(columns: pl.Schema, text: str, asked: str, *, number: bool = False) -> None:
-    """Refuse SQL that is no condition on each row, or, with `number`, no number of it.
+def require_expression(columns: pl.Schema, text: str, flag: str, *, number: bool = False) -> None:
+    """Check that SQL is a condition on each row, or, with `number`, a number per row.
 
     Args:
-        columns: of the rows.
-        text: the SQL; asked: the flag that it was given with.
-        number: whether it is to be a number.
+        columns: columns of the rows.
+        text: the SQL.
+        flag: the flag and its value, for the message.
+        number: whether it must be a number.
 
     Raises:
-        SoftshardsError: naming the column that is not there with the nearest ones, or the fault.
+        SoftshardsError: naming the fault, and the nearest columns to an unknown one.
     """
     names = columns.names()
-    nothing = pl.LazyFrame(schema=columns)  # types that do not fit are found without rows, too
+    empty = pl.LazyFrame(schema=columns)  # shows mismatched types without reading a row
     try:
-        schema = nothing.sql(f"SELECT n_tokens, ({text}) AS result FROM self").collect().schema
+        schema = empty.sql(f"SELECT n_tokens, ({text}) AS result FROM self").collect().schema
     except ColumnNotFoundError as error:
         found = re.search(r'"(.*?)"', str(error))
         unknown = found[1] if found else "?"
         near = difflib.get_close_matches(unknown, names, n=3)
         raise SoftshardsError(
-            f"{asked}: there is no column {unknown}",
-            hint=f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}",
+            f"{flag}: there is no column {unknown}",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else f"the columns are {', '.join(names)}",
         ) from error
     except PolarsError as error:
         aggregate = "GROUP BY" in str(error)
-        what = "it is about many rows, not about each" if aggregate else first_line(error)
+        what = "it aggregates many rows" if aggregate else first_line(error)
         raise SoftshardsError(
-            f"{asked}: {what}",
-            hint="give one SQL expression on the columns of a row, as in WHERE of a SELECT",
+            f"{flag}: {what}",
+            hint="give one SQL expression on the columns of a row, as after WHERE",
         ) from error
     kind = schema.get("result", pl.Null())
     good = kind.is_numeric() or kind == pl.Boolean if number else kind == pl.Boolean
     if not good or len(schema) != 2:
         raise SoftshardsError(
-            f"{asked} gives {kind}, not {'a number' if number else 'true or false'}",
+            f"{flag} gives {kind}, not {'a number' if number else 'true or false'}",
             hint="compare it with something: `mean_nll < 4`" if not number else "compute a number",
         )

@@ -1,8 +1,8 @@
-"""Rows that share n-grams with held-out text.
+"""Find rows that share n-grams with held-out text.
 
 After appendix C of Brown et al., Language Models are Few-Shot Learners (arXiv:2005.14165): 13-grams
-of words, without case and punctuation. There a document is cut where it collides; here the row is
-removed, and n-grams that many ids have are left out as templates.
+of words, without case and punctuation. They cut a document where it collides; here the row is
+removed, and n-grams that many ids share are ignored as templates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labeler.labeling.inputs.find_inputs import InputSet, find_inputs
 from labeler.labeling.inputs.read_records import Record, read_records
 from labeler.labelsets.common.ngrams import Hashes, mixed, ngrams, words
 from labeler.labelsets.common.rows import Rows, lists
-from schemas import SoftshardsError
+from schemas.errors import SoftshardsError
 
 Units = Callable[[str], Hashes]
 
@@ -32,7 +32,8 @@ class HeldOut:
 
     Attributes:
         grams: uint64 [m], sorted, without repeats.
-        first: int64 [m], the number of the first text with each; names: of the texts.
+        first: int64 [m], number of the first text that has each gram.
+        names: names of the texts.
     """
 
     grams: Hashes
@@ -42,37 +43,38 @@ class HeldOut:
 
 @dataclass
 class Overlaps:
-    """What the rows of a set share with held-out text, row group by row group.
+    """The n-grams that the rows of a set share with held-out text.
 
     Attributes:
-        shares_with: the held-out text.
-        pairs: for each row group (row, gram, hash of the row's id), of each gram that is shared.
-        totals: for each row group, the number of n-grams of each row.
+        held_out: the held-out text.
+        pairs: for each row with shared grams: (row, gram, hash of the row's id) of each gram.
+        totals: number of n-grams of each row.
     """
 
-    shares_with: HeldOut
+    held_out: HeldOut
     pairs: list[tuple[NDArray[np.int64], NDArray[np.int64], Hashes]] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
 
     def add(self, name: str, grams: Hashes) -> None:
-        """Count the next row: its id and its n-grams."""
-        known = self.shares_with.grams
+        """Add the next row: its id and its n-grams."""
+        known = self.held_out.grams
         at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
         hits = at[known[at] == grams]
         row = np.full(len(hits), len(self.totals))
-        record = np.broadcast_to(_hash_of(name), hits.shape)
+        record = np.broadcast_to(_hash_id(name), hits.shape)
         if len(hits):
             self.pairs.append((row, hits, record))
         self.totals.append(len(grams))
 
     def shares(self, common: int) -> tuple[NDArray[np.float64], dict[int, int]]:
-        """Share of each row's n-grams that is held out, float64 [rows], templates left out.
+        """Return the share of each row's n-grams that is held out, without templates.
 
         Args:
             common: n-grams that more ids than this have are templates.
 
         Returns:
-            The shares, and for each row with any the held-out text of its first one.
+            The shares, float64 [rows], and for each row above 0 the number of the held-out text
+            that has its first shared gram.
         """
         shares = np.zeros(len(self.totals))
         if not self.pairs:
@@ -84,21 +86,20 @@ class Overlaps:
         counts = np.bincount(row, minlength=len(shares))
         shares = counts / np.maximum(1, self.totals)
         rows, at = np.unique(row, return_index=True)
-        return shares, dict(zip(rows.tolist(), self.shares_with.first[gram[at]].tolist()))
+        return shares, dict(zip(rows.tolist(), self.held_out.first[gram[at]].tolist()))
 
 
-def _hash_of(name: str) -> np.uint64:
-    """A hash of a row's id."""
-    return np.frombuffer(blake2b(name.encode(), digest_size=8).digest(), np.uint64)[0]
+def _hash_id(name: str) -> np.uint64:
+    return np.uint64(int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little"))
 
 
-def units_of(rows: Rows, kind: str) -> Units:
-    """How a text is cut: into words, or into tokens of the set's tokenizer."""
+def text_units(rows: Rows, kind: str) -> Units:
+    """Return the function that cuts a text into hashed words, or tokens of the set's tokenizer."""
     return words if kind == "words" else lambda text: mixed(rows.token_ids(text))
 
 
 def row_units(frame: pl.DataFrame, kind: str) -> Iterator[Hashes]:
-    """The units of each row: of its column `text`, or its `input_ids`."""
+    """Return the hashed units of each row, from its column `text` or `input_ids`."""
     if kind == "words":
         return (words(text) for text in frame["text"])
     return (mixed(ids) for ids in lists(frame["input_ids"]))
@@ -107,13 +108,13 @@ def row_units(frame: pl.DataFrame, kind: str) -> Iterator[Hashes]:
 def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldOut:
     """Read held-out label sets and files.
 
-    Of a label set the whole sequences count, of another record every string in it, each by itself.
+    In a label set the whole sequences count; in other records each string counts by itself.
 
     Raises:
-        SoftshardsError: there is no text of n units in them, or a label set has another tokenizer
-            where tokens are compared.
+        SoftshardsError: no text has n units, or tokens are to be compared and a label set has a
+            different tokenizer.
     """
-    units = units_of(rows, kind)
+    units = text_units(rows, kind)
     grams, first = [], []
     names: list[str] = []
     short = 0
@@ -128,12 +129,12 @@ def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldO
             else:
                 short += 1
     if short:
-        err.print(f"{short} held-out records have no {n} {kind} in a row and match nothing")
+        err.print(f"{short} held-out records are shorter than {n} {kind} and match nothing")
     if not grams:
         raise SoftshardsError(
-            f"no held-out record has {n} {kind} in a row",
+            f"no held-out record has {n} consecutive {kind}",
             path=inputs[0],
-            hint="lower --ngram, or --ngram-of tokens for scripts without blanks",
+            hint="lower --ngram, or use --ngram-of tokens for scripts without spaces",
         )
     known, at = np.unique(np.concatenate(grams), return_index=True)
     return HeldOut(known, np.concatenate(first)[at], names)
@@ -148,7 +149,7 @@ def _texts(
             ours, theirs = (r.labels.manifest.identity.tokenizer for r in (rows, held_out))
             if kind == "tokens" and ours != theirs:
                 raise SoftshardsError(
-                    "the held-out label set has another tokenizer",
+                    "the held-out label set has a different tokenizer",
                     path=source.labels.place,
                     hint="compare words: --ngram-of words",
                 )
@@ -163,7 +164,7 @@ def _texts(
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Every string in a record, at any depth."""
+    """Yield every string in a record, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

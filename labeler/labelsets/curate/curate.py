@@ -1,4 +1,4 @@
-"""`labeler curate`: rules applied to a label set, and the views that they leave."""
+"""`labeler curate`: apply rules to a label set, and write views of the rows that are left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from labeler.console import out
 from labeler.labelsets.common.rows import Mask, Rows
-from labeler.labelsets.common.selection import narrowed, save
+from labeler.labelsets.common.selection import save_view, select_rows
 from labeler.labelsets.curate.contamination import read_held_out
 from labeler.labelsets.curate.curate_config import CurateConfig
 from labeler.labelsets.curate.curate_report import (
@@ -23,10 +23,10 @@ from labeler.labelsets.curate.curate_report import (
     shortened,
 )
 from labeler.labelsets.curate.duplicates import require_minhash
-from labeler.labelsets.curate.row_facts import Facts, gather
-from labeler.labelsets.curate.rules import Rule, build, check_score
+from labeler.labelsets.curate.row_facts import RowFacts, gather_facts
+from labeler.labelsets.curate.rules import Rule, build_rules, require_score
 from labeler.labelsets.curate.split import parse_split
-from labeler.labelsets.curate.verdict_store import Store
+from labeler.labelsets.curate.verdict_store import VerdictStore
 from labeler.labelsets.curate.verifier import Verifier
 from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
@@ -42,19 +42,19 @@ def run_curate(settings: CurateConfig) -> int:
     """
     dry_run = settings.dry_run
     labels = open_label_set(settings.labels, allow_partial=settings.allow_partial)
-    facts, report, parts = _applied(labels, settings)
+    facts, report, parts = _apply_settings(labels, settings)
     paths = {name: _part_path(settings.out, name) for name in parts}
     if not settings.as_json:
         print_report(report)
     written = {}
     if not dry_run:
-        _refuse_empty(report, settings)
+        _require_rows(report, settings)
         for name, mask in parts.items():
-            made = _made(labels, report, name, settings)
-            part = narrowed(
+            made = _provenance(labels, report, name, settings)
+            part = select_rows(
                 labels, mask, n_labels=facts.n_labels, n_tokens=facts.n_tokens, made=made
             )
-            save(paths[name], part)
+            save_view(paths[name], part)
             if settings.materialize is not None:
                 codec = CODECS[settings.codec] if settings.codec else labels.manifest.codec
                 folder = settings.materialize / name if name else settings.materialize
@@ -73,27 +73,27 @@ def run_curate(settings: CurateConfig) -> int:
     return 0
 
 
-def _applied(
+def _apply_settings(
     labels: LabelSet, settings: CurateConfig
-) -> tuple[Facts, Report, dict[str, Mask]]:
-    """Facts of all rows, what the rules did, and the rows of each part."""
+) -> tuple[RowFacts, Report, dict[str, Mask]]:
+    """Apply the rules; return facts about all rows, the report, and the rows of each part."""
     if labels.rows == 0:
         raise SoftshardsError("there are no rows to curate", path=labels.path)
     split = parse_split(settings)
-    check_score(settings)
+    require_score(settings)
     if settings.dedup == "near":
         require_minhash()
     rows = Rows(labels, settings.repetition_ngram)
-    verifier, store = _verifier(settings)
+    verifier, store = _open_verifier(settings)
     try:
         held_out = None
         if settings.decontaminate:
             held_out = read_held_out(
                 settings.decontaminate, rows, settings.ngram, settings.ngram_of
             )
-        facts = gather(rows, settings, held_out)
-        rules = build(rows, facts, settings, verifier, store)
-        left, removed = _apply(rules, rows, facts, settings.examples)
+        facts = gather_facts(rows, settings, held_out)
+        rules = build_rules(rows, facts, settings, verifier, store)
+        left, removed = _apply_rules(rules, rows, facts, settings.examples)
     finally:
         if store is not None:
             store.close()
@@ -107,11 +107,11 @@ def _applied(
     return facts, report, parts
 
 
-def _verifier(settings: CurateConfig) -> tuple[Verifier | None, Store | None]:
-    """What verifies, and where its verdicts are kept: beside the view, unless nothing is written.
+def _open_verifier(settings: CurateConfig) -> tuple[Verifier | None, VerdictStore | None]:
+    """Return the verifier, and the store of its verdicts: a file beside the view, in a dry run not.
 
     Raises:
-        SoftshardsError: there is no such function or program.
+        SoftshardsError: the function or program is missing.
     """
     target = settings.verify or settings.verify_command
     if target is None:
@@ -120,26 +120,26 @@ def _verifier(settings: CurateConfig) -> tuple[Verifier | None, Store | None]:
         target, settings.verify is None, settings.verify_timeout, settings.verify_jobs
     )
     with verifier.running():
-        pass  # a wrong name is said before anything else is done
+        pass  # a wrong name fails before anything else is done
     path = settings.out.with_name(settings.out.name.removesuffix(VIEW_SUFFIX) + ".verdicts.sqlite")
     if not settings.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
-    return verifier, Store(None if settings.dry_run else path, path, verifier.version)
+    return verifier, VerdictStore(None if settings.dry_run else path, path, verifier.version)
 
 
-def _apply(
-    rules: list[Rule], rows: Rows, facts: Facts, examples: int
+def _apply_rules(
+    rules: list[Rule], rows: Rows, facts: RowFacts, examples: int
 ) -> tuple[Mask, list[Removed]]:
-    """Apply the rules one after the other; each is also counted alone."""
+    """Apply the rules one after the other; count what each would remove alone."""
     everyone = np.ones(facts.rows.height, bool)
     left, done = everyone, []
     for rule in rules:
-        judged = rule.judge(left)
-        alone = judged.kept if left.all() else None
-        if alone is None and rule.alone:
-            alone = rule.judge(everyone).kept
-        done.append((rule, judged, left & ~judged.kept, alone))
-        left = judged.kept
+        outcome = rule.apply(left)
+        alone = outcome.kept if left.all() else None
+        if alone is None and rule.is_countable:
+            alone = rule.apply(everyone).kept
+        done.append((rule, outcome, left & ~outcome.kept, alone))
+        left = outcome.kept
     shown = [np.flatnonzero(gone)[:examples].tolist() for _, _, gone, _ in done]
     answers = _answers(rows, {row for some in shown for row in some})
     removed = [
@@ -148,23 +148,23 @@ def _apply(
             rule.setting,
             _count(facts, gone),
             None if alone is None else _count(facts, ~alone),
-            [Example(facts.name(row), judged.why(row), answers[row]) for row in some],
-            {facts.name(row): fault for row, fault in judged.faults.items()},
+            [Example(facts.name(row), outcome.why(row), answers[row]) for row in some],
+            {facts.name(row): fault for row, fault in outcome.faults.items()},
         )
-        for (rule, judged, gone, alone), some in zip(done, shown)
+        for (rule, outcome, gone, alone), some in zip(done, shown)
     ]
     return left, removed
 
 
 def _answers(rows: Rows, wanted: Iterable[int]) -> dict[int, str]:
-    """The beginnings of the answers of some rows."""
+    """Return the beginning of the answer of each wanted row."""
     chosen = np.zeros(rows.labels.rows, bool)
     chosen[list(wanted)] = True
     texts = [t for _, frame in rows.frames(["answer"], only=chosen) for t in frame["answer"]]
     return {row: shortened(t) for row, t in zip(np.flatnonzero(chosen).tolist(), texts)}
 
 
-def _count(facts: Facts, mask: Mask) -> Count:
+def _count(facts: RowFacts, mask: Mask) -> Count:
     return Count(int(mask.sum()), int(facts.n_labels[mask].sum()), int(facts.n_tokens[mask].sum()))
 
 
@@ -173,30 +173,30 @@ def _part_path(path: Path, name: str) -> Path:
     return path.with_name(f"{stem}.{name}{VIEW_SUFFIX}") if name else path
 
 
-def _refuse_empty(report: Report, settings: CurateConfig) -> None:
+def _require_rows(report: Report, settings: CurateConfig) -> None:
     if report.after.rows == 0:
         raise SoftshardsError(
             "no row is left; nothing was written",
-            hint="--dry-run says which rule removes how many",
+            hint="--dry-run shows how many rows each rule removes",
         )
     for name, count in report.parts.items():
         if count.rows == 0:
             raise SoftshardsError(
-                f"no row falls into the part {name!r}; nothing was written",
+                f"the part {name!r} of the split is empty; nothing was written",
                 hint=f"raise its share, or try another --seed than {settings.seed}",
             )
 
 
-def _made(
+def _provenance(
     labels: LabelSet, report: Report, part: str, settings: CurateConfig
 ) -> dict[str, Any]:
-    """How a view was made, for people; the same for the same command on the same rows."""
+    """Return how a view was made; equal for the same command on the same rows."""
     facts = report.as_json()
     made = {
         "by": f"softshards {__version__} curate",
         "labels": str(settings.labels),
         "before": facts["before"],
-        # Of rows that no verifier could judge the number: it may be most of a large set.
+        # Faults may be most rows of a large set: only their number is recorded.
         "rules": [rule | {"faults": len(rule["faults"])} for rule in facts["rules"]],
         "after": facts["after"],
     }

@@ -20,7 +20,7 @@ RESULT = Group("Result", sort_key=6)
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CurateConfig:
-    """The rules, in the order in which they are applied, and what is written."""
+    """The rules, in the order of application, and the output."""
 
     labels: Path
     """Folder of a label set, or a view of one."""
@@ -31,13 +31,13 @@ class CurateConfig:
     """The view to write: NAME.view.json. With --split: NAME.train.view.json and so on."""
 
     where: Annotated[tuple[str, ...], Parameter(group=ROWS)] = ()
-    """Keep rows for which this SQL condition on columns holds, `"mean_nll < 4 and coverage > 0.9"`;
-    may be given several times. Columns are those of docs/format.md, and kind, repetition, answer,
-    text (docs/curation.md)."""
+    """Keep rows for which this SQL condition on columns holds: `"mean_nll < 4 and coverage > 0.9"`.
+    May be given several times. The columns are listed in docs/format.md; kind, repetition, answer
+    and text in docs/curation.md."""
 
     max_repetition: Annotated[float | None, Parameter(group=ROWS)] = None
-    """Remove rows in which more than this share of the n-grams of labeled tokens stood before in
-    the same row."""
+    """Remove rows in which more than this share of the n-grams of labeled tokens are repetitions
+    of earlier ones."""
 
     repetition_ngram: Annotated[int, Parameter(group=ROWS)] = 4
     """n of those n-grams, in tokens."""
@@ -46,8 +46,8 @@ class CurateConfig:
     """Remove rows whose answer begins with a refusal, by the patterns of docs/curation.md."""
 
     refusal_pattern: Annotated[tuple[str, ...], Parameter(group=ROWS)] = ()
-    """Remove rows whose answer has a match of this regular expression anywhere. Several may be
-    given; `(?i)` in front ignores case."""
+    """Remove rows whose answer has a match of this regular expression anywhere. May be given
+    several times; `(?i)` in front ignores case."""
 
     decontaminate: Annotated[tuple[str, ...], Parameter(group=OVERLAP)] = ()
     """Remove rows that share n-grams with this held-out label set, view or file of any kind that
@@ -58,45 +58,46 @@ class CurateConfig:
 
     ngram_of: Annotated[Literal["words", "tokens"], Parameter(group=OVERLAP)] = "words"
     """words: lower case, without punctuation. tokens: ids of the label set's tokenizer, for
-    scripts without blanks between words."""
+    scripts without spaces between words."""
 
     overlap: Annotated[float, Parameter(group=OVERLAP)] = 0.0
     """Largest share of a row's n-grams that may be shared; 0 allows none."""
 
     common: Annotated[int, Parameter(group=OVERLAP)] = 10
-    """Ignore n-grams that more than this many ids of the label set have: those are templates."""
+    """Ignore n-grams that more than this many ids of the label set share: they are templates."""
 
     verify: Annotated[str | None, Parameter(group=VERIFY)] = None
-    """module:function, called with each row that is left, a dict. True, or a number, keeps it."""
+    """module:function, called with each remaining row as a dict. True, or a number, keeps the row.
+    """
 
     verify_command: Annotated[str | None, Parameter(group=VERIFY)] = None
-    """Command that is given each row that is left as JSON on standard input. Exit code 0 keeps
-    the row; a number on standard output is its score."""
+    """Command that gets each remaining row as JSON on standard input. Exit code 0 keeps the row; a
+    number on standard output is its score."""
 
     verify_timeout: Annotated[float, Parameter(group=VERIFY)] = 10.0
-    """Seconds a row; after that the row has failed."""
+    """Seconds per row; a row that takes longer fails."""
 
     verify_jobs: Annotated[int, Parameter(group=VERIFY)] = 2
     """Processes that verify at the same time."""
 
     verify_min: Annotated[float | None, Parameter(group=VERIFY)] = None
-    """Remove rows whose number is below this; without, any number keeps a row."""
+    """Remove rows whose number is below this; without it, any number keeps a row."""
 
     score: Annotated[str | None, Parameter(group=CHOICE, allow_leading_hyphen=True)] = None
-    """SQL expression that says which of several rows to keep, the highest first: `"-mean_nll"`.
+    """SQL expression by which the best of several rows is kept, the highest first: `"-mean_nll"`.
     Columns: mean_nll, mean_entropy, coverage, n_tokens, n_labels, repetition, and verdict, the
-    verifier's number. Without: verdict if there is one. Ties go to the smallest id, chunk, sample.
-    """
+    verifier's number. The default is verdict, if there is one. Ties go to the smallest id, chunk,
+    sample."""
 
     dedup: Annotated[Literal["none", "exact", "near"], Parameter(group=CHOICE)] = "none"
-    """exact: of rows with the same tokens keep one. near: of rows that share most of their
-    n-grams, too (MinHash)."""
+    """exact: keep one of the rows with the same tokens. near: also one of the rows that share most
+    of their n-grams (MinHash)."""
 
     dedup_on: Annotated[Literal["sequence", "labeled"], Parameter(group=CHOICE)] = "sequence"
-    """Compare whole sequences with their prompts, or the labeled tokens alone: the answers."""
+    """Compare whole sequences with their prompts, or only the labeled tokens: the answers."""
 
     similarity: Annotated[float, Parameter(group=CHOICE)] = 0.8
-    """Jaccard similarity of the sets of n-grams from which on rows are near duplicates."""
+    """Least Jaccard similarity of the sets of n-grams of near duplicates."""
 
     shingle: Annotated[int, Parameter(group=CHOICE)] = 5
     """n of those n-grams, in tokens."""
@@ -105,7 +106,7 @@ class CurateConfig:
     """Keep this many samples of each (id, chunk), the best by --score."""
 
     split: Annotated[tuple[str, ...], Parameter(group=RESULT)] = ()
-    """NAME=SHARE: put this share of ids into a view of their own, the rest into `train`:
+    """NAME=SHARE: put this share of ids into a separate view, the rest into `train`:
     `--split heldout=0.05`. May be given several times."""
 
     seed: Annotated[int, Parameter(group=RESULT)] = 0
@@ -114,11 +115,11 @@ class CurateConfig:
     materialize: Annotated[
         Path | None, Parameter(name=["--materialize", "--materialise"], group=RESULT)
     ] = None
-    """Also write the rows as a label set into this folder (with --split: one folder a part below
-    it)."""
+    """Also write the rows as a label set into this folder; with --split, one folder per part in
+    it."""
 
     codec: Annotated[Literal["plain", "compact"] | None, Parameter(group=RESULT)] = None
-    """Codec of that set; by default that of LABELS."""
+    """Codec of that set; by default the codec of LABELS."""
 
     examples: Annotated[int, Parameter(group=RESULT)] = 3
     """Removed rows to show for each rule."""
@@ -137,34 +138,34 @@ class CurateConfig:
 
         if not self.out.name.endswith(VIEW_SUFFIX) or self.out.name == VIEW_SUFFIX:
             raise SoftshardsError(
-                f"--out is {self.out}", hint=f"the name of a view ends in {VIEW_SUFFIX}"
+                f"--out {self.out} is not the name of a view",
+                hint=f"give a name that ends in {VIEW_SUFFIX}",
             )
         for name in ("repetition_ngram", "ngram", "shingle", "verify_jobs", "best_of"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SoftshardsError(f"--{flag(name)} is {value}, it must be at least 1")
+                raise SoftshardsError(f"--{_flag(name)} is {value}, it must be at least 1")
         for name in ("max_repetition", "overlap", "similarity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise SoftshardsError(f"--{flag(name)} is a share: from 0 to 1")
+                raise SoftshardsError(f"--{_flag(name)} is a share: from 0 to 1")
         if self.verify is not None and self.verify_command is not None:
             raise SoftshardsError("give --verify or --verify-command, not both")
         if not self.verify_timeout > 0:
-            raise SoftshardsError("--verify-timeout is a number of seconds above 0")
-        if self.best_of is not None and self.score is None and not self.verifies:
+            raise SoftshardsError("--verify-timeout must be above 0 seconds")
+        if self.best_of is not None and self.score is None and not self.has_verifier:
             raise SoftshardsError(
                 "--best-of needs to know what is best",
                 hint="give --score, --verify or --verify-command",
             )
         if self.codec is not None and self.materialize is None:
-            raise SoftshardsError("--codec belongs to --materialize", hint="give both, or neither")
+            raise SoftshardsError("--codec needs --materialize", hint="give both, or neither")
 
     @property
-    def verifies(self) -> bool:
-        """Whether there is a verifier."""
+    def has_verifier(self) -> bool:
+        """Whether a verifier runs."""
         return self.verify is not None or self.verify_command is not None
 
 
-def flag(name: str) -> str:
-    """The flag of a setting."""
+def _flag(name: str) -> str:
     return name.replace("_", "-")

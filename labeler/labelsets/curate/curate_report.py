@@ -1,4 +1,4 @@
-"""What a curation removed: counts by rule, and examples, for people and as JSON."""
+"""The report of a curation: counts by rule, and examples, as text or JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 160
 
 @dataclass(frozen=True)
 class Count:
-    """Sums over some rows."""
+    """Sums over rows."""
 
     rows: int
     labels: int
@@ -25,7 +25,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Example:
-    """A removed row: its id/chunk/sample, why it was removed, the beginning of its answer."""
+    """A removed row: its id/chunk/sample, the reason, the beginning of its answer."""
 
     row: str
     why: str
@@ -34,14 +34,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Removed:
-    """What a rule removed.
+    """The rows that a rule removed.
 
     Attributes:
-        rule, setting: the flag and its value.
-        removed: of the rows that the rules before it had left.
-        alone: what it would have removed of all rows; None where that was not counted.
-        examples: the first of them.
-        faults: rows that a verifier could not judge, and why: they are removed, too.
+        rule: the flag.
+        setting: the flag's value.
+        removed: rows removed from those that the earlier rules left.
+        alone: rows it would remove from all rows; None if that was not counted.
+        examples: the first removed rows.
+        faults: rows that the verifier could not judge, and why; they are removed, too.
     """
 
     rule: str
@@ -54,12 +55,13 @@ class Removed:
 
 @dataclass(frozen=True)
 class Report:
-    """A curation: from what, by which rules, to what.
+    """The result of a curation.
 
     Attributes:
-        before, after: all rows, and those left.
-        rules: in the order in which they were applied.
-        parts: what is left, by the name of the part; one without `--split`, named ''.
+        before: counts of all rows.
+        rules: the rules, in the order of application.
+        after: counts of the rows that are left.
+        parts: counts by part of the split; without `--split`, one part named ''.
     """
 
     before: Count
@@ -68,7 +70,7 @@ class Report:
     parts: dict[str, Count]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Return the report as JSON values."""
         return asdict(self)
 
 
@@ -107,10 +109,10 @@ def _cells(count: Count) -> list[str]:
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text."""
+    """Return the beginning of a text."""
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def escaped(text: str) -> str:
-    """Text that a terminal cannot take for commands: what is not printable as a backslash code."""
+    """Return text without control sequences: non-printable characters become backslash codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""Which of rows with the same, or nearly the same, tokens to keep."""
+"""Keep one of several rows with the same, or nearly the same, tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labeler.labelsets.common.ngrams import mixed, ngrams
 from labeler.labelsets.common.rows import Mask, labeled_ids, lists
-from schemas import SoftshardsError
+from schemas.errors import SoftshardsError
 
 PERMUTATIONS = 128
 """Hashes of a MinHash signature. The standard error of an estimated similarity s is
@@ -22,26 +22,26 @@ SEED = 1
 
 On = Literal["sequence", "labeled"]
 Choice = tuple[Mask, dict[int, int]]
-"""Which rows are kept, and for each row that is not, the kept one that it is a duplicate of."""
+"""The kept rows, and for each removed one the kept row that it duplicates."""
 
 
 def token_columns(on: On) -> tuple[str, ...]:
-    """The columns that `tokens` needs."""
+    """Return the columns that `tokens` needs."""
     return ("input_ids",) if on == "sequence" else ("input_ids", "spans")
 
 
 def tokens(frame: pl.DataFrame, on: On) -> list[NDArray[np.int64]]:
-    """What is compared of each row: token ids, int64 [length] each."""
+    """Return the tokens to compare of each row: ids, int64 [length] each."""
     return lists(frame["input_ids"]) if on == "sequence" else labeled_ids(frame)
 
 
 def digest(ids: NDArray[np.int64]) -> bytes:
-    """16 bytes that are the same for the same tokens."""
+    """Return 16 bytes that identify a row's tokens."""
     return blake2b(ids.tobytes(), digest_size=16).digest()
 
 
 def choose_exact(digests: list[bytes], rank: NDArray[np.int64], candidates: Mask) -> Choice:
-    """Of the candidates with one digest, keep the one of the lowest rank."""
+    """Keep the candidate of the lowest rank among those with the same digest."""
     frame = pl.DataFrame({"digest": digests, "rank": rank, "row": np.arange(len(rank))})
     best = pl.col("row").sort_by("rank").first().over("digest")
     frame = frame.filter(candidates).with_columns(best=best)
@@ -52,10 +52,10 @@ def choose_exact(digests: list[bytes], rank: NDArray[np.int64], candidates: Mask
 
 
 def require_minhash() -> None:
-    """Refuse where the library is not installed, before anything is read.
+    """Check that datasketch is installed, before anything is read.
 
     Raises:
-        SoftshardsError: with what to install.
+        SoftshardsError: the package is missing.
     """
     try:
         import datasketch  # noqa: F401
@@ -67,7 +67,7 @@ def require_minhash() -> None:
 
 
 def signature(ids: NDArray[np.int64], n: int) -> NDArray[np.uint32]:
-    """MinHash of the set of n-grams of `ids`, uint32 [128]; of all ids where there are fewer.
+    """Return the MinHash of the n-grams of `ids`, uint32 [128]; fewer than n ids are one gram.
 
     Broder, On the resemblance and containment of documents (1997); computed by datasketch.
     """
@@ -79,7 +79,7 @@ def signature(ids: NDArray[np.int64], n: int) -> NDArray[np.uint32]:
 
 @cache
 def _sketch() -> Any:
-    """An empty MinHash: drawing its permutations takes longer than using them once."""
+    """Return an empty MinHash, to copy: drawing its permutations takes longer than using them."""
     from datasketch import MinHash
 
     return MinHash(PERMUTATIONS, seed=SEED, hashfunc=int, scheme="affine32")
@@ -92,22 +92,24 @@ def choose_near(
     similarity: float,
     track: Callable[[Iterable[int]], Iterable[int]],
 ) -> Choice:
-    """Take candidates by rank; keep each that is not too similar to one that was kept before.
+    """Take candidates by rank; keep each that is not too similar to one kept before.
 
     So every removed row has a kept one at least as similar as `similarity`, by the estimate of
-    their signatures. Pairs are found by locality-sensitive hashing (datasketch's `MinHashLSH`),
-    which may miss some that are close to the threshold.
+    their signatures. Locality-sensitive hashing (datasketch's `MinHashLSH`) finds the pairs, and
+    may miss some that are close to the threshold.
 
     Args:
-        signatures: uint32 [rows, 128]; rank: int64 [rows], the best first.
-        candidates: bool [rows]; similarity: Jaccard, from 0 to 1.
+        signatures: uint32 [rows, 128].
+        rank: int64 [rows], 0 is the best.
+        candidates: bool [rows].
+        similarity: Jaccard similarity, from 0 to 1.
         track: wraps the rows as they are taken, to show progress.
     """
     from datasketch import LeanMinHash, MinHashLSH
 
-    # Bands for a lower threshold find nearly all pairs; each is then judged by its signatures.
+    # Bands for a lower threshold find nearly all pairs; the signatures then decide.
     index = MinHashLSH(max(0.1, similarity - 0.1), num_perm=PERMUTATIONS)
-    # The index takes some kB a row, so rows that it could not pair with any are not put into it.
+    # The index takes some kB per row: rows that share no band with another stay out of it.
     paired = _share_a_band(signatures, candidates, index.hashranges)
     kept = candidates & ~paired
     twins: dict[int, int] = {}
@@ -129,7 +131,7 @@ def choose_near(
 def _share_a_band(
     signatures: NDArray[np.uint32], candidates: Mask, bands: list[tuple[int, int]]
 ) -> Mask:
-    """The candidates that have one of the bands in common with another candidate, bool [rows]."""
+    """Return the candidates that share a band with another candidate, bool [rows]."""
     sharing = np.zeros(len(candidates), bool)
     for start, stop in bands:
         band = pl.DataFrame(np.ascontiguousarray(signatures[candidates, start:stop]))

@@ -1,4 +1,4 @@
-"""What the rules need of all rows, gathered in one pass; the label columns are not read."""
+"""Facts about all rows that the rules need, from one pass; label columns are not read."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ NUMBERS = ("n_tokens", "n_labels", "mean_nll", "mean_entropy", "coverage")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Some hundred bytes a row: with `--dedup near` 512 more.
+class RowFacts:
+    """Facts about all rows: some hundred bytes per row, and 512 more with `--dedup near`.
 
     Attributes:
-        rows: DataFrame of id, chunk, sample and the scalars, one row a row.
-        digests: of what `--dedup exact` compares; empty without.
+        rows: id, chunk, sample and the scalars, one line per row.
+        digests: digests of the tokens that `--dedup exact` compares; empty without it.
         signatures: uint32 [rows, 128]; [0, 128] without `--dedup near`.
-        overlaps: with held-out text; None without `--decontaminate`.
+        overlaps: overlaps with held-out text; None without `--decontaminate`.
     """
 
     rows: pl.DataFrame
@@ -52,12 +52,12 @@ class Facts:
         return self.rows["n_tokens"].to_numpy().astype(np.int64)
 
     def name(self, row: int) -> str:
-        """A row's id/chunk/sample."""
+        """Return a row's id/chunk/sample."""
         return "/".join(map(str, self.rows.select(KEY_COLUMNS).row(row)))
 
 
-def gather(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -> Facts:
-    """Read what the settings call for.
+def gather_facts(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -> RowFacts:
+    """Read the facts that the settings need.
 
     Raises:
         LabelSetError: a shard is altered.
@@ -74,7 +74,8 @@ def gather(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -> Fact
     total = rows.labels.rows
     signatures = np.zeros((total if settings.dedup == "near" else 0, PERMUTATIONS), np.uint32)
     overlaps = None if held_out is None else Overlaps(held_out)
-    frames, digests = [], []
+    frames: list[pl.DataFrame] = []
+    digests: list[bytes] = []
     with progress("rows") as bar:
         task = bar.add_task("reading", total=total)
         for first, frame in rows.frames(columns):
@@ -88,4 +89,4 @@ def gather(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -> Fact
                 for name, units in zip(frame["id"], row_units(frame, settings.ngram_of)):
                     overlaps.add(name, ngrams(units, settings.ngram))
             bar.advance(task, frame.height)
-    return Facts(pl.concat(frames), digests, signatures, overlaps)
+    return RowFacts(pl.concat(frames), digests, signatures, overlaps)

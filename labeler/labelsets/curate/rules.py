@@ -1,4 +1,4 @@
-"""The rules of a curation, in the order in which they are applied."""
+"""The rules of a curation, in the order of application."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from labeler.labelsets.curate import conditions
 from labeler.labelsets.curate.conditions import Condition
 from labeler.labelsets.curate.curate_config import CurateConfig
 from labeler.labelsets.curate.duplicates import Choice, choose_exact, choose_near
-from labeler.labelsets.curate.row_facts import NUMBERS, Facts
-from labeler.labelsets.curate.verdict_store import Store, verify_rows
+from labeler.labelsets.curate.row_facts import NUMBERS, RowFacts
+from labeler.labelsets.curate.verdict_store import VerdictStore, verify_rows
 from labeler.labelsets.curate.verifier import Verdict, Verifier
 from schemas.arrow import KEY_COLUMNS
 
 
-def _nothing_more(row: int) -> str:
+def _no_reason(row: int) -> str:
     del row
     return ""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a rule did.
+class Outcome:
+    """The outcome of a rule.
 
     Attributes:
-        kept: bool [rows], of the rows that it was asked about.
-        why: says of a removed row why, where that is more than the rule's name.
-        faults: removed rows that could not be judged, and why.
+        kept: bool [rows], the rows that it keeps of the ones it was applied to.
+        why: returns the reason for a removed row, if there is more to say than the rule's name.
+        faults: removed rows that the verifier could not judge, and why.
     """
 
     kept: Mask
-    why: Callable[[int], str] = _nothing_more
+    why: Callable[[int], str] = _no_reason
     faults: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -46,37 +46,39 @@ class Rule:
     """A rule.
 
     Attributes:
-        name, setting: the flag and its value, for the report.
-        judge: asked about the rows that are left, bool [rows].
-        alone: whether it may be asked about all rows, too, only to count.
+        name: the flag, for the report.
+        setting: the flag's value, for the report.
+        apply: applies the rule to the rows that are left, bool [rows].
+        is_countable: whether it may also be applied to all rows, to count what it removes alone.
     """
 
     name: str
     setting: str
-    judge: Callable[[Mask], Judged]
-    alone: bool = True
+    apply: Callable[[Mask], Outcome]
+    is_countable: bool = True
 
 
 @dataclass
 class Ranking:
-    """Which of several rows is best: by score, then by key.
+    """Ranks rows by score, then by key.
 
     Attributes:
-        facts: of the rows; score: SQL, or None.
-        verdicts: the verifier's numbers, float64 [rows], once there are any.
+        facts: facts about the rows.
+        score: SQL expression, or None.
+        verdicts: the verifier's numbers, float64 [rows]; None before it has run.
     """
 
-    facts: Facts
+    facts: RowFacts
     score: str | None
     verdicts: NDArray[np.float64] | None = None
 
     def rank(self) -> NDArray[np.int64]:
-        """Rank of each row, int64 [rows], 0 is the best; rows without a score come last."""
+        """Return the rank of each row, int64 [rows]: 0 is best, rows without a score are last."""
         rows = self.facts.rows
         if self.verdicts is not None:
             rows = rows.with_columns(verdict=pl.Series(self.verdicts))
         by = self.score or ("verdict" if self.verdicts is not None else "0")
-        with conditions.refused(f"--score {by!r}"):
+        with conditions.polars_errors(f"--score {by!r}"):
             scored = rows.sql(f"SELECT n_tokens, ({by}) AS score FROM self")["score"]
             scores = scored.cast(pl.Float64).fill_nan(None)
         order = rows.select(KEY_COLUMNS).with_columns(score=scores).with_row_index("row")
@@ -88,35 +90,41 @@ class Ranking:
         return rank
 
 
-def check_score(settings: CurateConfig) -> None:
-    """Refuse a score that is no number of each row.
+def require_score(settings: CurateConfig) -> None:
+    """Check that `--score` gives a number for each row.
 
     Raises:
         SoftshardsError: with the cause.
     """
     if settings.score is None:
         return
-    names = [*KEY_COLUMNS, *NUMBERS, "repetition"] + ["verdict"] * settings.verifies
+    names = [*KEY_COLUMNS, *NUMBERS, "repetition"] + ["verdict"] * settings.has_verifier
     types = pl.Schema({"id": pl.String} | {n: pl.Float64 for n in names if n != "id"})
-    asked = f"--score {settings.score!r}"
-    conditions.check(types, settings.score, asked, number=True)
+    flag = f"--score {settings.score!r}"
+    conditions.require_expression(types, settings.score, flag, number=True)
 
 
-def build(
-    rows: Rows, facts: Facts, settings: CurateConfig, verifier: Verifier | None, store: Store | None
+def build_rules(
+    rows: Rows,
+    facts: RowFacts,
+    settings: CurateConfig,
+    verifier: Verifier | None,
+    store: VerdictStore | None,
 ) -> list[Rule]:
-    """The rules that the settings ask for. SQL conditions are evaluated here, all in one query.
+    """Return the rules of the settings; SQL conditions are evaluated here, all in one query.
 
     Raises:
-        SoftshardsError: a condition is no condition on a row.
+        SoftshardsError: a condition is not a condition on a row.
     """
     ranking = Ranking(facts, settings.score)
-    rules = _on_single_rows(rows, settings)
+    rules = _single_row_rules(rows, settings)
     if facts.overlaps is not None:
         rules.append(_decontaminate(facts, settings))
     if verifier is not None and store is not None:
         rules.append(_verify(rows, settings, verifier, store, ranking))
-    countable = not (settings.verifies and (settings.score is None or "verdict" in settings.score))
+    countable = not (
+        settings.has_verifier and (settings.score is None or "verdict" in settings.score)
+    )
     if settings.dedup != "none":
         rules.append(_dedup(facts, settings, ranking, countable))
     if settings.best_of is not None:
@@ -124,38 +132,38 @@ def build(
     return rules
 
 
-def _on_single_rows(rows: Rows, settings: CurateConfig) -> list[Rule]:
-    asked = [Condition("where", text, text) for text in settings.where]
+def _single_row_rules(rows: Rows, settings: CurateConfig) -> list[Rule]:
+    wanted = [Condition("where", text, text) for text in settings.where]
     if (most := settings.max_repetition) is not None:
         keep = pl.col("repetition") <= most
-        asked.append(Condition("max-repetition", f"{most:g}", keep))
+        wanted.append(Condition("max-repetition", f"{most:g}", keep))
     if settings.refusals:
-        asked.append(conditions.refusals())
-    asked += [conditions.no_match(pattern) for pattern in settings.refusal_pattern]
-    masks = conditions.masks(rows, asked)
-    return [Rule(c.name, c.setting, _fixed(mask)) for c, mask in zip(asked, masks)]
+        wanted.append(conditions.refusals())
+    wanted += [conditions.no_match(pattern) for pattern in settings.refusal_pattern]
+    masks = conditions.masks(rows, wanted)
+    return [Rule(c.name, c.setting, _fixed(mask)) for c, mask in zip(wanted, masks, strict=True)]
 
 
-def _fixed(mask: Mask) -> Callable[[Mask], Judged]:
-    return lambda left: Judged(left & mask)
+def _fixed(mask: Mask) -> Callable[[Mask], Outcome]:
+    return lambda left: Outcome(left & mask)
 
 
-def _decontaminate(facts: Facts, settings: CurateConfig) -> Rule:
-    assert facts.overlaps is not None, "asked by the caller"
+def _decontaminate(facts: RowFacts, settings: CurateConfig) -> Rule:
+    assert facts.overlaps is not None, "the caller checks this"
     shares, texts = facts.overlaps.shares(settings.common)
-    names = facts.overlaps.shares_with.names
+    names = facts.overlaps.held_out.names
     unit = f"{settings.ngram}-grams of {settings.ngram_of}"
 
     def why(row: int) -> str:
-        return f"{shares[row]:.0%} of its {unit} are held out, the first in {names[texts[row]]}"
+        return f"{shares[row]:.0%} of its {unit} are held out, the first one in {names[texts[row]]}"
 
     setting = f"{', '.join(settings.decontaminate)}: {unit}, overlap {settings.overlap:g}"
     clean = shares <= settings.overlap
-    return Rule("decontaminate", setting, lambda left: Judged(left & clean, why))
+    return Rule("decontaminate", setting, lambda left: Outcome(left & clean, why))
 
 
 def _verify(
-    rows: Rows, settings: CurateConfig, verifier: Verifier, store: Store, ranking: Ranking
+    rows: Rows, settings: CurateConfig, verifier: Verifier, store: VerdictStore, ranking: Ranking
 ) -> Rule:
     lowest = settings.verify_min
 
@@ -163,7 +171,7 @@ def _verify(
         enough = lowest is None or (verdict.number is not None and verdict.number >= lowest)
         return verdict.passed and enough
 
-    def judge(left: Mask) -> Judged:
+    def apply(left: Mask) -> Outcome:
         ranking.verdicts, verdicts = verify_rows(rows, left, verifier, store)
         kept = np.zeros(len(left), bool)
         kept[[row for row, verdict in verdicts.items() if passes(verdict)]] = True
@@ -173,14 +181,14 @@ def _verify(
         def why(row: int) -> str:
             return faults.get(row) or f"its number is {verdicts[row].number:g}"
 
-        return Judged(kept, why, faults)
+        return Outcome(kept, why, faults)
 
     name = "verify-command" if verifier.is_command else "verify"
     setting = verifier.target + ("" if lowest is None else f", at least {lowest:g}")
-    return Rule(name, setting, judge, alone=False)
+    return Rule(name, setting, apply, is_countable=False)
 
 
-def _dedup(facts: Facts, settings: CurateConfig, ranking: Ranking, countable: bool) -> Rule:
+def _dedup(facts: RowFacts, settings: CurateConfig, ranking: Ranking, countable: bool) -> Rule:
     def choose(left: Mask) -> Choice:
         rank = ranking.rank()
         if settings.dedup == "exact":
@@ -192,18 +200,18 @@ def _dedup(facts: Facts, settings: CurateConfig, ranking: Ranking, countable: bo
 
             return choose_near(facts.signatures, rank, left, settings.similarity, track)
 
-    def judge(left: Mask) -> Judged:
+    def apply(left: Mask) -> Outcome:
         kept, twins = choose(left)
-        return Judged(kept, lambda row: f"a duplicate of {facts.name(twins[row])}")
+        return Outcome(kept, lambda row: f"a duplicate of {facts.name(twins[row])}")
 
     setting = f"{settings.dedup}, on {settings.dedup_on}"
     if settings.dedup == "near":
         setting += f": {settings.shingle}-grams of tokens, similarity {settings.similarity:g}"
-    return Rule("dedup", setting, judge, alone=countable)
+    return Rule("dedup", setting, apply, is_countable=countable)
 
 
-def _best_of(facts: Facts, count: int, ranking: Ranking, countable: bool) -> Rule:
-    def judge(left: Mask) -> Judged:
+def _best_of(facts: RowFacts, count: int, ranking: Ranking, countable: bool) -> Rule:
+    def apply(left: Mask) -> Outcome:
         rows = facts.rows.select("id", "chunk").with_columns(
             rank=pl.Series(ranking.rank()), row=pl.int_range(pl.len())
         )
@@ -211,6 +219,6 @@ def _best_of(facts: Facts, count: int, ranking: Ranking, countable: bool) -> Rul
         best = rows.filter(pl.col("rank").rank("ordinal").over("id", "chunk") <= count)
         kept = np.zeros(len(left), bool)
         kept[best["row"].to_numpy()] = True
-        return Judged(kept)
+        return Outcome(kept)
 
-    return Rule("best-of", str(count), judge, alone=countable)
+    return Rule("best-of", str(count), apply, is_countable=countable)

@@ -1,4 +1,4 @@
-"""Parts of a label set, by a hash of each row's id."""
+"""Split a label set into parts by a hash of each row's id."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import polars as pl
 
 from labeler.labelsets.common.rows import Mask
 from labeler.labelsets.curate.curate_config import CurateConfig
-from schemas import SoftshardsError
+from schemas.errors import SoftshardsError
 
 REST = "train"
-"""The part that takes what the others leave."""
+"""The part that gets the remaining ids."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Parts of a set by a hash of each row's id, so that a part never depends on other rows.
+    """Parts of a set by a hash of each row's id, so that a row's part does not depend on others.
 
     Attributes:
-        shares: of ids, by the part's name; what is left is `REST`'s.
-        seed: of the hash.
+        shares: share of ids of each part; `REST` gets the remaining ids.
+        seed: seed of the hash.
     """
 
     shares: dict[str, float]
     seed: int
 
     def masks(self, ids: pl.Series) -> dict[str, Mask]:
-        """For each part, its rows, bool [rows]."""
+        """Return the rows of each part, bool [rows]."""
         distinct = ids.unique()
         draws = pl.Series([self._draw(name) for name in distinct], dtype=pl.Float64)
         at = ids.replace_strict(distinct, draws, return_dtype=pl.Float64).to_numpy()
@@ -39,16 +39,16 @@ class Split:
         return {REST: at >= low} | parts
 
     def _draw(self, name: str) -> float:
-        """A number from 0 to below 1."""
+        """Return a number in [0, 1)."""
         bits = sha256(f"{self.seed}:{name}".encode()).digest()[:8]
         return (int.from_bytes(bits) >> 11) / 2**53
 
 
 def parse_split(settings: CurateConfig) -> Split | None:
-    """`--split` as it was given.
+    """Return the split that `--split` asks for.
 
     Raises:
-        SoftshardsError: a part has no name or share, or they are more than the whole.
+        SoftshardsError: a part has no name or share, or the shares leave nothing to `REST`.
     """
     shares: dict[str, float] = {}
     for text in settings.split:
@@ -59,7 +59,7 @@ def parse_split(settings: CurateConfig) -> Split | None:
         except ValueError as error:
             raise SoftshardsError(f"--split {text} has no share", hint=hint) from error
         if not name.isidentifier() or name == REST or not 0 < shares[name] < 1:
-            raise SoftshardsError(f"--split {text} is no part of a set", hint=hint)
+            raise SoftshardsError(f"--split {text} is not a valid part", hint=hint)
     if len(shares) < len(settings.split) or sum(shares.values()) >= 1:
         raise SoftshardsError("the parts of --split must differ, and leave something to `train`")
     return Split(shares, settings.seed) if shares else None

@@ -1,4 +1,4 @@
-"""Verdicts on rows, stored as they are given, so that an interrupted run goes on."""
+"""Store each verdict on a row as soon as it is given, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from numpy.typing import NDArray
 from labeler.console import progress
 from labeler.labelsets.common.rows import Mask, Rows
 from labeler.labelsets.curate.verifier import Verdict, Verifier
-from schemas import SoftshardsError
+from schemas.errors import SoftshardsError
 
-AHEAD = 256
-"""Rows handed over to a verifier at a time."""
+BATCH = 256
+"""Rows handed to a verifier at a time."""
 
-SEEN = (
+VERIFIER_COLUMNS = (
     *("id", "chunk", "sample", "parent_id", "source", "meta", "prompt", "finish_reason"),
     *("n_tokens", "n_labels", "mean_nll", "mean_entropy", "coverage", "answer", "text"),
 )
-"""What a verifier is given of a row; `meta` as what its JSON says."""
+"""Columns of a row that a verifier gets; `meta` parsed from its JSON."""
 
 
-class Store:
-    """Verdicts by what was run and what it was given, in an SQLite file.
+class VerdictStore:
+    """Verdicts by verifier version and row, in an SQLite file.
 
     Args:
-        path: the file; None keeps them in memory, after those of `known`.
-        known: a file to start from where `path` is None.
+        path: the file; None keeps new verdicts in memory.
+        known: the file to read from if `path` is None.
         version: `Verifier.version`.
     """
 
@@ -57,11 +57,11 @@ class Store:
             raise SoftshardsError(
                 f"the stored verdicts cannot be used: {error}",
                 path=path or known,
-                hint="check that you may write there; or delete the file: rows are verified again",
+                hint="check the permissions, or delete the file: rows are verified again then",
             ) from error
 
     def get(self, key: str) -> Verdict | None:
-        """The verdict on a row that was given before."""
+        """Return the stored verdict on a row."""
         found = self._db.execute(
             "select number, passed, fault from verdicts where version = ? and row = ?",
             (self._version, key),
@@ -69,7 +69,7 @@ class Store:
         return None if found is None else Verdict(found[0], bool(found[1]), found[2])
 
     def put(self, key: str, verdict: Verdict) -> None:
-        """Store a verdict; a second later at most it is on disk for good."""
+        """Store a verdict; it is on disk for good at most a second later."""
         values = (self._version, key, verdict.number, verdict.passed, verdict.fault)
         self._db.execute("insert or replace into verdicts values (?, ?, ?, ?, ?)", values)
         if time.monotonic() > self._committed + 1:
@@ -77,18 +77,18 @@ class Store:
             self._committed = time.monotonic()
 
     def close(self) -> None:
-        """Put what is stored on disk, and close the file."""
+        """Commit all verdicts, and close the file."""
         self._db.commit()
         self._db.close()
 
 
 def verify_rows(
-    rows: Rows, candidates: Mask, verifier: Verifier, store: Store
+    rows: Rows, candidates: Mask, verifier: Verifier, store: VerdictStore
 ) -> tuple[NDArray[np.float64], dict[int, Verdict]]:
-    """Have each candidate verified that was not before.
+    """Verify each candidate that has no stored verdict.
 
     Returns:
-        The verifier's numbers, float64 [rows], NaN where there is none; and the verdicts.
+        The verifier's numbers, float64 [rows], NaN where it gave none; and the verdicts by row.
 
     Raises:
         SoftshardsError: the verifier cannot be run at all.
@@ -114,23 +114,24 @@ def verify_rows(
 
 
 def _batches(rows: Rows, candidates: Mask) -> Iterator[dict[int, dict[str, Any]]]:
-    """Some rows at a time, by their numbers in the set, as a verifier is to see them."""
-    for first, frame in rows.frames(SEEN, only=candidates):
+    """Yield some rows at a time, as a verifier gets them, by their numbers in the set."""
+    for first, frame in rows.frames(VERIFIER_COLUMNS, only=candidates):
         numbers = _numbers(candidates, first, frame)
-        for at in range(0, frame.height, AHEAD):
-            some = frame[at : at + AHEAD].to_dicts()
-            yield {numbers[at + i]: _seen(row) for i, row in enumerate(some)}
+        for at in range(0, frame.height, BATCH):
+            some = frame[at : at + BATCH].to_dicts()
+            yield {numbers[at + i]: _with_meta(row) for i, row in enumerate(some)}
 
 
 def _numbers(candidates: Mask, first: int, frame: pl.DataFrame) -> list[int]:
-    """The numbers of the rows of a frame that has the candidates of a row group alone."""
-    return (first + np.flatnonzero(candidates[first:])[: frame.height]).tolist()
+    """Return the row numbers of a frame that holds only the candidates of a row group."""
+    numbers: list[int] = (first + np.flatnonzero(candidates[first:])[: frame.height]).tolist()
+    return numbers
 
 
-def _seen(row: dict[str, Any]) -> dict[str, Any]:
+def _with_meta(row: dict[str, Any]) -> dict[str, Any]:
     return row | {"meta": json.loads(row["meta"]) if row["meta"] else {}}
 
 
 def _key(given: dict[str, Any]) -> str:
-    """Key and content of a row in one digest."""
+    """Return the digest of a row's key and content."""
     return sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The side of a verifier that runs in a worker process. Few imports: workers die and start anew."""
+"""The worker process of a verifier. It imports little, because workers die and restart."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from typing import Any
 _loaded: Callable[[dict[str, Any]], Any]
 
 
-def prepare(target: str) -> None:
-    """Make a worker ready: its output must not mix with ours, and Ctrl-C is for the parent."""
+def start_worker(target: str) -> None:
+    """Load the function; send output to standard error, and leave Ctrl-C to the parent."""
     global _loaded
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)
     _loaded = load_function(target)
 
 
-def call(row: dict[str, Any]) -> Any:
-    """What the function says of a row."""
+def call_function(row: dict[str, Any]) -> Any:
+    """Return the function's value for a row."""
     return _loaded(row)
 
 
 def load_function(target: str) -> Callable[[dict[str, Any]], Any]:
-    """The function that `module:function` names; modules are also looked for in the working folder.
+    """Return the function that `module:function` names; the working folder is searched, too.
 
     Raises:
-        Exception: whatever the import of a user's module raises, or it has no such function.
+        Exception: the module cannot be imported, or has no such function.
     """
     module, _, name = target.partition(":")
-    search_here()
-    found = getattr(importlib.import_module(module), name)
-    if not callable(found):
-        raise TypeError(f"{name} is no function")
-    return found
+    search_working_folder()
+    function: Callable[[dict[str, Any]], Any] = getattr(importlib.import_module(module), name)
+    if not callable(function):
+        raise TypeError(f"{name} is not a function")
+    return function
 
 
-def search_here() -> None:
-    """Let modules be found in the working folder, as `python -m` does."""
+def search_working_folder() -> None:
+    """Add the working folder to the import path, as `python -m` does."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)

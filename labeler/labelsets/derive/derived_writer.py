@@ -1,7 +1,7 @@
-"""Write a label set whose labels are there already: unit by unit, resumable, closed at the end.
+"""Write a label set from finished rows: unit by unit, resumable, closed at the end.
 
-What a labeling run is to an engine, this is to any source of finished rows. The same promises hold:
-a unit is done when its shard is whole and journaled, and the same command goes on after a crash.
+The same guarantees hold as for a labeling run: a unit is done when its shard is complete and
+journaled, and after a crash the same command resumes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ from schemas.version import COMPACT_1
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedUnit:
-    """One shard's worth of rows that need no engine.
+    """The rows of one shard.
 
     Attributes:
-        tables: gives the rows, plain columns, one table a row group; called twice for `compact/1`.
-        tail_source, entropy_source: how these columns were had, for the shard's footer.
-        provenance: what the journal is to say: `engine`, `engine_version`, `device`,
-            `engine_seconds`, as `labeler.labeling.runs` records them.
-        rejects: rows that were meant to be here and are not, as in `schemas.arrow.REJECT_SCHEMA`.
+        tables: returns the rows with plain columns, one table per row group; `compact/1` calls it
+            twice.
+        tail_source: how the tails were computed, for the shard's footer.
+        entropy_source: how the entropies were computed, for the shard's footer.
+        provenance: facts for the journal: `engine`, `engine_version`, `device`, `engine_seconds`,
+            as `labeler.labeling.runs` records them.
+        rejects: rows that were rejected, as in `schemas.arrow.REJECT_SCHEMA`.
     """
 
     tables: Callable[[], Iterable[pa.Table]]
@@ -66,21 +68,22 @@ def write_derived(
     provenance: dict[str, Any],
     check: Callable[[int], dict[str, Any]] | None = None,
 ) -> Manifest:
-    """Write the units that are not there yet, and close the set.
+    """Write the units that are missing, and close the set.
 
     Args:
         out: folder of the new set.
-        units: all units; unit i becomes shard i. Empty ones are for the caller to leave out.
-        identity, codec: of the new set.
-        derived: from what and how it is made, as JSON; a set in `out` must have been made alike.
-        copy_tokenizer: puts the tokenizer's files into a folder and says which they are.
-        provenance: what else the manifest is to say (`teacher`, `parents`, ...).
-        check: called with a unit's number when its shard is written, before it is journaled; what
-            it returns is journaled, too.
+        units: all units, none of them empty; unit i becomes shard i.
+        identity: identity of the new set.
+        codec: codec of the new set.
+        derived: sources and settings, as JSON; a set in `out` must have been made with the same.
+        copy_tokenizer: copies the tokenizer's files into a folder, and returns their digests.
+        provenance: further facts for the manifest (`teacher`, `parents`, ...).
+        check: called with a unit's number when its shard is written, before it is journaled; the
+            journal records the facts that it returns.
 
     Raises:
-        SoftshardsError: there is another set, or anything else, in `out`, the disk is full, or
-            `check` refuses.
+        SoftshardsError: `out` holds another set, or other files, the disk is full, or `check`
+            refuses.
     """
     with stop_on_signals() as stop, rank_lock(out, 0, 1), explain_full_disk("the label set", out):
         remove_abandoned_files(out, 0, 1)
@@ -97,9 +100,9 @@ def write_derived(
             manifest, _, missing = close(out, changed=bool(todo))
     if missing:
         raise SoftshardsError(
-            f"stopped with {len(missing)} of {len(units)} units to write; what is done is safe",
+            f"stopped with {len(missing)} of {len(units)} units left; finished units are safe",
             path=out,
-            hint="run the same command: it goes on from there",
+            hint="run the same command again: it resumes",
         )
     return manifest
 
@@ -113,19 +116,21 @@ def _begin(
     copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
     provenance: dict[str, Any],
 ) -> Manifest:
-    hint = "write into another folder, or give the settings that the set was made with"
+    hint = "write into another folder, or give the original settings"
     if (out / MANIFEST).exists():
         found = read_manifest(out)
         require_same_identity(identity, found.identity, path=out, hint=hint)
         before = {"codec": found.codec} | found.provenance.get("derived", {"how": "labeled"})
         if lines := differences(found=before, asked={"codec": codec} | derived):
-            raise SoftshardsError(f"there is another label set here:{lines}", path=out, hint=hint)
+            raise SoftshardsError(
+                f"the folder holds another label set:{lines}", path=out, hint=hint
+            )
         return found
-    # A killed process may have left a tokenizer before there was a manifest; a lock is hidden.
-    strangers = [p.name for p in out.iterdir() if p.name != TOKENIZER and p.name[0] != "."]
-    if strangers:
+    # A process killed before the manifest may have left a tokenizer; locks are hidden files.
+    others = [p.name for p in out.iterdir() if p.name != TOKENIZER and p.name[0] != "."]
+    if others:
         raise SoftshardsError(
-            f"the folder is not empty: it has {min(strangers)}", path=out, hint="name a new folder"
+            f"the folder is not empty: it has {min(others)}", path=out, hint="name a new folder"
         )
     manifest = Manifest(
         codec=codec,
@@ -158,13 +163,13 @@ def _write(
         entropy_source=source.entropy_source,
         order=order,
     )
-    found = check(unit) if check is not None else {}
-    provenance = source.provenance | found
+    facts = check(unit) if check is not None else {}
+    provenance = source.provenance | facts
     journal_unit(out, unit, groups, footer, rejects=source.rejects, provenance=provenance)
 
 
 def _order(tables: Iterable[pa.Table]) -> NDArray[np.int32]:
-    """The frequency order of a shard's ids; one table is held at a time."""
+    """Return the frequency order of a shard's ids, holding one table at a time."""
     counts = np.zeros(0, np.int64)
     for table in tables:
         ids = table["topk_ids"].combine_chunks().flatten().flatten().to_numpy()

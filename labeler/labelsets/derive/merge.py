@@ -1,4 +1,4 @@
-"""`labeler merge`: label sets of one teacher and one way of labeling become one."""
+"""`labeler merge`: make one label set of several with the same identity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from labeler.console import human_bytes, out, progress
 from labeler.labelsets.common.rows import Rows
-from labeler.labelsets.common.selection import narrowed
+from labeler.labelsets.common.selection import select_rows
 from labeler.labelsets.derive.derive_config import MergeConfig
 from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, open_label_set
@@ -20,8 +20,8 @@ from schemas.arrow import KEY_COLUMNS
 from schemas.manifest import require_same_identity
 from schemas.version import CODECS
 
-NAMED = 5
-"""Keys in a message."""
+SHOWN = 5
+"""Keys to show in a message."""
 
 
 def run_merge(config: MergeConfig) -> int:
@@ -37,7 +37,7 @@ def run_merge(config: MergeConfig) -> int:
         return 0
     left_out = f", {facts['left_out']} duplicates left out" if facts["left_out"] else ""
     out.print(
-        f"{target}: {facts['rows']} rows, {facts['labels']} labels of {len(sources)} sets in "
+        f"{target}: {facts['rows']} rows, {facts['labels']} labels from {len(sources)} sets in "
         f"{facts['codec']}, {human_bytes(facts['bytes'])}{left_out}; every row compared"
     )
     return 0
@@ -49,10 +49,10 @@ def merge(
     """Write the rows of several label sets or views as one set.
 
     Args:
-        sources: in the order in which their rows are to stand.
-        target: folder of the new set; an unfinished one there is continued.
-        codec: `plain` or `compact`; None for that of the first set.
-        on_duplicate: what to do about rows of one key: `refuse`, or keep the `first`.
+        sources: the sets, in the order of their rows in the new one.
+        target: folder of the new set; an unfinished one there is resumed.
+        codec: `plain` or `compact`; None takes the codec of the first set.
+        on_duplicate: `refuse` rows that share a key, or keep the `first`.
 
     Returns:
         `out`, `codec`, `rows`, `labels`, `bytes`, `left_out` (rows), as JSON values.
@@ -62,8 +62,8 @@ def merge(
     """
     if len(sources) < 2:
         raise SoftshardsError(
-            "there is nothing to merge",
-            hint="name at least two label sets, then the new folder: `labeler merge A B OUT`",
+            "merge needs at least two label sets",
+            hint="name them, then the new folder: `labeler merge A B OUT`",
         )
     sets = [open_label_set(path) for path in sources]
     for other in sets[1:]:
@@ -71,7 +71,7 @@ def merge(
             sets[0].manifest.identity,
             other.manifest.identity,
             path=other.path,
-            hint="only sets of one teacher and one way of labeling can become one set",
+            hint="only sets with the same teacher and settings can be merged",
         )
     distinct = _without_duplicates(sets, sources, on_duplicate)
     manifest = recode(
@@ -91,24 +91,23 @@ def merge(
 def _without_duplicates(
     sets: Sequence[LabelSet], sources: Sequence[Path], on_duplicate: str
 ) -> list[LabelSet]:
-    """The sets, later ones without rows whose key an earlier one has.
+    """Return the sets, without rows whose key an earlier set has.
 
     Raises:
-        SoftshardsError: there are such rows, and they are to be refused.
+        SoftshardsError: there are such rows, and `on_duplicate` refuses them.
     """
-    rows = _keys(sets)
+    rows = _row_keys(sets)
     twice = ~rows.select(pl.struct(KEY_COLUMNS).is_first_distinct()).to_series()
     if not twice.any():
         return list(sets)
     if on_duplicate == "refuse":
-        found = rows.filter(twice)
-        named = [f"{key}/{chunk}/{sample}" for key, chunk, sample in found[KEY_COLUMNS].rows()]
-        more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        duplicates = rows.filter(twice)
+        keys = [f"{id}/{chunk}/{sample}" for id, chunk, sample in duplicates[KEY_COLUMNS].rows()]
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
         raise SoftshardsError(
-            f"{len(named)} rows have keys that an earlier set has: "
-            f"{', '.join(named[:NAMED])}{more}",
-            path=sources[found["set"][0]],
-            hint="--on-duplicate first keeps the row of the set that is named first",
+            f"an earlier set has the keys of {len(keys)} rows: {', '.join(keys[:SHOWN])}{more}",
+            path=sources[duplicates["set"][0]],
+            hint="--on-duplicate first keeps the row from the set that is named first",
         )
     kept = []
     for number, labels in enumerate(sets):
@@ -126,12 +125,12 @@ def _without_duplicates(
         }
         if labels.view is not None:
             made["of"] = labels.view.made
-        kept.append(narrowed(labels, mask, n_labels=n_labels, n_tokens=n_tokens, made=made))
+        kept.append(select_rows(labels, mask, n_labels=n_labels, n_tokens=n_tokens, made=made))
     return kept
 
 
-def _keys(sets: Sequence[LabelSet]) -> pl.DataFrame:
-    """Keys and sizes of all rows, with the number of their set."""
+def _row_keys(sets: Sequence[LabelSet]) -> pl.DataFrame:
+    """Return keys and sizes of all rows, with the number of their set."""
     frames = []
     with progress("rows") as bar:
         task = bar.add_task("reading keys", total=sum(labels.rows for labels in sets))
@@ -140,5 +139,5 @@ def _keys(sets: Sequence[LabelSet]) -> pl.DataFrame:
                 frames.append(frame.with_columns(set=pl.lit(number)))
                 bar.advance(task, frame.height)
     if not frames:
-        raise SoftshardsError("there is no row to merge", path=sets[0].path)
+        raise SoftshardsError("there are no rows to merge", path=sets[0].path)
     return pl.concat(frames)

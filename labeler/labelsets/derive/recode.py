@@ -1,4 +1,4 @@
-"""Rows of label sets to a new label set in either codec, each row proved to have survived."""
+"""Write rows of label sets as a new label set in either codec, and compare every row."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ from schemas.version import PLAIN_1
 def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> Manifest:
     """Write all rows of `sources` as one label set; a shard of a source stays a shard.
 
-    Every row is read back and compared with its source: ids and all other columns equal, logprobs
-    within the codec's documented error. Rejects stay with the sources.
+    Every row is read back and compared with its source: ids and all other columns must be equal,
+    logprobs within the codec's documented error. Rejects stay with the sources.
 
     Args:
-        sources: label sets or views, of one identity.
-        out: folder of the new set; an unfinished one there is continued.
-        codec: of the new set.
-        how: what this is called in the manifest: `convert`, `merge`, `curate`.
+        sources: label sets or views with one identity.
+        out: folder of the new set; an unfinished one there is resumed.
+        codec: codec of the new set.
+        how: name of the operation in the manifest: `convert`, `merge`, `curate`.
 
     Raises:
-        SoftshardsError: identities differ, a source is damaged or is in `out`, or a row did not
-            survive.
+        SoftshardsError: identities differ, a source is damaged or is in `out`, or a row changed.
     """
     first = sources[0]
     for other in sources[1:]:
@@ -44,15 +43,15 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
             first.manifest.identity,
             other.manifest.identity,
             path=other.path,
-            hint="only sets of one teacher and one way of labeling can become one set",
+            hint="only sets with the same teacher and settings can be merged",
         )
     if out.resolve() in {labels.path.resolve() for labels in sources}:
         raise SoftshardsError(
-            "the new set would be in the place of the old", path=out, hint="name another folder"
+            "the new set would overwrite its source", path=out, hint="name another folder"
         )
     shards = [(labels, groups) for labels in sources for groups in _by_shard(labels)]
     if not shards:
-        raise SoftshardsError("there is no row to write", path=first.path)
+        raise SoftshardsError("there are no rows to write", path=first.path)
 
     def check(unit: int) -> dict[str, Any]:
         labels, groups = shards[unit]
@@ -74,7 +73,7 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
 
 
 def origin(labels: LabelSet) -> dict[str, Any]:
-    """What the manifest of a derived set says of one that it was made from."""
+    """Return the facts about a source that the manifest of a derived set records."""
     return {
         "path": str(labels.path),
         "self_digest": labels.manifest.self_digest,
@@ -86,14 +85,14 @@ def origin(labels: LabelSet) -> dict[str, Any]:
 
 
 def tokenizer_of(labels: LabelSet) -> Callable[[Path], tuple[FileDigest, ...]]:
-    """Copies the tokenizer of a set into another one."""
+    """Return a function that copies the tokenizer of a set into another one."""
 
     def copy(out: Path) -> tuple[FileDigest, ...]:
         (out / TOKENIZER).mkdir(parents=True, exist_ok=True)
         for file in labels.manifest.tokenizer_files:
             shutil.copyfile(labels.path / file.path, out / file.path)
             if sha256_file(out / file.path) != file.sha256:
-                raise SoftshardsError("a tokenizer file changed while copied", path=file.path)
+                raise SoftshardsError("a tokenizer file changed during the copy", path=file.path)
         return labels.manifest.tokenizer_files
 
     return copy
@@ -130,10 +129,10 @@ def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
 def compare_shards(
     labels: LabelSet, groups: list[RowGroup], written: Path, codec: str
 ) -> dict[str, Any]:
-    """Prove that a written shard says what its source says, row by row.
+    """Check, row by row, that a written shard holds what its source holds.
 
     Returns:
-        `labels` compared, `max_error` of a logprob in nats, and `kl`: the mean over them of
+        `labels` compared, `max_error` of a logprob in nats, and `kl`: their mean
         KL(source || written) over top-k and tail, in nats.
 
     Raises:
@@ -151,32 +150,40 @@ def compare_shards(
 def compare_tables(
     before: pa.Table, after: pa.Table, codec: str, path: Path
 ) -> tuple[float, np.ndarray]:
-    """Largest error of a logprob and KL of each label [n], in nats, between two spellings of rows.
+    """Return the largest error of a logprob, and the KL of each label [n], in nats.
+
+    Args:
+        before: rows of the source.
+        after: the same rows as they were written.
+        codec: codec of the written rows.
+        path: the written file.
 
     Raises:
         SoftshardsError: naming the row that differs by more than `codec` allows.
     """
     for name in before.column_names:
         if name not in TOPK_COLUMNS and not before[name].equals(after[name]):
-            raise SoftshardsError(f"column {name} did not survive", path=path, hint=REPORT)
+            raise SoftshardsError(f"column {name} changed", path=path, hint=REPORT)
     old, new = decode(before), decode(after)
     by_old, by_new = (np.argsort(d.labels.topk_ids, axis=1, kind="stable") for d in (old, new))
     ids = np.take_along_axis(old.labels.topk_ids, by_old, 1)
     if not np.array_equal(ids, np.take_along_axis(new.labels.topk_ids, by_new, 1)):
-        raise SoftshardsError("ids did not survive", path=path, hint=REPORT)
+        raise SoftshardsError("ids changed", path=path, hint=REPORT)
     x = np.take_along_axis(old.labels.topk_logprobs.astype(np.float64), by_old, 1)
     y = np.take_along_axis(new.labels.topk_logprobs.astype(np.float64), by_new, 1)
     finite = np.isfinite(x)
     error = np.abs(np.where(finite, x, 0) - np.where(np.isfinite(y), y, 0))
     allowed = np.zeros_like(x)
     if codec != PLAIN_1:
-        allowed = rounding(x, codec) * (1 + 2 * (by_old == 0))  # the argmax: a step more
+        allowed = rounding(x, codec) * (
+            1 + 2 * (by_old == 0)
+        )  # a step more for the argmax
     bad = (error > allowed).any(axis=1) | (finite != np.isfinite(y)).any(axis=1)
     if bad.any():
         at = int(np.searchsorted(old.offsets, int(np.argmax(bad)), side="right")) - 1
         key = ", ".join(str(before[name][at]) for name in KEY_COLUMNS)
         raise SoftshardsError(
-            f"a logprob did not survive: it is off by {error[bad].max():.4f} nats",
+            f"a logprob changed by {error[bad].max():.4f} nats, more than the codec allows",
             path=path,
             row=key,
             hint=REPORT,
@@ -184,11 +191,11 @@ def compare_tables(
     return float(error.max(initial=0)), _kl(x, y, old.labels.tail_logprob.astype(np.float64))
 
 
-REPORT = "this is a fault of softshards, or of the disk: delete the new set, and report it"
+REPORT = "this is a bug of softshards, or a disk error: delete the new set, and report it"
 
 
 def _kl(x: np.ndarray, y: np.ndarray, tail: np.ndarray) -> np.ndarray:
-    """KL [n] between (x, tail) and (y, tail), each made to sum to one."""
+    """Return KL [n] between (x, tail) and (y, tail), each normalized to sum to one."""
     p, q = (np.concatenate([part, tail[:, None]], axis=1) for part in (x, y))
     p -= np.logaddexp.reduce(p, axis=1, keepdims=True)
     q -= np.logaddexp.reduce(q, axis=1, keepdims=True)

@@ -49,7 +49,7 @@ def _check_ids(row: ParsedRow, vocab_size: int) -> None:
     ordered = np.sort(row.ids, axis=1)
     repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != PAD_ID)
     if repeated.any():
-        raise BadRow(f"an id occurs twice in a label{_where(row, repeated)}")
+        raise BadRow(f"a label repeats an id{_where(row, repeated)}")
 
 
 def _check_values(row: ParsedRow) -> None:

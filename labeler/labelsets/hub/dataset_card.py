@@ -78,7 +78,7 @@ def dataset_card(complete: CompleteSet, repo: str, statement: Statement) -> Data
         softshards=header_facts(manifest, statement.teacher),
     )
     columns = pq.read_schema(complete.path / complete.labels.shards[0])
-    return DatasetCard.from_template(
+    card: DatasetCard = DatasetCard.from_template(
         data,
         template_path=str(TEMPLATE),
         repo_id=repo,
@@ -91,6 +91,7 @@ def dataset_card(complete: CompleteSet, repo: str, statement: Statement) -> Data
         columns=[(field.name, str(field.type).replace(" not null", "")) for field in columns],
         manifest_digest=manifest.self_digest,
     )
+    return card
 
 
 def teacher_name(manifest: Manifest, teacher: str | None = None) -> str:

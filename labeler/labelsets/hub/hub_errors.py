@@ -35,7 +35,12 @@ def hub_errors(url: str) -> Iterator[None]:
             path=url,
             hint=f"check the name; {LOGIN}",
         ) from error
-    except (errors.HTTPError, OSError, ValueError, RuntimeError) as error:
+    except (
+        errors.HTTPError,  # type: ignore[attr-defined]
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         cause = error.__cause__ if type(error) is RuntimeError else error
         status = getattr(getattr(cause, "response", None), "status_code", None)
         hint = "run the same command again: it resumes"

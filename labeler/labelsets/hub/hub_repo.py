@@ -97,7 +97,8 @@ def require_repo_name(name: str) -> None:
     Raises:
         SoftshardsError: the name is invalid.
     """
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)

@@ -338,7 +338,7 @@ def test_bad_rows_are_rejects(teacher: Path, tmp_path: Path, labeler: CommandLin
         ),
         "a logprob is above 0": jsonl_row(topk_logprobs=[*logs[:-1], [12.5, 1, 1]]),
         "probabilities add up to": jsonl_row(topk_logprobs=[*logs[:-1], [-0.1, -0.1, -0.1]]),
-        "an id occurs twice in a label at position 1": jsonl_row(topk_ids=[[7, 7, 8]] * 7),
+        "a label repeats an id at position 1": jsonl_row(topk_ids=[[7, 7, 8]] * 7),
         "differ in shape": jsonl_row(topk_logprobs=logs[:-1]),
         "spans cover 6 positions": jsonl_row(spans=[{"start": 2, "stop": 8}]),
         "outside 1..8": jsonl_row(spans=[{"start": 2, "stop": 9}]),

@@ -1,4 +1,4 @@
-"""`labeler merge`: several label sets as one, nothing lost and nothing twice."""
+"""`labeler merge`: several label sets become one, without losses or duplicates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def documents(ids: range) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two sets with nothing in common, one that has rows of the first, one of another teacher."""
+    """Make two disjoint sets, one that overlaps the first, and one from another teacher."""
     root = tmp_path_factory.mktemp("sets")
     other = root / "other-teacher"
     make_model(other, vocab_size=make_tokenizer(other) + 20, seed=5)
@@ -50,7 +50,7 @@ def rows(path: Path | str) -> list[Row]:
     return [r for g in labels.row_groups for r in labels.read_row_group(g).to_pylist()]
 
 
-def test_a_merged_set_has_the_rows_of_both_and_says_whose(
+def test_a_merged_set_has_the_rows_of_both_and_records_its_sources(
     sets: dict[str, Path], labeler: CommandLine
 ) -> None:
     facts = labeler("merge", sets["a"], sets["b"], "both", "--json").json
@@ -80,15 +80,15 @@ def test_a_merged_set_has_the_rows_of_both_and_says_whose(
     assert open_label_set("third").rows == both.rows
 
 
-def test_keys_that_occur_twice(sets: dict[str, Path], labeler: CommandLine) -> None:
+def test_duplicate_keys(sets: dict[str, Path], labeler: CommandLine) -> None:
     a, c = rows(sets["a"]), rows(sets["c"])
     known = {(row["id"], row["chunk"], row["sample"]) for row in a}
     new = [row for row in c if (row["id"], row["chunk"], row["sample"]) not in known]
     assert 0 < len(new) < len(c)
     refused = labeler("merge", sets["a"], sets["c"], "ac")
     assert refused.code == 2
-    assert f"{len(c) - len(new)} rows have keys" in refused.err
-    named = refused.err.split("earlier set has: ")[1].split(" and ")[0].split(", ")
+    assert f"an earlier set has the keys of {len(c) - len(new)} rows" in refused.err
+    named = refused.err.split(" rows: ")[1].split(" and ")[0].split(", ")
     assert len(named) == 5
     assert all(key.partition("/")[0] in {row["id"] for row in a} for key in named)
     assert not Path("ac").exists()
@@ -97,7 +97,7 @@ def test_keys_that_occur_twice(sets: dict[str, Path], labeler: CommandLine) -> N
     assert rows("ac") == a + new
 
 
-def test_views_are_merged_as_what_they_show(sets: dict[str, Path], labeler: CommandLine) -> None:
+def test_views_are_merged_by_their_rows(sets: dict[str, Path], labeler: CommandLine) -> None:
     for name, where in (("even", "<"), ("odd", ">=")):
         flags = ("--where", f"n_labels {where} 60")
         assert labeler("curate", sets["a"], "--out", f"{name}.view.json", *flags).code == 0
@@ -110,22 +110,22 @@ def test_views_are_merged_as_what_they_show(sets: dict[str, Path], labeler: Comm
     assert sorted(rows("whole"), key=key) == sorted(rows(sets["a"]), key=key)
 
 
-def test_what_cannot_be_merged(sets: dict[str, Path], labeler: CommandLine) -> None:
-    for arguments, says in (
-        ((sets["a"], sets["other"], "out"), "only sets of one teacher"),
-        ((sets["a"], "out"), "nothing to merge"),
-        ((sets["a"], sets["b"], sets["a"]), "in the place of the old"),
+def test_refusals(sets: dict[str, Path], labeler: CommandLine) -> None:
+    for arguments, message in (
+        ((sets["a"], sets["other"], "out"), "only sets with the same teacher"),
+        ((sets["a"], "out"), "needs at least two label sets"),
+        ((sets["a"], sets["b"], sets["a"]), "would overwrite its source"),
         ((sets["a"], "nowhere", "out"), "no label set here"),
     ):
         done = labeler("merge", *arguments)
-        assert (done.code, says in done.err) == (2, True), done.err
+        assert (done.code, message in done.err) == (2, True), done.err
         assert not Path("out").exists()
 
 
-def test_a_merge_goes_on_after_kill_9(
+def test_a_merge_resumes_after_kill_9(
     sets: dict[str, Path], labeler: CommandLine, tmp_path: Path
 ) -> None:
-    """Killed as soon as some units are journaled, then run again: the bytes are the same."""
+    """Kill the merge as soon as some units are journaled, run it again: the bytes are equal."""
     labeler("merge", sets["a"], sets["b"], "whole")
     whole = shard_bytes(tmp_path / "whole")
     units = len(whole)
@@ -145,7 +145,7 @@ def test_a_merge_goes_on_after_kill_9(
             kills += 1
             run.kill()
         run.wait()
-    assert kills, "nothing was killed in the middle"
+    assert kills, "no run was killed in the middle"
     done = labeler("merge", sets["a"], sets["b"], out)
     assert done.code == 0, done.err
     assert shard_bytes(out) == whole
