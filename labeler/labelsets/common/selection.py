@@ -1,4 +1,4 @@
-"""Some rows of an opened label set, as a label set: in memory, and as a view on disk."""
+"""Select rows of an opened label set, in memory and as a view on disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.row_group import Kept
 from schemas.view import View, write_view
 
 
-def narrowed(
+def select_rows(
     labels: LabelSet,
     mask: Mask,
     *,
@@ -24,12 +24,14 @@ def narrowed(
     n_tokens: NDArray[np.int64],
     made: dict[str, Any],
 ) -> LabelSet:
-    """The rows of a set, or of a view, that a mask keeps; always as a view of the set itself.
+    """Return the rows of a set or view that a mask keeps, as a view of the set itself.
 
     Args:
         labels: the set or view.
-        mask, n_labels, n_tokens: of its rows, [rows] each.
-        made: how, for `View.made`.
+        mask: bool [rows], rows to keep.
+        n_labels: int64 [rows], labels per row.
+        n_tokens: int64 [rows], tokens per row.
+        made: how the view was made, for `View.made`.
     """
     groups, first = [], 0
     for group in labels.row_groups:
@@ -48,9 +50,9 @@ def narrowed(
     return LabelSet(labels.path, labels.manifest, tuple(groups), view)
 
 
-def save(path: Path, labels: LabelSet) -> None:
-    """Write the view that `narrowed` made."""
-    assert labels.view is not None, "a narrowed set has one"
+def save_view(path: Path, labels: LabelSet) -> None:
+    """Write the view that `select_rows` made."""
+    assert labels.view is not None, "made by select_rows"
     place = os.path.relpath(labels.path.resolve(), path.parent.resolve())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_view(path, labels.view.model_copy(update={"label_set": place}))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tokenizers import Tokenizer
 
@@ -15,6 +15,14 @@ from schemas import SoftshardsError
 
 CUT = "\ufffd"
 """The character that incomplete bytes are decoded to."""
+
+
+class ShownVocabulary(TypedDict):
+    """Part of a vocabulary, as JSON values."""
+
+    texts: dict[int, str]
+    fragments: list[int]
+    special: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ class Vocabulary:
                 places, data = [], b""
         return found
 
-    def shown(self, ids: Iterable[int]) -> dict[str, Any]:
+    def shown(self, ids: Iterable[int]) -> ShownVocabulary:
         """Return the part of the vocabulary that a page needs to show `ids`, as JSON values."""
         used = sorted(set(ids))
         return {

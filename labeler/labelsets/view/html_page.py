@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from labeler.labelsets.view.page_data import Viewer, stored_ids
+from labeler.labelsets.common.vocabulary import ShownVocabulary
+from labeler.labelsets.view.page_data import RowContent, Viewer, ViewerFacts, stored_ids
 from labeler.labelsets.view.row_list import Query
 from schemas.atomic import write_atomic
 
@@ -18,6 +20,15 @@ STYLE = "viewer.css"
 SCRIPTS = ("dom.js", "source.js", "scale.js", "list.js", "filters.js", "text.js", "bars.js")
 MAIN = "main.js"
 ALL_ROWS = 1 << 62
+
+
+class PageData(TypedDict):
+    """Everything that a page without a server shows, as JSON values."""
+
+    facts: ViewerFacts
+    rows: list[dict[str, object]]
+    contents: dict[int, RowContent]
+    vocabulary: ShownVocabulary
 
 
 def server_page() -> str:
@@ -44,7 +55,7 @@ def write_page(path: Path, viewer: Viewer, *, rows: int, seed: int) -> int:
     return len(data["rows"])
 
 
-def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
+def sample_data(viewer: Viewer, *, rows: int, seed: int) -> PageData:
     """Return everything that a page of `rows` rows shows, as JSON values."""
     frame = viewer.listing.frame
     if viewer.other is not None:
@@ -70,7 +81,7 @@ def sample_data(viewer: Viewer, *, rows: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _page(data: dict[str, Any], *, connect: str) -> str:
+def _page(data: Mapping[str, object], *, connect: str) -> str:
     style, script = _asset(STYLE), _script()
     policy = (
         f"default-src 'none'; script-src {_csp_source(script)}; style-src {_csp_source(style)}; "
@@ -82,7 +93,7 @@ def _page(data: dict[str, Any], *, connect: str) -> str:
     return re.sub(r"\{\{ (\w+) \}\}", lambda place: parts[place[1]], _asset("viewer.html"))
 
 
-def json_for_html(value: Any) -> str:
+def json_for_html(value: object) -> str:
     r"""Return JSON that is safe in a script element: only ASCII, and no `<`, `>` or `&`.
 
     `</script>` in a text becomes `\u003c/script\u003e`, which JSON reads as the same text.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labeler.labelsets.common.row_matching import require_same_tokenizer
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from labeler.labelsets.view.row_list import COLUMNS, Listing, list_rows
+from labeler.labelsets.view.row_list import COLUMNS, FilterFacts, Listing, list_rows
 from schemas import (
     PAD_ID,
     Labels,
@@ -28,6 +28,41 @@ from schemas.labeled_spans import SpanRecord, span_positions
 
 SHORT = 1 << 16
 """Ids below this fit in two bytes, with one value left for padding."""
+
+
+class SetFacts(TypedDict):
+    """Facts of one label set from its manifest."""
+
+    name: str
+    path: NotRequired[str]
+    view_of: str | None
+    teacher: str | None
+    mode: str
+    k: int
+    codec: str
+    dtype: str
+    head_dtype: str
+    quantization: str | None
+    vocab_size: int
+    max_length: int
+    sampling: dict[str, object] | None
+    rows: int
+    tokens: int
+    labels: int
+    bytes: int
+    status: str
+    format_version: int
+    weights: str
+    tokenizer: str
+    chat_template: str | None
+    identity_digest: str
+
+
+class ViewerFacts(FilterFacts):
+    """Facts of the sets shown, and the choices of the filters."""
+
+    sets: list[SetFacts]
+    matched: NotRequired[int]
 
 
 class PackedLabels(TypedDict):
@@ -45,6 +80,17 @@ class PackedLabels(TypedDict):
     a_to_b: NotRequired[str]
     b_to_a: NotRequired[str]
     common_mass: NotRequired[str]
+
+
+class RowContent(TypedDict):
+    """One row as JSON values; it also has the row's COLUMNS, `parent_id` and `meta`."""
+
+    number: int
+    ids: list[int]
+    joined: dict[int, str]
+    spans: list[tuple[int, int, str]]
+    sides: list[PackedLabels]
+    diverges_at: NotRequired[int | None]
 
 
 @dataclass(frozen=True)
@@ -70,16 +116,16 @@ class Viewer:
         """Number of rows that the second set has as well."""
         return 0 if self.other is None else self.listing.frame["row_b"].count()
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ViewerFacts:
         """Return the facts of the manifests and the choices of the filters."""
         opened = [labels for labels in (self.labels, self.other) if labels is not None]
         sets = [_set_facts(labels, path) for labels, path in zip(opened, self.paths)]
-        facts = {"sets": sets, **self.listing.facts()}
+        facts: ViewerFacts = {"sets": sets, **self.listing.facts()}
         if self.other is not None:
             facts["matched"] = self.matched
         return facts
 
-    def row(self, number: int) -> dict[str, Any]:
+    def row(self, number: int) -> RowContent:
         """Read a row with its labels from disk, verified.
 
         Labels are packed: arrays are base64 of little-endian numbers. `topk_ids` [n, k] has all
@@ -100,9 +146,8 @@ class Viewer:
         shown = {name: ours[name][0].as_py() for name in (*COLUMNS, "parent_id", "meta")}
         ids, at, spans = _tokens(ours)
         labels = decode(ours).labels
-        content = {
+        content: RowContent = {
             "number": number,
-            **shown,
             "ids": ids.tolist(),
             "joined": self.vocabulary.join_fragments(ids.tolist()),
             "spans": spans,
@@ -110,17 +155,18 @@ class Viewer:
         }
         if self.other is not None and place["row_b"] is not None:
             theirs = _read(self.other, place["group_b"], place["row_b"])
-            content |= self._compared(ids, at, labels, theirs)
-        return content
+            compared, content["diverges_at"] = self._compare(ids, at, labels, theirs)
+            content["sides"].append(compared)
+        return cast(RowContent, {**shown, **content})
 
     @property
     def _vocab_size(self) -> int:
         return self.labels.manifest.identity.vocab_size
 
-    def _compared(
+    def _compare(
         self, ids: NDArray[np.int32], at: NDArray[np.int64], labels: Labels, theirs: pa.Table
-    ) -> dict[str, Any]:
-        """Return both sides, and where the rows diverge.
+    ) -> tuple[PackedLabels, int | None]:
+        """Return the other set's labels, and the position where the rows diverge, if they do.
 
         The other set's labels are compared at the positions that both sets label after the same
         tokens. Two generations are compared up to the position where they diverge.
@@ -140,10 +186,7 @@ class Viewer:
             "common_mass": _floats(found.common_mass),
         }
         equal = len(ids) == len(other_ids) == diverges_at
-        return {
-            "sides": [_packed(labels, at, self._vocab_size), compared],
-            "diverges_at": None if equal else diverges_at,
-        }
+        return compared, None if equal else diverges_at
 
 
 def open_viewer(path: Path, other: Path | None = None, *, allow_partial: bool = False) -> Viewer:
@@ -161,7 +204,7 @@ def open_viewer(path: Path, other: Path | None = None, *, allow_partial: bool = 
     return Viewer(labels, second, paths, vocabulary, list_rows(labels, second, vocabulary))
 
 
-def _set_facts(labels: LabelSet, path: Path) -> dict[str, Any]:
+def _set_facts(labels: LabelSet, path: Path) -> SetFacts:
     manifest, identity = labels.manifest, labels.manifest.identity
     return {
         "name": path.resolve().name,
@@ -209,7 +252,7 @@ def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> PackedLab
     """Pack labels as `Viewer.row` describes."""
     kind = "<u2" if vocab_size < SHORT else "<u4"
     ids = np.where(labels.topk_ids == PAD_ID, np.iinfo(kind).max, labels.topk_ids)
-    stored = labels.entropy is not None
+    entropy = labels.entropy
     return {
         "at": at.tolist(),
         "k": labels.topk_ids.shape[1],
@@ -218,8 +261,8 @@ def _packed(labels: Labels, at: NDArray[np.int64], vocab_size: int) -> PackedLab
         "topk_logprobs": _base64(labels.topk_logprobs.astype("<f2")),
         "tail_logprob": _floats(labels.tail_logprob),
         "token_logprob": _floats(labels.token_logprob),
-        "entropy": _floats(labels.entropy if stored else bucketed_entropy(labels)),
-        "entropy_is_exact": stored,
+        "entropy": _floats(bucketed_entropy(labels) if entropy is None else entropy),
+        "entropy_is_exact": entropy is not None,
     }
 
 
@@ -231,9 +274,9 @@ def stored_ids(side: PackedLabels) -> list[int]:
     return found
 
 
-def _floats(values: NDArray[Any] | None) -> str:
+def _floats(values: NDArray[np.generic]) -> str:
     return _base64(np.asarray(values, "<f4"))
 
 
-def _base64(array: NDArray[Any]) -> str:
+def _base64(array: NDArray[np.generic]) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")

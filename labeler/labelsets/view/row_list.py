@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import polars as pl
 
@@ -22,6 +22,36 @@ HIDDEN = ("parent_id", "group", "row", "group_b", "row_b")
 CHOICES = 200
 """Largest number of sources or finish reasons in a filter."""
 BINS = 32
+
+
+class RowPage(TypedDict):
+    """Rows of the list as JSON values, and the number of all matches."""
+
+    total: int
+    rows: list[dict[str, object]]
+
+
+class Choice(TypedDict):
+    """A value that a filter offers, and the number of its rows."""
+
+    value: str
+    rows: int
+
+
+class Spread(TypedDict):
+    """Minimum, maximum and histogram of a scalar."""
+
+    least: float
+    most: float
+    counts: list[int]
+
+
+class FilterFacts(TypedDict):
+    """The choices of the filters."""
+
+    sources: list[Choice]
+    finish_reasons: list[Choice]
+    spreads: dict[str, Spread]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +120,7 @@ class Listing:
     _labels: LabelSet = field(repr=False)
     _vocabulary: Vocabulary = field(repr=False)
 
-    def page(self, query: Query, offset: int, limit: int) -> dict[str, Any]:
+    def page(self, query: Query, offset: int, limit: int) -> RowPage:
         """Return `limit` rows from `offset` on, and the number of matches, as JSON values."""
         found = self._matching(query)
         rows = found.slice(offset, limit).drop(*HIDDEN, strict=False)
@@ -130,7 +160,7 @@ class Listing:
             parts.append(rows.select(joined.str.to_lowercase()).to_series())
         return pl.concat(parts) if parts else pl.Series(dtype=pl.String)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> FilterFacts:
         """Return the choices of the filters: sources, finish reasons, histograms of the means."""
         return {
             "sources": self._choices("source"),
@@ -138,11 +168,11 @@ class Listing:
             "spreads": {name: spread for name in MEANS if (spread := self._spread(name))},
         }
 
-    def _choices(self, name: str) -> list[dict[str, Any]]:
+    def _choices(self, name: str) -> list[Choice]:
         counts = self.frame[name].drop_nulls().value_counts(sort=True).head(CHOICES)
         return [{"value": value, "rows": rows} for value, rows in counts.rows()]
 
-    def _spread(self, name: str) -> dict[str, Any] | None:
+    def _spread(self, name: str) -> Spread | None:
         """Return minimum, maximum and histogram; None if no row has a value."""
         values = self.frame[name].drop_nulls().drop_nans().cast(pl.Float64)
         if not len(values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,8 +13,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from labeler.console import out
 from labeler.labelsets.view.html_page import server_page
-from labeler.labelsets.view.page_data import Viewer
-from labeler.labelsets.view.row_list import parse_query
+from labeler.labelsets.view.page_data import RowContent, Viewer
+from labeler.labelsets.view.row_list import RowPage, parse_query
 from schemas import LabelSetError, SoftshardsError
 
 ADDRESS = "127.0.0.1"
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         port = self.connection.getsockname()[1]
         return self.headers.get("Host") in {f"{name}:{port}" for name in LOCAL_NAMES}
 
-    def _send_json(self, content: dict[str, Any], status: HTTPStatus) -> None:
+    def _send_json(self, content: Mapping[str, object], status: HTTPStatus) -> None:
         body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
         self._send(body, "application/json", status)
 
@@ -129,17 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: a line per request would bury the messages for the user."""
 
 
-def _start(viewer: Viewer, _: dict[str, str]) -> dict[str, Any]:
+def _start(viewer: Viewer, _: dict[str, str]) -> dict[str, object]:
     all_ids = range(len(viewer.vocabulary.texts))
     return {"facts": viewer.facts(), "vocabulary": viewer.vocabulary.shown(all_ids)}
 
 
-def _rows(viewer: Viewer, parameters: dict[str, str]) -> dict[str, Any]:
+def _rows(viewer: Viewer, parameters: dict[str, str]) -> RowPage:
     offset, limit = _natural(parameters, "offset", 0), _natural(parameters, "limit", 100)
     return viewer.listing.page(parse_query(parameters), offset, min(limit, MOST_ROWS))
 
 
-def _row(viewer: Viewer, parameters: dict[str, str]) -> dict[str, Any]:
+def _row(viewer: Viewer, parameters: dict[str, str]) -> RowContent:
     return viewer.row(_natural(parameters, "number", 0))
 
 
@@ -151,5 +151,5 @@ def _natural(parameters: dict[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-Answer = Callable[[Viewer, dict[str, str]], dict[str, Any]]
+Answer = Callable[[Viewer, dict[str, str]], Mapping[str, object]]
 ANSWERS: dict[str, Answer] = {"/api/start": _start, "/api/rows": _rows, "/api/row": _row}

@@ -1,4 +1,4 @@
-"""The viewer's data, its server and its page as bytes; test_viewer_browser.py clicks them."""
+"""The viewer's data, server and page; test_viewer_browser.py clicks through them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from labeler.labelsets.common.row_matching import match_rows
-from labeler.labelsets.common.selection import narrowed, save
+from labeler.labelsets.common.selection import save_view, select_rows
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
 from labeler.labelsets.view.html_page import json_for_html, server_page, write_page
 from labeler.labelsets.view.page_data import Viewer, open_viewer
@@ -51,7 +51,7 @@ def both(viewed_sets: dict[str, Path]) -> Viewer:
 
 
 def unpacked(side: dict[str, Any]) -> Labels:
-    """What `Viewer.row` packed, read as its docstring says."""
+    """Unpack the labels of `Viewer.row` as its docstring describes."""
 
     def array(name: str, kind: str) -> Any:
         return np.frombuffer(base64.b64decode(side[name]), kind)
@@ -69,14 +69,14 @@ def unpacked(side: dict[str, Any]) -> Labels:
 
 
 def shown(vocabulary: Vocabulary, ids: list[int]) -> str:
-    """A row's text as the page puts it together."""
+    """Return a row's text as the page assembles it."""
     whole = vocabulary.join_fragments(ids)
     return "".join(whole.get(place, vocabulary.texts[token]) for place, token in enumerate(ids))
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 @settings(max_examples=100, deadline=None)
-def test_any_text_is_shown_whole_though_its_characters_are_cut(
+def test_text_is_complete_where_tokens_cut_its_characters(
     viewer: Viewer, viewed_sets: dict[str, Path], text: str
 ) -> None:
     tokenizer = Tokenizer.from_file(str(viewed_sets["a"] / "tokenizer" / "tokenizer.json"))
@@ -91,11 +91,12 @@ def test_a_fragment_alone_is_shown_as_its_bytes(
     ids = tokenizer.encode("\U0001f99c", add_special_tokens=False).ids
     assert len(ids) == 4
     assert [viewer.vocabulary.texts[i] for i in ids] == ["F0", "9F", "A6", "9C"]
-    assert viewer.vocabulary.join_fragments(ids[:3]) == {}  # and is in no group
-    assert viewer.vocabulary.join_fragments([ids[1], *ids]) == {1: "\U0001f99c", 2: "", 3: "", 4: ""}
+    assert viewer.vocabulary.join_fragments(ids[:3]) == {}  # it is in no group
+    joined = viewer.vocabulary.join_fragments([ids[1], *ids])
+    assert joined == {1: "\U0001f99c", 2: "", 3: "", 4: ""}
 
 
-def test_blanks_and_byte_tokens_of_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
+def test_spaces_and_byte_tokens_of_a_sentencepiece_tokenizer(tmp_path: Path) -> None:
     pieces = ["<unk>", "a", "▁the", "▁cat", "s", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(
         models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True)
@@ -116,9 +117,7 @@ def test_blanks_and_byte_tokens_of_a_sentencepiece_tokenizer(tmp_path: Path) -> 
     assert shown(vocabulary, ids) == " the caté"
 
 
-def test_a_row_has_the_labels_that_the_set_has(
-    viewed_sets: dict[str, Path], viewer: Viewer
-) -> None:
+def test_a_row_has_its_labels_in_the_set(viewed_sets: dict[str, Path], viewer: Viewer) -> None:
     stored = {
         row["id"]: row for row in scan(viewed_sets["a"]).collect().to_dicts() if row["chunk"] == 0
     }
@@ -160,7 +159,7 @@ def test_a_view_shows_the_rows_it_names(viewer: Viewer, tmp_path: Path) -> None:
     chosen = frame["n_labels"] < 40
     lengths = {name: frame[name].to_numpy() for name in ("n_labels", "n_tokens")}
     view = tmp_path / "few.view.json"
-    save(view, narrowed(viewer.labels, chosen.to_numpy(), made={}, **lengths))
+    save_view(view, select_rows(viewer.labels, chosen.to_numpy(), made={}, **lengths))
     few = open_viewer(view)
     kept = frame.filter(chosen)
     assert 0 < kept.height < frame.height
@@ -216,8 +215,8 @@ def test_two_sets_have_the_divergence_of_their_labels(both: Viewer) -> None:
     assert found.max() > 1e-3
 
 
-def test_rows_that_part_are_compared_up_to_where_they_do(teacher: Path, tmp_path: Path) -> None:
-    """At the position where the tokens differ the teacher had still seen the same ones."""
+def test_rows_are_compared_up_to_where_they_diverge(teacher: Path, tmp_path: Path) -> None:
+    """Where the first tokens differ, the teacher still has the same context."""
     size = len(open_vocabulary(teacher, 100).texts)
     start, rest = [5, 6, 7, 8], [9, 10, 11]
     for name, more in (("one", rest), ("two", [20, *rest])):
@@ -229,12 +228,12 @@ def test_rows_that_part_are_compared_up_to_where_they_do(teacher: Path, tmp_path
     assert content["sides"][0]["at"] == [1, 2, 3, 4, 5, 6]
     assert content["sides"][1]["at"] == [1, 2, 3, 4]
     kl = np.frombuffer(base64.b64decode(content["sides"][1]["a_to_b"]), "<f4")
-    np.testing.assert_allclose(kl, 0, atol=1e-6)  # one teacher
+    np.testing.assert_allclose(kl, 0, atol=1e-6)  # the same teacher
     alone = open_viewer(tmp_path / "two", tmp_path / "one").row(0)
     assert alone["diverges_at"] == 4
 
 
-def test_a_set_labeled_again_is_matched_by_where_its_rows_come_from() -> None:
+def test_a_set_labeled_again_is_matched_by_the_origin_of_its_rows() -> None:
     ours = pl.DataFrame({"number": [0, 1, 2], "id": ["x", "x", "y"], "chunk": [0, 1, 0]})
     theirs = pl.DataFrame({"id": ["x/1/0", "x", "z"], "chunk": [0, 0, 0]})
     found = match_rows(
@@ -311,13 +310,13 @@ def test_only_get_is_answered(server: str, method: str) -> None:
         ("/manifest.json", 404),
     ],
 )
-def test_what_is_not_there_is_said_to_be_missing(server: str, path: str, status: int) -> None:
+def test_missing_paths_are_errors(server: str, path: str, status: int) -> None:
     found, body, _ = ask(server + path)
     assert found == status
     assert json.loads(body)["error"]
 
 
-def test_the_server_listens_on_this_machine_alone(server: str) -> None:
+def test_the_server_listens_on_this_machine_only(server: str) -> None:
     port = int(server.rsplit(":", 1)[1])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", port), timeout=5)
@@ -371,7 +370,7 @@ def test_the_page_holds_its_sample_and_names_no_folder(
     }
     text = page.read_text()
     assert str(viewed_sets["a"].parent) not in text
-    assert "{{" not in text.replace("{{ script }}", "")  # which the corpus says
+    assert "{{" not in text.replace("{{ script }}", "")  # a text of the corpus
     assert text.count("</script>") == 2
     assert "http" not in text.replace("http-equiv", "")
 
