@@ -1,4 +1,4 @@
-"""Every trainer command that the guides show is one that the command line takes."""
+"""Every trainer command in the guides parses."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainer.sweep.grid import read_sweep
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("trainer", "losses", "sweep"))]
 NEEDED = ["train", "--labels", "L", "--student", "S", "--out", "O"]
-"""What a line of flags alone is to be read after."""
+"""Words that complete a line of flags alone."""
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of each command shown, without `trainer`; lines of flags alone get NEEDED."""
+    """Return the words of each command, without `trainer`; lines of flags alone follow NEEDED."""
     text = (ROOT / page).read_text().replace("\\\n", " ")
     found = []
     for line in text.splitlines():
@@ -34,7 +34,7 @@ def commands(page: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_are_taken(page: str) -> None:
+def test_commands_parse(page: str) -> None:
     shown = commands(page)
     assert len(shown) >= 3
     for words in shown:
@@ -46,7 +46,7 @@ def test_commands_are_taken(page: str) -> None:
         assert not ignored
 
 
-def test_the_students_of_the_guide_are_read(tmp_path: Path) -> None:
+def test_the_students_of_the_guide_parse(tmp_path: Path) -> None:
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/sweep.md").read_text(), flags=re.S)
     path = tmp_path / "students.yaml"
     path.write_text(block)

@@ -270,8 +270,8 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         steps: dict[Path, int] = {}
         for path in out.glob("trials/*/checkpoints/step-*/meta.json"):
             step = int(path.parent.name.removeprefix("step-"))
-            steps[path.parents[3]] = max(step, steps.get(path.parents[2], 0))
-        return bool(ended) and any(t not in ended and step <= 20 for t, step in steps.items())
+            steps[path.parents[2]] = max(step, steps.get(path.parents[2], 0))
+        return bool(ended) and any(t not in ended and step <= 60 for t, step in steps.items())
 
     while not midway():
         assert process.poll() is None, (root / "first.log").read_text()

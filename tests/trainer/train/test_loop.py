@@ -17,7 +17,15 @@ from schemas import SoftshardsError, open_label_set
 from tests.tiny_model import make_model
 from tests.trainer.conftest import World
 from tests.trainer.data.test_dataset import altered
-from tests.trainer.running import command, config, log, start, wait_for_step
+from tests.trainer.running import (
+    command,
+    config,
+    log,
+    pausing,
+    resume_with,
+    start,
+    wait_for_pause,
+)
 from trainer.cli import main
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
@@ -30,15 +38,15 @@ def test_killed_run_resumes_bitwise(world: World, tmp_path: Path) -> None:
     """kill -9, the same command, SIGTERM, the same command: as if nothing had happened."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     reference = start(command(world, whole))
-    process = start(command(world, broken))
-    wait_for_step(process, broken, 17)
+    process = start(pausing(command(world, broken), 17))
+    wait_for_pause(process)
     process.kill()
     process.wait()
-    assert len(log_lines(broken)) < 200
-    process = start(command(world, broken))
-    wait_for_step(process, broken, 40)
-    process.send_signal(signal.SIGTERM)
+    assert len(log_lines(broken)) == 17
+    process = start(pausing(command(world, broken), 40))
+    resume_with(wait_for_pause(process), signal.SIGTERM)
     _, errors = process.communicate()
+    assert len(log_lines(broken)) == 41  # it ends the step that it is in
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "stopped by signal 15" in errors
     assert "Traceback" not in errors

@@ -11,7 +11,15 @@ import torch
 
 from schemas import open_label_set
 from tests.trainer.conftest import World
-from tests.trainer.running import command, config, log, start_ranks, torchrun, wait_for_step
+from tests.trainer.running import (
+    command,
+    config,
+    log,
+    pausing,
+    start_ranks,
+    torchrun,
+    wait_for_pause,
+)
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 from trainer.losses.batch_loss import label_losses
@@ -79,8 +87,8 @@ def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) ->
     """kill -9 of the launcher and of both ranks, then the same command."""
     out = tmp_path / "run"
     arguments = flags(world, out)
-    process = start_ranks(arguments)
-    wait_for_step(process, out, 6)
+    process = start_ranks(pausing(arguments, 6))
+    wait_for_pause(process)
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) >= 3
     for member in family:
