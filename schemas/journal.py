@@ -95,7 +95,8 @@ def read_rejects(directory: Path) -> pa.Table:
     """Return all rejects of a set: first the plans', then the units'."""
     files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
     tables = [read_parquet(path) for path in files]
-    return pa.concat_tables([REJECT_SCHEMA.empty_table(), *tables])
+    # An empty table imports pandas, so there is one only where it is needed.
+    return pa.concat_tables(tables or [REJECT_SCHEMA.empty_table()])
 
 
 def journal_unit(
