@@ -9,6 +9,7 @@ from typing import Any
 
 from labeler.console import err
 from labeler.labeling.planning.cut import Planned
+from labeler.labeling.planning.planned_row import SpanFields
 from labeler.labeling.rendering.render import Sequence
 from labeler.labeling.rendering.spans import Span
 from schemas import Manifest
@@ -17,7 +18,7 @@ from schemas.manifest import write_manifest
 from schemas.plan import next_plan, open_plan, read_units, remove_other_plans, write_plan
 
 
-def is_recorded(settings: dict[str, Any], manifest: Manifest) -> bool:
+def is_recorded(settings: dict[str, object], manifest: Manifest) -> bool:
     """Return whether the input in `settings` is in the set's plan, from the start or appended."""
     return _call(settings) in _calls(manifest)
 
@@ -37,7 +38,7 @@ def append(
     planned: Planned,
     manifest: Manifest,
     out: Path,
-    settings: dict[str, Any],
+    settings: dict[str, object],
     parents: list[dict[str, Any]],
 ) -> Manifest:
     """Add the units of `planned` after the set's own; the set is `running` again.
@@ -68,7 +69,7 @@ def append(
     if parents:
         before = manifest.provenance.get("parents", [])
         provenance["parents"] = [*before, *(p for p in parents if p not in before)]
-    changes: dict[str, Any] = {"provenance": provenance}
+    changes: dict[str, object] = {"provenance": provenance}
     plan = manifest.plan
     assert plan is not None, "`begin` refuses derived sets"
     if planned.units or planned.rejects:
@@ -91,17 +92,17 @@ def append(
     return appended
 
 
-def _call(settings: dict[str, Any]) -> dict[str, Any]:
+def _call(settings: dict[str, object]) -> dict[str, object]:
     """Return the settings that name the input; each call that appended rows records them."""
     return {"inputs": settings["inputs"], "limit": settings.get("limit")}
 
 
-def _calls(manifest: Manifest) -> list[dict[str, Any]]:
-    calls: list[dict[str, Any]] = manifest.provenance.get(
+def _calls(manifest: Manifest) -> list[dict[str, object]]:
+    calls: list[dict[str, object]] = manifest.provenance.get(
         "calls", [_call(manifest.provenance["plan"])]
     )
     return calls
 
 
-def _spans(spans: list[dict[str, Any]] | None) -> tuple[Span, ...] | None:
+def _spans(spans: list[SpanFields] | None) -> tuple[Span, ...] | None:
     return None if spans is None else tuple(Span(**span) for span in spans)

@@ -8,7 +8,6 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,6 +16,7 @@ from labeler.labeling.engines.capture import nucleus
 from labeler.labeling.engines.engine import Engine, EngineFacts, Labeled
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.planning.planned_row import PlannedRow
 from labeler.labeling.runs import energy
 from labeler.labeling.runs.energy import Energy
 from labeler.labeling.runs.engine_session import EngineSession
@@ -67,7 +67,7 @@ def label_units(
         for unit in todo:
             if stop.requested:
                 break
-            rows = read_unit(plan, unit).to_pylist()
+            rows: list[PlannedRow] = read_unit(plan, unit).to_pylist()
             requests = unit_requests(rows, seed=config.seed, samples=samples)
             meter = energy.start()
             clock = time.perf_counter()
@@ -84,6 +84,7 @@ def label_units(
                 labeled=sorted(labeled, key=lambda r: (r.request.index, r.request.sample)),
                 rejects=sorted(rejects, key=lambda r: (r.id, r.chunk or 0, r.sample or 0)),
                 facts=session.engine.facts,
+                engine_seconds=seconds,
                 provenance=_provenance(session.engine.facts, seconds, used),
             )
             writer.submit(functools.partial(_write, unit_labels, config, teacher, manifest))
@@ -96,11 +97,12 @@ class _LabeledUnit:
     """A unit that was labeled and waits to be written."""
 
     unit: int
-    rows: list[dict[str, Any]]
+    rows: list[PlannedRow]
     labeled: list[Labeled]
     rejects: list[Reject]
     facts: EngineFacts
-    provenance: dict[str, Any]
+    engine_seconds: float
+    provenance: dict[str, object]
 
 
 def _write(unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: Manifest) -> None:
@@ -126,7 +128,7 @@ def _write(unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: 
             codec=manifest.codec,
         )
     if not err.is_terminal:
-        seconds = human_seconds(unit.provenance["engine_seconds"])
+        seconds = human_seconds(unit.engine_seconds)
         err.print(
             f"unit {unit.unit + 1} of {manifest.planned_units}: {entry.rows} rows, "
             f"{entry.labels} labels in {seconds}, {human_bytes(entry.bytes)}"
@@ -166,7 +168,7 @@ def _texts(labeled: list[Labeled], teacher: Teacher) -> list[str | None]:
     return [teacher.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
 
 
-def _provenance(facts: EngineFacts, seconds: float, used: Energy | None) -> dict[str, Any]:
+def _provenance(facts: EngineFacts, seconds: float, used: Energy | None) -> dict[str, object]:
     return {
         "engine": facts.name,
         "engine_version": facts.version,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from labeler.console import err
 from labeler.labeling.planning.cut import Planned
@@ -27,7 +26,9 @@ def is_plan_lost(out: Path, manifest: Manifest) -> bool:
     return False
 
 
-def adopt_settings(settings: dict[str, Any], step: int, manifest: Manifest, out: Path) -> Manifest:
+def adopt_settings(
+    settings: dict[str, object], step: int, manifest: Manifest, out: Path
+) -> Manifest:
     """Record the settings of this call in a rebuilt manifest that has none.
 
     Args:

@@ -11,8 +11,9 @@ from labeler.console import err
 from labeler.labeling.engines.engine import Engine, Labeled
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.cut import Planned
+from labeler.labeling.planning.planned_row import PlannedRow
 from labeler.labeling.runs.load_engine import load_engine
-from labeler.labeling.runs.unit_requests import PlannedRow, unit_requests
+from labeler.labeling.runs.unit_requests import unit_requests
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, SoftshardsError
 
@@ -78,8 +79,7 @@ def measure_timing(
     if config.mode == "generate":
         config = dataclasses.replace(config, max_tokens=min(config.max_tokens, FEW_GENERATED))
     err.print(f"loading the teacher {teacher.path} into {config.engine} to measure its speed")
-    columns = ["id", "chunk", "source", "input_ids", "spans"]
-    rows: list[PlannedRow] = next(planned.tables()).select(columns).to_pylist()
+    rows: list[PlannedRow] = next(planned.tables()).to_pylist()
     engine = load_engine(teacher, config, identity, batched_tokens=batched_tokens)
     with contextlib.closing(engine):
         _label(engine, rows[-1:])  # the first call of all is slower

@@ -3,30 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TypedDict
 
 from labeler.labeling.engines.engine import Failed, Request
 from labeler.labeling.inputs.read_records import Reject
+from labeler.labeling.planning.planned_row import PlannedRow
 from labeler.labeling.rendering.spans import Span
 from schemas import SoftshardsError
-
-
-class SpanFields(TypedDict):
-    """A span as the plan stores it."""
-
-    start: int
-    stop: int
-    kind: str
-
-
-class PlannedRow(TypedDict):
-    """The columns of a planned row that labeling reads (`schemas.arrow.PLAN_SCHEMA` has all)."""
-
-    id: str
-    chunk: int
-    source: str
-    input_ids: list[int]
-    spans: list[SpanFields]
 
 
 def unit_requests(rows: list[PlannedRow], *, seed: int, samples: int) -> list[Request]:

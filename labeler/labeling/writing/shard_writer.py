@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from labeler.labeling.engines.engine import EngineFacts, Labeled
 from labeler.labeling.inputs.read_records import Reject
+from labeler.labeling.planning.planned_row import PlannedRow, SpanFields
 from schemas import PAD_ID, Identity, bucketed_entropy, encode
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
@@ -23,7 +23,7 @@ from schemas.version import COMPACT_1, PLAIN_1
 def write_unit(
     out: Path,
     unit: int,
-    planned: list[dict[str, Any]],
+    planned: list[PlannedRow],
     labeled: list[Labeled],
     rejects: list[Reject],
     *,
@@ -31,7 +31,7 @@ def write_unit(
     identity: Identity,
     facts: EngineFacts,
     row_group_labels: int,
-    provenance: dict[str, Any],
+    provenance: dict[str, object],
     codec: str = PLAIN_1,
 ) -> UnitEntry:
     """Write a unit's shard and rejects, then journal it.
@@ -86,7 +86,7 @@ def _row_groups(labeled: list[Labeled], row_group_labels: int) -> Iterator[slice
 
 
 def _table(
-    planned: list[dict[str, Any]],
+    planned: list[PlannedRow],
     rows: list[Labeled],
     texts: list[str | None],
     schema: pa.Schema,
@@ -106,13 +106,18 @@ def _table(
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _scalars(plan: dict[str, Any], row: Labeled, text: str | None) -> dict[str, Any]:
+def _scalars(plan: PlannedRow, row: Labeled, text: str | None) -> dict[str, object]:
     """Return the columns of a row that are not label arrays, as Python values."""
     labels = row.labels
-    copied = ("id", "chunk", "parent_id", "source", "meta", "prompt")
     entropy = bucketed_entropy(labels) if labels.entropy is None else labels.entropy
-    spans = [{"start": s.start, "stop": s.stop, "kind": s.kind} for s in row.spans]
-    return {name: plan[name] for name in copied} | {
+    spans = [SpanFields(start=s.start, stop=s.stop, kind=s.kind) for s in row.spans]
+    return {
+        "id": plan["id"],
+        "chunk": plan["chunk"],
+        "parent_id": plan["parent_id"],
+        "source": plan["source"],
+        "meta": plan["meta"],
+        "prompt": plan["prompt"],
         "sample": row.request.sample,
         "generation": text,
         "finish_reason": row.finish_reason,
@@ -127,14 +132,15 @@ def _scalars(plan: dict[str, Any], row: Labeled, text: str | None) -> dict[str, 
     }
 
 
-def _student_context(
-    plan: dict[str, Any], row: Labeled, spans: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _student_context(plan: PlannedRow, row: Labeled, spans: list[SpanFields]) -> dict[str, object]:
     """Return the student's ids and spans; a generation is appended to the student's own prompt."""
     ids, planned = plan["student_input_ids"], plan["student_spans"]
     if ids is not None and not planned:
         prompt = len(row.request.input_ids)
         shift = len(ids) - prompt
         ids = [*ids, *row.input_ids[prompt:]]
-        planned = [s | {"start": s["start"] + shift, "stop": s["stop"] + shift} for s in spans]
+        planned = [
+            SpanFields(start=s["start"] + shift, stop=s["stop"] + shift, kind=s["kind"])
+            for s in spans
+        ]
     return {"student_input_ids": ids, "student_spans": planned}
