@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+CHECKPOINT = "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
     """A checkpoint whose tokenizer is loaded and whose weights are not.
@@ -110,6 +113,16 @@ class Teacher:
         return plain
 
 
+def require_checkpoint(path: Path) -> None:
+    """Raise an error for a folder that is not a checkpoint.
+
+    Raises:
+        SoftshardsError: config.json is missing.
+    """
+    if not (path / "config.json").is_file():
+        raise SoftshardsError("not a model: config.json is missing", path=path, hint=CHECKPOINT)
+
+
 def open_teacher(path: Path, *, max_length: int, chat_template: Path | None = None) -> Teacher:
     """Load a teacher's tokenizer and configuration.
 
@@ -122,17 +135,15 @@ def open_teacher(path: Path, *, max_length: int, chat_template: Path | None = No
         SoftshardsError: the folder is not a checkpoint, has no tokenizer or a shorter context, or
             the template cannot be read.
     """
+    require_checkpoint(path)
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    hint = "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer"
-    if not (path / "config.json").is_file():
-        raise SoftshardsError("not a model: config.json is missing", path=path, hint=hint)
     try:
         model_config = AutoConfig.from_pretrained(path)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # parsers raise many types
         raise SoftshardsError(
-            f"the model cannot be opened: {first_line(error)}", path=path, hint=hint
+            f"the model cannot be opened: {first_line(error)}", path=path, hint=CHECKPOINT
         ) from error
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)

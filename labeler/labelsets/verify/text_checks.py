@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from labeler.labeling.teacher.teacher import Teacher, open_teacher
+from labeler.labeling.teacher.teacher import (
+    CHECKPOINT,
+    Teacher,
+    open_teacher,
+    require_checkpoint,
+)
 from labeler.labelsets.common.tokenizer_file import (
     TOKENIZER_JSON,
     TextTokenizer,
@@ -28,7 +33,7 @@ from labeler.labelsets.verify.template_fit import (
     read_messages,
     template_fit,
 )
-from schemas import LabelSet
+from schemas import LabelSet, SoftshardsError
 from schemas.errors import first_line
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
@@ -124,12 +129,17 @@ def check_teacher(labels: LabelSet, path: Path) -> Iterator[Finding]:
         SoftshardsError: the folder is not a checkpoint.
     """
     identity = labels.manifest.identity
-    teacher = open_teacher(path, max_length=identity.max_length)
+    require_checkpoint(path)
     expected = {"tokenizer": identity.tokenizer}
-    found = {"tokenizer": tokenizer_digest(path)}
-    if identity.weights_scope not in ("served", "stated"):  # those digests do not cover files
-        expected["weights"] = identity.weights
-        found["weights"] = weights_digest(path, full=identity.weights_scope == "full")
+    try:
+        found = {"tokenizer": tokenizer_digest(path)}
+        if identity.weights_scope not in ("served", "stated"):  # those digests do not cover files
+            expected["weights"] = identity.weights
+            found["weights"] = weights_digest(path, full=identity.weights_scope == "full")
+    except FileNotFoundError as error:
+        raise SoftshardsError(
+            f"not a complete model: {first_line(error)}", path=path, hint=CHECKPOINT
+        ) from error
     for name, digest in found.items():
         if digest != expected[name]:
             kind = "tokenizer" if name == "tokenizer" else "teacher"
@@ -144,13 +154,15 @@ def check_teacher(labels: LabelSet, path: Path) -> Iterator[Finding]:
     if config != identity.model_config_digest and identity.weights_scope != "stated":
         what = "its config.json differs from the one that the labels were made with"
         yield Finding(kind="teacher", where=str(path), what=what, note=True)
-    template = identity.chat_template
-    if template is not None and find_template(labels.manifest, teacher.chat_template) is None:
+    if identity.chat_template is None:
+        return  # opening the teacher takes seconds
+    own = open_teacher(path, max_length=identity.max_length).chat_template
+    if find_template(labels.manifest, own) is None:
         yield Finding(
             kind="template",
-            where=str(teacher.path),
+            where=str(path),
             what="wrong chat template: the rows were rendered by a different one (digest "
-            f"{template[:16]}...), or with other arguments",
+            f"{identity.chat_template[:16]}...), or with other arguments",
             hint=OTHER_TEMPLATE,
         )
 
