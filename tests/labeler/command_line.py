@@ -1,4 +1,4 @@
-"""The command `labeler` in this process: what a user types, without a second start of Python."""
+"""The command `labeler` in this process, without a second start of Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from labeler.cli import main
 
 
 @dataclass(frozen=True)
-class Said:
+class Outcome:
     code: int
     out: str
     err: str
@@ -31,17 +31,17 @@ class CommandLine:
     capsys: pytest.CaptureFixture[str]
     monkeypatch: pytest.MonkeyPatch
 
-    def __call__(self, *arguments: object) -> Said:
+    def __call__(self, *arguments: object) -> Outcome:
         self.capsys.readouterr()
         self.monkeypatch.setattr(sys, "argv", ["labeler", *map(str, arguments)])
         for stream in (console.out, console.err):
             self.monkeypatch.setattr(stream, "_file", None)
         code = 0
         try:
-            with warnings.catch_warnings():  # that it was called without arguments in a test
+            with warnings.catch_warnings():  # about a call without arguments in a test
                 warnings.filterwarnings("ignore", "Cyclopts application invoked")
                 main()
         except SystemExit as end:
             code = int(end.code or 0)
         out, err = self.capsys.readouterr()
-        return Said(code, out, err)
+        return Outcome(code, out, err)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from labeler.labeling.label_config import LabelConfig
+from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
 from tests.tiny_model import CHAT_TEMPLATE, TEXT, make_model, make_tokenizer
 
@@ -18,7 +19,7 @@ REAL_TEACHER = Path(__file__).parents[2] / ".cache" / "smollm2-135m-instruct"
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random teacher with a chat template and a head padded past its tokenizer."""
+    """Make a tiny random teacher with a chat template and a head padded past its tokenizer."""
     path = tmp_path_factory.mktemp("teacher")
     vocab_size = make_tokenizer(path, chat_template=CHAT_TEMPLATE)
     make_model(path, vocab_size=vocab_size + 20)
@@ -27,14 +28,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_teacher() -> Path:
-    """SmolLM2-135M-Instruct, as scripts/get_teacher.py writes it."""
+    """Return SmolLM2-135M-Instruct, as scripts/get_teacher.py writes it."""
     assert (REAL_TEACHER / "config.json").is_file(), f"run scripts/get_teacher.py {REAL_TEACHER}"
     return REAL_TEACHER
 
 
 @pytest.fixture(scope="session")
 def viewed_sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What `tests.labeler.viewed` makes."""
+    """Make the label sets of `tests.labeler.viewed`."""
     from tests.labeler.viewed import label_hostile_corpus
 
     return label_hostile_corpus(tmp_path_factory.mktemp("viewed"), teacher)
@@ -42,7 +43,7 @@ def viewed_sets(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """24 short documents, some longer than the tests' --max-length."""
+    """Write 24 short documents, some longer than the tests' --max-length."""
     path = tmp_path / "corpus.jsonl"
     rows = [{"id": f"doc{i}", "text": " ".join(TEXT[i % 5 :] * (1 + i % 4))} for i in range(24)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -51,7 +52,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(teacher: Path, tmp_path: Path) -> Callable[..., LabelConfig]:
-    """Settings of a small run with the reference engine; keywords override."""
+    """Return a function that makes settings of a small run with the reference engine."""
 
     def make(**changes: Any) -> LabelConfig:
         defaults: dict[str, Any] = {
@@ -72,17 +73,24 @@ def settings(teacher: Path, tmp_path: Path) -> Callable[..., LabelConfig]:
 def labeler(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> CommandLine:
-    """The command in this process, in an empty folder."""
+    """Return the command in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return CommandLine(capsys, monkeypatch)
 
 
 @pytest.fixture
 def run_labeler() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m labeler ARGUMENTS` as a user would."""
+    """Return a function that runs `python -m labeler`; with `env`, in a fresh interpreter."""
 
-    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, input: str = "", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        if env is None:
+            return fork_server("tests.labeler.preload").run("labeler", *arguments, input=input)
+        # Libraries read much of the environment when they are imported.
         command = [sys.executable, "-m", "labeler", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(
+            command, input=input, env=env, capture_output=True, text=True, timeout=300
+        )
 
     return run

@@ -1,6 +1,7 @@
-"""A stand-in for the Hugging Face Hub on this machine: what `huggingface_hub` asks of dataset
-repositories, and faults on purpose. Large files come and go by HTTP, or through Xet: then the real
-`hf_xet` keeps them in a folder in place of a server.
+"""A local stand-in for the Hugging Face Hub.
+
+It answers the requests of `huggingface_hub` about dataset repositories, and fails on demand. Large
+files travel by HTTP, or through Xet: then the real `hf_xet` stores them in a local folder.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ Fault = Literal["none", "half", "hang"]
 
 @dataclass
 class Repo:
-    """A repository: every branch is a list of commits, every commit its files with their bytes."""
+    """A repository: a branch is a list of commits, a commit is a dict of files and their bytes."""
 
     private: bool
     branches: dict[str, list[dict[str, bytes]]]
 
     def commits(self) -> dict[str, dict[str, bytes]]:
-        """All commits by id; an id is made of the files and of what came before."""
+        """Return all commits by id, which is a hash of the files and of the previous id."""
         found = {}
         for commits in self.branches.values():
             sha = ""
@@ -46,7 +47,7 @@ class Repo:
         return found
 
     def resolve(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """(id, files) of a branch's newest commit, or of a commit."""
+        """Return (id, files) of a branch's newest commit, or of a commit."""
         known = self.commits()
         if revision in self.branches:
             shas = list(Repo(False, {"": self.branches[revision]}).commits())
@@ -62,13 +63,15 @@ class Hub:
     """The stand-in.
 
     Attributes:
-        repos: by OWNER/NAME; blobs: large files that were uploaded, by SHA-256.
-        fault: asked at each request for what is to go wrong: `half` breaks the connection after
-            half of the body, `hang` never answers.
-        log: `METHOD path` of all requests; ranges: `Range` headers of the downloads.
+        repos: repositories by OWNER/NAME.
+        blobs: large files that were uploaded, by SHA-256.
+        fault: returns the fault for each request (method, path): `half` breaks the connection
+            after half of the body, `hang` never answers.
+        log: `METHOD path` of all requests.
+        ranges: `Range` headers of the downloads.
         hanging: set once a request hangs.
-        xet: folder in place of Xet's servers, if large files are to go through Xet; xet_hashes:
-            what Xet calls a file, by its SHA-256 (see `know`).
+        xet: folder in place of Xet's servers; None sends large files by HTTP.
+        xet_hashes: Xet's hash of a file, by its SHA-256 (see `know`).
     """
 
     url: str = ""
@@ -83,7 +86,7 @@ class Hub:
     xet_hashes: dict[str, str] = field(default_factory=dict)
 
     def know(self, folder: Path) -> None:
-        """Take the names of large files in `folder`, as the Hub has them from Xet's servers."""
+        """Record Xet's hashes of the large files in `folder`; the Hub gets them from Xet."""
         files = [path for path in folder.rglob("*") if path.is_file() and _is_large(path.name)]
         for path, named in zip(files, hf_xet.hash_files(list(map(str, files))), strict=True):
             oid = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -99,7 +102,7 @@ class Answer(Exception):
 
 @contextlib.contextmanager
 def hub() -> Iterator[Hub]:
-    """The stand-in, for as long as the context lasts."""
+    """Yield the stand-in, while the context lasts."""
     state = Hub()
 
     class Handler(_Handler):
@@ -120,7 +123,7 @@ class _Server(http.server.ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that were killed are no error of ours."""
+        """Ignore clients that were killed."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
@@ -147,7 +150,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         body = self.rfile.read(length)
-        if len(body) < length:  # the client was killed while it sent
+        if len(body) < length:  # the client was killed during the upload
             self.close_connection = True
             return
         if self.broken == "hang":
@@ -332,7 +335,7 @@ def _sha1(data: bytes) -> str:
 
 
 def _entry(path: str, data: bytes) -> dict[str, Any]:
-    """A file as the tree lists it; `check` is what tells its content, as ETags do."""
+    """Return a file's entry in the tree; `check` identifies its content, as ETags do."""
     blob = _sha1(b"blob %d\0" % len(data) + data)
     entry = {"type": "file", "path": path, "size": len(data), "oid": blob, "check": blob}
     if _is_large(path):

@@ -36,7 +36,10 @@ def places(tmp_path: Path) -> None:
         ("merge set set", "merge needs at least two label sets"),
         ("curate set --out file.txt/a.view.json --refusals", "file.txt: File exists"),
         ("curate set --out full", "give a name that ends in .view.json"),
-        ("export set full --format jsonl", "full: format jsonl needs a file name that ends in .jsonl"),
+        (
+            "export set full --format jsonl",
+            "full: format jsonl needs a file name that ends in",
+        ),
         ("view set --out full", "full: this is a folder"),
         ("view set --port 70000", "--port"),
         ("inspect set --row first --positions 0", "--positions"),

@@ -1,4 +1,4 @@
-"""The command as a user meets it: clear errors, exit codes, no tracebacks, JSON."""
+"""The command line: clear errors, exit codes, no tracebacks, JSON."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_unknown_setting_in_the_file_is_refused(
     assert "modle" in done.stderr + done.stdout
 
 
-def test_dry_run_says_what_it_will_cost(
+def test_dry_run_estimates_the_cost(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--dry-run", "--json")
@@ -113,9 +113,9 @@ def test_dry_run_says_what_it_will_cost(
     assert not (tmp_path / "out").exists()
 
 
-def test_help_teaches(labeler: CommandLine) -> None:
-    """Every command's, and that of the command itself."""
+def test_each_help_has_an_example(labeler: CommandLine) -> None:
+    """The help of every command, and the help of `labeler` itself."""
     for command in ("", *(name for name in app if not name.startswith("-"))):
-        said = labeler(*command.split(), "--help")
-        assert said.code == 0
-        assert f"Example: labeler {command}" in said.out.replace("WANDB_MODE=offline ", ""), command
+        done = labeler(*command.split(), "--help")
+        assert done.code == 0
+        assert f"Example: labeler {command}" in done.out.replace("WANDB_MODE=offline ", ""), command

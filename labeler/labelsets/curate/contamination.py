@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -163,7 +162,7 @@ def _texts(
                 yield record.id, list(_strings(record.columns))
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """Yield every string in a record, at any depth."""
     if isinstance(value, str):
         yield value

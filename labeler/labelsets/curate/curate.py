@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def run_curate(settings: CurateConfig) -> int:
                 written[name] = str(folder)
     if settings.as_json:
         views = {} if dry_run else {name: str(path) for name, path in paths.items()}
-        print(json.dumps(report.as_json() | {"views": views, "materialized": written}))
+        print(json.dumps(asdict(report) | {"views": views, "materialized": written}))
         return 0
     for name, path in paths.items():
         count = report.parts[name]
@@ -189,16 +189,15 @@ def _require_rows(report: Report, settings: CurateConfig) -> None:
 
 def _provenance(
     labels: LabelSet, report: Report, part: str, settings: CurateConfig
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return how a view was made; equal for the same command on the same rows."""
-    facts = report.as_json()
-    made = {
+    made: dict[str, object] = {
         "by": f"softshards {__version__} curate",
         "labels": str(settings.labels),
-        "before": facts["before"],
+        "before": asdict(report.before),
         # Faults may be most rows of a large set: only their number is recorded.
-        "rules": [rule | {"faults": len(rule["faults"])} for rule in facts["rules"]],
-        "after": facts["after"],
+        "rules": [asdict(rule) | {"faults": len(rule.faults)} for rule in report.rules],
+        "after": asdict(report.after),
     }
     if part:
         made |= {"split": list(settings.split), "seed": settings.seed, "part": part}

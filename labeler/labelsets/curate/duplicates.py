@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from labeler.labelsets.common.ngrams import mixed, ngrams
 from labeler.labelsets.common.rows import Mask, labeled_ids, lists
 from schemas.errors import SoftshardsError
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 PERMUTATIONS = 128
 """Hashes of a MinHash signature. The standard error of an estimated similarity s is
@@ -78,7 +81,7 @@ def signature(ids: NDArray[np.int64], n: int) -> NDArray[np.uint32]:
 
 
 @cache
-def _sketch() -> Any:
+def _sketch() -> MinHash:
     """Return an empty MinHash, to copy: drawing its permutations takes longer than using them."""
     from datasketch import MinHash
 

@@ -113,7 +113,7 @@ def verify_rows(
     return numbers, verdicts
 
 
-def _batches(rows: Rows, candidates: Mask) -> Iterator[dict[int, dict[str, Any]]]:
+def _batches(rows: Rows, candidates: Mask) -> Iterator[dict[int, dict[str, object]]]:
     """Yield some rows at a time, as a verifier gets them, by their numbers in the set."""
     for first, frame in rows.frames(VERIFIER_COLUMNS, only=candidates):
         numbers = _numbers(candidates, first, frame)
@@ -128,10 +128,10 @@ def _numbers(candidates: Mask, first: int, frame: pl.DataFrame) -> list[int]:
     return numbers
 
 
-def _with_meta(row: dict[str, Any]) -> dict[str, Any]:
+def _with_meta(row: dict[str, Any]) -> dict[str, object]:
     return row | {"meta": json.loads(row["meta"]) if row["meta"] else {}}
 
 
-def _key(given: dict[str, Any]) -> str:
+def _key(given: dict[str, object]) -> str:
     """Return the digest of a row's key and content."""
     return sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()

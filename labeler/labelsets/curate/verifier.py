@@ -13,12 +13,11 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from labeler.labelsets.curate.verifier_process import (
     call_function,
@@ -29,7 +28,7 @@ from labeler.labelsets.curate.verifier_process import (
 from schemas.errors import SoftshardsError, first_line
 from schemas.fingerprint import sha256_file
 
-Verify = Callable[[Sequence[dict[str, Any]]], Iterator["Verdict"]]
+Verify = Callable[[Sequence[dict[str, object]]], Iterator["Verdict"]]
 """Turns rows into verdicts, in order, and yields each as soon as it is given."""
 
 
@@ -121,7 +120,7 @@ def _function_pool(verifier: Verifier) -> Iterator[Verify]:
         verifier.jobs, initializer=start_worker, initargs=(verifier.target,), context=context
     )
 
-    def verify(rows: Sequence[dict[str, Any]]) -> Iterator[Verdict]:
+    def verify(rows: Sequence[dict[str, object]]) -> Iterator[Verdict]:
         futures = [pool.schedule(call_function, (row,), timeout=verifier.timeout) for row in rows]
         return (_result(future, verifier.timeout) for future in futures)
 
@@ -132,7 +131,7 @@ def _function_pool(verifier: Verifier) -> Iterator[Verify]:
         pool.join()
 
 
-def _result(future: Any, timeout: float) -> Verdict:
+def _result(future: Future[object], timeout: float) -> Verdict:
     from pebble import ProcessExpired
 
     try:
@@ -174,7 +173,7 @@ def _files(command: str) -> list[Path]:
     return [path for word in _split_command(command) if (path := Path(word)).is_file()]
 
 
-def _run_command(words: list[str], row: dict[str, Any], timeout: float) -> Verdict:
+def _run_command(words: list[str], row: dict[str, object], timeout: float) -> Verdict:
     """Run a command on a row; the time limit kills it and every process that it has started."""
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -8,9 +8,11 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-_loaded: Callable[[dict[str, Any]], Any]
+Function = Callable[[dict[str, object]], object]
+"""A user's verifier: from a row's columns to true, false or a number."""
+
+_loaded: Function
 
 
 def start_worker(target: str) -> None:
@@ -21,12 +23,12 @@ def start_worker(target: str) -> None:
     _loaded = load_function(target)
 
 
-def call_function(row: dict[str, Any]) -> Any:
+def call_function(row: dict[str, object]) -> object:
     """Return the function's value for a row."""
     return _loaded(row)
 
 
-def load_function(target: str) -> Callable[[dict[str, Any]], Any]:
+def load_function(target: str) -> Function:
     """Return the function that `module:function` names; the working folder is searched, too.
 
     Raises:
@@ -34,7 +36,7 @@ def load_function(target: str) -> Callable[[dict[str, Any]], Any]:
     """
     module, _, name = target.partition(":")
     search_working_folder()
-    function: Callable[[dict[str, Any]], Any] = getattr(importlib.import_module(module), name)
+    function: Function = getattr(importlib.import_module(module), name)
     if not callable(function):
         raise TypeError(f"{name} is not a function")
     return function

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +52,7 @@ class FinishedUnit:
     tables: Callable[[], Iterable[pa.Table]]
     tail_source: str
     entropy_source: str
-    provenance: dict[str, Any]
+    provenance: Mapping[str, object]
     rejects: Sequence[Mapping[str, object]] = ()
 
 
@@ -63,10 +62,10 @@ def write_derived(
     *,
     identity: Identity,
     codec: str,
-    derived: dict[str, Any],
+    derived: Mapping[str, object],
     copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
-    provenance: dict[str, Any],
-    check: Callable[[int], dict[str, Any]] | None = None,
+    provenance: Mapping[str, object],
+    check: Callable[[int], Mapping[str, object]] | None = None,
 ) -> Manifest:
     """Write the units that are missing, and close the set.
 
@@ -112,16 +111,16 @@ def _begin(
     units: Sequence[FinishedUnit],
     identity: Identity,
     codec: str,
-    derived: dict[str, Any],
+    derived: Mapping[str, object],
     copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
-    provenance: dict[str, Any],
+    provenance: Mapping[str, object],
 ) -> Manifest:
     hint = "write into another folder, or give the original settings"
     if (out / MANIFEST).exists():
         found = read_manifest(out)
         require_same_identity(identity, found.identity, path=out, hint=hint)
         before = {"codec": found.codec} | found.provenance.get("derived", {"how": "labeled"})
-        if lines := differences(found=before, asked={"codec": codec} | derived):
+        if lines := differences(found=before, asked={"codec": codec, **derived}):
             raise SoftshardsError(
                 f"the folder holds another label set:{lines}", path=out, hint=hint
             )
@@ -140,7 +139,7 @@ def _begin(
         plan=None,
         planned_units=len(units),
         tokenizer_files=copy_tokenizer(out),
-        provenance={"softshards": __version__} | provenance | {"derived": derived},
+        provenance={"softshards": __version__, **provenance, "derived": derived},
     )
     write_manifest(out, manifest)
     return manifest
@@ -151,7 +150,7 @@ def _write(
     unit: int,
     source: FinishedUnit,
     manifest: Manifest,
-    check: Callable[[int], dict[str, Any]] | None,
+    check: Callable[[int], Mapping[str, object]] | None,
 ) -> None:
     order = _order(source.tables()) if manifest.codec == COMPACT_1 else None
     groups, footer = write_shard(
@@ -164,7 +163,7 @@ def _write(
         order=order,
     )
     facts = check(unit) if check is not None else {}
-    provenance = source.provenance | facts
+    provenance = {**source.provenance, **facts}
     journal_unit(out, unit, groups, footer, rejects=source.rejects, provenance=provenance)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,17 @@ from schemas.version import CODECS
 
 SHOWN = 5
 """Keys to show in a message."""
+
+
+class Merged(TypedDict):
+    """The new set, as `--json` prints it; `left_out` counts the duplicates."""
+
+    out: str
+    codec: str
+    rows: int
+    labels: int
+    bytes: int
+    left_out: int
 
 
 def run_merge(config: MergeConfig) -> int:
@@ -43,9 +54,7 @@ def run_merge(config: MergeConfig) -> int:
     return 0
 
 
-def merge(
-    sources: Sequence[Path], target: Path, *, codec: str | None, on_duplicate: str
-) -> dict[str, Any]:
+def merge(sources: Sequence[Path], target: Path, *, codec: str | None, on_duplicate: str) -> Merged:
     """Write the rows of several label sets or views as one set.
 
     Args:
@@ -53,9 +62,6 @@ def merge(
         target: folder of the new set; an unfinished one there is resumed.
         codec: `plain` or `compact`; None takes the codec of the first set.
         on_duplicate: `refuse` rows that share a key, or keep the `first`.
-
-    Returns:
-        `out`, `codec`, `rows`, `labels`, `bytes`, `left_out` (rows), as JSON values.
 
     Raises:
         SoftshardsError: identities differ, a key occurs twice, or as `recode`.
@@ -119,7 +125,7 @@ def _without_duplicates(
         n_labels, n_tokens = (
             rows[name].filter(own).to_numpy().astype(np.int64) for name in ("n_labels", "n_tokens")
         )
-        made: dict[str, Any] = {
+        made: dict[str, object] = {
             "by": "merge",
             "without keys of": [str(p) for p in sources[:number]],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,20 @@ from schemas.journal import read_entry, shard_name
 from schemas.labelset import TOKENIZER
 from schemas.manifest import FileDigest, require_same_identity
 from schemas.version import PLAIN_1
+
+
+class ShardError(TypedDict):
+    """The error of a recoded shard, as the journal records it.
+
+    Attributes:
+        labels: labels compared.
+        max_error: largest error of a logprob in nats.
+        kl: mean KL(source || written) over top-k and tail in nats.
+    """
+
+    labels: int
+    max_error: float
+    kl: float
 
 
 def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> Manifest:
@@ -53,7 +67,7 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
     if not shards:
         raise SoftshardsError("there are no rows to write", path=first.path)
 
-    def check(unit: int) -> dict[str, Any]:
+    def check(unit: int) -> dict[str, object]:
         labels, groups = shards[unit]
         return {"recoded": compare_shards(labels, groups, out / shard_name(unit), codec)}
 
@@ -72,7 +86,7 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
     )
 
 
-def origin(labels: LabelSet) -> dict[str, Any]:
+def origin(labels: LabelSet) -> dict[str, object]:
     """Return the facts about a source that the manifest of a derived set records."""
     return {
         "path": str(labels.path),
@@ -128,12 +142,8 @@ def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
 
 def compare_shards(
     labels: LabelSet, groups: list[RowGroup], written: Path, codec: str
-) -> dict[str, Any]:
+) -> ShardError:
     """Check, row by row, that a written shard holds what its source holds.
-
-    Returns:
-        `labels` compared, `max_error` of a logprob in nats, and `kl`: their mean
-        KL(source || written) over top-k and tail, in nats.
 
     Raises:
         SoftshardsError: a row differs by more than the codec allows.
@@ -175,9 +185,7 @@ def compare_tables(
     error = np.abs(np.where(finite, x, 0) - np.where(np.isfinite(y), y, 0))
     allowed = np.zeros_like(x)
     if codec != PLAIN_1:
-        allowed = rounding(x, codec) * (
-            1 + 2 * (by_old == 0)
-        )  # a step more for the argmax
+        allowed = rounding(x, codec) * (1 + 2 * (by_old == 0))  # a step more for the argmax
     bad = (error > allowed).any(axis=1) | (finite != np.isfinite(y)).any(axis=1)
     if bad.any():
         at = int(np.searchsorted(old.offsets, int(np.argmax(bad)), side="right")) - 1

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +30,35 @@ TABLES = {"distillkit": distillkit_table, "axolotl": axolotl_table}
 DRAWS = "ids drawn from the teacher"
 
 Write = Callable[[pa.Table], None]
+
+
+class FileFacts(TypedDict):
+    """The exported file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class _SetFacts(TypedDict):
+    softshards: str
+    format: str
+    file: FileFacts
+    alignment: str
+    loses: list[str]
+    teacher: str | None
+    identity_digest: str
+    identity: dict[str, object]
+    label_set: dict[str, object]
+
+
+class ExportFacts(_SetFacts):
+    """The content of the sidecar, which `--json` prints, too."""
+
+    rows: int
+    labels: int
+    rows_left_out: int
+    rows_of_other_ids: int
 
 
 def run_export(config: ExportConfig) -> int:
@@ -68,7 +97,7 @@ def run_export(config: ExportConfig) -> int:
 
 def export(
     source: Path, file: Path, format: str, *, limit: int | None, lossy: bool, replace: bool
-) -> dict[str, Any]:
+) -> ExportFacts:
     """Write rows of a label set or view as another tool's file, and a sidecar with facts.
 
     One row group of the set is held at a time. The file appears complete or not at all.
@@ -107,7 +136,8 @@ def export(
             write(table)
             rows, count = rows + table.num_rows, count + int(table["n_labels"].to_numpy().sum())
     unlabeled = completions.unlabeled if completions else 0
-    facts = _facts(labels, file, format) | {
+    facts: ExportFacts = {
+        **_facts(labels, file, format),
         "rows": rows - unlabeled,
         "labels": count,
         "rows_left_out": unlabeled,
@@ -188,7 +218,7 @@ def _parquet_writer(tmp: Path, format: str, k: int) -> Iterator[Write]:
             writer.close()
 
 
-def _facts(labels: LabelSet, file: Path, format: str) -> dict[str, Any]:
+def _facts(labels: LabelSet, file: Path, format: str) -> _SetFacts:
     manifest = labels.manifest
     if manifest.provenance.get("teacher") is None:
         err.print("the label set does not name its teacher; the sidecar holds its identity")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
@@ -99,7 +99,7 @@ def teacher_name(manifest: Manifest, teacher: str | None = None) -> str:
     return teacher or Path(str(manifest.provenance.get("teacher") or "unknown")).name
 
 
-def header_facts(manifest: Manifest, teacher: str | None = None) -> dict[str, Any]:
+def header_facts(manifest: Manifest, teacher: str | None = None) -> dict[str, object]:
     """Return the facts of a label set as JSON values, without paths of the machine it was made on.
 
     Args:
@@ -107,7 +107,7 @@ def header_facts(manifest: Manifest, teacher: str | None = None) -> dict[str, An
         teacher: public name of the teacher; by default as in `teacher_name`.
     """
     identity, totals = manifest.identity, manifest.totals
-    facts = {
+    facts: dict[str, object] = {
         "teacher": teacher_name(manifest, teacher),
         "format_version": manifest.format_version,
         "codec": manifest.codec,
@@ -154,5 +154,5 @@ def _facts(complete: CompleteSet, teacher: str | None) -> dict[str, str]:
     return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
 
 
-def _json(value: dict[str, Any]) -> str:
+def _json(value: dict[str, object]) -> str:
     return f"`{canonical_json(value).decode()}`"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 from labeler.console import out, progress
 from labeler.labelsets.hub.complete_set import CompleteSet, open_complete_set
@@ -23,7 +23,7 @@ from schemas.manifest import Manifest
 
 Tracker = Literal["wandb", "trackio"]
 
-QUIET: dict[str, dict[str, Any]] = {
+QUIET: dict[str, dict[str, str | bool]] = {
     "wandb": {"job_type": ARTIFACT_TYPE},
     "trackio": {"auto_log_cpu": False, "auto_log_gpu": False},
 }
@@ -56,6 +56,20 @@ class LoggedArtifact:
     uploaded: bool
     parents: tuple[str, ...]
     unknown_parents: tuple[str, ...]
+
+
+class _Run(Protocol):
+    """The part of a run that both trackers share, and that lineage needs."""
+
+    def use_artifact(self, artifact: str, /, *, type: str) -> object: ...
+
+
+class _Artifact(Protocol):
+    """The part of an artifact that both trackers share."""
+
+    def add_file(self, path: str, /, *, name: str) -> object: ...
+
+    def add_reference(self, uri: str, /, *, name: str) -> object: ...
 
 
 def run_artifact(config: ArtifactConfig) -> int:
@@ -155,7 +169,7 @@ def log_artifact(
     )
 
 
-def _use_parent(run: Any, parent: dict[str, Any]) -> str | None:
+def _use_parent(run: _Run, parent: dict[str, object]) -> str | None:
     """Declare a parent as an input of the run; return None if the tracker does not know it."""
     reference = artifact_reference(str(parent["name"]), str(parent["self_digest"]))
     try:
@@ -166,9 +180,14 @@ def _use_parent(run: Any, parent: dict[str, Any]) -> str | None:
 
 
 def _make_artifact(
-    tracker: ModuleType, complete: CompleteSet, name: str, metadata: dict[str, Any], *, upload: bool
-) -> Any:
-    artifact = tracker.Artifact(
+    tracker: ModuleType,
+    complete: CompleteSet,
+    name: str,
+    metadata: dict[str, object],
+    *,
+    upload: bool,
+) -> object:
+    artifact: _Artifact = tracker.Artifact(
         name,
         type=ARTIFACT_TYPE,
         description=_description(complete.labels.manifest),

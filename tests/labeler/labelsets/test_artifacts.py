@@ -1,4 +1,4 @@
-"""Label sets as artifacts, in the real trackers without a network: what they kept is read back."""
+"""Label sets as artifacts, in the real trackers without a network; their records are read back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def parent_and_child(
     settings: Callable[..., LabelConfig], corpus: Path, tmp_path: Path
 ) -> tuple[Path, Path]:
-    """A label set, and one that was made from its rows."""
+    """Make a label set, and one from its rows."""
     parent, child = tmp_path / "first", tmp_path / "second"
     label([str(corpus)], settings(out=parent, limit=6))
     label([str(parent)], settings(out=child, k=4))
@@ -35,7 +35,7 @@ def parent_and_child(
 
 @pytest.fixture
 def artifact(run_labeler: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`labeler artifact ... --json` where all that a tracker keeps is below `tmp_path`."""
+    """Return a function that runs `labeler artifact`; the trackers write into `tmp_path`."""
     keep = {
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(tmp_path),
@@ -53,7 +53,7 @@ def artifact(run_labeler: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: 7 bytes, then a LevelDB log in blocks of 32 KiB."""
+    """Yield the records of a .wandb file: 7 bytes, then a LevelDB log in blocks of 32 KiB."""
     data, at, part = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if (left := 2**15 - at % 2**15) < 7:
@@ -62,7 +62,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # full, or the last part
             record = wandb_pb.Record()
             record.ParseFromString(part)
             yield record
@@ -70,7 +70,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def logged_in_wandb(folder: Path) -> Any:
-    """The one artifact in the newest offline run."""
+    """Return the only artifact of the newest offline run."""
     runs = folder.glob("wandb/offline-run-*/run-*.wandb")
     records = wandb_records(max(runs, key=lambda path: path.stat().st_mtime_ns))
     (found,) = (r.artifact for r in records if r.WhichOneof("record_type") == "artifact")
@@ -82,7 +82,7 @@ def test_wandb_offline(
 ) -> None:
     parent, child = parent_and_child
     summary = artifact(child, "wandb", "--name", "answers", "--alias", "best")
-    assert summary["unknown_parents"] == ["first"], "offline, wandb looks nothing up"
+    assert summary["unknown_parents"] == ["first"], "wandb cannot look it up offline"
     kept = logged_in_wandb(tmp_path)
     manifest = open_label_set(child).manifest
     assert (kept.name, kept.type) == ("answers", "label-set")
@@ -107,7 +107,7 @@ def test_trackio_keeps_lineage(
     parent_and_child: tuple[Path, Path], artifact: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     parent, child = parent_and_child
-    assert artifact(child, "trackio")["unknown_parents"] == ["first"]  # it was not logged yet
+    assert artifact(child, "trackio")["unknown_parents"] == ["first"]  # not logged yet
     artifact(parent, "trackio", "--upload")
     summary = artifact(child, "trackio")
     digest = open_label_set(parent).manifest.self_digest

@@ -1,4 +1,4 @@
-"""`labeler convert`: other bytes, the same labels; and labeling straight into `compact/1`."""
+"""`labeler convert`: different bytes, the same labels; and labeling directly into `compact/1`."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ def test_compact_and_back(source: Path, tmp_path: Path, run_labeler: Run) -> Non
         assert (difference <= np.sort(step, 1)[:, ::-1].max(1, keepdims=True)).all()
     assert run_labeler("convert", tmp_path / "compact", tmp_path / "p", "--codec", "plain")
     assert run_labeler("convert", tmp_path / "p", tmp_path / "again").returncode == 0
-    assert shards(tmp_path / "again") == shards(tmp_path / "compact"), "nothing more is lost"
+    assert shards(tmp_path / "again") == shards(tmp_path / "compact"), "no further loss"
 
 
-def test_labeling_into_compact_gives_what_converting_gives(
+def test_labeling_into_compact_equals_converting(
     teacher: Path, corpus: Path, source: Path, tmp_path: Path, run_labeler: Run
 ) -> None:
     out = tmp_path / "direct"
@@ -99,8 +99,8 @@ def test_labeling_into_compact_gives_what_converting_gives(
     assert "derived from others" in into.stderr
 
 
-def test_a_conversion_goes_on_where_it_was_killed(source: Path, tmp_path: Path) -> None:
-    """As after `kill -9`: a journaled unit stays, one whose entry is missing is written again."""
+def test_a_killed_conversion_resumes(source: Path, tmp_path: Path) -> None:
+    """As after `kill -9`: a journaled unit stays, a unit without an entry is written again."""
     labels, out = open_label_set(source), tmp_path / "compact"
     manifest = recode([labels], out, codec="compact/1", how="convert")
     assert manifest.planned_units > 2
@@ -116,10 +116,10 @@ def test_a_conversion_goes_on_where_it_was_killed(source: Path, tmp_path: Path) 
         recode([labels], out, codec="plain/1", how="convert")
 
 
-def test_a_row_that_does_not_survive_is_an_error_and_no_set(
+def test_a_changed_row_is_an_error_and_leaves_no_set(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proof is not for show: with a bound that the codec cannot keep, nothing is journaled."""
+    """The comparison counts: with a bound that the codec cannot keep, nothing is journaled."""
     monkeypatch.setattr(recoding, "rounding", lambda x, codec: np.zeros_like(x))  # noqa: ARG005
     with pytest.raises(SoftshardsError, match="a logprob changed by"):
         recode([open_label_set(source)], tmp_path / "c", codec="compact/1", how="convert")

@@ -1,4 +1,4 @@
-"""`labeler curate`: what is left is what the rules say, computed here once more in plain Python."""
+"""`labeler curate` keeps the rows that the same rules keep in plain Python."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sentence(seed: int, words: int) -> str:
 
 
 def records() -> list[Row]:
-    """Good answers, refusals, loops, duplicates and near duplicates, in no helpful order."""
+    """Label good answers, refusals, loops, duplicates and near duplicates, in mixed order."""
     rows = [
         {"id": f"a{i}", "prompt": f"{TEXT[i % 5]} {i}?", "completion": sentence(i, 10 + i)}
         for i in range(16)
@@ -72,7 +72,7 @@ def labels(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def samples(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three answers to each of eight prompts."""
+    """Generate three answers to each of eight prompts."""
     prompts = [{"id": f"p{i}", "prompt": f"{TEXT[i % 5]} {i}"} for i in range(8)]
     return made(
         tmp_path_factory.mktemp("samples") / "set",
@@ -87,7 +87,7 @@ def samples(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(path: Path) -> list[Row]:
-    """All rows with their texts, as a user of Polars and tokenizers would get them."""
+    """Return all rows with their texts, read with Polars and tokenizers."""
     tokenizer = Tokenizer.from_file(str(open_label_set(path).tokenizer_dir / "tokenizer.json"))
     rows = scan(path).drop("^topk.*$", "tail_logprob", "entropy").collect().to_dicts()
     for row in rows:
@@ -120,7 +120,7 @@ def refuses(row: Row) -> bool:
 
 
 def one_of_each(rows: list[Row], same: Callable[[Row, Row], bool], score: Any) -> list[Row]:
-    """Rows from the best to the worst; each stays that is the same as none before it."""
+    """Take rows from the best to the worst; keep each that differs from all before it."""
     kept: list[Row] = []
     for row in sorted(rows, key=lambda row: (-score(row), key(row))):
         if not any(same(row, other) for other in kept):
@@ -193,7 +193,7 @@ def test_each_rule_keeps_what_plain_python_keeps(
     report = labeler("curate", labels, "--out", "v.view.json", "--json", *flags).json
     rows = rows_of(labels)
     left = expected(rows)
-    assert 0 < len(left) < len(rows), "the rule does something"
+    assert 0 < len(left) < len(rows), "the rule removes rows"
     assert keys(Path("v.view.json")) == keys(left)
     assert report["after"] == {
         "rows": len(left),
@@ -233,18 +233,18 @@ def test_rules_compose_in_order_and_are_counted_alone(labels: Path, labeler: Com
     view = open_label_set("v.view.json").view
     assert view is not None
     rules = [rule | {"faults": len(rule["faults"])} for rule in report["rules"]]
-    assert view.made["rules"] == rules, "the view says how it was made"
+    assert view.made["rules"] == rules, "the view records how it was made"
 
 
 def test_overlap_templates_and_tokens(labels: Path, labeler: CommandLine) -> None:
-    """A label set as held-out text: all of it overlaps with itself; templates can be ignored."""
+    """A set overlaps completely with itself as held-out text; templates can be ignored."""
     base = ("curate", labels, "--out", "v.view.json", "--json", "--dry-run", "--decontaminate")
     rows = rows_of(labels)
     for unit in ("words", "tokens"):
         report = labeler(*base, labels, "--ngram-of", unit).json
         long = [r for r in rows if len(grams(_units(r, unit), 13))]
         assert report["rules"][0]["removed"]["rows"] == len(long)
-        # With the share of shared n-grams at most 1, nothing is too much.
+        # A share of shared n-grams of up to 1 allows every row.
         assert labeler(*base, labels, "--ngram-of", unit, "--overlap", 1).json["after"][
             "rows"
         ] == len(rows)
@@ -298,7 +298,7 @@ def slow(row):
 """
 
 
-def test_a_verifier_chooses_the_best_and_costs_a_row_at_most(
+def test_a_verifier_selects_the_best_and_its_faults_cost_one_row(
     samples: Path, labeler: CommandLine
 ) -> None:
     Path("judge.py").write_text(VERIFIER)
@@ -322,12 +322,12 @@ def test_a_verifier_chooses_the_best_and_costs_a_row_at_most(
     }
     calls = Path("calls").read_text()
     assert labeler(*command).json == report
-    assert Path("calls").read_text() == calls, "verdicts are kept"
+    assert Path("calls").read_text() == calls, "stored verdicts are used"
     Path("judge.py").write_text(VERIFIER.replace("return False", "return True"))
-    assert labeler(*command).json["rules"][1]["removed"]["rows"] == 12, "another verifier"
+    assert labeler(*command).json["rules"][1]["removed"]["rows"] == 12, "a new verifier runs"
 
 
-def test_an_interrupted_verification_goes_on(samples: Path, tmp_path: Path) -> None:
+def test_an_interrupted_verification_resumes(samples: Path, tmp_path: Path) -> None:
     (tmp_path / "judge.py").write_text(VERIFIER)
     command = [sys.executable, "-m", "labeler", "curate", str(samples), "--out", "v.view.json"]
     command += ["--verify", "judge:slow", "--verify-jobs", "1", "--json"]
@@ -376,7 +376,7 @@ def test_a_command_verifies(samples: Path, labeler: CommandLine) -> None:
     assert "time limit of 0.2 s" in done.out
 
 
-def test_a_split_is_by_id_and_stays_when_rows_are_added(
+def test_a_split_is_by_id_and_stable_when_rows_are_added(
     teacher: Path, labeler: CommandLine, tmp_path: Path
 ) -> None:
     docs = [{"id": f"d{i}", "text": sentence(i, 60)} for i in range(30)]
@@ -401,7 +401,7 @@ def test_a_split_is_by_id_and_stays_when_rows_are_added(
         later = keys(Path(f"t.{name}.view.json"))
         old = [k for k in later if int(k[0][1:]) < 20]
         assert old == part
-        assert name == "test" or len(later) > len(old), "new rows are shared out, too"
+        assert name == "test" or len(later) > len(old), "new rows are distributed, too"
 
 
 @pytest.mark.parametrize("codec", ["plain", "compact"])
@@ -441,7 +441,7 @@ def test_the_other_commands_take_a_view(labels: Path, teacher: Path, labeler: Co
     assert parents == {"/".join(map(str, k)) for k in keys(view)}
     lineage = open_label_set("again").manifest.provenance["parents"][0]
     assert lineage["view"]["rules"][0]["setting"] == "n_tokens > 30"
-    # In a folder of data, a view is as little an input as a label set is.
+    # A view in a folder of data is not an input, and neither is a label set.
     Path("data").mkdir()
     shutil.copy(view, "data/v.view.json")
     Path("data/x.txt").write_text(TEXT[0])
@@ -462,7 +462,7 @@ def test_nothing_is_written_in_a_dry_run(samples: Path, labeler: CommandLine) ->
     assert {path.name for path in {*Path().iterdir()} - before} <= {"calls", "__pycache__"}
 
 
-def test_text_of_a_corpus_cannot_command_the_terminal(labels: Path, labeler: CommandLine) -> None:
+def test_text_of_a_corpus_cannot_control_the_terminal(labels: Path, labeler: CommandLine) -> None:
     done = labeler("curate", labels, "--out", "v.view.json", "--where", "id != 'esc'")
     assert "\\x1b[31mred" in done.out
     assert not {"\x1b", "\x07", "\u202e"} & {*done.out}
@@ -499,7 +499,7 @@ def test_label_columns_are_not_read_and_pages_that_are_read_are_checked(
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         (("--where", "mean_nl < 3"), "did you mean mean_nll"),
         (("--where", "avg(mean_nll) < 3"), "aggregates many rows"),
@@ -520,17 +520,17 @@ def test_label_columns_are_not_read_and_pages_that_are_read_are_checked(
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_errors_say_what_to_do(
-    flags: tuple[object, ...], says: str, labels: Path, labeler: CommandLine
+def test_errors_have_a_hint(
+    flags: tuple[object, ...], message: str, labels: Path, labeler: CommandLine
 ) -> None:
     Path("short.txt").write_text("too short\n")
     done = labeler("curate", labels, "--out", "v.view.json", *flags)
     assert done.code == 2
-    assert says in done.err
+    assert message in done.err
     assert not Path("v.view.json").exists()
 
 
-def test_settings_stand_in_a_file(labels: Path, labeler: CommandLine) -> None:
+def test_settings_come_from_a_file(labels: Path, labeler: CommandLine) -> None:
     Path("c.yaml").write_text("where: ['n_tokens > 30', 'mean_nll < 9']\ndedup: exact\n")
     labeler("curate", labels, "--config", "c.yaml", "--out", "a.view.json")
     flags = ("--where", "n_tokens > 30", "--where", "mean_nll < 9", "--dedup", "exact")

@@ -1,4 +1,4 @@
-"""`labeler export` and `labeler import`: files of other tools, there and back."""
+"""`labeler export` and `labeler import`: round trips through the files of other tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ K = 12
 
 @pytest.fixture(scope="module")
 def source(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents and answers, labeled; lists of 3 to 12 ids."""
+    """Label documents and answers, with lists of 3 to 12 ids."""
     folder = tmp_path_factory.mktemp("source")
     rows: list[dict[str, Any]] = [{"id": f"doc{i}", "text": TEXT[i]} for i in range(4)]
     rows += [{"id": f"qa{i}", "prompt": TEXT[i], "completion": " " + TEXT[i + 1]} for i in range(4)]
@@ -87,7 +87,7 @@ def wide(labels: Labels, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("form", SUFFIX)
-def test_there_and_back(
+def test_round_trip(
     form: str, source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
     file, out = tmp_path / f"rows{SUFFIX[form]}", tmp_path / "out"
@@ -106,10 +106,10 @@ def test_there_and_back(
     assert identity.k == K
     assert (identity.dtype, identity.rendering) == ("unknown", {"imported": form})
     unknown = [row["mean_nll"] is None for row, _ in rows_of(out)]
-    assert any(unknown) == (form != "jsonl"), "a mean of what is not known is not known"
+    assert any(unknown) == (form != "jsonl"), "the mean of unknown values is unknown"
 
 
-def test_an_export_of_a_compact_set_is_that_of_the_plain_one_that_it_gives(
+def test_a_compact_set_exports_like_its_plain_conversion(
     source: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
     compact, plain = tmp_path / "compact", tmp_path / "plain"
@@ -122,11 +122,14 @@ def test_an_export_of_a_compact_set_is_that_of_the_plain_one_that_it_gives(
 
 
 @pytest.mark.parametrize("form", ["distillkit", "axolotl"])
-def test_an_entry_is_of_the_models_output_at_its_place(
+def test_an_entry_holds_the_models_output_at_its_index(
     form: str, source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
-    """The trainers gather the student's logits at t by the ids at t. Here the student is the
-    teacher itself: its probabilities there must be those of the file, and nowhere else."""
+    """The trainers gather the student's logits at t by the ids at t.
+
+    Here the student is the teacher itself: its probabilities at t must be the file's, and at no
+    other index.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -148,12 +151,12 @@ def test_an_entry_is_of_the_models_output_at_its_place(
         labels = np.array(row["labels"])
         if form == "axolotl":
             mask = torch.tensor(row["target_mask"]).bool()
-            shifted = np.append(labels[1:], -100)  # what transformers does to labels
+            shifted = np.append(labels[1:], -100)  # as transformers shifts labels
             np.testing.assert_array_equal(mask.any(1).numpy(), shifted != -100)
             assert row["attention_mask"] == [1] * len(labels)
         else:
             mask = torch.tensor(labels >= 0)[:, None] & (values > -1e4)
-            # DistillKit masks by labels at the same place, and must find something wherever it does
+            # DistillKit masks by labels at the same index: a distribution must be there
             np.testing.assert_array_equal(mask.any(1).numpy(), labels >= 0)
         assert torch.allclose(there[mask], values[mask], atol=0.01)
         moved = student.roll(1, 0).gather(1, ids)
@@ -182,19 +185,19 @@ def test_trl_text_gives_the_teachers_ids(
         assert len(prompt) == (0 if document else row["spans"][0]["start"])
 
 
-# Files written by hand, from the formats' documentation.
+# Files written by hand, after the formats' documentation.
 
 TOKENS = [10, 20, 30, 40, 50, 60, 70, 80]
 
 
 def distribution(token: int, k: int = 3) -> tuple[list[int], list[float]]:
-    """Ids and logprobs with the actual token first, of mass below 1."""
+    """Return ids and logprobs with the actual token first, and a mass below 1."""
     logprobs = np.log([0.6, 0.2, 0.1][:k]).tolist()
     return [token, 7, 8][:k], logprobs
 
 
 def distillkit_row(tokens: list[int] = TOKENS) -> dict[str, Any]:
-    """As vLLM's prompt logprobs without the first: entry t is of token t + 1, none for the last."""
+    """Return a row of vLLM's prompt logprobs without the first: entry t is for token t + 1."""
     top = [distribution(token) for token in tokens[1:]]
     return {
         "input_ids": tokens,
@@ -204,8 +207,11 @@ def distillkit_row(tokens: list[int] = TOKENS) -> dict[str, Any]:
 
 
 def axolotl_row(tokens: list[int] = TOKENS, *, answer: int = 3) -> dict[str, Any]:
-    """As axolotl's README has it: row j is of input_ids[j + 1], its mask 0 where labels[j + 1] is
-    -100, and the last row is padding."""
+    """Return a row as in axolotl's README.
+
+    Entry j is for input_ids[j + 1], its mask is 0 where labels[j + 1] is -100, and the last entry
+    is padding.
+    """
     top = [distribution(token) for token in tokens[1:]] + [([0, 0, 0], [-1e9] * 3)]
     labels = [-100] * answer + tokens[answer:]
     mask = [[int(label != -100)] * 3 for label in labels[1:]] + [[0] * 3]
@@ -267,10 +273,10 @@ def test_a_file_written_by_hand(
 
 
 @pytest.mark.parametrize("form", SUFFIX)
-def test_odd_rows_there_and_back(
+def test_round_trip_of_odd_rows(
     form: str, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
-    """Rows without a label, of one token, in two spans, with lists of 1 to 3 ids."""
+    """Rows without a label, with one token, in two spans, with lists of 1 to 3 ids."""
     top = [distribution(token, k) for token, k in zip((20, 30, 70), (1, 3, 2), strict=True)]
     none: dict[str, Any] = {"spans": [], "topk_ids": [], "topk_logprobs": []}
     two = [{"start": 1, "stop": 3, "kind": "answer"}, {"start": 6, "stop": 7, "kind": "answer"}]
@@ -303,7 +309,7 @@ def test_odd_rows_there_and_back(
 def test_shifted_labels_are_refused_and_named(
     teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
-    """Older axolotl data has the distribution of token t at t."""
+    """Older axolotl data has the distribution of token t at entry t."""
     rng = np.random.default_rng(0)
     rows = []
     for _ in range(8):
@@ -322,8 +328,8 @@ def test_shifted_labels_are_refused_and_named(
     assert labeler("import", file, *flags, "--shift", 0).code == 0
     assert [places(row) for row, _ in rows_of(out)] == [list(range(3, 30))] * 8
     wrong = tmp_path / "wrong"
-    told = labeler("import", file, *flags[:-1], wrong, "--allow", "shift")
-    assert told.code == 0
+    allowed = labeler("import", file, *flags[:-1], wrong, "--allow", "shift")
+    assert allowed.code == 0
     assert open_label_set(wrong).manifest.provenance["derived"]["allow"] == ["shift"]
 
 
@@ -383,7 +389,7 @@ def test_bad_rows_are_rejects(teacher: Path, tmp_path: Path, labeler: CommandLin
     assert labeler("verify", out).code == 0
 
 
-def test_what_cannot_be_imported_says_what_to_do(
+def test_refused_files_come_with_a_hint(
     teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
     flags = ("--tokenizer", teacher, "--teacher", "unknown", "--out", tmp_path / "out")
@@ -409,7 +415,7 @@ def test_what_cannot_be_imported_says_what_to_do(
     assert "temperature 2" in refused.err
     other = labeler("import", file, *flags)
     assert other.code == 2
-    assert "other settings" in other.err
+    assert "made with different settings" in other.err
 
 
 def test_a_dry_run_shows_the_first_row_and_writes_nothing(
@@ -427,12 +433,12 @@ def test_a_dry_run_shows_the_first_row_and_writes_nothing(
     assert (line["position"], line["token"]) == (1, tokenizer.decode(ids[1:2]))
     assert line["before"] == tokenizer.decode(ids[:1])
     assert line["top"][0]["text"] == line["token"]
-    said = labeler("import", file, *flags)
-    assert "100.0% with --shift 1" in said.out
-    assert repr(line["token"]) in said.out
+    shown = labeler("import", file, *flags)
+    assert "100.0% with --shift 1" in shown.out
+    assert repr(line["token"]) in shown.out
 
 
-def test_an_import_goes_on_where_it_was_killed(
+def test_a_killed_import_resumes(
     source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
     file = tmp_path / "rows.jsonl"
@@ -458,9 +464,7 @@ def test_an_import_goes_on_where_it_was_killed(
     assert refused.code == 2
 
 
-def test_exports_are_refused_rather_than_lossy(
-    teacher: Path, tmp_path: Path, labeler: CommandLine
-) -> None:
+def test_a_lossy_export_is_refused(teacher: Path, tmp_path: Path, labeler: CommandLine) -> None:
     student = jsonl_row(
         id="row",
         student_input_ids=TOKENS[1:],
@@ -488,7 +492,7 @@ def test_exports_are_refused_rather_than_lossy(
         refused = labeler(*command)
         assert refused.code == 2
         assert "--lossy" in refused.err
-        assert not list(tmp_path.glob(f"*{file.name}*")), "nothing half-written stays"
+        assert not list(tmp_path.glob(f"*{file.name}*")), "no partial file stays"
         assert labeler(*command, "--lossy").code == 0
         assert "the file exists already" in labeler(*command, "--lossy").err
         assert labeler(*command, "--lossy", "--replace", "--limit", 1).code == 0

@@ -1,4 +1,4 @@
-"""Push and pull through the command line, against a stand-in for the Hub on this machine."""
+"""Push and pull through the command line, against a local stand-in for the Hub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def labels(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished label set of several shards."""
+    """Make a finished label set of several shards."""
     folder = tmp_path_factory.mktemp("shared")
     rows = [{"id": f"doc{i}", "text": " ".join(TEXT[i % 5 :])} for i in range(12)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -51,7 +51,7 @@ def server() -> Iterator[Hub]:
 
 @pytest.fixture
 def environment(server: Hub, tmp_path: Path) -> dict[str, str]:
-    """What the library needs to take the stand-in for the Hub."""
+    """Return the environment in which the library takes the stand-in for the Hub."""
     ours = {"HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
     switches = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "TERM": "dumb"}
     return os.environ | ours | switches
@@ -59,7 +59,7 @@ def environment(server: Hub, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run(run_labeler: Run, environment: dict[str, str]) -> Run:
-    """Run the labeler as its user would, who is logged in: a process of its own."""
+    """Return a function that runs the labeler in a separate process, logged in."""
 
     def run(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
         return _checked(run_labeler(*arguments, env=environment | changes))
@@ -71,7 +71,7 @@ def run(run_labeler: Run, environment: dict[str, str]) -> Run:
 def labeler(
     server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Run:
-    """The same within this process, which saves its start; the library has read its settings."""
+    """Return a function that runs it in this process, where the library is already configured."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -108,7 +108,7 @@ def push(labels: Path, *more: str) -> list[object]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a label set, without locks, the card and the library's notes."""
+    """Return all files of a label set, without locks, the card and the library's cache."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     named = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     return {n: b for n, b in named.items() if not n.startswith((".lock", ".cache", "README"))}
@@ -120,7 +120,7 @@ def assert_same_set(pulled: Path, labels: Path) -> None:
     assert not list(validate_label_set(opened))
 
 
-def test_there_and_back(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
+def test_round_trip(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     copy = tmp_path / "labels"
     shutil.copytree(labels, copy)
     (copy / "notes.txt").write_text("private")
@@ -131,7 +131,7 @@ def test_there_and_back(run: Run, server: Hub, labels: Path, tmp_path: Path) -> 
     assert server.repos[REPO].private
     there = server.repos[REPO].head()
     assert set(there) == {*contents(labels), "README.md", ".gitattributes"}
-    assert "manifest.json" not in server.repos[REPO].branches["main"][-2]  # it comes last
+    assert "manifest.json" not in server.repos[REPO].branches["main"][-2]  # it goes last
     out = tmp_path / "pulled"
     assert good(run("pull", REPO, out, "--json"))["commit"] == facts["commit"]
     assert_same_set(out, labels)
@@ -144,7 +144,7 @@ def test_there_and_back(run: Run, server: Hub, labels: Path, tmp_path: Path) -> 
     assert good(run(*push(copy)))["commit"] == facts["commit"]
     good(run("pull", REPO, out, "--json"))
     moved = [line for line in server.log if line.startswith("PUT") or "/shards/" in line]
-    assert not moved, "what is there already was sent again"
+    assert not moved, "existing files were sent again"
 
 
 def test_through_xet(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_through_xet(run: Run, server: Hub, labels: Path, tmp_path: Path) -> Non
 
 
 def test_card(labeler: Run, server: Hub, labels: Path, tmp_path: Path, teacher: Path) -> None:
-    """A dry run prints what would be the card, and asks the Hub nothing."""
+    """A dry run prints the card, and asks the Hub nothing."""
     (tmp_path / "TERMS.md").write_text("Not for **weapons**.\n")
     terms = ["--terms", tmp_path / "TERMS.md", "--teacher", "Some/Teacher"]
     done = labeler("push", labels, REPO, "--license", "other", *terms, "--dry-run")
@@ -189,10 +189,10 @@ def test_card(labeler: Run, server: Hub, labels: Path, tmp_path: Path, teacher: 
     assert "not stated" in unnamed
 
 
-def test_killed_push_goes_on(
+def test_killed_push_resumes(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """Killed while a shard is on its way: what was sent is not sent again."""
+    """Kill the push during the upload of a shard: files that arrived are not sent again."""
     last = f"/upload/{_digest(labels / 'shards' / 'part-000000.parquet')}"
     server.fault = lambda _, path: "hang" if path == last else "none"
     command = [sys.executable, "-m", "labeler", *map(str, push(labels))]
@@ -214,7 +214,7 @@ def test_killed_push_goes_on(
 
 
 def wait_until_settled(folder: Path) -> None:
-    """Until no file below a folder has come or grown for a second."""
+    """Wait until no file in a folder has appeared or grown for a second."""
     before: object = None
     while before != (now := _sizes(folder)):
         before = now
@@ -224,11 +224,11 @@ def wait_until_settled(folder: Path) -> None:
 def _sizes(folder: Path) -> object:
     try:
         return sorted((path, path.stat().st_size) for path in folder.rglob("*"))
-    except FileNotFoundError:  # renamed meanwhile: like nothing seen before
+    except FileNotFoundError:  # renamed in the meantime: differs from every other state
         return object()
 
 
-def test_killed_pull_goes_on(
+def test_killed_pull_resumes(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     good(labeler(*push(labels)))
@@ -242,10 +242,10 @@ def test_killed_pull_goes_on(
     command = [sys.executable, "-m", "labeler", "pull", REPO, str(out)]
     killed = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     assert server.hanging.wait(60)
-    wait_until_settled(out)  # other files come at the same time, and are noted down after that
+    wait_until_settled(out)  # other files arrive at the same time, and are recorded after that
     killed.kill()
     killed.wait()
-    assert not (out / "manifest.json").exists()  # no half set is taken for a whole one
+    assert not (out / "manifest.json").exists()  # a partial set does not pass for a complete one
     here = {n for n, data in contents(out).items() if data == contents(labels).get(n)}
     server.fault = lambda _, __: "none"
     server.log.clear()
@@ -256,7 +256,7 @@ def test_killed_pull_goes_on(
 
 
 def test_broken_connections(labeler: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
-    """The connection breaks half way, up and down: the library goes on, and we see whole files."""
+    """The connection breaks half way, up and down: the library resumes, the files are complete."""
     broken = []
 
     def once(method: str, path: str) -> Any:
@@ -302,7 +302,7 @@ def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: P
 def test_newer_state_replaces_older(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path
 ) -> None:
-    """Only when told to; files of the older state leave repository and folder."""
+    """Only with --replace; files of the older state leave repository and folder."""
     older, out = tmp_path / "older", tmp_path / "pulled"
     shutil.copytree(labels, older)
     (older / "plan-0007.parquet").write_bytes(b"of an earlier state")
@@ -347,7 +347,7 @@ def test_branches_and_other_sets(labeler: Run, server: Hub, labels: Path, tmp_pa
     assert_same_set(tmp_path / "a", labels)
     good(labeler("pull", "me/golden", tmp_path / "a", "--replace", "--json"))
     assert contents(tmp_path / "a").items() == contents(golden).items() - {
-        ("expected.json", (golden / "expected.json").read_bytes())  # no part of the set
+        ("expected.json", (golden / "expected.json").read_bytes())  # not part of the set
     }
 
 
@@ -376,10 +376,10 @@ def test_refusals_of_the_hub(
         ("altered", "row group 0 was altered", "hint"),
     ],
 )
-def test_not_fit_to_push(
+def test_refused_before_the_push(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, state: str, message: str, hint: str
 ) -> None:
-    """Refused before the Hub is asked anything."""
+    """The Hub is not asked anything."""
     path, repo, license = tmp_path / "labels", REPO, ["--license", "other"]
     shutil.copytree(labels, path)
     if state == "unlicensed":
