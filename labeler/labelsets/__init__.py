@@ -1,1 +1,1 @@
-"""Work on finished label sets: look, check, choose, rewrite, share."""
+"""Work on finished label sets: check, inspect, compare, curate, rewrite and share them."""

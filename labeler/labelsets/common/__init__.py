@@ -1,1 +1,1 @@
-"""What several commands on finished label sets share."""
+"""Code that the commands on finished label sets share."""

@@ -15,7 +15,7 @@ _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _WORD = re.compile(r"\w+")
 
 
-def mixed(numbers: NDArray[np.integer]) -> Hashes:
+def mix_bits(numbers: NDArray[np.integer]) -> Hashes:
     """Spread integers over 64 bits, one to one (the finalizer of SplitMix64)."""
     x = numbers.astype(np.uint64) + _ODD
     x = (x ^ (x >> np.uint64(30))) * _MIX[0]
@@ -24,28 +24,28 @@ def mixed(numbers: NDArray[np.integer]) -> Hashes:
 
 
 def ngrams(units: Hashes, n: int) -> Hashes:
-    """Hash of each run of n units, uint64 [len - n + 1]; none where there are fewer than n."""
+    """Hash each run of n units: uint64 [len - n + 1], empty if there are fewer than n units."""
     if len(units) < n:
         return units[:0]
     count = len(units) - n + 1
     total = np.zeros(count, np.uint64)
     for i in range(n):
-        total = mixed(total ^ units[i : i + count])
+        total = mix_bits(total ^ units[i : i + count])
     return total
 
 
 def words(text: str) -> Hashes:
-    """A hash of each word of a text, in order: lower case, punctuation and blanks left out."""
+    """Hash each word of a text, in order, in lower case and without punctuation."""
     found = _WORD.findall(text.lower())
     digests = b"".join(blake2b(word.encode(), digest_size=8).digest() for word in found)
     return np.frombuffer(digests, np.uint64)
 
 
 def repetition(ids: NDArray[np.integer], n: int) -> float:
-    """Share of n-grams that stood before in `ids`: 1 - distinct / all; 0 where there are none.
+    """Return the share of repeated n-grams in `ids`: 1 - distinct / all, 0 if there are none.
 
     This is seq-rep-n of Welleck et al., Neural Text Generation with Unlikelihood Training
     (arXiv:1908.04319), who use n = 4.
     """
-    grams = ngrams(mixed(ids), n)
+    grams = ngrams(mix_bits(ids), n)
     return 1 - len(np.unique(grams)) / len(grams) if len(grams) else 0.0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from labeler.console import counting, err
 from labeler.labeling.inputs.find_inputs import InputSet, find_inputs
 from labeler.labeling.inputs.read_records import Record, read_records
-from labeler.labelsets.common.ngrams import Hashes, mixed, ngrams, words
+from labeler.labelsets.common.ngrams import Hashes, mix_bits, ngrams, words
 from labeler.labelsets.common.rows import Rows, lists
 from schemas.errors import SoftshardsError
 
@@ -94,14 +94,14 @@ def _hash_id(name: str) -> np.uint64:
 
 def text_units(rows: Rows, kind: str) -> Units:
     """Return the function that cuts a text into hashed words, or tokens of the set's tokenizer."""
-    return words if kind == "words" else lambda text: mixed(rows.token_ids(text))
+    return words if kind == "words" else lambda text: mix_bits(rows.token_ids(text))
 
 
 def row_units(frame: pl.DataFrame, kind: str) -> Iterator[Hashes]:
     """Return the hashed units of each row, from its column `text` or `input_ids`."""
     if kind == "words":
         return (words(text) for text in frame["text"])
-    return (mixed(ids) for ids in lists(frame["input_ids"]))
+    return (mix_bits(ids) for ids in lists(frame["input_ids"]))
 
 
 def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldOut:

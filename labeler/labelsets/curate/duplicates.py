@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labeler.labelsets.common.ngrams import mixed, ngrams
+from labeler.labelsets.common.ngrams import mix_bits, ngrams
 from labeler.labelsets.common.rows import Mask, labeled_ids, lists
 from schemas.errors import SoftshardsError
 
@@ -74,7 +74,7 @@ def signature(ids: NDArray[np.int64], n: int) -> NDArray[np.uint32]:
 
     Broder, On the resemblance and containment of documents (1997); computed by datasketch.
     """
-    grams = np.unique(ngrams(mixed(ids), min(n, max(1, len(ids)))))
+    grams = np.unique(ngrams(mix_bits(ids), min(n, max(1, len(ids)))))
     sketch = _sketch().copy()
     sketch.update_batch((grams >> np.uint64(32)).tolist())
     return np.asarray(sketch.hashvalues, np.uint32)

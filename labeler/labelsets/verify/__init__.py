@@ -1,1 +1,1 @@
-"""Check a label set, and that its labels are the teacher's."""
+"""Check a label set: its files, rows and text, and its labels against the teacher."""
