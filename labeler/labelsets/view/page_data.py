@@ -51,7 +51,7 @@ class SetFacts(TypedDict):
     labels: int
     bytes: int
     status: str
-    format_version: int
+    format_version: str
     weights: str
     tokenizer: str
     chat_template: str | None
@@ -120,7 +120,13 @@ class Viewer:
         """Return the facts of the manifests and the choices of the filters."""
         opened = [labels for labels in (self.labels, self.other) if labels is not None]
         sets = [_set_facts(labels, path) for labels, path in zip(opened, self.paths)]
-        facts: ViewerFacts = {"sets": sets, **self.listing.facts()}
+        filters = self.listing.facts()
+        facts: ViewerFacts = {
+            "sets": sets,
+            "sources": filters["sources"],
+            "finish_reasons": filters["finish_reasons"],
+            "spreads": filters["spreads"],
+        }
         if self.other is not None:
             facts["matched"] = self.matched
         return facts

@@ -64,7 +64,8 @@ def serve(viewer: Viewer, *, port: int, open_browser: bool, as_json: bool) -> No
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            out.print("stopped") if not as_json else None
+            if not as_json:
+                out.print("stopped")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -101,11 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_json(content, HTTPStatus.OK)
 
-    def _refuse(self) -> None:
+    def _reject_method(self) -> None:
         self.close_connection = True  # a body may follow, and it is not read
         self._send_json({"error": "only GET is answered"}, HTTPStatus.METHOD_NOT_ALLOWED)
 
-    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _reject_method
 
     def _is_local(self) -> bool:
         port = self.connection.getsockname()[1]
