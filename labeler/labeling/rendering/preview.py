@@ -32,7 +32,7 @@ OPEN, CLOSE = "⟦", "⟧"
 
 
 def preview(
-    inputs: list[str], config: LabelConfig, rows: int
+    inputs: tuple[str, ...], config: LabelConfig, rows: int
 ) -> tuple[Teacher, list[Sequence | Reject]]:
     """Return the teacher, and the first `rows` sequences or rejects of the input.
 
