@@ -231,7 +231,8 @@ def _flattened(values: NDArray[Scalar], real: NDArray[np.bool_]) -> NDArray[Scal
 
 
 def _joined(parts: Sequence[NDArray[np.generic]], dtype: type[Scalar]) -> NDArray[Scalar]:
-    return np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False)
+    joined: NDArray[Scalar] = np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False)
+    return joined
 
 
 def _lists(offsets: NDArray[np.int32], values: pa.Array) -> pa.Array:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,9 @@ BLOCK = 1024
 _FINE = np.concatenate([np.arange(a, b, step) for (a, step), (b, _) in pairwise(STEPS)])
 """-logprob at each code (the number of steps from 0) finer than the last, coarsest step."""
 _COARSE_FROM, _COARSE_STEP = STEPS[-1]
-_NEAR = -np.concatenate([_FINE, _COARSE_FROM + _COARSE_STEP * np.arange(1024)]).astype(np.float16)
+_NEAR: NDArray[np.float16] = -np.concatenate(
+    [_FINE, _COARSE_FROM + _COARSE_STEP * np.arange(1024)]
+).astype(np.float16)
 """Logprobs of the smallest codes, looked up instead of computed."""
 _LARGEST_CODE = len(_FINE) + int((65504 - _COARSE_FROM) / _COARSE_STEP)  # float16 ends there
 
@@ -209,8 +212,8 @@ def _decoded(
     codes[counts == MINUS_INF] = _LARGEST_CODE + 1
     if places.max(initial=0) >= len(order) or codes.min(initial=0) < 0:
         raise ValueError("an id is outside the vocabulary, or a logprob is above 0")
-    codes, by_likelihood = _sorted(codes, places, real, len(order))
-    return order.take(by_likelihood), _values(codes)
+    sorted_codes, by_likelihood = _sorted(codes, places, real, len(order))
+    return order.take(by_likelihood), _values(sorted_codes)
 
 
 def _sorted(
@@ -225,7 +228,7 @@ def _sorted(
     """
     bits = max(1, (vocab_size - 1).bit_length())
     small = int(codes.max(initial=0)).bit_length() + bits < 32
-    kind: type[np.uint32 | np.uint64] = np.uint32 if small else np.uint64
+    kind: Any = np.uint32 if small else np.uint64
     key = (codes.astype(kind) << kind(bits)) | places.astype(kind)
     if real is not None:
         key[~real] = np.iinfo(kind).max  # padding sorts last

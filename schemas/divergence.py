@@ -1,4 +1,4 @@
-"""How far apart two teachers are at the same positions, from the ids that both have stored."""
+"""Divergence of two teachers at the same positions, from the ids that both have stored."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from schemas.codec import Labels
 from schemas.topk_match import match
 
 Floats = NDArray[np.float64]
-ENTRIES = 1 << 22
-"""Labels (positions x k) worked on at a time: bounds memory at any k."""
+BLOCK_ENTRIES = 1 << 22
+"""Entries (positions x k) per block: bounds memory at any k."""
 LOWEST = -1e4
-"""Stands for log 0, so that 0 log 0 is 0 and nothing is infinite."""
+"""Stand-in for log 0, so that 0 log 0 is 0 and nothing is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """Two label arrays compared, position by position; natural logarithms.
+    """Two label arrays compared position by position; natural logarithms.
 
     Attributes:
-        a_to_b: float64 [n], KL(A||B) over the outcomes that both name and one for all others.
-        b_to_a: float64 [n], KL(B||A) over the same.
-        same_first: bool [n], whether the likeliest id is the same.
-        token_difference: float64 [n], |difference| of the actual token's logprob.
-        common_mass: float64 [n], A's mass of the ids that both name: how much the KL can see.
+        a_to_b: float64 [n], KL(A||B) over the ids that both store and one outcome for all others.
+        b_to_a: float64 [n], KL(B||A) over the same outcomes.
+        same_first: bool [n], true where both have the same most likely id.
+        token_difference: float64 [n], absolute difference of the actual token's logprobs.
+        common_mass: float64 [n], A's mass on the ids that both store.
     """
 
     a_to_b: Floats
@@ -39,19 +39,23 @@ class Divergence:
 def diverge(a: Labels, b: Labels) -> Divergence:
     """Compare two teachers' labels of the same positions.
 
-    Merging outcomes never raises a KL, so these are lower bounds of the KL over the whole
-    vocabulary, and equal to it where both store all of it.
+    Merging outcomes never raises a KL. So these are lower bounds of the KL over the whole
+    vocabulary, and equal to it where both store all ids.
 
     Args:
-        a: n positions; b: the same n positions, with any k.
+        a: labels of one teacher at n positions.
+        b: labels of the other one at the same positions; k may differ.
+
+    Raises:
+        ValueError: the numbers of positions differ.
     """
     if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} positions are not the same ones")
-    step = max(1, ENTRIES // max(1, a.topk_ids.shape[1] + b.topk_ids.shape[1]))
+        raise ValueError(f"{len(a)} and {len(b)} positions cannot be compared")
+    step = max(1, BLOCK_ENTRIES // max(1, a.topk_ids.shape[1] + b.topk_ids.shape[1]))
     a_to_b, b_to_a, mass = np.empty(len(a)), np.empty(len(a)), np.empty(len(a))
     for start in range(0, len(a), step):
-        some = slice(start, start + step)
-        a_to_b[some], b_to_a[some], mass[some] = _bucketed_kl(a[some], b[some])
+        block = slice(start, start + step)
+        a_to_b[block], b_to_a[block], mass[block] = _bucketed_kl(a[block], b[block])
     return Divergence(
         a_to_b=a_to_b,
         b_to_a=b_to_a,
@@ -62,7 +66,7 @@ def diverge(a: Labels, b: Labels) -> Divergence:
 
 
 def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats, Floats]:
-    """KL both ways [n], over the common ids and one outcome for the rest; A's mass of these ids."""
+    """Return both KLs [n] over the common ids and one outcome for the rest, and A's common mass."""
     same = match(a.topk_ids, b.topk_ids)
     common, log_a, log_b_all = same.found, _logs(a.topk_logprobs), _logs(b.topk_logprobs)
     log_b = same.values(log_b_all, LOWEST)
@@ -80,11 +84,11 @@ def _bucketed_kl(a: Labels, b: Labels) -> tuple[Floats, Floats, Floats]:
 
 
 def _distribution(logs: Floats, rest: Floats) -> Floats:
-    """Log-probabilities [n, k + 1] that sum to one exactly, whatever storage has rounded."""
+    """Return log-probabilities [n, k + 1] that sum to one exactly, despite rounding in storage."""
     with np.errstate(divide="ignore"):
         log_rest = np.maximum(np.log(rest), LOWEST)
-    outcomes = np.concatenate([logs, log_rest[:, None]], axis=1)
-    return outcomes - np.log(np.exp(outcomes).sum(axis=1, keepdims=True))
+    outcomes: Floats = np.concatenate([logs, log_rest[:, None]], axis=1)
+    return outcomes - np.log(np.exp(outcomes).sum(axis=1, keepdims=True, dtype=np.float64))
 
 
 def _logs(values: NDArray[np.float32]) -> Floats:

@@ -1,4 +1,4 @@
-"""The errors that a user is meant to read."""
+"""Errors that are written for the user."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 class SoftshardsError(Exception):
-    """An error with a cause that the user can act on.
+    """An error that the user can act on.
 
     Args:
         what: what is wrong, in one sentence.
-        path: the file concerned, if one is.
-        row: the record or row concerned, if one is (`notes.jsonl:17`, `article/3`).
+        path: the file concerned, if any.
+        row: the record or row concerned, if any (`notes.jsonl:17`, `article/3`).
         hint: what to do about it.
     """
 
@@ -30,7 +30,7 @@ class SoftshardsError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or what it is where it has none."""
+    """Return the first line of an exception's message, or its repr where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else repr(error)
 
@@ -40,4 +40,4 @@ class LabelSetError(SoftshardsError):
 
 
 class IdentityError(LabelSetError):
-    """Two things that must come from the same teacher, tokenizer and settings do not."""
+    """Two label sets or runs that must share teacher, tokenizer and settings do not."""

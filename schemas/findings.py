@@ -1,4 +1,4 @@
-"""What a check found, as a sentence for people and as fields for machines."""
+"""Findings of a check, as sentences for people and as fields for machines."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that a check found.
+    """One finding of a check.
 
     Attributes:
-        kind: what sort of thing, in one word (docs/verify.md lists them).
-        where: the file, row group, row or position concerned; empty where it is the whole set.
+        kind: its kind, in one word (docs/verify.md lists them).
+        where: the file, row group, row or position concerned; empty for the whole set.
         what: what is wrong, in one sentence.
         hint: what to do about it, if anything can be done.
-        note: worth knowing, and no fault.
+        note: true where it is worth knowing but not a problem.
     """
 
     kind: str
@@ -28,9 +28,9 @@ class Finding:
         return f"{self.where}: {self.what}" if self.where else self.what
 
     def inside(self, outer: str) -> Finding:
-        """The same finding, with a file or row group that it is in."""
+        """Return the same finding, placed inside a file or row group."""
         return dataclasses.replace(self, where=f"{outer}, {self.where}" if self.where else outer)
 
     def as_json(self) -> dict[str, str | None]:
-        """Its kind, place, sentence and hint."""
+        """Return kind, place, sentence and hint as JSON values."""
         return {"kind": self.kind, "where": self.where, "what": self.what, "hint": self.hint}

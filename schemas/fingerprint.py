@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -20,31 +19,31 @@ TOKENIZER_FILES = (
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
-    """Hex SHA-256 of a buffer."""
+    """Return the hex SHA-256 of a buffer."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in blocks."""
+    """Return the hex SHA-256 of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def canonical_json(value: Any) -> bytes:
-    """One spelling for one value: sorted keys, no spaces, UTF-8."""
+def canonical_json(value: object) -> bytes:
+    """Return the canonical spelling of a JSON value: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def sha256_json(value: Any) -> str:
-    """Hex SHA-256 of a JSON value in its canonical spelling."""
+def sha256_json(value: object) -> str:
+    """Return the hex SHA-256 of a JSON value in its canonical spelling."""
     return sha256_bytes(canonical_json(value))
 
 
 def tokenizer_digest(tokenizer_dir: Path) -> str:
-    """Digest of what a tokenizer *does*: vocabulary, merges, normalizer and added tokens.
+    """Return a digest of what a tokenizer *does*: vocabulary, merges, normalizer, added tokens.
 
-    Two saves of one tokenizer by different library versions differ in formatting and in the
-    `padding` and `truncation` state that the last call left behind; neither changes an id, so
+    Files of one tokenizer from different library versions differ in formatting and in the
+    `padding` and `truncation` state that the last call left behind. Neither changes an id, so
     neither is hashed. The chat template has a digest of its own.
 
     Args:
@@ -67,12 +66,12 @@ def tokenizer_digest(tokenizer_dir: Path) -> str:
 
 
 def weights_digest(model_dir: Path, *, full: bool = True) -> str:
-    """Digest of a checkpoint's weight files.
+    """Return a digest of a checkpoint's weight files.
 
     Args:
         model_dir: a Hugging Face checkpoint folder.
-        full: hash every byte (the default). Otherwise hash file names, sizes and each safetensors
-            header (names, dtypes, shapes), which takes no time but misses changed values.
+        full: hash every byte. False hashes file names, sizes and the safetensors headers (names,
+            dtypes, shapes), which takes no time but misses changed values.
 
     Raises:
         FileNotFoundError: the folder holds no weights.

@@ -1,4 +1,4 @@
-"""What must hold for the rows of a label set, checked over a whole row group at once."""
+"""Invariants of the rows of a label set, checked for a whole row group at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from schemas.draws import misfits
 from schemas.findings import Finding
 from schemas.labeled_spans import span_problem
 from schemas.rounding_error import HALF_STEP, rounding
-from schemas.shift_check import Places, flat_list, label_places, shifts
+from schemas.shift_check import LabelPlaces, flat_list, label_places, shifts
 from schemas.version import COMPACT_1, PLAIN_1
 
 Key = tuple[str, int, int]
 SLACK = 1e-3
-"""Nats, or mass, that engines may differ by beside the rounding of storage."""
+"""Tolerance in nats, or in mass, for differences of engines on top of rounding in storage."""
 
 
 def validate_table(
@@ -33,14 +33,14 @@ def validate_table(
     codec: str = PLAIN_1,
     draws: int | None = None,
 ) -> Iterator[Finding]:
-    """Yield a finding a broken invariant of docs/format.md, with the first place it breaks in.
+    """Yield one finding per broken invariant of docs/format.md, with the first place it breaks at.
 
     Args:
-        table: rows of a shard, all plain columns, as `LabelSet.read_row_group` gives them.
+        table: rows of a shard with all plain columns, as `LabelSet.read_row_group` returns them.
         vocab_size: number of real token ids.
-        k: the largest number of top logprobs a position may have.
-        codec: what the rows were stored in, for its rounding.
-        draws: ids that were drawn a position, None where none were.
+        k: largest number of top logprobs per position.
+        codec: codec that the rows were stored in, for its rounding.
+        draws: ids drawn per position; None for a set without sampled labels.
     """
     if not table.schema.remove_metadata().equals(row_schema(vocab_size)):
         yield Finding(kind="schema", what="the schema is not that of format version 1")
@@ -54,14 +54,14 @@ def validate_table(
     rows = list(_row_counts(table, decoded, keys, vocab_size))
     yield from rows
     if any(finding.kind in ("span", "count") for finding in rows):
-        return  # where the labels stand is not known
+        return  # the positions of the labels are unknown
     yield from _student_context(table, keys, vocab_size)
     yield from _label_values(table, decoded, keys, vocab_size, k, codec)
     yield from _drawn(table, decoded, keys, vocab_size, draws, codec)
 
 
 def row_name(key: Key) -> str:
-    """A row's key as messages spell it."""
+    """Return a row's key as messages spell it."""
     return f"row {key[0]} (chunk {key[1]}, sample {key[2]})"
 
 
@@ -71,7 +71,7 @@ def _row_counts(
     counts = np.diff(decoded.offsets)
     tokens, starts = flat_list(table, "input_ids")
     lengths = np.diff(starts)
-    outside = np.isin(np.arange(len(keys)), _rows_with(_outside(tokens, vocab_size), starts))
+    outside = np.isin(np.arange(len(keys)), _rows_containing(_outside(tokens, vocab_size), starts))
     for kind, what, wrong in (
         ("count", "n_labels is not the number of labels", counts != table["n_labels"].to_numpy()),
         ("count", "n_tokens is not the number of tokens", lengths != table["n_tokens"].to_numpy()),
@@ -90,8 +90,8 @@ def _outside(ids: NDArray[Any], vocab_size: int) -> NDArray[np.bool_]:
     return (ids < 0) | (ids >= vocab_size)
 
 
-def _rows_with(wrong: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows that any of the flat positions marked is in."""
+def _rows_containing(wrong: NDArray[np.bool_], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows that contain a marked flat position."""
     return np.unique(np.searchsorted(starts, np.flatnonzero(wrong), side="right") - 1)
 
 
@@ -107,7 +107,7 @@ def _student_context(table: pa.Table, keys: list[Key], vocab_size: int) -> Itera
             if problem is None and ours != [s["stop"] - s["start"] for s in spans]:
                 problem = "student_spans differ in length from spans"
             if problem is None and _outside(np.array(ids), vocab_size).any():
-                problem = "a student's input id is outside the tokenizer"
+                problem = "an id in student_input_ids is outside the tokenizer"
         if problem:
             yield Finding(kind="student", what=problem, where=row_name(key))
 
@@ -121,12 +121,12 @@ def _label_values(
     tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
     real = ids != PAD_ID
     if ids.shape[1] > k:
-        yield Finding(kind="label", what=f"{ids.shape[1]} ids a position, more than k = {k}")
-    nothing = [
+        yield Finding(kind="label", what=f"{ids.shape[1]} ids per position, more than k = {k}")
+    columns = [
         *((logs, "topk_logprobs"), (tail, "tail_logprob"), (token, "token_logprob")),
         *((labels.entropy, "entropy"), (labels.log_normalizer, "log_normalizer")),
     ]
-    for values, name in nothing:
+    for values, name in columns:
         if values is not None:
             finite = ~np.isnan(values) if "logprob" in name else np.isfinite(values)
             yield from broken(f"{name} is not a number", ~finite.reshape(len(tail), -1).all(axis=1))
@@ -142,7 +142,7 @@ def _label_values(
     yield from broken("the tail is zero, and the ids do not cover the vocabulary", lost)
     slack = rounding(logs, codec)
     if codec == COMPACT_1 and slack.size:
-        slack[:, 0] *= 3  # the likeliest id may be moved up one step more
+        slack[:, 0] *= 3  # the most likely id may have moved up one more step
     p = np.exp(logs)
     mass, bound = p.sum(axis=1) + np.exp(tail), SLACK + 2 * (p * np.expm1(slack)).sum(axis=1)
     yield from broken("top-k and tail do not sum to one", ~np.less_equal(np.abs(mass - 1), bound))
@@ -152,7 +152,7 @@ def _label_values(
             "the entropy is below that of top-k and tail",
             labels.entropy < least - 0.02 - 0.02 * least - 2 * bound,
         )
-    yield from _of_the_token(decoded, places, broken, slack)
+    yield from _token_values(decoded, places, broken, slack)
     yield from _means(table, decoded, keys, bound)
 
 
@@ -164,12 +164,12 @@ def _drawn(
     draws: int | None,
     codec: str,
 ) -> Iterator[Finding]:
-    """Sampled labels against the number that the identity states, and against the top-k."""
+    """Check sampled labels against the number of draws in the identity, and against the top-k."""
     labels = decoded.labels
     columns = [table[name] for name in DRAW_COLUMNS]
     if draws is None or labels.sample_ids is None:
         if draws is not None or any(c.null_count < table.num_rows for c in columns):
-            stated = "no draws" if draws is None else f"{draws} draws a position"
+            stated = "no draws" if draws is None else f"{draws} draws per position"
             yield Finding(kind="draws", what=f"the manifest says {stated}, the rows do not")
         return
     broken = partial(_broken, keys=keys, places=label_places(table, decoded), kind="draws")
@@ -179,18 +179,18 @@ def _drawn(
     yield from broken("the drawn ids do not fit the top-k", misfits(labels, draws, slack))
 
 
-def _of_the_token(
+def _token_values(
     decoded: DecodedLabels,
-    places: Places,
+    places: LabelPlaces,
     broken: Callable[..., Iterator[Finding]],
     slack: NDArray[np.float64],
 ) -> Iterator[Finding]:
-    """Labels that do not fit the actual token: those of another position are named as such."""
+    """Check labels against the actual token; report labels of a different position as shifted."""
     labels = decoded.labels
     ids, logs = labels.topk_ids, labels.topk_logprobs.astype(np.float64)
     tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
     real = ids != PAD_ID
-    # 0 for -inf: nothing is rounded there.
+    # -inf is stored exactly.
     error = SLACK + HALF_STEP * np.abs(np.where(np.isfinite(token), token, 0.0))
     hit = (ids == places.tokens_at(0)[:, None]) & real
     inside = hit.any(axis=1)
@@ -206,7 +206,7 @@ def _of_the_token(
     found = shifts(decoded, places, wrong, error[:, None] + slack)
     for shift in np.unique(found[found != 0]).tolist():
         yield from broken(
-            f"its label is that of the token at position {{position}}: labels are shifted by "
+            f"its label belongs to the token at position {{position}}: labels are shifted by "
             f"{shift:+d}",
             found == shift,
             kind="shift",
@@ -214,9 +214,9 @@ def _of_the_token(
         )
     wrong &= found == 0
     for what, which in (
-        ("token_logprob is not that of the actual token in the top-k", differs),
+        ("token_logprob differs from the actual token's in the top-k", differs),
         ("the actual token is outside the top-k but more likely than it", too_likely),
-        ("the actual token outside the top-k is likelier than the tail", above_tail),
+        ("the actual token is outside the top-k but more likely than the tail", above_tail),
     ):
         yield from broken(what, which & wrong)
 
@@ -224,7 +224,7 @@ def _of_the_token(
 def _means(
     table: pa.Table, decoded: DecodedLabels, keys: list[Key], bound: NDArray[np.float64]
 ) -> Iterator[Finding]:
-    """The scalars of a row against its labels: filters believe them."""
+    """Check the scalars of rows, which filters rely on, against the labels."""
     labels, offsets = decoded.labels, decoded.offsets
     if not len(labels):
         return
@@ -240,7 +240,7 @@ def _means(
             mean = float(values[start:stop].mean())
             allowed = float(slack[start:stop].mean()) + 2 * HALF_STEP * abs(mean)
             if np.isfinite(mean) and not abs(mean - stated) <= allowed:
-                what = f"{name} is {stated:.4f}, of the labels it is {mean:.4f}"
+                what = f"{name} is {stated:.4f}, computed from the labels it is {mean:.4f}"
                 yield Finding(kind="scalar", what=what, where=row_name(keys[row]))
                 break
 
@@ -250,11 +250,11 @@ def _broken(
     positions: NDArray[np.bool_],
     *,
     keys: list[Key],
-    places: Places,
+    places: LabelPlaces,
     kind: str = "label",
     shift: int = 0,
 ) -> Iterator[Finding]:
-    """A finding at the first of the labels marked, with how many more there are."""
+    """Yield a finding at the first marked label, with the number of marked labels."""
     if not positions.any():
         return
     first = int(np.argmax(positions))

@@ -29,7 +29,8 @@ def positions(starts: ArrayLike, stops: ArrayLike) -> NDArray[np.int64]:
     starts = np.asarray(starts, np.int64)
     lengths = np.asarray(stops, np.int64) - starts
     before = np.cumsum(lengths) - lengths  # positions covered by earlier spans
-    return np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    first: NDArray[np.int64] = np.repeat(starts - before, lengths)
+    return first + np.arange(len(first))
 
 
 def span_positions(spans: Iterable[SpanRecord]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Open a label set and read its row groups, verified. The trainer's only way in."""
+"""Open a label set and read its row groups, verified. The trainer's only access to labels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import read_entries
 from schemas.manifest import Manifest, read_manifest
-from schemas.remote import Remote, is_url, join
-from schemas.remote_metadata import mirror, mirror_view
+from schemas.remote import Remote, is_url, join_path
+from schemas.remote_metadata import copy_metadata, copy_view
 from schemas.row_group import RowGroup
 from schemas.shard_reader import ShardReader
 from schemas.view import VIEW_SUFFIX, View, read_view
@@ -27,14 +27,14 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class LabelSet:
-    """An opened label set; `open_label_set` makes it.
+    """An opened label set, as `open_label_set` returns it.
 
     Attributes:
-        path: the set's folder; of a set behind a URL, a copy of it without shards.
+        path: the set's folder; of a set behind a URL, a local copy of it without shards.
         manifest: its checked manifest.
-        row_groups: all row groups, by unit; of a view, those with rows left.
-        view: the view that chose the rows, where it was opened by one.
-        remote: where its shards are, if not in `path`.
+        row_groups: all row groups, by unit; of a view, the row groups with rows left.
+        view: the view that it was opened by, if any.
+        remote: the location of its shards, if not `path`.
     """
 
     path: Path
@@ -45,17 +45,17 @@ class LabelSet:
 
     @cached_property
     def reader(self) -> ShardReader:
-        """What reads its shards."""
+        """The reader of its shards."""
         return ShardReader(self.path, self.manifest, self.remote)
 
     @property
     def place(self) -> str:
-        """Where the set is, for people: its folder or its URL."""
+        """The set's folder or URL, for people."""
         return self.remote.url if self.remote else str(self.path)
 
     @property
     def stored_bytes(self) -> int:
-        """Size of its shards on disk, rows that a view leaves out included."""
+        """Size of its shards in bytes, including rows that a view leaves out."""
         return sum({group.shard: group.footer.stop for group in self.row_groups}.values())
 
     @property
@@ -80,17 +80,16 @@ class LabelSet:
 
     @property
     def content_digest(self) -> str:
-        """Digest of all rows and labels there are: the hash of every row group, and the view's."""
+        """Digest of all rows and labels: the hashes of the row groups, and the view's selection."""
         groups = self.row_groups
         kept = [g.kept.bits for g in groups if g.kept is not None]
         return sha256_json([group.bytes.sha256 for group in groups] + ([kept] if kept else []))
 
     @property
     def digests(self) -> dict[str, str]:
-        """What says that two label sets are the same one, wherever they lie.
+        """Digests that are equal for equal label sets, wherever they are.
 
-        `content` covers the hash of every row group that is there, so that an unfinished set
-        differs from itself once more of it is done.
+        `content` covers the hashes of all row groups, so it changes while a set is being labeled.
         """
         return {
             "identity": self.manifest.identity_digest,
@@ -100,30 +99,30 @@ class LabelSet:
 
     @property
     def tokenizer_dir(self) -> Path:
-        """Folder with the teacher's tokenizer files."""
+        """Folder of the teacher's tokenizer files."""
         return self.path / TOKENIZER
 
     def read_row_group(
         self, group: RowGroup, columns: Sequence[str] | None = None, *, verify: bool = True
     ) -> pa.Table:
-        """Read a row group, by default only after its bytes proved to be unaltered.
+        """Read a row group, by default only after verifying its bytes.
 
-        Whatever the codec, the columns are the plain ones of docs/format.md.
+        The columns are the plain columns of docs/format.md in either codec.
 
         Args:
             group: one of `self.row_groups`.
             columns: the columns to read; all by default.
-            verify: hash the row group's bytes and compare with the index.
+            verify: hash the row group's bytes and compare the hash with the index.
 
         Raises:
-            LabelSetError: the shard is missing, truncated or altered, or is another set's.
+            LabelSetError: the shard is missing, truncated, altered, or from a different set.
         """
         names = COLUMN_ORDER if columns is None else columns
         with self.reader.open(group, "full" if verify else "none") as opened:
             return opened.read(names)
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
-        """What the footer of a row group's shard says: `tail_source`, `entropy_source`, `unit`, ...
+        """Return the JSON object in the footer of a row group's shard (docs/format.md).
 
         Raises:
             LabelSetError: as `read_row_group`.
@@ -137,27 +136,27 @@ def open_label_set(
     allow_partial: bool = False,
     storage_options: dict[str, Any] | None = None,
 ) -> LabelSet:
-    """Open a label set and check all that is not label data: manifest, index, tokenizer.
+    """Open a label set and check everything but the labels: manifest, index, tokenizer.
 
-    Row groups are checked when they are read.
+    Row groups are verified when they are read.
 
     Args:
-        path: the set's folder, or a view of one (`*.view.json`); or the URL of either (`s3://...`,
-            what fsspec knows). Of a URL, manifest, index and tokenizer are copied now, row groups
-            when they are read; `schemas.remote` says what is kept of them, and where.
+        path: the set's folder, a view of a set (`*.view.json`), or the URL of either (`s3://...`,
+            any filesystem of fsspec). From a URL, manifest, index and tokenizer are copied now, row
+            groups when they are read; `schemas.remote` describes the cache.
         allow_partial: open a set that is still being labeled, with the units done so far. Units
             are drawn by hash, so they are an unbiased sample of the whole.
-        storage_options: of the URL's filesystem, for fsspec; by default what its environment says.
+        storage_options: options of the URL's filesystem, for fsspec; its environment by default.
 
     Raises:
-        LabelSetError: it is missing, altered, unfinished, or of an unknown version.
+        LabelSetError: the set is missing, altered, unfinished, or of an unknown version.
     """
     if is_url(path):
         url, options = str(path).rstrip("/"), storage_options or {}
         if url.endswith(VIEW_SUFFIX):
-            return _open_view(mirror_view(url, options), url, options)
+            return _open_view(copy_view(url, options), url, options)
         remote = Remote(url, options)
-        return _open_folder(mirror(remote), allow_partial=allow_partial, remote=remote)
+        return _open_folder(copy_metadata(remote), allow_partial=allow_partial, remote=remote)
     if Path(path).is_file():
         return _open_view(Path(path), str(path), {})
     return _open_folder(Path(path), allow_partial=allow_partial)
@@ -174,8 +173,8 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
         raise LabelSetError(
             "the label set is not finished",
             path=remote.url if remote else directory,
-            hint="run the command that was making it again: it goes on from there; commands that "
-            "can take it as it is have --allow-partial",
+            hint="run the command that was making it again: it resumes; or give --allow-partial to "
+            "the commands that have it",
         )
     check_tokenizer(directory, manifest)
     groups = tuple(
@@ -187,30 +186,33 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
 
 
 def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
-    """The set that a view is of, with the rows it names.
+    """Open the set of a view, with the rows that the view keeps.
 
-    A view may be of an unfinished set: it names rows that are there.
+    The set may be unfinished: the rows of a view exist.
 
     Args:
-        path: the view's file; place: its path or URL, which the set's is relative to.
-        options: of the set's filesystem.
+        path: the view's file.
+        place: the view's path or URL, which the path of the set is relative to.
+        options: options of the set's filesystem.
     """
     view = read_view(path)
-    beside = join(place, view.label_set)
-    labels = open_label_set(beside, allow_partial=True, storage_options=options)
+    location = join_path(place, view.label_set)
+    labels = open_label_set(location, allow_partial=True, storage_options=options)
     hint = "make the view again with `labeler curate`"
     if labels.manifest.identity_digest != view.identity_digest:
         raise LabelSetError(
-            f"the view is not of {labels.place}: other labels", path=place, hint=hint
+            f"the view belongs to a different label set than {labels.place}",
+            path=place,
+            hint=hint,
         )
-    there = {(group.shard, group.index): group for group in labels.row_groups}
+    known = {(group.shard, group.index): group for group in labels.row_groups}
     groups = []
     for kept in view.kept:
-        group = there.get((kept.shard, kept.row_group))
+        group = known.get((kept.shard, kept.row_group))
         if group is None or group.bytes.sha256 != kept.sha256:
             raise LabelSetError(
                 f"{labels.place} has changed since the view was made: {kept.shard}, row group "
-                f"{kept.row_group} is another one",
+                f"{kept.row_group} differs",
                 path=place,
                 hint=hint,
             )
@@ -222,7 +224,7 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
     """Refuse a set whose tokenizer files are missing or are not the teacher's.
 
     Raises:
-        LabelSetError: with the file concerned.
+        LabelSetError: names the file concerned.
     """
     for file in manifest.tokenizer_files:
         path = directory / file.path

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a label set is, which teacher made it, and whether it is whole."""
+"""`manifest.json`: the identity, provenance and state of a label set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 
 
 class Model(BaseModel):
-    """Frozen, and strict about unknown fields: a misspelt setting must not pass in silence."""
+    """Frozen, and strict about unknown fields: a misspelled setting must not pass unnoticed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,10 +29,10 @@ class ExtensibleModel(BaseModel):
 
 
 class LateFields(Model):
-    """A model that has gained fields since its first sets were written.
+    """A model that has gained fields since the first sets were written.
 
-    A late field is None by default, and left out of the JSON while it is: so files and digests of
-    settings that do not use it stay what they were.
+    A late field defaults to None and is left out of the JSON while it is None. So the files and
+    digests of settings that do not use it stay the same.
     """
 
     late: ClassVar[tuple[str, ...]] = ()
@@ -43,7 +43,7 @@ class LateFields(Model):
 
 
 class Sampling(LateFields):
-    """How generations were sampled. Labels are T = 1 distributions whatever stands here."""
+    """How generations were sampled. Labels are temperature-1 distributions in any case."""
 
     late: ClassVar[tuple[str, ...]] = ("min_p", "structured")
 
@@ -58,25 +58,31 @@ class Sampling(LateFields):
 
 
 class Identity(LateFields):
-    """All that decides what the labels are. Two label sets with equal identity may be joined.
+    """The settings that decide what the labels are. Sets of equal identity may be joined.
 
     Attributes:
-        weights: digest of the teacher's weights (`weights_scope`: of all bytes, of headers, of
-            what a server says of its model, or of what the user of an import stated).
-        model_config_digest: digest of the teacher's `config.json`; of an import from a teacher that
-            was stated, that of what was stated.
+        weights: digest of the teacher's weights.
+        weights_scope: what that digest covers: all bytes (`full`), the headers (`header`), a
+            server's description of its model (`served`), or the teacher that the user of an import
+            named (`stated`).
+        model_config_digest: digest of the teacher's `config.json`; of an import, of the teacher
+            that the user named.
         tokenizer: digest of the tokenizer (`schemas.fingerprint.tokenizer_digest`).
-        vocab_size: number of real token ids, `len(tokenizer)`; ids at or past it never occur.
-        chat_template: digest of the chat template and its arguments; None where none was applied.
-        dtype: the dtype the teacher ran in; head_dtype: that of its output projection.
+        vocab_size: number of real token ids, `len(tokenizer)`; higher ids never occur.
+        chat_template: digest of the chat template and its arguments; None where none applies.
+        dtype: dtype that the teacher ran in.
+        head_dtype: dtype of its output projection.
         mode: `score` (teacher-forced) or `generate`.
-        k: number of top logprobs stored a position.
-        max_length: longest sequence in tokens; overlap: tokens shared by neighboring chunks.
-        top_p_labels: mass of the ids stored, where fewer than k suffice; min_k: at least so many.
-        draws: ids drawn a position from the full distribution (sampled labels), where any are.
-        spans: which tokens of chats are labeled; rendering: other rules of rendering (truncation,
-            EOS, what the student does not see); each where it is not the default.
-        engine_args: arguments given to the engine that can change labels.
+        k: number of top logprobs stored per position.
+        max_length: length of the longest sequence, in tokens.
+        overlap: tokens shared by neighboring chunks.
+        top_p_labels: mass of the stored ids, where fewer than k suffice.
+        min_k: minimum ids per position under `top_p_labels`.
+        draws: ids drawn per position from the full distribution (sampled labels), if any.
+        spans: the tokens of chats to label, where not the default.
+        rendering: other rules of rendering (truncation, EOS, the student's context), where not
+            the default.
+        engine_args: engine arguments that can change labels.
     """
 
     late: ClassVar[tuple[str, ...]] = (
@@ -106,12 +112,12 @@ class Identity(LateFields):
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 over every field."""
+        """Hex SHA-256 over all fields."""
         return sha256_json(self.model_dump(mode="json"))
 
 
 class FileDigest(Model):
-    """A file of the set, by its path relative to the set's folder, which it cannot leave."""
+    """A file of the set, by its path relative to the set's folder and inside it."""
 
     path: str
     sha256: str
@@ -125,7 +131,7 @@ class FileDigest(Model):
 
 
 class Totals(Model):
-    """Sums over all shards; counted when the set is finalized."""
+    """Sums over all shards, counted when the set is finalized."""
 
     units: int
     rows: int
@@ -136,9 +142,9 @@ class Totals(Model):
 
 
 class Manifest(Model):
-    """The first file a reader opens; everything else is reached, and checked, from here.
+    """The first file that a reader opens; everything else is found and checked from here.
 
-    A set that was derived from others (`provenance.derived`) has no plan: nothing is left to label.
+    A derived set (`provenance.derived`) has no plan: nothing is left to label.
     """
 
     format_version: str = FORMAT_VERSION
@@ -155,7 +161,7 @@ class Manifest(Model):
     self_digest: str = ""
 
     def sealed(self) -> Manifest:
-        """The same manifest with its own digest filled in."""
+        """Return the same manifest with its own digest filled in."""
         content = self.model_dump(mode="json") | {"self_digest": ""}
         return self.model_copy(update={"self_digest": sha256_json(content)})
 
@@ -175,7 +181,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         raise LabelSetError(
             "no label set here: "
-            + ("manifest.json is missing" if directory.is_dir() else "there is no such folder"),
+            + ("manifest.json is missing" if directory.is_dir() else "the folder does not exist"),
             path=directory,
             hint="give the folder that `labeler label --out` wrote",
         )
@@ -187,14 +193,14 @@ def read_manifest(directory: Path) -> Manifest:
         raise LabelSetError(
             f"the manifest cannot be read: {_first_line(error)}",
             path=path,
-            hint="run the `labeler label` command that made the set again, or restore the file",
+            hint="run the same `labeler label` command again, or restore the file from a copy",
         ) from error
     _check_version(content.format_version, content.codec, path)
     if content.sealed().self_digest != content.self_digest:
         raise LabelSetError(
-            "the manifest was altered: its digest of itself does not match",
+            "the manifest was altered: its digest differs",
             path=path,
-            hint="restore the file from a copy; a manifest is never edited by hand",
+            hint="restore the file from a copy; never edit a manifest by hand",
         )
     if content.identity.digest != content.identity_digest:
         raise LabelSetError("the identity and its digest differ", path=path)
@@ -202,20 +208,20 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def require_same_identity(expected: Identity, found: Identity, *, path: Path, hint: str) -> None:
-    """Refuse two identities that differ, naming every field that does.
+    """Refuse two identities that differ, and name every field that does.
 
     Raises:
-        IdentityError: with one line a field.
+        IdentityError: one line per field that differs.
     """
     ours, theirs = expected.model_dump(mode="json"), found.model_dump(mode="json")
     if lines := differences(found=theirs, asked=ours):
         raise IdentityError(
-            f"the label set was made with other settings:{lines}", path=path, hint=hint
+            f"the label set was made with different settings:{lines}", path=path, hint=hint
         )
 
 
 def differences(*, found: dict[str, Any], asked: dict[str, Any]) -> str:
-    """One line a setting that differs, for the refusal to go on with something else."""
+    """Return one line per setting that differs, for an error message."""
     names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
     return "".join(f"\n  {n}: here {found.get(n)!r}, asked {asked.get(n)!r}" for n in names)
 
@@ -224,7 +230,7 @@ def check_version(format_version: str, path: Path) -> None:
     """Refuse a file of another major format version.
 
     Raises:
-        LabelSetError: saying what to install.
+        LabelSetError: with the version to install.
     """
     major = format_version.split(".")[0]
     if major != str(FORMAT_MAJOR):
@@ -246,7 +252,7 @@ def _check_version(format_version: str, codec: str, path: Path) -> None:
 
 
 def _refuse_unknown_version(path: Path) -> None:
-    """A later format may have fields we do not know: say so, rather than 'extra field'."""
+    """Report an unknown version as such: a later format may have fields unknown here."""
 
     class Head(BaseModel):
         format_version: str

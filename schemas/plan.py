@@ -1,11 +1,11 @@
 """The plan: the deterministic cut of the input into work units.
 
-Each planned row is already rendered to token ids, so a resumed run needs neither the corpus nor
-the tokenizer again, and cannot be led astray by a corpus that changed meanwhile. It costs about
-two bytes a token, some one per cent of what the labels take.
+Each planned row is already rendered to token ids. A resumed run therefore needs neither the corpus
+nor the tokenizer, and a corpus that changed in the meantime cannot affect it. The plan takes about
+two bytes per token, one percent of the size of the labels.
 
-The manifest names the plan's file: `plan.parquet`, and `plan-0001.parquet` and so on after rows
-were appended. Old row groups keep their place, so a unit's number means the same in all of them.
+The manifest names the plan's file: `plan.parquet`, then `plan-0001.parquet` and so on after each
+append. Old row groups keep their place, so a unit has the same number in all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAN = "plan.parquet"
 
 
 def write_plan(directory: Path, units: Iterable[pa.Table], name: str = PLAN) -> FileDigest:
-    """Write a plan, one row group a unit; only one unit is held at a time."""
+    """Write a plan, one row group per unit; only one unit is in memory at a time."""
     options = parquet_options(PLAN_SCHEMA, dictionary=["source", "parent_id"])
     with (
         atomic_path(directory / name) as tmp,
@@ -39,13 +39,13 @@ def write_plan(directory: Path, units: Iterable[pa.Table], name: str = PLAN) -> 
 
 
 def open_plan(directory: Path, expected: FileDigest | None) -> pq.ParquetFile:
-    """Open a plan for reading unit by unit (row group i is unit i).
+    """Open a plan to read it unit by unit (row group i is unit i).
 
     Raises:
-        LabelSetError: it is missing or altered, or the set has none.
+        LabelSetError: the plan is missing or altered, or the set has none.
     """
     if expected is None:
-        raise LabelSetError("a set that was derived from others has no plan", path=directory)
+        raise LabelSetError("a derived set has no plan", path=directory)
     path = directory / expected.path
     if not path.is_file() or sha256_file(path) != expected.sha256:
         raise LabelSetError(
@@ -57,28 +57,28 @@ def open_plan(directory: Path, expected: FileDigest | None) -> pq.ParquetFile:
 
 
 def read_unit(plan: pq.ParquetFile, unit: int) -> pa.Table:
-    """The planned rows of one unit."""
+    """Return the planned rows of one unit."""
     return plan.read_row_group(unit)
 
 
 def read_units(plan: pq.ParquetFile) -> Iterator[pa.Table]:
-    """The planned rows of all units, one unit at a time."""
+    """Iterate over the planned rows, one unit at a time."""
     return (plan.read_row_group(unit) for unit in range(plan.num_row_groups))
 
 
 def is_plan(name: str) -> bool:
-    """Whether a file of this name in a label set is a plan."""
+    """Check whether a file of this name in a label set is a plan."""
     return re.fullmatch(r"plan(-\d{4,})?\.parquet", name) is not None
 
 
 def next_plan(current: str) -> str:
-    """Name of the plan that follows: `plan.parquet` -> `plan-0001.parquet` -> ..."""
+    """Return the name of the next plan: `plan.parquet` -> `plan-0001.parquet` -> ..."""
     number = int(current.removesuffix(".parquet").removeprefix("plan").lstrip("-") or 0)
     return f"plan-{number + 1:04d}.parquet"
 
 
 def remove_other_plans(directory: Path, current: str) -> None:
-    """Delete plans that the manifest does not name: what a killed append left."""
+    """Delete plans that the manifest does not name, the remains of a killed append."""
     for path in list(directory.iterdir()):
         if is_plan(path.name) and path.name != current:
             path.unlink()

@@ -1,4 +1,4 @@
-"""What a label set behind a URL says of itself, copied to a local folder; its shards stay there."""
+"""Local copies of a remote label set's metadata. Its shards stay where they are."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from schemas.manifest import MANIFEST, read_manifest
 from schemas.remote import FETCH_THREADS, Remote
 
 
-def mirror(remote: Remote) -> Path:
-    """Copy manifest, index and tokenizer (and the journal, of an unfinished set).
+def copy_metadata(remote: Remote) -> Path:
+    """Copy the manifest, index and tokenizer, and the journal of an unfinished set.
 
     Args:
-        remote: where the set is.
+        remote: the location of the set.
 
     Returns:
-        A folder that `open_label_set` opens and checks, and that is deleted when Python ends.
+        A folder that `open_label_set` can open and check. It is deleted when Python exits.
 
     Raises:
-        LabelSetError: there is no set, or a file of it cannot be read.
+        LabelSetError: the set is missing, or one of its files cannot be read.
     """
     folder = _folder()
-    with _said_of(remote.url):
+    with as_label_set_error(remote.url):
         _copy(remote, [MANIFEST], folder)
     manifest = read_manifest(folder)
     named = [file.path for file in (*manifest.tokenizer_files, *manifest.index_pages)]
-    with _said_of(remote.url):
+    with as_label_set_error(remote.url):
         if manifest.status != "complete":
             named += [f"{JOURNAL}/{name}" for name in remote.names(JOURNAL, "unit-*.json")]
         _copy(remote, named, folder)
     return folder
 
 
-def mirror_view(url: str, options: dict[str, Any]) -> Path:
-    """Copy a view, as `mirror` copies the rest.
+def copy_view(url: str, options: dict[str, Any]) -> Path:
+    """Copy a view, and return the path of the copy. It is deleted when Python exits.
 
     Raises:
-        LabelSetError: it cannot be read.
+        LabelSetError: the view cannot be read.
     """
     parent, _, name = url.rpartition("/")
     folder = _folder()
-    with _said_of(url):
+    with as_label_set_error(url):
         _copy(Remote(parent, options), [name], folder)
     return folder / name
 
@@ -67,17 +67,18 @@ def _copy(remote: Remote, names: list[str], folder: Path) -> None:
         (folder / name).write_bytes(data)
 
     with ThreadPoolExecutor(FETCH_THREADS) as pool:
-        list(pool.map(copy, names))  # which raises what a thread raised
+        list(pool.map(copy, names))  # raises the errors of the threads
 
 
 @contextmanager
-def _said_of(url: str) -> Iterator[None]:
+def as_label_set_error(url: str) -> Iterator[None]:
+    """Raise errors of the filesystem as a `LabelSetError` that names the URL."""
     try:
         yield
     except (OSError, ImportError, ValueError) as error:
         raise LabelSetError(
             f"no label set can be read here: {error}",
             path=url,
-            hint="give the URL of the folder with manifest.json (or of a view), and what its "
-            "filesystem needs (docs/trainer.md)",
+            hint="give the URL of the folder with manifest.json, or of a view, and the options of "
+            "its filesystem (docs/trainer.md)",
         ) from error

@@ -1,4 +1,4 @@
-"""One shard file: how it is written, what its footer says, and the byte ranges that are hashed."""
+"""One shard file: its writer, its footer, and its hashed byte ranges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from schemas.manifest import Identity, Manifest
 from schemas.version import COMPACT_1, FORMAT_VERSION, PLAIN_1
 
 ORDER = "topk_order"
-"""Key of a compact shard's order of ids, in the footer's JSON object."""
+"""Key of a compact shard's order of ids in the footer's JSON object."""
 
 
 def footer_metadata(
@@ -32,12 +32,17 @@ def footer_metadata(
     entropy_source: str,
     order: NDArray[np.int32] | None = None,
 ) -> dict[bytes, bytes]:
-    """Key-value metadata that makes a shard safe to use alone.
+    """Return the key-value metadata that makes a shard safe to use alone.
 
-    `order` (`compact.frequency_order`) makes it the footer of a shard in codec `compact/1`.
+    It holds nothing that differs between two runs of the same work (no time, host or version). So
+    the shards of a resumed run are byte-identical to the shards of an uninterrupted one.
 
-    It holds nothing that differs between two runs of the same work (no time, host or version), so
-    that a resumed run's shards are byte-identical to an uninterrupted one's.
+    Args:
+        identity: the label set's identity.
+        unit: the shard's number in the set.
+        tail_source: how column `tail_logprob` was computed.
+        entropy_source: how column `entropy` was computed.
+        order: `compact.frequency_order` of the ids, for codec `compact/1`.
     """
     content = {
         "format_version": FORMAT_VERSION,
@@ -65,14 +70,19 @@ def write_shard(
     entropy_source: str,
     order: NDArray[np.int32] | None = None,
 ) -> tuple[tuple[ByteRange, ...], ByteRange]:
-    """Write a shard atomically, one row group a table; return its (row groups, footer).
+    """Write a shard atomically, one row group per table.
 
     Args:
-        path: the shard's place; its folder is there.
-        tables: rows with the plain columns, one table a row group.
-        identity: of the label set; unit: the shard's number in it.
-        tail_source, entropy_source: how these columns were had, for the footer.
+        path: path of the shard.
+        tables: rows with the plain columns, one table per row group.
+        identity: the label set's identity.
+        unit: the shard's number in the set.
+        tail_source: how column `tail_logprob` was computed, for the footer.
+        entropy_source: how column `entropy` was computed, for the footer.
         order: `compact.frequency_order` of all ids in `tables`, to write codec `compact/1`.
+
+    Returns:
+        The byte ranges of the row groups, in order, and of the footer.
     """
     codec = PLAIN_1 if order is None else COMPACT_1
     metadata = footer_metadata(
@@ -90,15 +100,16 @@ def write_shard(
 
 
 def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
-    """Hash a finished shard: (row groups in order, footer). The ranges tile the file.
+    """Hash a finished shard; return the ranges of its row groups, in order, and of its footer.
 
-    A row group's range runs from the end of the one before it (the first from byte 0, so that the
-    leading magic is covered) to the end of its last column chunk; the footer has the rest.
+    The ranges tile the file. A row group's range ends with its last column chunk and starts at the
+    end of the row group before it. The first one starts at byte 0, which covers the leading magic;
+    the footer's range is the rest.
     """
     with pa.memory_map(str(path)) as source:
         data = memoryview(source.read_buffer())
-        metadata = pq.ParquetFile(source).metadata
-        table = pq.read_table(source, columns=["n_labels", "n_tokens"])
+        file = pq.ParquetFile(source)
+        metadata, table = file.metadata, file.read(["n_labels", "n_tokens"])
         start, row, groups = 0, 0, []
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
@@ -121,21 +132,22 @@ def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
 
 
 def _chunk_start(chunk: pq.ColumnChunkMetaData) -> int:
-    dictionary = chunk.dictionary_page_offset
-    return chunk.data_page_offset if dictionary is None else min(dictionary, chunk.data_page_offset)
+    data: int = chunk.data_page_offset
+    dictionary: int | None = chunk.dictionary_page_offset
+    return data if dictionary is None else min(dictionary, data)
 
 
 def stored_order(metadata: dict[bytes, bytes] | None) -> NDArray[np.int32] | None:
-    """The order of ids that a shard in codec `compact/1` was written with; None for `plain/1`.
+    """Return the order of ids of a shard in codec `compact/1`; None for `plain/1`.
 
     Args:
-        metadata: the shard's key-value metadata, of its footer or of a table read from it.
+        metadata: the shard's key-value metadata, from its footer or a table read from it.
 
     Returns:
         int32 [vocab_size]: the id at each place.
 
     Raises:
-        ValueError: it is not a shard's metadata, or the order is damaged.
+        ValueError: this is not a shard's metadata, or the order is damaged.
     """
     raw = (metadata or {}).get(FOOTER_KEY)
     if raw is None:
@@ -147,14 +159,14 @@ def stored_order(metadata: dict[bytes, bytes] | None) -> NDArray[np.int32] | Non
 
 
 def to_plain(table: pa.Table) -> pa.Table:
-    """Rows of one shard, read by any means, with the plain columns of docs/format.md.
+    """Convert rows of one shard, read by any means, to the plain columns of docs/format.md.
 
     Args:
-        table: rows of one shard in either codec, with the metadata it was read with. Tables of
-            several compact shards must not be joined before: each has its own order of ids.
+        table: rows of one shard in either codec, with its schema metadata. Do not concatenate
+            tables of several compact shards first: each has its own order of ids.
 
     Raises:
-        ValueError: a compact column is missing, or the metadata is.
+        ValueError: a compact column or the metadata is missing.
     """
     if not any(name in table.column_names for name in COMPACT_COLUMNS):
         return table
@@ -165,10 +177,10 @@ def to_plain(table: pa.Table) -> pa.Table:
 
 
 def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str) -> None:
-    """Refuse a shard whose own footer names another teacher, tokenizer or setting.
+    """Refuse a shard whose footer names a different teacher, tokenizer or setting.
 
     Raises:
-        LabelSetError: the footer is not ours, or its identity is not the manifest's.
+        LabelSetError: the footer is not a shard's, or its identity is not the manifest's.
     """
     raw = (metadata.metadata or {}).get(FOOTER_KEY)
     if raw is None:
@@ -181,7 +193,7 @@ def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str
     ):
         if found[name] != expected:
             raise LabelSetError(
-                f"the shard belongs to another label set: {name} is {found[name]!r}, "
+                f"the shard belongs to a different label set: {name} is {found[name]!r}, "
                 f"the manifest has {expected!r}",
                 path=path,
                 hint="put the shard back where it came from and run `labeler label` again",

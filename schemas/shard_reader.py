@@ -1,7 +1,7 @@
-"""Columns of one row group, from a file or a URL, of which nothing altered is believed.
+"""Columns of one row group, from a file or a URL, with verified reads.
 
-What is checked is what is read: the footer by its hash, pages by their checksums (`"read"`), or
-first the whole row group by its hash (`"full"`).
+The footer is always checked by its hash. Of the data, either the pages that are read are checked
+by their checksums (`"read"`), or the whole row group is first checked by its hash (`"full"`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.manifest import Manifest
-from schemas.remote import Remote, Stretch, is_url
+from schemas.remote import PartialFile, Remote, is_url
 from schemas.row_group import RowGroup
 from schemas.shard import check_footer, stored_order
 from schemas.version import PLAIN_1
 
 Verify = Literal["read", "full", "none"]
-"""Check the pages that are read; the whole row group first; nothing but footers."""
-
+"""Data to verify: the pages that are read, the whole row group first, or none."""
 
 SHARDS_KNOWN = 256
-"""Shards whose footer is kept: 0.1 MB each, in codec `compact/1` and 5 bytes an id beside it."""
+"""Shards whose footers stay in memory: 0.1 MB each, and in `compact/1` 5 more bytes per id."""
 T = TypeVar("T")
 
 
@@ -44,9 +43,9 @@ class ShardReader:
     """Opens row groups of a set's shards.
 
     Attributes:
-        folder: the set's, where it is on this machine.
-        manifest: the set's.
-        remote: where the shards are, if they are not in the folder.
+        folder: the set's folder, where it is on this machine.
+        manifest: the set's manifest.
+        remote: the location of the shards, if not the folder.
     """
 
     folder: Path
@@ -59,58 +58,60 @@ class ShardReader:
     def open(self, group: RowGroup, verify: Verify) -> Iterator[OpenGroup]:
         """Open a row group; read its columns while it is open.
 
-        Behind a URL, `"full"` fetches the row group in one request and keeps it; the others ask for
-        the columns that are read, unless the row group is kept.
+        From a URL, `"full"` fetches the row group in one request and caches it. Otherwise only the
+        columns that are read are fetched, unless the row group is cached.
 
         Raises:
-            LabelSetError: the shard is missing, of another size or another set's, or (on opening
-                or on reading) altered, or cannot be read.
+            LabelSetError: the shard is missing, of a different size, from a different set,
+                altered (found on opening or on reading), or cannot be read.
         """
         path = self.path(group.shard)
-        with _blamed(group, path):
+        with as_damage_error(group, path):
             file = self._file(group, path, verify)
         with file:
-            with _blamed(group, path):
+            with as_damage_error(group, path):
                 footer = self._footer(group, path)
                 if verify == "full" and self.remote is None:
-                    _hashed(file, group.bytes, f"row group {group.index}", path)
+                    _read_verified(file, group.bytes, f"row group {group.index}", path)
                 parquet = pq.ParquetFile(
                     file,
                     metadata=footer,
-                    page_checksum_verification=verify == "read",  # the hash covers them, too
+                    page_checksum_verification=verify == "read",  # the hash covers the pages, too
                     pre_buffer=self.remote is not None,
                 )
                 order = self._order(group, footer)
             yield OpenGroup(path, parquet, group, order, verify)
 
     def path(self, shard: str) -> str:
-        """Path or URL of a shard."""
+        """Return the path or URL of a shard."""
         return f"{self.remote.url if self.remote else self.folder}/{shard}"
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
-        """The JSON object in the footer of a row group's shard.
+        """Return the JSON object in the footer of a row group's shard.
 
         Raises:
             LabelSetError: as `open`.
         """
         path = self.path(group.shard)
-        with _blamed(group, path):
-            return json.loads(self._footer(group, path).metadata[FOOTER_KEY])
+        with as_damage_error(group, path):
+            facts: dict[str, Any] = json.loads(self._footer(group, path).metadata[FOOTER_KEY])
+            return facts
 
     def _file(self, group: RowGroup, path: str, verify: Verify) -> pa.NativeFile:
-        """The shard, or as much of it as is needed here; whole and proved behind a URL."""
-        size, stretch = group.footer.stop, group.bytes
+        """Open the shard, or from a URL the part that is needed, verified if `"full"`."""
+        size, byte_range = group.footer.stop, group.bytes
         if self.remote is None:
             file = pa.memory_map(path)
             if file.size() != size:
                 raise damaged(f"the shard has {file.size()} bytes, the index says {size}", path)
             return file
-        data = self.remote.kept(stretch)
+        data = self.remote.cached(byte_range)
         if data is None and verify == "full":
-            data = self.remote.fetch(group.shard, stretch)
-            _require_hash(data, stretch, f"row group {group.index}", path)
-        place = self.remote.open(path) if data is None else Stretch(data, stretch.start, size)
-        return pa.PythonFile(place, mode="r")
+            data = self.remote.fetch(group.shard, byte_range)
+            _require_hash(data, byte_range, f"row group {group.index}", path)
+        if data is None:
+            return pa.PythonFile(self.remote.open(path), mode="r")
+        return pa.PythonFile(PartialFile(data, byte_range.start, size), mode="r")
 
     def _footer(self, group: RowGroup, path: str) -> pq.FileMetaData:
         known = self._footers.get(group.shard)
@@ -118,13 +119,13 @@ class ShardReader:
             return known
         if self.remote is None:
             with pa.memory_map(path) as file:
-                data = _hashed(file, group.footer, "the footer", path)
+                data = _read_verified(file, group.footer, "the footer", path)
         else:
             data = pa.py_buffer(self.remote.fetch(group.shard, group.footer))
             _require_hash(data, group.footer, "the footer", path)
         metadata = pq.read_metadata(pa.BufferReader(data))
         check_footer(metadata, self.manifest, path)
-        _keep(self._footers, group.shard, metadata)
+        _remember(self._footers, group.shard, metadata)
         return metadata
 
     def _order(self, group: RowGroup, footer: pq.FileMetaData) -> NDArray[np.int32] | None:
@@ -135,15 +136,15 @@ class ShardReader:
             order = stored_order(footer.metadata)
             if order is None:
                 raise ValueError("the footer has no order of ids")
-            _keep(self._orders, group.shard, order)
+            _remember(self._orders, group.shard, order)
         return order
 
 
-def _keep(known: dict[str, T], shard: str, what: T) -> None:
-    """Keep what is known of a shard, and forget another's; several threads may be at it."""
+def _remember(known: dict[str, T], shard: str, value: T) -> None:
+    """Keep a value for a shard and drop one of another shard; safe to call from several threads."""
     if len(known) >= SHARDS_KNOWN:
         known.pop(min(known), None)
-    known[shard] = what
+    known[shard] = value
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,11 @@ class OpenGroup:
     """An open row group.
 
     Attributes:
-        path, parquet: the shard; group: the row group.
-        order: of the ids, in codec `compact/1`.
-        verify: how its bytes are checked.
+        path: path or URL of the shard.
+        parquet: the open shard.
+        group: the row group.
+        order: the order of ids, in codec `compact/1`.
+        verify: the data to verify.
     """
 
     path: str
@@ -163,11 +166,11 @@ class OpenGroup:
     verify: Verify
 
     def read(self, columns: Sequence[str], rows: NDArray[np.bool_] | None = None) -> pa.Table:
-        """Plain columns of the rows that the view keeps, and of those the ones asked for.
+        """Read plain columns of the rows, or of the rows that a view keeps.
 
         Args:
-            columns: in this order.
-            rows: bool [group.rows], which rows; all by default. Others are not decoded.
+            columns: the columns, in this order.
+            rows: bool [group.rows], the rows to read; all by default. Other rows are not decoded.
 
         Raises:
             LabelSetError: a page or the whole row group is altered.
@@ -177,8 +180,8 @@ class OpenGroup:
         others = [name for name in columns if name not in TOPK_COLUMNS]
         coded = self.order is not None and len(others) < len(columns)
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
-        with _blamed(self.group, self.path):
-            several = pa.cpu_count() > 1  # a pool of one thread only costs switches
+        with as_damage_error(self.group, self.path):
+            several = pa.cpu_count() > 1  # a pool of one thread only costs context switches
             table = self.parquet.read_row_group(
                 self.group.index, columns=names, use_threads=several
             )
@@ -194,17 +197,20 @@ class OpenGroup:
 
 
 def _require_all_values(table: pa.Table, group: pq.RowGroupMetaData) -> None:
-    """Checksums cover pages, not their headers, which say how many values to take of a page."""
+    """Compare the number of values with the footer.
+
+    Checksums cover pages, but not the page headers, which state the number of values.
+    """
     for chunk in (group.column(index) for index in range(group.num_columns)):
         name = chunk.path_in_schema.split(".")[0]
         if name in table.column_names:
             found = sum(_values(array) for array in table[name].chunks)
             if found != chunk.num_values:
-                raise ValueError(f"column {name} has {found} values in place of {chunk.num_values}")
+                raise ValueError(f"column {name} has {found} values instead of {chunk.num_values}")
 
 
 def _values(array: pa.Array) -> int:
-    """Values of a column as Parquet counts them: an empty or null list counts as one."""
+    """Count values as Parquet does: an empty or null list counts as one."""
     if not pa.types.is_list(array.type):
         return len(array)
     empty = int((np.diff(list_offsets(array)) == 0).sum())
@@ -212,8 +218,8 @@ def _values(array: pa.Array) -> int:
 
 
 @contextmanager
-def _blamed(group: RowGroup, path: str) -> Iterator[None]:
-    """Whatever goes wrong while a shard is read is said of the shard."""
+def as_damage_error(group: RowGroup, path: str) -> Iterator[None]:
+    """Raise any error of reading a shard as a `LabelSetError` that names the shard."""
     try:
         yield
     except FileNotFoundError as error:
@@ -223,25 +229,26 @@ def _blamed(group: RowGroup, path: str) -> Iterator[None]:
         raise damaged(f"row group {group.index} was altered{cannot}: {error}", path) from error
 
 
-def _hashed(file: Any, stretch: ByteRange, what: str, path: str) -> pa.Buffer:
-    file.seek(stretch.start)
-    data = file.read_buffer(stretch.stop - stretch.start)
-    _require_hash(data, stretch, what, path)
+def _read_verified(file: pa.NativeFile, byte_range: ByteRange, what: str, path: str) -> pa.Buffer:
+    file.seek(byte_range.start)
+    data = file.read_buffer(byte_range.stop - byte_range.start)
+    _require_hash(data, byte_range, what, path)
     return data
 
 
-def _require_hash(data: Any, stretch: ByteRange, what: str, path: str) -> None:
-    if sha256_bytes(memoryview(data)) != stretch.sha256:
-        raise damaged(f"{what} was altered (bytes {stretch.start} to {stretch.stop})", path)
+def _require_hash(data: pa.Buffer | bytes, byte_range: ByteRange, what: str, path: str) -> None:
+    if sha256_bytes(memoryview(data)) != byte_range.sha256:
+        start, stop = byte_range.start, byte_range.stop
+        raise damaged(f"{what} was altered (bytes {start} to {stop})", path)
 
 
 def damaged(what: str, path: str) -> LabelSetError:
-    """The error that names a shard and how to have it made again."""
+    """Return an error about a shard, with the way to restore it."""
     if is_url(path):
-        hint = "copy the label set there again; `labeler verify` says whether the original is whole"
+        hint = "upload the label set again; `labeler verify` checks the original"
     else:
         hint = (
-            "`labeler repair` puts the shard aside; the same `labeler label` command then labels "
+            "`labeler repair` sets the shard aside; the same `labeler label` command then labels "
             "its unit again, and nothing else"
         )
     return LabelSetError(what, path=path, hint=hint)

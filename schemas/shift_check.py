@@ -1,8 +1,8 @@
-"""Labels against the tokens they claim to be of: which are of another position, told by no model.
+"""Find labels that belong to a different position, without running a model.
 
-A label knows the log-probability of its own token, stored apart from the top-k. Where that token
-is in the top-k the two must agree. If they do not, and the top-k agrees with the token a few
-positions on, and with the log-probability stored here or there, then it is that position's.
+A label stores the log-probability of its actual token apart from the top-k. Where that token is in
+the top-k, the two must agree. If they do not, and the top-k agrees with the token a few positions
+later or earlier, and with the log-probability stored here or there, the label belongs there.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.codec import PAD_ID, DecodedLabels, list_offsets
+from schemas.codec import PAD_ID, DecodedLabels, list_offsets, one_array
+from schemas.labeled_spans import positions
 
 SHIFTS = (-1, 1, -2, 2, -3, 3)
-"""Shifts that are tried; a shift s says that the label stored for t is that of t + s."""
-ENOUGH = 0.1
-"""Share of a row's wrong labels that must speak for a shift: tokens outside the top-k are mute."""
+"""Shifts to try. Shift s means that the label stored for t belongs to t + s."""
+MIN_SHARE = 0.1
+"""Share of a row's wrong labels that must fit a shift. Tokens outside the top-k never fit one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where each of n labels stands.
+class LabelPlaces:
+    """The positions of n labels.
 
     Attributes:
-        row: int64 [n], row of the table; position: int64 [n], place of its token in that row.
-        tokens: int32 [m], the tokens of all rows, one after the other.
-        starts: int64 [rows + 1], where each row begins in `tokens`.
+        row: int64 [n], row of the table.
+        position: int64 [n], position of the label's token in that row.
+        tokens: int32 [m], the tokens of all rows, concatenated.
+        starts: int64 [rows + 1], the start of each row in `tokens`.
     """
 
     row: NDArray[np.int64]
@@ -38,45 +40,44 @@ class Places:
     starts: NDArray[np.int64]
 
     def tokens_at(self, shift: int) -> NDArray[np.int32]:
-        """The token `shift` positions after each label's [n]; PAD_ID where the row has none."""
+        """Return the tokens [n] `shift` positions after the labels'; PAD_ID outside the row."""
         where = self.position + shift
         inside = (where >= 0) & (where < np.diff(self.starts)[self.row])
         places = np.where(inside, self.starts[self.row] + where, 0)
         return np.where(inside, self.tokens[places], np.int32(PAD_ID))
 
 
-def label_places(table: pa.Table, decoded: DecodedLabels) -> Places:
-    """Where the labels of shard rows stand, from `input_ids` and `spans`."""
-    spans = table["spans"].to_pylist()
-    parts = [np.arange(s["start"], s["stop"]) for row in spans for s in row]
+def label_places(table: pa.Table, decoded: DecodedLabels) -> LabelPlaces:
+    """Return the positions of the labels of shard rows, from `input_ids` and `spans`."""
+    spans = one_array(table["spans"]).flatten()
     tokens, starts = flat_list(table, "input_ids")
-    return Places(
+    return LabelPlaces(
         row=np.repeat(np.arange(table.num_rows), np.diff(decoded.offsets)),
-        position=np.concatenate([*parts, np.empty(0, np.int64)]).astype(np.int64),
+        position=positions(spans.field("start").to_numpy(), spans.field("stop").to_numpy()),
         tokens=tokens,
         starts=starts,
     )
 
 
 def flat_list(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """A list column's values, and the offsets of its rows in them."""
-    arrays = table[name].chunks
-    array = pa.concat_arrays(arrays) if arrays else table.schema.field(name).type.empty()
+    """Return a list column's values, and the offsets of its rows in them."""
+    array = one_array(table[name])
     return array.flatten().to_numpy(zero_copy_only=False), list_offsets(array)
 
 
 def shifts(
     decoded: DecodedLabels,
-    places: Places,
+    places: LabelPlaces,
     wrong: NDArray[np.bool_],
     slack: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """The shift of each label that is of another position [n]; 0 where none can be told.
+    """Return the shift of each label [n]; 0 where it has none, or none that can be determined.
 
     Args:
-        decoded: the labels; places: where they stand.
+        decoded: the labels.
+        places: their positions.
         wrong: bool [n], labels that do not fit their own token.
-        slack: float64 [n, k], how far a stored logprob may be from the true one.
+        slack: float64 [n, k], largest error of the stored logprobs.
     """
     found = np.zeros(len(wrong), np.int64)
     some = np.flatnonzero(wrong)
@@ -86,19 +87,19 @@ def shifts(
         votes = fits[:, of_row].sum(axis=1)
         best = int(np.argmax(votes))
         others = np.delete(votes, best).max()
-        if votes[best] >= max(1, ENOUGH * of_row.sum()) and votes[best] > 2 * others:
+        if votes[best] >= max(1, MIN_SHARE * of_row.sum()) and votes[best] > 2 * others:
             found[some[of_row]] = SHIFTS[best]
     return found
 
 
 def _fits(
     decoded: DecodedLabels,
-    places: Places,
+    places: LabelPlaces,
     some: NDArray[np.int64],
     shift: int,
     slack: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Whether the top-k of each label in `some` fits the token `shift` positions on."""
+    """Return a mask of labels in `some` whose top-k fits the token `shift` positions later."""
     labels = decoded.labels
     there = np.clip(some + shift, 0, len(places.row) - 1)
     labeled = (places.row[there] == places.row[some]) & (
@@ -109,4 +110,5 @@ def _fits(
     stored = labels.topk_logprobs[some]
     near = np.abs(stored - here[:, None]) <= slack
     near |= np.abs(stored - other[:, None]) <= slack
-    return ((labels.topk_ids[some] == places.tokens_at(shift)[some, None]) & near).any(axis=1)
+    fits: NDArray[np.bool_] = labels.topk_ids[some] == places.tokens_at(shift)[some, None]
+    return np.asarray((fits & near).any(axis=1))

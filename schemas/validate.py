@@ -1,4 +1,4 @@
-"""What must hold for a label set as a whole, read row group by row group."""
+"""Check a label set as a whole, row group by row group."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from schemas.labelset import LabelSet
 from schemas.plan import open_plan
 from schemas.row_group import RowGroup
 
-SHOWN = 5
-"""Duplicates that are named; the others are counted."""
+DUPLICATES_NAMED = 5
+"""Duplicates that findings name; the others are only counted."""
 
 
 def validate_label_set(labels: LabelSet) -> Iterator[Finding]:
-    """What is wrong with a label set: `examine` without its notes."""
+    """Yield the problems of a label set: the findings of `examine` without its notes."""
     return (finding for finding in examine(labels) if not finding.note)
 
 
 def examine(
     labels: LabelSet, *, done: Callable[[RowGroup], object] | None = None
 ) -> Iterator[Finding]:
-    """Read every row group, verified, and yield what is found.
+    """Read every row group, verified, and yield the findings.
 
-    Checked: hashes, schema, counts, all of `validate_table`, keys that occur twice; and, unless
-    it is a view, plan, journal, files in `shards/` that the index does not name, and the totals.
-    Rows with the same tokens under other keys are a note. One row group is held at a time; what
-    grows with the set is 16 bytes a row, and 32 while they are sorted.
+    Checks hashes, schema, counts, everything in `validate_table` and keys that occur twice; of a
+    set, as opposed to a view, also the plan, the journal, the totals and files in `shards/` that
+    the index does not name. Rows with equal tokens under different keys are a note. One row group
+    is in memory at a time, and 16 bytes per row of the set (32 while they are sorted).
 
     Args:
         labels: an opened label set.
@@ -83,11 +83,11 @@ def examine(
             done(group)
     yield from rows.duplicates(labels)
     if labels.view is None:
-        yield from _beside_the_rows(labels)
+        yield from _examine_set_files(labels)
 
 
-def _beside_the_rows(labels: LabelSet) -> Iterator[Finding]:
-    """What a set has and a view of it does not show: plan, journal, totals, stray shards."""
+def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
+    """Check the files of a set that its views do not cover: plan, journal, totals, stray shards."""
     yield from examine_other_files(labels)
     totals = labels.manifest.totals
     if totals and (totals.rows, totals.labels) != (labels.rows, labels.labels):
@@ -99,7 +99,7 @@ def _beside_the_rows(labels: LabelSet) -> Iterator[Finding]:
 
 
 class _Rows:
-    """Hashes of the keys and of the tokens of all rows, by place, to find what occurs twice."""
+    """Hashes of the keys and of the tokens of all rows, to find duplicates."""
 
     def __init__(self) -> None:
         self._groups: list[int] = []
@@ -114,15 +114,15 @@ class _Rows:
         self._contents.append(_hashes(tokens))
 
     def duplicates(self, labels: LabelSet) -> Iterator[Finding]:
-        """Rows of one key (a problem), and rows of the same tokens (a note)."""
+        """Yield rows with equal keys (a problem), and rows with equal tokens (a note)."""
         pairs = _pairs(self._keys)
-        names = self._names(labels, pairs[:SHOWN])
+        names = self._names(labels, pairs[:DUPLICATES_NAMED])
         for key, other in names:
-            if key == other:  # 64-bit hashes of other keys may be equal
+            if key == other:  # hashes of different keys may collide
                 yield Finding(
                     kind="duplicate", where=row_name(key), what=f"the key {key} occurs twice"
                 )
-        if len(pairs) > SHOWN:
+        if len(pairs) > DUPLICATES_NAMED:
             yield Finding(kind="duplicate", what=f"{len(pairs)} rows have a key that occurs twice")
         same = _pairs(self._contents)
         examples = [f"{row_name(a)} and {row_name(b)}" for a, b in self._names(labels, same[:1])]
@@ -149,7 +149,7 @@ def _hashes(values: Iterator[bytes]) -> NDArray[np.uint64]:
 
 
 def _pairs(parts: list[NDArray[np.uint64]]) -> list[tuple[int, int]]:
-    """Places of equal hashes, each with the place before it."""
+    """Return pairs of neighboring places with equal hashes."""
     hashes = np.concatenate([*parts, np.empty(0, np.uint64)])
     order = np.argsort(hashes, kind="stable")
     same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
@@ -157,13 +157,13 @@ def _pairs(parts: list[NDArray[np.uint64]]) -> list[tuple[int, int]]:
 
 
 def examine_other_files(labels: LabelSet) -> Iterator[Finding]:
-    """What is wrong with the files beside the shards, and which shards are too many."""
+    """Yield problems of the files beside the shards, and shards that the index does not name."""
     yield from _side_files(labels)
     yield from _stray_shards(labels)
 
 
 def _side_files(labels: LabelSet) -> Iterator[Finding]:
-    """Plan and journal: a run that goes on, or appends, would believe them."""
+    """Check plan and journal, which a resumed run or an append relies on."""
     try:
         if labels.manifest.plan is not None:
             open_plan(labels.path, labels.manifest.plan)

@@ -1,4 +1,4 @@
-"""Versions that a label set carries: what a reader checks before it believes anything else."""
+"""Versions that a label set carries. A reader checks them before anything else."""
 
 FORMAT_MAJOR = 1
 FORMAT_MINOR = 0
@@ -8,7 +8,7 @@ PLAIN_1 = "plain/1"
 """Codec: uint16 or int32 ids, float16 logprobs, readable by any Parquet reader (docs/format.md)."""
 
 COMPACT_1 = "compact/1"
-"""Codec: ids as a set by gaps, logprobs in steps; smaller, and read through `LabelSet` only."""
+"""Codec: ids as gaps, logprobs in steps; smaller, and readable through `LabelSet` only."""
 
 CODECS = {"plain": PLAIN_1, "compact": COMPACT_1}
 """Codecs by the names that commands take."""
@@ -16,4 +16,4 @@ CODECS = {"plain": PLAIN_1, "compact": COMPACT_1}
 KNOWN_CODECS = (PLAIN_1, COMPACT_1)
 
 __version__ = "0.1.0"
-"""Version of the distribution `softshards`; recorded as provenance, never checked."""
+"""Version of the package `softshards`; recorded as provenance, never checked."""

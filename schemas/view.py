@@ -1,7 +1,7 @@
-"""A view: a small file that names rows of a label set, for use wherever a label set is.
+"""A view: a small file that selects rows of a label set and stands in for one anywhere.
 
-It copies nothing. Rows are named by row group, as one bit a row, under the hash of the row group's
-bytes: a view of a set that has changed meanwhile is refused, one of a set that has grown is not.
+It copies nothing. It names rows by row group, as one bit per row, together with the hash of the row
+group's bytes. So a view is refused where its rows changed, and stays valid where the set has grown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VIEW_SUFFIX = ".view.json"
 
 
 class View(Model):
-    """The file. `made` says how: the rules with what each removed, for people."""
+    """The content of the file. `made` records for people what each rule removed."""
 
     kind: Literal["view"] = "view"
     format_version: str = FORMAT_VERSION
@@ -33,21 +33,21 @@ class View(Model):
     self_digest: str = ""
 
     def sealed(self) -> View:
-        """The same view with its own digest filled in."""
+        """Return the same view with its own digest filled in."""
         content = self.model_dump(mode="json") | {"self_digest": ""}
         return self.model_copy(update={"self_digest": sha256_json(content)})
 
 
 def write_view(path: Path, view: View) -> None:
-    """Write a view atomically, sealed. Its `label_set` is a path, relative to the file's folder."""
+    """Write a view atomically, sealed. Its `label_set` is relative to the folder of `path`."""
     write_atomic(path, view.sealed().model_dump_json(indent=1) + "\n")
 
 
 def read_view(path: Path) -> View:
-    """Read and check a view; whether its rows exist is checked when the set is opened.
+    """Read and check a view. Opening the set checks that the rows exist.
 
     Raises:
-        LabelSetError: it is no view, was altered, or is of an unknown version.
+        LabelSetError: the file is not a view, was altered, or is of an unknown version.
     """
     hint = "give the folder of a label set, or make the view again with `labeler curate`"
     try:

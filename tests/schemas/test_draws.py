@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from schemas import PAD_ID, Labels, decode, encode, validate_table
-from schemas.draws import counted, misfits
+from schemas.draws import count_draws, misfits
 from tests.schemas.samples import random_labels, table
 
 N = 20
@@ -21,7 +21,7 @@ N = 20
 @given(st.integers(0, 6), st.integers(1, 30), st.integers(1, 9), st.integers(0, 1000))
 def test_counted(n: int, draws: int, vocab: int, seed: int) -> None:
     drawn = np.sort(np.random.default_rng(seed).integers(0, vocab, (n, draws)), axis=1)
-    ids, counts = counted(drawn.astype(np.int32))
+    ids, counts = count_draws(drawn.astype(np.int32))
     for row, some, times in zip(drawn, ids, counts, strict=True):
         assert dict(zip(some[some != PAD_ID], times[some != PAD_ID])) == Counter(row.tolist())
         assert (times[some == PAD_ID] == 0).all()
@@ -38,7 +38,7 @@ def with_draws(n: int, k: int, vocab: int, *, seed: int = 0) -> Labels:
     for row, some in enumerate(missing):
         counts[row, order[row, :some]] += 1
     drawn = [np.sort(np.repeat(ids, c)) for ids, c in zip(labels.topk_ids, counts)]
-    sample_ids, sample_counts = counted(np.array(drawn, np.int32).reshape(n, N))
+    sample_ids, sample_counts = count_draws(np.array(drawn, np.int32).reshape(n, N))
     rest = 1 - p[:, :k].sum(axis=1)
     return replace(
         labels,
@@ -117,4 +117,4 @@ def test_draws_that_the_manifest_knows_nothing_of_and_the_other_way_round() -> N
     assert "the manifest says no draws" in found.what
     none = table([random_labels(6, 4, 30)], vocab_size=30)
     (found,) = (f for f in validate_table(none, vocab_size=30, k=4, draws=N) if f.kind == "draws")
-    assert "the manifest says 20 draws a position" in found.what
+    assert "the manifest says 20 draws per position" in found.what

@@ -199,7 +199,7 @@ def test_a_shard_of_another_set_is_refused() -> None:
     """Even where its bytes are hashed anew: the footer names its own teacher."""
     labels = open_label_set(GOLDEN)
     other = labels.manifest.model_copy(update={"identity_digest": "0" * 64})
-    with pytest.raises(LabelSetError, match="belongs to another label set"):
+    with pytest.raises(LabelSetError, match="belongs to a different label set"):
         read_all(LabelSet(labels.path, other, labels.row_groups))
 
 

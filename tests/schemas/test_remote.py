@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set, scan
 from schemas.fingerprint import sha256_bytes
-from schemas.remote import CACHE, CACHE_GB, join
+from schemas.remote import CACHE, CACHE_GB, join_path
 from schemas.view import read_view, write_view
 from tests.objects import BUCKET, bucket, upload
 from tests.schemas.sets import CODECS, varied_set, varied_table, write_set
@@ -102,7 +102,7 @@ def test_an_altered_row_group_is_neither_believed_nor_kept(
     bucket().pipe_file(shard, bytes(data))
     with pytest.raises(LabelSetError, match=r"s3://.*row group 1 was altered") as refusal:
         labels.read_row_group(group)
-    assert "copy the label set there again" in str(refusal.value)
+    assert "upload the label set again" in str(refusal.value)
     with diskcache.Cache(cache) as kept:
         assert group.bytes.sha256 not in kept
     bucket().rm(shard)
@@ -166,12 +166,12 @@ def test_a_network_that_fails_is_asked_again(
     assert rows(open_label_set("flaky://flaky")).equals(rows(open_label_set(sets["plain"])))
     assert min(Flaky.failures.values()) == 2
     monkeypatch.setattr(Flaky, "times", 1000)
-    with pytest.raises(LabelSetError, match=r"ConnectionResetError.*\n.*hint: look at the network"):
+    with pytest.raises(LabelSetError, match=r"ConnectionResetError.*\n.*hint: check the network"):
         open_label_set("flaky://flaky")
 
 
 def test_places_are_joined() -> None:
-    assert join("s3://b/views/half.view.json", "../labels") == "s3://b/labels"
-    assert join("s3://b/half.view.json", "labels") == "s3://b/labels"
-    assert join("views/half.view.json", "../labels") == "views/../labels"
-    assert join("views/half.view.json", "s3://b/labels") == "s3://b/labels"
+    assert join_path("s3://b/views/half.view.json", "../labels") == "s3://b/labels"
+    assert join_path("s3://b/half.view.json", "labels") == "s3://b/labels"
+    assert join_path("views/half.view.json", "../labels") == "views/../labels"
+    assert join_path("views/half.view.json", "s3://b/labels") == "s3://b/labels"

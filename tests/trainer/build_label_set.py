@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
 from schemas.atomic import atomic_path
 from schemas.codec import Labels, encode
-from schemas.draws import counted
+from schemas.draws import count_draws
 from schemas.fingerprint import (
     TOKENIZER_FILES,
     sha256_file,
@@ -97,7 +97,7 @@ def systematic(p: NDArray[np.float64], draws: int) -> tuple[NDArray[np.int32], N
     counts = np.floor(p.cumsum(1) * draws / p.sum(1, keepdims=True) - u + 1).clip(0, draws)
     counts[:, -1] = draws
     ids = np.arange(p.shape[1], dtype=np.int32)
-    return counted(np.stack([np.repeat(ids, c) for c in _steps(counts)]))
+    return count_draws(np.stack([np.repeat(ids, c) for c in _steps(counts)]))
 
 
 def _steps(cumulative: NDArray[np.float64]) -> NDArray[np.int64]:
