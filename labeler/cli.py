@@ -1,4 +1,4 @@
-"""The command `labeler`."""
+"""Command `labeler`. Commands import their work late, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = App(
 
     Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted
     (143 by SIGTERM).""",
-    default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-... flag for each list
 )
 # `main` catches the interrupt: it says what is safe and what to do.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False

@@ -1,1 +1,1 @@
-"""What each command of `labeler` takes and says. The work is done elsewhere, and imported late."""
+"""The commands of `labeler` and their help. Each imports its work when it runs."""

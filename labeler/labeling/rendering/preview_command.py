@@ -13,7 +13,7 @@ from labeler.labeling.label_config import PreviewConfig
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PreviewCommand:
-    """The input, the settings of `labeler label`, and how much to show."""
+    """The input, the settings of `labeler label`, and the number of rows to show."""
 
     inputs: tuple[str, ...]
     """Files or folders, as `labeler label` takes them."""

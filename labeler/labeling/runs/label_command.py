@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LabelCommand:
-    """The input, the settings of the label set, and what to do about them."""
+    """The input, the settings of the label set, and the kind of run."""
 
     inputs: tuple[str, ...]
     """Files (.jsonl, .json, .csv, .txt, each also .gz or .zst; .parquet, .arrow), folders of them,

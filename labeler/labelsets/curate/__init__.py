@@ -1,1 +1,1 @@
-"""Which rows of a label set to train on: rules, views of what they leave, and a report."""
+"""Select the rows of a label set to train on: rules, views of the rows left, and a report."""

@@ -77,7 +77,7 @@ def masks(rows: Rows, conditions: Sequence[Condition]) -> list[Mask]:
     """Return the rows to keep by each condition, bool [rows]; null does not keep a row.
 
     Raises:
-        SoftshardsError: a condition is not a condition on a row, or cannot be computed.
+        SoftshardsError: an expression is not a condition on a row, or cannot be computed.
         LabelSetError: a shard is altered.
     """
     if not conditions:

@@ -120,10 +120,10 @@ def read_held_out(inputs: Sequence[str], rows: Rows, n: int, kind: str) -> HeldO
     with counting("records", "reading held-out text") as counted:
         for name, texts in counted(_texts(inputs, rows, kind)):
             found = [ngrams(units(part) if isinstance(part, str) else part, n) for part in texts]
-            whole = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
-            if len(whole):
-                grams.append(whole)
-                first.append(np.full(len(whole), len(names)))
+            distinct = np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint64)
+            if len(distinct):
+                grams.append(distinct)
+                first.append(np.full(len(distinct), len(names)))
                 names.append(name)
             else:
                 short += 1

@@ -79,7 +79,7 @@ def _apply_settings(
     """Apply the rules; return facts about all rows, the report, and the rows of each part."""
     if labels.rows == 0:
         raise SoftshardsError("there are no rows to curate", path=labels.path)
-    split = parse_split(settings)
+    split = parse_split(settings.split, settings.seed)
     require_score(settings)
     if settings.dedup == "near":
         require_minhash()
@@ -108,7 +108,7 @@ def _apply_settings(
 
 
 def _open_verifier(settings: CurateConfig) -> tuple[Verifier | None, VerdictStore | None]:
-    """Return the verifier, and the store of its verdicts: a file beside the view, in a dry run not.
+    """Return the verifier and the store of its verdicts: a file, or memory in a dry run.
 
     Raises:
         SoftshardsError: the function or program is missing.

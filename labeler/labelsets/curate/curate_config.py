@@ -163,7 +163,7 @@ class CurateConfig:
 
     @property
     def has_verifier(self) -> bool:
-        """Whether a verifier runs."""
+        """True if a verifier runs."""
         return self.verify is not None or self.verify_command is not None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -60,13 +61,11 @@ def require_minhash() -> None:
     Raises:
         SoftshardsError: the package is missing.
     """
-    try:
-        import datasketch  # noqa: F401
-    except ImportError as error:
+    if find_spec("datasketch") is None:
         raise SoftshardsError(
             "--dedup near needs the package datasketch",
             hint="pip install 'softshards[curation]'",
-        ) from error
+        )
 
 
 def signature(ids: NDArray[np.int64], n: int) -> NDArray[np.uint32]:

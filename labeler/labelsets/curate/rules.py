@@ -114,7 +114,7 @@ def build_rules(
     """Return the rules of the settings; SQL conditions are evaluated here, all in one query.
 
     Raises:
-        SoftshardsError: a condition is not a condition on a row.
+        SoftshardsError: an expression is not a condition on a row.
     """
     ranking = Ranking(facts, settings.score)
     rules = _single_row_rules(rows, settings)

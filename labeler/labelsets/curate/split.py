@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import polars as pl
 
 from labeler.labelsets.common.rows import Mask
-from labeler.labelsets.curate.curate_config import CurateConfig
 from schemas.errors import SoftshardsError
 
 REST = "train"
@@ -44,14 +44,14 @@ class Split:
         return (int.from_bytes(bits) >> 11) / 2**53
 
 
-def parse_split(settings: CurateConfig) -> Split | None:
-    """Return the split that `--split` asks for.
+def parse_split(parts: Sequence[str], seed: int) -> Split | None:
+    """Return the split of `--split NAME=SHARE ...`; None without one.
 
     Raises:
         SoftshardsError: a part has no name or share, or the shares leave nothing to `REST`.
     """
     shares: dict[str, float] = {}
-    for text in settings.split:
+    for text in parts:
         name, _, share = text.partition("=")
         hint = "give a name and a share between 0 and 1: --split heldout=0.05"
         try:
@@ -60,6 +60,6 @@ def parse_split(settings: CurateConfig) -> Split | None:
             raise SoftshardsError(f"--split {text} has no share", hint=hint) from error
         if not name.isidentifier() or name == REST or not 0 < shares[name] < 1:
             raise SoftshardsError(f"--split {text} is not a valid part", hint=hint)
-    if len(shares) < len(settings.split) or sum(shares.values()) >= 1:
+    if len(shares) < len(parts) or sum(shares.values()) >= 1:
         raise SoftshardsError("the parts of --split must differ, and leave something to `train`")
-    return Split(shares, settings.seed) if shares else None
+    return Split(shares, seed) if shares else None

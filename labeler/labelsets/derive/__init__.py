@@ -1,1 +1,1 @@
-"""Label sets made from label sets: recoded, chosen from, merged, imported."""
+"""Write label sets made from label sets: recoded, selected, merged, imported."""

@@ -1,1 +1,1 @@
-"""Label sets to and from the files of other tools."""
+"""Convert label sets to the files of other tools, and back."""

@@ -44,7 +44,7 @@ class Evidence:
 
     @property
     def suffices(self) -> bool:
-        """Whether no more labels need to be counted."""
+        """True once enough labels are counted."""
         return self.labels >= ENOUGH
 
     def add(self, row: ParsedRow, vocab_size: int) -> None:
@@ -82,7 +82,7 @@ class Evidence:
 
     @property
     def renormalized(self) -> bool:
-        """Whether every position's top-k has all the mass: the tail was divided out."""
+        """True if every position's top-k has all the mass: the tail was divided out."""
         return self.labels >= 20 and self.without_tail == self.labels
 
 

@@ -1,1 +1,1 @@
-"""Label sets for others: the Hugging Face Hub, and artifacts of experiment trackers."""
+"""Share label sets: the Hugging Face Hub, and artifacts of experiment trackers."""

@@ -31,7 +31,7 @@ from schemas.manifest import MANIFEST
 
 
 def run_push(config: PushConfig) -> int:
-    """Push a label set, and print where it is now; of a dry run, print the card.
+    """Push a label set and print its address; in a dry run, print the card.
 
     Raises:
         SoftshardsError: as `push`, or the license is missing.

@@ -18,7 +18,7 @@ def _require_count(kind: object, value: int | str) -> None:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class VerifyConfig:
-    """The label set to check, and how deep."""
+    """The label set to check, and the depth of the check."""
 
     labels: Path
     """Folder of the label set, or a view of one."""
