@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import cyclopts
 from cyclopts import App, Parameter
@@ -129,7 +129,7 @@ def sweep(students: Path, *, settings: SweepConfig) -> int:
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(name="--config")] = None,
-) -> Any:
+) -> int | None:
     """Train students on a label set.
 
     Args:
@@ -139,7 +139,8 @@ def launch(
     app.config = None  # of an earlier call in the same process
     if config is not None:
         app.config = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
-    return app(tokens, result_action="return_value", exit_on_error=True)
+    code: int | None = app(tokens, result_action="return_value", exit_on_error=True)
+    return code
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from schemas.atomic import write_atomic
 
@@ -29,6 +28,9 @@ CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 META = "meta.json"
 """In each checkpoint, beside its tensors."""
+
+LogLine = dict[str, float]
+"""A line of log.jsonl or eval.jsonl; `step`, `tokens` and `labels` are integers."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -46,13 +48,13 @@ def not_finite_name(rank: int) -> str:
     return f"not-finite-rank{rank}.json"
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
+def append_line(path: Path, record: Mapping[str, float]) -> None:
     """Append one JSON object to a log."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[LogLine]:
     """Read the complete lines of a log; it may be missing, or another process may be writing it."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")

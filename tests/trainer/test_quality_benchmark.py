@@ -15,24 +15,24 @@ from benchmarks.quality.table import T95, difference, markdown, summarize
 from tests.trainer.build_label_set import build_label_set
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
+from trainer.run_files import FINAL
 from trainer.train.loop import train
-from trainer.train.run_record import FINAL
 
 SETTINGS: dict[str, Any] = {"packs_per_step": 1, "max_steps": 8, "loss": ("forward_kl=1",)}
 
 
 @pytest.fixture(scope="module")
 def nearly_dense(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labels of all ids but one, which is the tail: bucketed KL is then the dense one."""
+    """Labels of all ids but one, which is the tail: bucketed KL equals the dense one."""
     path = tmp_path_factory.mktemp("dense") / "labels"
     vocab = world.vocab_size
     return build_label_set(path, world.teacher, world.rows, vocab_size=vocab, k=vocab - 1)
 
 
-def test_the_dense_online_loop_is_the_offline_one_on_labels_of_every_id(
+def test_the_dense_online_loop_equals_the_offline_loop_on_labels_of_every_id(
     world: World, nearly_dense: Path, tmp_path: Path
 ) -> None:
-    """Same packs, order, schedule and optimizer: the two loops may differ in nothing but losses."""
+    """With the same packs, order, schedule and optimizer, only the losses may differ."""
     runs = [config(world, tmp_path / n, labels=nearly_dense, **SETTINGS) for n in ("off", "on")]
     train(runs[0])
     train_online(runs[1], teacher=world.teacher, objective="dense")
@@ -49,7 +49,7 @@ def test_the_dense_online_loop_is_the_offline_one_on_labels_of_every_id(
 
 
 @pytest.mark.parametrize("objective", ["dense", "sampled"])
-def test_an_online_run_that_was_killed_goes_on_the_same(
+def test_a_killed_online_run_resumes_the_same(
     world: World, tmp_path: Path, objective: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, cut = (
@@ -84,10 +84,10 @@ def test_with_many_draws_sampled_training_follows_dense_training(
     for a, b in zip(dense, sampled, strict=True):
         assert b["kl"] == pytest.approx(a["kl"], rel=5e-3)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.1)
-        assert b["loss"] > a["loss"]  # it is a cross-entropy: the teacher's entropy is in it
+        assert b["loss"] > a["loss"]  # a cross-entropy includes the teacher's entropy
 
 
-def test_draws_follow_the_teacher_and_are_counted_once() -> None:
+def test_draws_follow_the_teacher_and_are_distinct() -> None:
     torch.manual_seed(0)
     teacher = (torch.randn(3, 40) * 2).log_softmax(1)
     ids, counts = draw(teacher, 20_000, torch.Generator().manual_seed(1))
@@ -121,7 +121,7 @@ def rows(**kl: list[float]) -> list[dict[str, Any]]:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    """Seeds that differ by far more than the arms do not hide that one arm is always better."""
+    """Seeds that differ far more than the arms do not hide that one arm is always better."""
     found = summarize(rows(ce=[1.0, 2.0, 3.0], kd=[0.90, 1.91, 2.89]))
     gap = found["differences"]["ce"]["kd"]["kl"]
     interval = stats.ttest_rel([0.90, 1.91, 2.89], [1.0, 2.0, 3.0]).confidence_interval(0.95)
@@ -137,7 +137,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert "lower kl than ce: yes" in text
 
 
-def test_one_seed_says_nothing_about_noise_and_worse_is_not_better() -> None:
+def test_one_seed_tells_nothing_about_noise_and_worse_is_not_better() -> None:
     one = summarize(rows(ce=[1.0], kd=[0.5]))
     assert one["q1"]["lower_kl_than_ce"] is None
     assert "not known from one seed" in markdown(one, [])

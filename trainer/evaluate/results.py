@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
@@ -104,7 +104,7 @@ class MeasuredTeacher(Record):
     non_embedding: int | None = None
 
     @model_serializer(mode="wrap")
-    def _without_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         return {name: value for name, value in dump(self).items() if value is not None}
 
 

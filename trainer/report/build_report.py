@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from rich.markup import escape
@@ -26,13 +25,10 @@ from trainer.report.layout import (
     svg,
 )
 from trainer.report.report_config import ReportConfig
-from trainer.run_files import FINAL, LOG, RESULT, read_lines
+from trainer.run_files import FINAL, LOG, RESULT, LogLine, read_lines
 from trainer.train.run_record import RunResult
 
 TEMPLATE = "report/report.html.jinja"
-
-Log = list[dict[str, Any]]
-"""The lines of log.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +199,7 @@ def _facts(labels: LabelSet) -> dict[str, str]:
     return facts
 
 
-def _figure(curves: dict[str, Log]) -> Markup:
+def _figure(curves: dict[str, list[LogLine]]) -> Markup:
     """Draw the training curves: KL to the teacher and cross-entropy by tokens."""
     check_matplotlib()
     panels = (("kl", "KL to teacher (nats per label)"), ("ce", "cross-entropy (nats per label)"))

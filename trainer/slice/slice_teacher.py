@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
@@ -39,10 +38,10 @@ class SliceResult(Record):
         from_the_labels_teacher: the teacher made the labels; None if nothing tells.
     """
 
-    asked: dict[str, Any]
+    asked: dict[str, JsonValue]
     layers: list[int]
     of: int
-    ffn: Widths | dict[str, Any] = Field(default_factory=dict)
+    ffn: Widths | dict[str, JsonValue] = Field(default_factory=dict)
     kl: float
     removals: list[Removal]
     sample_labels: int
@@ -112,18 +111,18 @@ def slice_teacher(config: SliceConfig) -> int:
     return 0
 
 
-def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, Any]:
+def _asked(config: SliceConfig, labels: LabelSet) -> dict[str, JsonValue]:
     """Return the settings and digests that decide the student."""
     try:
         teacher = weights_digest(config.teacher)
     except FileNotFoundError as error:
         raise SoftshardsError(str(error), hint="give the teacher's checkpoint folder") from error
-    asked: dict[str, Any] = {"teacher": teacher, "dtype": config.dtype}
+    asked: dict[str, JsonValue] = {"teacher": teacher, "dtype": config.dtype}
     asked |= {name: getattr(config, name) for name in ("layers", "keep", "stride", "ffn_keep")}
     if config.keep is not None:
         asked["candidates"] = config.candidates
     asked |= {"sample_tokens": config.sample_tokens, "seed": config.seed}
-    return asked | {"labels": labels.digests}
+    return asked | {"labels": {**labels.digests}}
 
 
 def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iterator[Batch]:

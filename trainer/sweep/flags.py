@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from cyclopts import App, CycloptsError
 from cyclopts.config import Dict
+from pydantic import JsonValue
 
 from schemas import SoftshardsError
 from trainer.slice.slice_config import SliceConfig
@@ -40,7 +41,7 @@ def nearest_flag(name: str, config: type) -> str | None:
 
 
 def parse_settings(
-    kind: type[Config], settings: dict[str, object], where: str, path: Path
+    kind: type[Config], settings: dict[str, JsonValue], where: str, path: Path
 ) -> Config:
     """Parse settings as `trainer train --config` does, by the same parser.
 

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
 from schemas import SoftshardsError
 from trainer.slice.slice_config import SliceConfig
@@ -24,7 +24,7 @@ SHARED = frozenset({"labels", "eval_labels", "allow_partial"})
 """Flags that must be the same in all trials: otherwise they could not be compared."""
 LONGEST_NAME = 120
 
-Settings = dict[str, Any]
+Settings = dict[str, JsonValue]
 """Flags and their values, as YAML gives them."""
 Parts = list[tuple[str, str | None]]
 """Parts of a name: an axis or flag, and the name of its value (None: the value itself)."""
@@ -75,14 +75,14 @@ def read_sweep(path: Path, out: Path) -> Sweep:
             labels.
     """
     content = _load(path)
-    base = _check_flags(_section(content, "base", dict, path), "base", path)
+    base = _check_flags(_mapping(content, "base", path), "base", path)
     for needed in ("labels", "eval_labels"):
         if needed not in base:
             why = "train" if needed == "labels" else "measure every student"
             raise SoftshardsError(f"base has no {needed}: the label set to {why} on", path=path)
-    slices = _slices(_section(content, "slices", dict, path), base, out, path)
-    asked = [*_combinations(_section(content, "grid", dict, path), path)]
-    asked += [_run(i, run, path) for i, run in enumerate(_section(content, "runs", list, path))]
+    slices = _slices(_mapping(content, "slices", path), base, out, path)
+    asked = [*_combinations(_mapping(content, "grid", path), path)]
+    asked += [_run(i, run, path) for i, run in enumerate(_list(content, "runs", path))]
     if not asked:
         raise SoftshardsError("there is no trial in it", path=path, hint="add `grid` or `runs`")
     trials: dict[str, Trial] = {}
@@ -133,13 +133,21 @@ def _load(path: Path) -> Settings:
     return content
 
 
-def _section(content: Settings, name: str, kind: type, path: Path) -> Any:
+def _mapping(content: Settings, name: str, path: Path) -> Settings:
     value = content.get(name)
     if value is None:
-        return kind()
-    if not isinstance(value, kind):
-        shape = "a list" if kind is list else "a mapping"
-        raise SoftshardsError(f"{name} must be {shape}", path=path)
+        return {}
+    if not isinstance(value, dict):
+        raise SoftshardsError(f"{name} must be a mapping", path=path)
+    return value
+
+
+def _list(content: Settings, name: str, path: Path) -> list[JsonValue]:
+    value = content.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise SoftshardsError(f"{name} must be a list", path=path)
     return value
 
 

@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from schemas.bench_results import BenchResults, speeds
 from trainer.evaluate.results import QUALITY, EvaluationResults, HeldOutSet
@@ -133,7 +133,7 @@ def group_by_seed(rows: list[Row]) -> list[Group]:
     ]
 
 
-def to_json(rows: list[Row], groups: list[Group], held_out: HeldOutSet) -> dict[str, Any]:
+def to_json(rows: list[Row], groups: list[Group], held_out: HeldOutSet) -> dict[str, object]:
     """Return the content of leaderboard.json."""
     return {
         "held_out": held_out.model_dump(include={"path", "digests", "rows", "labels"}),

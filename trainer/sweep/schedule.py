@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from schemas import SoftshardsError
-from trainer.run_files import EVAL_LOG, RESULT, read_lines
+from trainer.run_files import EVAL_LOG, RESULT, LogLine, read_lines
 from trainer.sweep import trial_process
 from trainer.sweep.sweep_config import SweepConfig
 from trainer.sweep.trial_folder import STOPPED, count_tokens
@@ -49,7 +49,7 @@ class TrialReport(TypedDict, total=False):
 
     step: int
     kl: float
-    line: dict[str, Any]
+    line: LogLine
     done: bool
     code: int
     tokens: int
@@ -81,8 +81,8 @@ class TrainTrial(tune.Trainable):
             code = None if self.process is None else self.process.poll()
             for line in read_lines(self.folder / EVAL_LOG):
                 if line["step"] > self.reported:
-                    self.reported = line["step"]
-                    return {"step": line["step"], "kl": line["kl"], "line": line}
+                    self.reported = int(line["step"])
+                    return {"step": self.reported, "kl": line["kl"], "line": line}
             if code is not None:
                 return {"done": True, "code": code}
             if any((self.folder / name).exists() for name in (RESULT, STOPPED)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Checkpoint:
         return torch.load(self.path / f"{name}.pt", map_location="cpu", weights_only=True)
 
 
-def save_checkpoint(out: Path, meta: CheckpointMeta, states: dict[str, Any], *, keep: int) -> None:
+def save_checkpoint(
+    out: Path, meta: CheckpointMeta, states: Mapping[str, object], *, keep: int
+) -> None:
     """Write a checkpoint and delete all but the newest `keep`.
 
     Args:

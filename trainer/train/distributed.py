@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -64,7 +63,8 @@ def prepare(
 ) -> tuple[nn.Module, AcceleratedOptimizer]:
     """Return student and optimizer as Accelerate wraps them; FSDP2 wraps each decoder layer."""
     if is_sharded(accelerator):
-        plugin: Any = accelerator.state.fsdp_plugin
+        plugin = accelerator.state.fsdp_plugin
+        assert isinstance(plugin, FullyShardedDataParallelPlugin)
         layers = decoder_layers(student.model)
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
     model, wrapped = accelerator.prepare(student, optimizer)

@@ -6,7 +6,6 @@ import contextlib
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -16,7 +15,7 @@ from schemas import LabelSet, SoftshardsError
 from trainer.console import ProgressBar, message_console
 from trainer.data.dataset import ReaderState
 from trainer.data.vocab_map import measure_coverage
-from trainer.run_files import EVAL_LOG, FINAL, LOG, append_line, truncate_log
+from trainer.run_files import EVAL_LOG, FINAL, LOG, LogLine, append_line, truncate_log
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student, load_student
 from trainer.train.checkpoint import (
@@ -241,7 +240,7 @@ def _measure_if_due(run: Run, progress: ProgressBar, console: Console) -> None:
                 console.print(line)
 
 
-def _note(record: dict[str, Any], rate: float) -> str:
+def _note(record: LogLine, rate: float) -> str:
     parts = " ".join(f"{name} {record[name]:.3f}" for name in ("loss", "kl", "ce"))
     tails = f"tail {record['teacher_tail']:.1%}, student's rest {record['student_rest']:.1%}"
     return f"{parts}, {tails}, {rate:.0f} tokens/s"

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import signal
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +15,12 @@ from schemas.atomic import write_atomic
 from trainer.data.collate import Batch, collate
 from trainer.data.dataset import Pack
 from trainer.losses.batch_loss import batch_loss, token_weights
-from trainer.run_files import not_finite_name
+from trainer.run_files import LogLine, not_finite_name
 from trainer.student.student_output import StudentOutput
 from trainer.train.run_state import Run
 
 
-def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict[str, Any], int]:
+def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[LogLine, int]:
     """Train on the packs of a step, this rank on its share of them.
 
     Args:
@@ -69,7 +68,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[dict
         _raise_not_finite(run, [pack for pack, _ in own], own_sums, norm)
     lr = apply_gradients(run, packs)
     means = [term / (counted_labels or 1.0) for term in terms]
-    record = {
+    record: LogLine = {
         "step": run.step,
         "loss": sum(factor * mean for factor, mean in zip(factors, means)),
         "kl": kl / n_labels,

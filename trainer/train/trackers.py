@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from rich.console import Console
 
 from schemas import LabelSet, SoftshardsError
 from schemas.artifact import ARTIFACT_TYPE, artifact_reference
 from schemas.errors import first_line
+from trainer.run_files import LogLine
 from trainer.train.run_state import Run
 
 PROJECT = "softshards"
 WITH_ARTIFACTS = ("wandb", "trackio")
+
+
+class ArtifactTracker(Protocol):
+    """A run of a tracker with artifacts."""
+
+    def use_artifact(self, reference: str, *, type: str) -> object:
+        """Declare an artifact as an input of the run."""
 
 
 def start_tracker(run: Run, console: Console) -> None:
@@ -39,12 +47,12 @@ def start_tracker(run: Run, console: Console) -> None:
             hint="wandb needs `wandb login`, or WANDB_MODE=offline" if name == "wandb" else None,
         ) from error
     if name in WITH_ARTIFACTS and run.is_main:
-        tracked: Any = run.accelerator.get_tracker(name, unwrap=True)
+        tracker: ArtifactTracker = run.accelerator.get_tracker(name, unwrap=True)
         for part in run.inputs.parts:
-            _use_artifact(tracked, part.labels, name, console)
+            _use_artifact(tracker, part.labels, name, console)
 
 
-def log_step(run: Run, record: dict[str, Any]) -> None:
+def log_step(run: Run, record: LogLine) -> None:
     """Log a line of log.jsonl under the tracker's own step."""
     run.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=run.step)
 
@@ -63,10 +71,10 @@ def label_set_facts(labels: LabelSet) -> dict[str, str]:
     }
 
 
-def _use_artifact(tracked: Any, labels: LabelSet, name: str, console: Console) -> None:
+def _use_artifact(tracker: ArtifactTracker, labels: LabelSet, name: str, console: Console) -> None:
     """Declare that the run uses a set's artifact, if the tracker knows it."""
     reference = artifact_reference(labels.place, labels.manifest.self_digest)
     try:
-        tracked.use_artifact(reference, type=ARTIFACT_TYPE)
+        tracker.use_artifact(reference, type=ARTIFACT_TYPE)
     except Exception:  # not logged, or wandb is offline and cannot look it up
         console.print(f"{name} knows no artifact {reference}: only the run's config names the set")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 from cyclopts import Parameter
 
@@ -15,6 +15,8 @@ from schemas.errors import SoftshardsError
 from trainer.losses.loss_table import LOSS_HELP
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from trainer.losses.objective import Objective
     from trainer.student.lora import LoraSettings
 
@@ -268,7 +270,7 @@ class TrainConfig:
             flag = "--" + name.replace("_", "-")
             raise SoftshardsError(f"{flag} is {getattr(self, name)}; it must be {allowed}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """Return the settings as JSON-able values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
@@ -276,7 +278,7 @@ class TrainConfig:
             for name, v in values.items()
         }
 
-    def decisive(self) -> dict[str, Any]:
+    def decisive(self) -> dict[str, JsonValue]:
         """Return the settings that decide what is learned; a resumed run must have the same."""
         settings = {name: v for name, v in self.to_dict().items() if name not in _may_change()}
         if self.patience:  # then the measurements decide when the run ends

@@ -44,14 +44,14 @@ def test_ece_equals_a_numpy_reference(power: float) -> None:
 
 def test_ece_of_known_cases() -> None:
     right = np.array([True, True, False, False])
-    assert ece(np.full(4, 0.5), right) == 0  # right half of the time, and says so
+    assert ece(np.full(4, 0.5), right) == 0  # right half of the time, as it says
     assert ece(np.full(4, 0.9), right) == pytest.approx(0.4)
     # In two bins gaps of opposite sign do not cancel.
     assert ece(np.array([0.3, 0.3, 0.7, 0.7]), right) == pytest.approx(0.7)
     assert ece(np.array([1.0, 1.0]), np.array([True, True])) == 0
 
 
-def test_certainty_with_a_rounding_error_stays_in_the_last_bin() -> None:
+def test_a_confidence_above_1_by_rounding_stays_in_the_last_bin() -> None:
     each = bin_sums(torch.tensor([1 + 1e-6, 1.0, 0.0]), torch.tensor([True] * 3))
     assert each[:, 0].tolist() == [14, 14, 0]
 

@@ -97,7 +97,7 @@ def test_second_run_reuses_and_prints_json(
     assert "reused" not in first.err
 
 
-def test_results_of_another_label_set_are_not_mixed(world: World, tmp_path: Path) -> None:
+def test_results_of_different_label_sets_never_mix(world: World, tmp_path: Path) -> None:
     other = build_label_set(
         tmp_path / "other", world.teacher, random_rows(4, world.vocab_size, seed=5),
         vocab_size=world.vocab_size,
@@ -125,7 +125,7 @@ def test_wrong_teacher_is_refused(world: World, tmp_path: Path) -> None:
         evaluate(config)
 
 
-def test_the_table_shows_all_models_also_those_measured_before(
+def test_the_table_also_shows_models_measured_before(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["evaluate", "--labels", str(world.labels), "--out", str(tmp_path / "eval.json")]
@@ -147,16 +147,16 @@ def test_the_table_shows_all_models_also_those_measured_before(
 
 
 def stating(world: World, path: Path, **identity: Any) -> Path:
-    """A small label set that says something else of its teacher."""
+    """Build a small label set whose identity says something else about its teacher."""
     rows = random_rows(8, world.vocab_size)
     return build_label_set(path, world.teacher, rows, vocab_size=world.vocab_size, **identity)
 
 
 @pytest.mark.parametrize("scope", ["stated", "served"])
-def test_a_teacher_known_by_name_only_is_taken_with_a_warning(
+def test_a_teacher_known_by_name_only_is_accepted_with_a_warning(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], scope: str
 ) -> None:
-    """No digest of files is there to compare: only the tokenizer can be checked."""
+    """There is no digest of files to compare: only the tokenizer can be checked."""
     labels = stating(world, tmp_path / "set", weights="0" * 64, weights_scope=scope)
     settings: dict[str, Any] = {"labels": labels, "model": (world.teacher,)}
     settings["out"] = tmp_path / "eval.json"
@@ -195,10 +195,10 @@ def test_a_teacher_known_by_its_headers(
         evaluate(EvaluateConfig(**settings, teacher=world.student))
 
 
-def test_an_imports_unknown_tokens_make_the_teachers_perplexity_a_bound(
+def test_unknown_tokens_of_an_import_make_the_teachers_perplexity_a_bound(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Their log-probabilities are the largest they can be (docs/interchange.md)."""
+    """Their log-probabilities are the largest possible ones (docs/interchange.md)."""
     labels = stating(world, tmp_path / "set", rendering={"imported": "distillkit"})
     out = tmp_path / "eval.json"
     evaluate(EvaluateConfig(labels=labels, model=(world.student,), out=out))

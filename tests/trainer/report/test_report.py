@@ -75,7 +75,7 @@ def test_report_shows_everything_and_escapes_it(
     identity = json.loads((world.labels / "manifest.json").read_text())["identity"]
     assert identity["weights"] in html
     assert identity["tokenizer"] in html
-    # Self-contained: no address is fetched (those in the SVG are names of namespaces).
+    # Self-contained: nothing is fetched (the addresses in the SVG are names of namespaces).
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", html)
     assert "@import" not in html
     table = capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_the_same_inputs_give_the_same_report(measured: Path, tmp_path: Path) ->
     assert pages[0] == pages[1]
 
 
-def test_a_model_is_found_by_its_weights_where_it_moved(measured: Path, tmp_path: Path) -> None:
+def test_a_model_that_moved_is_found_by_its_weights(measured: Path, tmp_path: Path) -> None:
     shutil.copytree(measured / "kd", tmp_path / "moved")
     config = ReportConfig(
         eval=measured / "eval.json", run=(f"kd={tmp_path / 'moved'}",), out=tmp_path / "r.html"
@@ -106,7 +106,9 @@ def test_a_model_is_found_by_its_weights_where_it_moved(measured: Path, tmp_path
     assert report(config) == 0
 
 
-def test_what_was_not_measured_is_an_error(world: World, measured: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_not_measured_is_an_error(
+    world: World, measured: Path, tmp_path: Path
+) -> None:
     config = ReportConfig(
         eval=measured / "eval.json", baseline=(f"t={world.teacher}",), out=tmp_path / "r.html"
     )

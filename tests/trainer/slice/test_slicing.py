@@ -39,7 +39,7 @@ def deep(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_slice_leaves_out_the_layers_that_do_nothing(
+def test_slice_removes_the_layers_that_do_nothing(
     world: World, deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = SliceConfig(
@@ -82,7 +82,7 @@ def test_slice_by_stride(world: World, deep: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wide(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher with every third neuron dead: half of those never fire, half write nothing."""
+    """The teacher plus 50 % dead neurons: half of them never fire, half have no output weights."""
     path = tmp_path_factory.mktemp("wide") / "teacher"
     shutil.copytree(world.teacher, path)
     make_model(path, vocab_size=world.vocab_size, intermediate_size=192, seed=9)
@@ -96,7 +96,7 @@ def wide(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("gate_proj", "up_proj"):
             weight = getattr(layer.mlp, name).weight.data
             weight[alive] = getattr(theirs.mlp, name).weight.data
-            weight[~alive] = 3.0  # large: by activation or weight alone they would be kept
+            weight[~alive] = 3.0  # large: activation or weight alone would keep them
         layer.mlp.up_proj.weight.data[5::6] = 0
         layer.mlp.down_proj.weight.data[:, alive] = theirs.mlp.down_proj.weight.data
         layer.mlp.down_proj.weight.data[:, 2::6] = 0
@@ -105,7 +105,7 @@ def wide(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_neurons_that_do_nothing_are_left_out(world: World, wide: Path, tmp_path: Path) -> None:
+def test_dead_neurons_are_removed(world: World, wide: Path, tmp_path: Path) -> None:
     out = tmp_path / "s"
     asked = SliceConfig(teacher=wide, labels=world.labels, out=out, ffn_keep=0.67)
     assert slice_teacher(asked) == 0
@@ -113,7 +113,7 @@ def test_neurons_that_do_nothing_are_left_out(world: World, wide: Path, tmp_path
     assert (report["ffn"]["before"], report["ffn"]["after"]) == (192, 128)
     assert report["ffn"]["kept_scores"] == pytest.approx([1.0, 1.0])
     assert report["kl"] < 1e-5
-    # A plain checkpoint, which is the label set's teacher again.
+    # A plain checkpoint, equal to the label set's teacher again.
     student = AutoModelForCausalLM.from_pretrained(out)
     teacher = AutoModelForCausalLM.from_pretrained(world.teacher)
     assert student.config.intermediate_size == 128

@@ -66,7 +66,7 @@ def test_grid_and_runs_give_named_trials(tmp_path: Path) -> None:
     assert str(sweep.slices[0].labels) == "labels"
     assert by_name["own_lr=0.001"].config.lr == 1e-3
     assert by_name["Long-one"].config.epochs == 9
-    # What the process is given says the same as what was checked here.
+    # The settings that the process gets parse to the same ones.
     again = write(tmp_path / "t.yaml", {"base": one.settings, "runs": [{"name": "x", "seed": 1}]})
     assert read_sweep(again, Path("out")).trials[0].settings == one.settings
 
@@ -102,9 +102,7 @@ def test_names_stay_when_trials_are_added(tmp_path: Path) -> None:
         ({"runs": None}, "no trial in it"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(
-    tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_bad_input_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     content: dict[str, Any] = {"base": BASE, "runs": [{"seed": 1}]}
     path = write(tmp_path / "s.yaml", content | change)
     with pytest.raises(SoftshardsError, match=message) as error:
@@ -152,7 +150,7 @@ def test_front_and_spread_by_hand() -> None:
     assert [group.front for group in group_by_seed(slower)] == [True, True, False, False]
 
 
-def test_what_did_not_finish_is_ranked_last() -> None:
+def test_unfinished_trials_rank_last() -> None:
     stopped = Row(name="s", label="s", status="stopped", settings={}, kl=0.01)
     failed = Row(name="f", label="f", status="failed", settings={}, note="<why>")
     rows = rank_rows([failed, stopped, row("a", 0.3, 1), row("b", 0.2, 1)])
@@ -160,7 +158,9 @@ def test_what_did_not_finish_is_ranked_last() -> None:
     assert {name for group in group_by_seed(rows) for name in group.names} == {"a", "b"}
 
 
-def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_rows_give_the_same_page_and_everything_is_escaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from rich.console import Console
 
     nasty = "<script>$x$</script>"
@@ -182,7 +182,7 @@ def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[st
     assert not re.search(r"""(src|href)\s*=\s*["'](?!#)""", page)
     print_tables(Console(width=80), given[2], given[3])
     shown = capsys.readouterr().out
-    assert "…" not in shown  # no number is cut off on a terminal of 80 columns
+    assert "…" not in shown  # no number is cut off in 80 columns
     assert "0.1500 ± 0.0707" in shown
     assert "3.0%" in shown
     assert "ECE: how far" in shown
@@ -191,7 +191,7 @@ def test_same_rows_same_page_and_all_is_escaped(capsys: pytest.CaptureFixture[st
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep of six that was killed with -9 midway and then brought to its end."""
+    """A sweep of six trials that was killed with -9 midway, then run to its end."""
 
     out: Path
     students: Path
@@ -265,7 +265,7 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     )
 
     def midway() -> bool:
-        """Something is finished, and something else has a checkpoint and is far from its end."""
+        """Return True if one trial is finished, and another has a checkpoint far from its end."""
         ended = {path.parent for path in out.glob("trials/*/result.json")}
         steps: dict[Path, int] = {}
         for path in out.glob("trials/*/checkpoints/step-*/meta.json"):
@@ -292,11 +292,11 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return Swept(out, students, content, finished, begun, orphans, output)
 
 
-def test_killed_sweep_leaves_no_process_behind(swept: Swept) -> None:
+def test_a_killed_sweep_leaves_no_process_behind(swept: Swept) -> None:
     assert swept.orphans == []
 
 
-def test_killed_sweep_goes_on_and_ends_in_a_leaderboard(swept: Swept) -> None:
+def test_a_killed_sweep_resumes_and_ends_in_a_leaderboard(swept: Swept) -> None:
     assert 1 <= len(swept.finished_before) < 6
     for path, before in swept.finished_before.items():
         assert (path.stat().st_mtime_ns, sha256_file(path)) == before
@@ -311,7 +311,7 @@ def test_killed_sweep_goes_on_and_ends_in_a_leaderboard(swept: Swept) -> None:
     assert all(0 <= each["ece"] <= 1 for each in board["rows"])
     kls = [each["kl"] for each in board["rows"]]
     assert kls == sorted(kls)
-    assert board["groups"][0]["front"]  # nothing is nearer to the teacher
+    assert board["groups"][0]["front"]  # none is nearer to the teacher
     assert {group["label"]: len(group["names"]) for group in board["groups"]} == {
         **{"small": 2, "large": 2, "ce": 1, "scratch": 1}
     }
@@ -321,7 +321,7 @@ def test_killed_sweep_goes_on_and_ends_in_a_leaderboard(swept: Swept) -> None:
         assert each["name"] in page
 
 
-def test_a_trial_is_what_trainer_train_would_do(swept: Swept, world: World) -> None:
+def test_a_trial_has_the_settings_of_trainer_train(swept: Swept, world: World) -> None:
     folder = swept.out / "trials" / "small_seed=1"
     result = json.loads((folder / "result.json").read_text())
     base = swept.content["base"] | {"student": world.student, "seed": 1, "out": folder}
@@ -329,7 +329,7 @@ def test_a_trial_is_what_trainer_train_would_do(swept: Swept, world: World) -> N
     assert result["config"] == TrainConfig(**(base | paths)).to_dict()
 
 
-def test_finished_sweep_needs_no_ray(swept: Swept) -> None:
+def test_a_finished_sweep_needs_no_ray(swept: Swept) -> None:
     before = (swept.out / "leaderboard.json").read_bytes()
     output = run(swept.students, swept.out, "--json")
     assert "6 trials: 6 reused" in output
@@ -352,10 +352,10 @@ def test_other_settings_under_an_old_name_are_refused(
     assert "config.epochs: then 20, now 3" in shown
 
 
-def test_laggard_is_stopped_broken_one_is_named_rest_is_reused(
+def test_a_laggard_is_stopped_a_failure_is_named_the_rest_is_reused(
     swept: Swept, tmp_path: Path
 ) -> None:
-    """Added to the finished sweep: a student that learns nothing, and one that is not there."""
+    """Add to the finished sweep a student that learns nothing, and one that does not exist."""
     student = swept.content["runs"][0]["student"]
     added = [
         {"name": "laggard", "student": student, "lr": 1e-12},

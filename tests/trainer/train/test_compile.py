@@ -1,4 +1,4 @@
-"""`--compile`: one graph for every layer and pack, and the losses of a run that is not compiled."""
+"""`--compile`: one graph for every layer and pack, and the losses of an eager run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_compile(world: World, tmp_path: Path, gradient_checkpointing: bool) -> 
     torch._dynamo.reset()
     counters.clear()
     train(config(world, tmp_path / "compiled", **settings, compile=True))
-    # Neither the held-out packs, the trial of memory nor another layer is compiled for.
+    # Held-out packs, the memory estimate and further layers cause no compilation.
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     for plain, compiled in zip(log(tmp_path / "plain"), log(tmp_path / "compiled"), strict=True):

@@ -17,7 +17,7 @@ ANSWER = [7, 8, 6, 11, 12]
 
 
 def test_a_step_sees_the_students_context_and_weighs_by_kind(world: World, tmp_path: Path) -> None:
-    """The teacher saw 4 tokens more; thinking counts a quarter."""
+    """The teacher saw 4 more tokens; thinking counts a quarter."""
     row = Row(
         id="hidden",
         input_ids=[21, 22, 23, 24, 5, *ANSWER],

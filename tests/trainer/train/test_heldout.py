@@ -1,4 +1,4 @@
-"""Held-out measurements during a run: when, what they keep, and when they end it."""
+"""Held-out measurements during a run: their steps, the best model, and early stopping."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_measured_before_the_first_step_and_after_the_last(world: World, tmp_pat
 
 
 def test_measuring_in_bf16(world: World, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)  # it remembers a process's first dtype
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps a process's first dtype
     train(config(world, tmp_path, eval_labels=world.labels, epochs=1, dtype="bf16"))
     AcceleratorState._reset_state(reset_partial_state=True)
     assert [line["step"] for line in evals(tmp_path)] == [0, 4]
@@ -49,7 +49,7 @@ def test_measuring_in_bf16(world: World, tmp_path: Path) -> None:
 
 
 def test_stops_once_it_gets_worse_and_keeps_the_best(world: World, tmp_path: Path) -> None:
-    """A learning rate that soon ruins the student: the best model is an earlier one."""
+    """With a learning rate that soon ruins the student, the best model is an earlier one."""
     run = tmp_path / "run"
     settings: dict[str, Any] = {"eval_labels": world.labels, "eval_every": 2, "patience": 2}
     settings |= {"keep_best": True, "epochs": 30, "lr": 0.3, "warmup": 20, "schedule": "constant"}
@@ -64,7 +64,7 @@ def test_stops_once_it_gets_worse_and_keeps_the_best(world: World, tmp_path: Pat
     assert measured(world, run / "final", tmp_path / "d.json") > best["kl"]
 
 
-def test_patience_is_remembered_over_an_interruption(world: World, tmp_path: Path) -> None:
+def test_patience_survives_an_interruption(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"eval_labels": world.labels, "eval_every": 2, "patience": 2}
     settings |= {"epochs": 30, "lr": 0.3, "warmup": 20, "schedule": "constant"}
     train(config(world, tmp_path, **settings, save_every=3, keep_checkpoints=100))

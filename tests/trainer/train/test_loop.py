@@ -35,7 +35,7 @@ from trainer.train.loop import train
 
 
 def test_killed_run_resumes_bitwise(world: World, tmp_path: Path) -> None:
-    """kill -9, the same command, SIGTERM, the same command: as if nothing had happened."""
+    """kill -9, the same command, SIGTERM, the same command: the run ends as if uninterrupted."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     reference = start(command(world, whole))
     process = start(pausing(command(world, broken), 17))
@@ -46,7 +46,7 @@ def test_killed_run_resumes_bitwise(world: World, tmp_path: Path) -> None:
     process = start(pausing(command(world, broken), 40))
     resume_with(wait_for_pause(process), signal.SIGTERM)
     _, errors = process.communicate()
-    assert len(log_lines(broken)) == 41  # it ends the step that it is in
+    assert len(log_lines(broken)) == 41  # it finishes the step
     assert process.returncode == 128 + signal.SIGTERM, errors
     assert "stopped by signal 15" in errors
     assert "Traceback" not in errors
@@ -82,8 +82,10 @@ def test_training_learns_from_the_teacher(world: World, tmp_path: Path) -> None:
     assert result["label_set"]["identity"]["k"] == 8
 
 
-def test_step_is_the_gradient_of_the_mean_over_all_labels(world: World, tmp_path: Path) -> None:
-    """4 packs a step, accumulated one by one, equal one backward pass over all their labels."""
+def test_a_step_follows_the_gradient_of_the_mean_over_all_labels(
+    world: World, tmp_path: Path
+) -> None:
+    """4 packs per step, accumulated one by one, equal one backward pass over all their labels."""
     labels = open_label_set(world.labels)
     packs = list(LabelDataset(labels, pack_tokens=128, window=4))[:4]
     student = load_student(world.student, labels).train()
@@ -119,7 +121,7 @@ def test_changed_settings_of_an_unfinished_run(
     assert "config.temperature" not in str(caught.value)
     with pytest.raises(SoftshardsError, match="--resume is never"):
         train(config(world, tmp_path, resume="never"))
-    assert train(config(world, tmp_path, save_every=3)) == 0  # how often to save may change
+    assert train(config(world, tmp_path, save_every=3)) == 0  # the interval of saving may change
     assert "resuming after step" in capsys.readouterr().err
 
 
@@ -129,15 +131,15 @@ def test_rotation_and_a_damaged_checkpoint(world: World, tmp_path: Path) -> None
     kept = sorted((tmp_path / "checkpoints").iterdir())
     assert len(kept) == 2
     (tmp_path / "result.json").unlink()
-    (kept[-1] / "model.pt").write_bytes(b"short")  # falls back to the one before
+    (kept[-1] / "model.pt").write_bytes(b"short")  # it resumes from the one before
     train(config(world, tmp_path, save_every=1))
     assert (tmp_path / "log.jsonl").read_bytes() == whole
 
 
-def test_full_disk_costs_nothing_that_was_saved(
+def test_a_full_disk_damages_nothing_that_was_saved(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk fills up at the second checkpoint; with room again, nothing has changed."""
+    """The disk fills up at the second checkpoint; once there is room, the run ends the same."""
     train(config(world, tmp_path / "whole", save_every=2, max_steps=6))
     run = config(world, tmp_path / "run", save_every=2, max_steps=6)
     fsync = os.fsync
@@ -156,8 +158,10 @@ def test_full_disk_costs_nothing_that_was_saved(
     assert log(run.out) == log(tmp_path / "whole")
 
 
-def test_loss_that_is_not_finite_stops_with_row_ids(world: World, tmp_path: Path) -> None:
-    """One broken embedding: the packs that hold its token are named, and no others."""
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_rows(
+    world: World, tmp_path: Path
+) -> None:
+    """With one broken embedding, exactly the packs that hold its token are named."""
     student = tmp_path / "student"
     shutil.copytree(world.student, student)
     make_model(student, vocab_size=world.vocab_size, layers=1, tie_word_embeddings=False)

@@ -1,4 +1,4 @@
-"""What a run says before step 0: its plan, and whether memory will do."""
+"""Before step 0: the plan of a run, and the check that it fits into memory."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def student(tmp_path: Path) -> Student:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_activations_are_what_autograd_keeps(student: Student, bf16: bool) -> None:
-    """Measured at up to 128 tokens, true at 1000."""
+def test_activations_equal_the_bytes_that_autograd_saves(student: Student, bf16: bool) -> None:
+    """Measured at up to 128 tokens, right at 1000."""
     kept = saved_bytes(student, 1000, bf16=bf16)
     assert kept > 1000 * 4 * 64 * 4  # at least the layers' inputs
     assert activation_bytes(student, 1000, bf16=bf16) == pytest.approx(kept, rel=0.02)
 
 
-def test_activations_of_attention_that_keeps_its_scores(student: Student) -> None:
-    """Eager attention grows with the square of the length; the estimate sees that."""
+def test_activations_of_attention_that_saves_its_scores(student: Student) -> None:
+    """Eager attention grows with the square of the length, and so does the estimate."""
     student.model.set_attn_implementation("eager")
     kept = saved_bytes(student, 1000, bf16=False)
     assert kept > 1000 * 1000 * 4 * 2 * 4  # layers x heads x float32
@@ -69,7 +69,7 @@ def test_every_part_is_counted(student: Student) -> None:
 
 
 def test_peak_of_a_real_step_is_within_the_estimate(student: Student) -> None:
-    """The bytes that autograd holds after the forward pass, asked of the allocator itself."""
+    """Ask the allocator itself for the bytes that are held after the forward pass."""
     ids = torch.arange(1000)[None] % 300
     with torch.profiler.profile(profile_memory=True) as profile:
         states = student.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -78,7 +78,7 @@ def test_peak_of_a_real_step_is_within_the_estimate(student: Student) -> None:
     del states
 
 
-def test_refused_before_the_first_step_with_the_figure(
+def test_too_little_memory_is_refused_before_the_first_step(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -96,7 +96,7 @@ def test_refused_before_the_first_step_with_the_figure(
     assert caught.value.code == 0
 
 
-def test_dry_run_says_what_the_run_then_does(
+def test_the_dry_run_predicts_the_run(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*command(world, tmp_path / "run")[3:], "--dry-run"]

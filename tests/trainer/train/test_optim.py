@@ -20,7 +20,7 @@ def rates(world: World, out: Path, **settings: Any) -> list[float]:
 
 
 def test_schedules(world: World, tmp_path: Path) -> None:
-    """8 places, the last unused; 2 steps of warm-up, whose place 0 (rate 0) is left out."""
+    """8 places, the last unused; 2 steps of warm-up, whose place 0 (rate 0) is skipped."""
     place = [1, 2, 3, 4, 5, 6, 7]
     linear = rates(world, tmp_path / "l", schedule="linear", warmup=2)
     assert linear == pytest.approx([p / 2 if p < 2 else (8 - p) / 6 for p in place])
@@ -44,7 +44,7 @@ def test_schedules(world: World, tmp_path: Path) -> None:
     assert "--schedule-args" in str(caught.value)
 
 
-def test_adamw_with_and_without_fusing(world: World, tmp_path: Path) -> None:
+def test_adamw_is_the_same_fused_or_not(world: World, tmp_path: Path) -> None:
     for name in ("adamw", "adamw_fused"):
         train(config(world, tmp_path / name, optimizer=name))
     plain, fused = (log(tmp_path / name) for name in ("adamw", "adamw_fused"))

@@ -1,4 +1,4 @@
-"""Several processes do what one does: DDP (see also test_two_ranks.py) and FSDP2, over gloo."""
+"""Several processes train like one: DDP (see also test_two_ranks.py) and FSDP2, over gloo."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEYS = ("step", "tokens", "labels", "lr")
 
 
 def flags(world: World, out: Path, *more: str) -> list[str]:
-    """4 steps of 4 packs, and the last one short: 13 packs, one rank has nothing of its own."""
+    """4 steps of 4 packs, the last one short: of 13 packs, one rank gets none of its own."""
     arguments = command(world, out, *more)
     for name, value in (("--packs-per-step", "4"), ("--epochs", "1"), ("--save-every", "2")):
         arguments[arguments.index(name) + 1] = value
@@ -27,7 +27,7 @@ def flags(world: World, out: Path, *more: str) -> list[str]:
 
 
 def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float = 1e-6) -> None:
-    """The same packs in the same order, and the same losses up to the order of summation."""
+    """Check for the same packs in the same order, and losses equal up to the summation order."""
     assert [[line[key] for key in KEYS] for line in ours] == [
         [line[key] for key in KEYS] for line in theirs
     ]
@@ -41,7 +41,7 @@ def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float = 
 
 @pytest.fixture(scope="module")
 def one(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run in one process, by accumulation."""
+    """A run in one process, by accumulation."""
     out = tmp_path_factory.mktemp("one") / "run"
     settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "save_every": 2}
     train(config(world, out, **settings, gradient_checkpointing=True, eval_labels=world.labels))
@@ -50,7 +50,7 @@ def one(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same_model(ours: Path, theirs: Path, atol: float) -> None:
-    """The same names, and weights that are no more than `atol` apart."""
+    """Check for the same names, and weights that are at most `atol` apart."""
     models = [load_file(out / "final" / "model.safetensors") for out in (ours, theirs)]
     assert models[0].keys() == models[1].keys()
     for name, value in models[0].items():
@@ -67,7 +67,7 @@ def test_sharded_and_compiled(world: World, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def one_in_bf16(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In a process of its own: Accelerate keeps the first precision of a process."""
+    """A run in a process of its own: Accelerate keeps the first precision of a process."""
     out = tmp_path_factory.mktemp("bf16") / "run"
     process = start(flags(world, out, "--dtype", "bf16"))
     errors = process.communicate()[1]
@@ -84,7 +84,7 @@ def test_copies_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None
 
 
 def test_sharded_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None:
-    """A weight may round otherwise, by 0.4 %, and turn the sign of a gradient near 0.
+    """A weight may round differently, by 0.4 %, and flip the sign of a gradient near 0.
 
     Then Adam's first steps, of up to 1e-3 each, go the other way.
     """
@@ -95,7 +95,7 @@ def test_sharded_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> Non
 
 
 def test_sharded_lora(world: World, tmp_path: Path) -> None:
-    """It learns what one process does, resumes bitwise, and ends in a plain merged checkpoint."""
+    """It learns the same as one process, resumes bitwise, and ends in a merged checkpoint."""
     settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "lora_r": 4}
     more = ("--shard", "--lora-r", "4")
     code, errors = torchrun(flags(world, tmp_path / "two", *more))
@@ -118,7 +118,7 @@ def test_sharded_lora(world: World, tmp_path: Path) -> None:
     assert (final / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_sharded_processes_learn_what_one_does(world: World, one: Path, tmp_path: Path) -> None:
+def test_sharded_processes_learn_the_same_as_one(world: World, one: Path, tmp_path: Path) -> None:
     """FSDP2: steps, held-out measurements, checkpoints, and the model at the end."""
     arguments = flags(world, tmp_path / "two", "--eval-labels", str(world.labels))
     code, errors = accelerate_launch(arguments, "--use_fsdp", "--fsdp_version", "2")
@@ -129,21 +129,21 @@ def test_sharded_processes_learn_what_one_does(world: World, one: Path, tmp_path
     for ours, theirs in zip(*(map(json.loads, lines) for lines in evals), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
     same_model(tmp_path / "two", one, atol=2e-5)
-    # Its checkpoint, at another world size: the same packs follow.
+    # From its checkpoint, another world size sees the same packs.
     saved = tmp_path / "two" / "checkpoints" / "step-00000002"
     settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "resume": saved}
     assert train(config(world, tmp_path / "rest", **settings)) == 0
     same(log(tmp_path / "rest"), log(one)[2:])
 
 
-def test_one_process_goes_on_as_two_sharded(world: World, one: Path, tmp_path: Path) -> None:
+def test_one_process_resumes_as_two_sharded(world: World, one: Path, tmp_path: Path) -> None:
     saved = one / "checkpoints" / "step-00000002"
     code, errors = torchrun(flags(world, tmp_path, "--shard", "--resume", str(saved)))
     assert code == 0, errors
     same(log(tmp_path), log(one)[2:])
 
 
-def test_what_cannot_be_shared(
+def test_settings_that_do_not_shard_are_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(SoftshardsError, match="--shard needs more than one process"):

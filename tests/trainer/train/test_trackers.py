@@ -1,4 +1,4 @@
-"""Trackers, for real and without a network."""
+"""Real trackers, without a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.train.loop import train
 
 
 def facts(labels: Path) -> dict[str, str]:
-    """What a tracker is to know of the label set."""
+    """Return the facts of the label set that a tracker must record."""
     manifest = open_label_set(labels).manifest
     return {
         "label_set.place": str(labels),
@@ -54,7 +54,7 @@ def test_wandb_offline(
     import wandb
 
     train(config(world, tmp_path / "run", tracker="wandb", mix=(f"{world.labels}=0.5",)))
-    wandb.teardown()  # waits until all is written
+    wandb.teardown()  # waits until everything is written
     assert log(tmp_path / "run")
     (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = record.read_bytes()
@@ -72,7 +72,7 @@ def test_wandb_without_a_login(
 ) -> None:
     import wandb
 
-    wandb.teardown()  # what it read of the environment before
+    wandb.teardown()  # forget the environment that it read before
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (("WANDB_DIR", "."), ("HOME", "."), ("NETRC", "none")):
@@ -88,7 +88,7 @@ def test_trackio_keeps_steps_and_lineage(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Of two runs, the second finds the label set that was logged in between."""
+    """The second of two runs finds the label set that was logged in between."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at the first import
     settings: dict[str, Any] = {"tracker": "trackio", "max_steps": 3, "eval_labels": world.labels}
     known = facts(world.labels)
@@ -117,7 +117,7 @@ def test_trackio_keeps_steps_and_lineage(
 
 
 def log_label_set(labels: Path, reference: str) -> None:
-    """What `labeler artifact` does, as far as lineage needs it; the trainer knows no labeler."""
+    """Log a set as `labeler artifact` does: these tests must not import the labeler."""
     import trackio
 
     name, _, alias = reference.partition(":")

@@ -1,4 +1,4 @@
-"""Two DDP ranks over gloo: the step that one process takes, and a run that survives kill -9."""
+"""Two DDP ranks over gloo take the steps of one process, and survive kill -9."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainer.train.loop import train
 
 SETTINGS: dict[str, Any] = {"packs_per_step": 4, "epochs": 6, "save_every": 4}
 BOUND = 5e-7
-"""Relative. float32 has 1.2e-7 between a number and the next, and sums go in other orders."""
+"""Relative. Neighboring float32 numbers are 1.2e-7 apart, and the order of summation differs."""
 
 
 def flags(world: World, out: Path) -> list[str]:
@@ -40,7 +40,7 @@ def flags(world: World, out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run by two ranks, not interrupted."""
+    """A run by two ranks, not interrupted."""
     out = tmp_path_factory.mktemp("two") / "run"
     code, errors = torchrun(flags(world, out))
     assert code == 0, errors
@@ -48,7 +48,7 @@ def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(world: World, rates: list[float]) -> list[dict[str, float]]:
-    """Each step as one backward pass over the labels of its 4 packs, with AdamW of PyTorch."""
+    """Take each step as one backward pass over the labels of its 4 packs, with PyTorch's AdamW."""
     labels = open_label_set(world.labels)
     student = load_student(world.student, labels).train()
     matrices = [p for p in student.parameters() if p.ndim >= 2]
@@ -84,7 +84,7 @@ def test_accumulation_is_one_batch_is_two_ranks(world: World, two: Path, tmp_pat
 
 
 def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) -> None:
-    """kill -9 of the launcher and of both ranks, then the same command."""
+    """Kill the launcher and both ranks with -9, then run the same command."""
     out = tmp_path / "run"
     arguments = flags(world, out)
     process = start_ranks(pausing(arguments, 6))
