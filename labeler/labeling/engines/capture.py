@@ -131,7 +131,7 @@ def _check_rows(
     vocab_size: int,
 ) -> None:
     if ids.shape[0] != len(tokens):
-        raise CaptureError(f"the engine returned {ids.shape[0]} positions, asked {len(tokens)}")
+        raise CaptureError(f"the engine returned {ids.shape[0]} positions, expected {len(tokens)}")
     if np.isnan(values).any():
         raise CaptureError("the engine returned NaN logprobs")
     if (ids[:, 0] != tokens).any():

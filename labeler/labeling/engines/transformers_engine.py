@@ -158,7 +158,7 @@ def _body_run_once(model: Any) -> Iterator[None]:
     """Within the context, run the layers below the head only once; later calls reuse their output.
 
     One call of the model per chunk of positions then gives the logits of that chunk alone, through
-    whatever this model does after its head (softcap, scaling).
+    everything the model does after its head (softcap, scaling).
     """
     body = model.base_model
     if any(module is model.get_output_embeddings() for module in body.modules()):
