@@ -1,11 +1,9 @@
-"""What goes wrong on a node at night, through the command line with real vLLM."""
+"""Failures of a node in the middle of a run, through the command line with real vLLM."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,18 +15,17 @@ from transformers import AutoModelForCausalLM
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import open_label_set, scan, validate_label_set
 from schemas.journal import read_entries, read_rejects
+from tests.fork_server import fork_server
 from tests.labeler.labeling.test_vllm import small
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
 pytestmark = pytest.mark.vllm
 Run = Callable[..., subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).parents[3]
 
 
 def run_with(fault: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.labeler.faults", fault, *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    server = fork_server("tests.labeler.preload")
+    return server.run("tests.labeler.faults", fault, *arguments)
 
 
 def facts_of(out: Path) -> list[dict[str, str]]:
@@ -36,7 +33,7 @@ def facts_of(out: Path) -> list[dict[str, str]]:
     return [entry.provenance for entry in read_entries(out, manifest.planned_units)]
 
 
-def test_a_full_disk_costs_the_unit_in_work_only(
+def test_a_full_disk_costs_only_the_current_unit(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     flags = small(teacher, tmp_path / "labels")
@@ -51,7 +48,7 @@ def test_a_full_disk_costs_the_unit_in_work_only(
     assert list(validate_label_set(open_label_set(tmp_path / "labels"))) == []
 
 
-def test_out_of_memory_halves_the_step_and_goes_on(
+def test_out_of_memory_halves_the_step_and_continues(
     teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "labels"
@@ -67,7 +64,7 @@ def test_out_of_memory_halves_the_step_and_goes_on(
     assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
 
 
-def test_a_crashed_engine_is_an_error_and_the_same_command_goes_on(
+def test_a_crashed_engine_is_an_error_and_the_same_command_resumes(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     flags = small(teacher, tmp_path / "labels")
@@ -81,7 +78,7 @@ def test_a_crashed_engine_is_an_error_and_the_same_command_goes_on(
     assert list(validate_label_set(open_label_set(tmp_path / "labels"))) == []
 
 
-def test_a_row_with_fewer_positions_than_asked_is_a_reject(
+def test_a_row_with_missing_positions_is_a_reject(
     teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "labels"
@@ -89,7 +86,7 @@ def test_a_row_with_fewer_positions_than_asked_is_a_reject(
     assert done.returncode == 0, done.stderr
     reasons = read_rejects(out)["reason"].to_pylist()
     assert reasons
-    assert all("positions, asked" in reason for reason in reasons)
+    assert all("positions, expected" in reason for reason in reasons)
     labels = open_label_set(out)
     assert list(validate_label_set(labels)) == []
     assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
@@ -117,7 +114,7 @@ def test_tensors_that_fail_the_self_test_are_not_used(
 def test_rows_with_nan_logits_are_rejects_and_too_many_end_the_run(
     run_labeler: Run, tmp_path: Path
 ) -> None:
-    """A teacher with one broken embedding: whatever follows that token is NaN."""
+    """A teacher with one broken embedding: every position after that token is NaN."""
     path = tmp_path / "teacher"
     vocab_size = make_tokenizer(path)
     make_model(path, vocab_size=vocab_size, tie_word_embeddings=False)

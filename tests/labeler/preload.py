@@ -1,0 +1,21 @@
+"""Import what the labeler's commands import, vLLM's engine included; see `tests.fork_server`."""
+
+import importlib
+import os
+
+from labeler.labeling.engines.vllm.vllm_load import import_vllm
+
+NAMES = (
+    "labeler.cli",
+    "labeler.labeling.engines.transformers_engine",
+    "labeler.labeling.runs.label_run",
+    "pandas",
+    "sympy.physics",
+    "vllm.model_executor.models.llama",
+    "vllm.v1.worker.cpu_worker",
+)
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `labeler.cli.main` does
+_ = import_vllm().LLM  # imported at this access
+for _name in NAMES:
+    importlib.import_module(_name)
