@@ -1,9 +1,10 @@
-"""Polars speaks labels: `pl.col("topk_logprobs").labels.probs()`, `frame.labels.explode()`.
+"""Namespace `labels` in Polars: `pl.col("topk_logprobs").labels.probs()`, `frame.labels.explode()`.
 
-Importing `schemas` registers the namespace `labels` on expressions, DataFrames and LazyFrames.
-Everything works on the plain columns of docs/format.md, whole columns at a time. Expressions take
-a column as a label set has it, one sequence a row (`list[list]`), or after `explode()`, one
-position a row (`list`). Build one anew for each: Polars keeps the type that it first had.
+Importing this module, or using `schemas.scan`, registers the namespace on expressions, DataFrames
+and LazyFrames. It works on the plain columns of docs/format.md, whole columns at a time.
+Expressions take a column with one sequence per row (`list[list]`), as in a label set, or with one
+position per row (`list`), as after `explode()`. Build a new expression for each: Polars keeps the
+type that an expression had first.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 import polars as pl
 
-from schemas import positions, token_text
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import Labels, decode
 from schemas.divergence import diverge
 from schemas.errors import SoftshardsError
-from schemas.token_text import Tokenizer
+from schemas.polars_positions import explode, map_positions, span_positions
+from schemas.token_text import Tokenizer, decode_ids, open_decoder
 
 JOINED = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
 FACTS = "_softshards_facts"
@@ -27,106 +28,108 @@ FACTS = "_softshards_facts"
 
 @pl.api.register_expr_namespace("labels")
 class LabelExpr:
-    """`pl.col(...).labels`: what label columns say."""
+    """`pl.col(...).labels`: functions of label columns."""
 
     def __init__(self, expr: pl.Expr) -> None:
         self._expr = expr
 
     def probs(self) -> pl.Expr:
-        """Probabilities of `topk_logprobs`, float32, in lists like theirs."""
-        return positions.each([self._expr], lambda logs: _probs(logs))
+        """Return the probabilities of `topk_logprobs`, float32, in the same lists."""
+        return map_positions([self._expr], lambda logs: _probs(logs))
 
     def coverage(self) -> pl.Expr:
-        """Mass inside the top-k at each position, from `topk_logprobs`; float32."""
-        return positions.each([self._expr], lambda logs: _probs(logs).list.sum())
+        """Return the mass inside the top-k at each position, from `topk_logprobs`; float32."""
+        return map_positions([self._expr], lambda logs: _probs(logs).list.sum())
 
     def entropy(self, tail: pl.Expr | str) -> pl.Expr:
-        """Entropy in nats of the outcomes (top-k, tail), from `topk_logprobs`; float32.
+        """Return the entropy of the outcomes (top-k, tail), from `topk_logprobs`; nats, float32.
 
-        A lower bound of the full distribution's, which column `entropy` holds where it is stored.
+        It is a lower bound of the full distribution's entropy, which column `entropy` may hold.
 
         Args:
             tail: the column `tail_logprob`.
         """
-        return positions.each([self._expr, tail], _entropy)
+        return map_positions([self._expr, tail], _entropy)
 
     def argmax(self) -> pl.Expr:
-        """The teacher's likeliest id at each position, from `topk_ids`."""
-        return positions.each([self._expr], lambda ids: ids.list.first())
+        """Return the teacher's most likely id at each position, from `topk_ids`."""
+        return map_positions([self._expr], lambda ids: ids.list.first())
 
     def agrees(self, token: pl.Expr | str) -> pl.Expr:
-        """Whether the likeliest id of `topk_ids` is the actual token at each position.
+        """Return true where the most likely id of `topk_ids` is the actual token.
 
         Args:
             token: the actual token's id: `token_id` of `explode()`, or
                 `pl.col("input_ids").labels.at("spans")`.
         """
-        return positions.each([self._expr, token], lambda ids, token: ids.list.first() == token)
+        return map_positions([self._expr, token], lambda ids, token: ids.list.first() == token)
 
     def at(self, spans: pl.Expr | str) -> pl.Expr:
-        """Entries of a list over all tokens (`input_ids`) at the labeled positions, in label order.
+        """Return true where the top id of `topk_ids` is the actual token.
 
         Args:
             spans: the column `spans`.
         """
-        return self._expr.list.gather(positions.of_spans(spans))
+        return self._expr.list.gather(span_positions(spans))
 
     def decode(self, tokenizer: Tokenizer) -> pl.Expr:
-        """Text of each id, alone, in lists like theirs.
+        """Return the text of each id by itself, in the same lists.
 
         Args:
-            tokenizer: `tokenizer.json`, a folder with it, an object with `decode`, or a function
+            tokenizer: a `tokenizer.json` or its folder, an object with `decode`, or a function
                 of a list of ids. A token that is part of a character decodes as U+FFFD.
 
         Raises:
-            SoftshardsError: there is no such file, or it is no tokenizer.
+            SoftshardsError: the file is missing, or this is not a tokenizer.
         """
-        text = token_text.reader(tokenizer)
-        return self._expr.map_batches(lambda ids: token_text.texts(ids, text), is_elementwise=True)
+        decode = open_decoder(tokenizer)
+        return self._expr.map_batches(lambda ids: decode_ids(ids, decode), is_elementwise=True)
 
 
 @pl.api.register_lazyframe_namespace("labels")
 class LazyLabels:
-    """`LazyFrame.labels`: a label set's rows as positions, as text, beside another teacher's."""
+    """`LazyFrame.labels`: rows as positions, as text, and joined with another teacher's rows."""
 
     def __init__(self, frame: pl.LazyFrame) -> None:
         self._frame = frame
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts of the label set (`schemas.facts`) on the very frame that `schemas.scan` returned.
+        """Facts about the label set (`schemas.facts`), on the frame that `schemas.scan` returned.
 
         Raises:
-            SoftshardsError: it is another frame. Polars keeps nothing of ours through an operation.
+            SoftshardsError: this is a different frame. Polars operations drop the facts.
         """
         found = getattr(self._frame, FACTS, None)
         if found is None:
             raise SoftshardsError(
                 "this frame is not the one that schemas.scan returned",
-                hint="ask that one, or call schemas.facts(path)",
+                hint="use that frame, or call schemas.facts(path)",
             )
         return dict(found)
 
     def explode(self, *columns: str, keep: Sequence[str] = ()) -> pl.LazyFrame:
-        """One labeled position a row.
+        """Explode rows to one labeled position per row.
 
-        Columns: `id`, `chunk`, `sample`; `position`, the place of the token in `input_ids`; `kind`
+        Columns: `id`, `chunk`, `sample`; `position`, the index of the token in `input_ids`; `kind`
         of its span; `token_id`, the actual token; then `topk_ids`, `topk_logprobs` (lists),
         `tail_logprob`, `token_logprob`, `entropy` and `log_normalizer` (null where not stored), as
         far as the frame has them.
 
         Args:
-            columns: those of `position` to `log_normalizer` to give; all by default. Polars reads
-                all that it explodes, even if a later `select` drops it, so name them here.
-            keep: other columns of the row, to be repeated at each of its positions.
+            columns: columns from `position` to `log_normalizer` to return; all by default. Polars
+                reads everything that it explodes, even if a later `select` drops it.
+            keep: other columns of the row, repeated at each of its positions.
 
         Raises:
-            SoftshardsError: there is no such column.
+            SoftshardsError: a column does not exist.
         """
-        return positions.explode(self._frame, columns, keep)
+        return explode(self._frame, columns, keep)
 
     def decode(self, tokenizer: Tokenizer) -> pl.LazyFrame:
-        """Adds `token`, the text of `token_id`, and `topk_tokens`, of `topk_ids`: what is there.
+        """Add `token`, the text of `token_id`, and `topk_tokens`, the text of `topk_ids`.
+
+        A column is added only where its ids exist.
 
         Args:
             tokenizer: as for the expression `decode`.
@@ -140,16 +143,16 @@ class LazyLabels:
         )
 
     def join(self, other: pl.LazyFrame | pl.DataFrame, suffix: str = "_other") -> pl.LazyFrame:
-        """Two teachers at the positions that both have labeled, with their KL there.
+        """Join two teachers at the positions that both have labeled, and compute their KL.
 
-        Rows of both frames are matched by (`id`, `chunk`, `sample`, `position`), where the token
-        is the same one. Adds `kl`, KL(self||other) in nats, and `kl_back`, KL(other||self): over
-        the ids that both name and one outcome for all others, so lower bounds of the KL over the
-        whole vocabulary; `common_mass`, the mass of those ids by self; `same_first`.
+        Positions are matched by `id`, `chunk`, `sample` and `position`, where the token is the
+        same. Adds `kl`, KL(self||other) in nats, and `kl_back`, KL(other||self), over the ids that
+        both store and one outcome for all others: lower bounds of the KL over the whole vocabulary.
+        Also adds `common_mass`, the mass of the common ids according to self, and `same_first`.
 
         Args:
             other: rows of the other label set, or its exploded positions.
-            suffix: of the other one's columns.
+            suffix: suffix of the other set's columns.
         """
         on = [*KEY_COLUMNS, "position", "token_id"]
         wanted = ("position", "token_id", *JOINED)
@@ -162,7 +165,7 @@ class LazyLabels:
 
 @pl.api.register_dataframe_namespace("labels")
 class FrameLabels:
-    """`DataFrame.labels`: as `LazyFrame.labels`, at once."""
+    """`DataFrame.labels`: the methods of `LazyFrame.labels`, evaluated at once."""
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self._lazy = LazyLabels(frame.lazy())
@@ -201,14 +204,14 @@ def _divergence(sides: pl.Series) -> pl.Series:
 
 def _side(columns: pl.DataFrame) -> Labels:
     columns.columns = list(JOINED)
-    # All positions as one row: `decode` takes rows.
+    # `decode` takes rows: pass all positions as one row.
     return decode(columns.select(pl.all().implode()).to_arrow()).labels
 
 
 def _exploded(frame: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
     if "position" in frame.collect_schema().names():
         return frame.select(*KEY_COLUMNS, *columns)
-    return positions.explode(frame, columns)
+    return explode(frame, columns)
 
 
 def _probs(logs: pl.Series) -> pl.Series:

@@ -270,10 +270,10 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     frame = scan(GOLDEN)
     with pytest.raises(SoftshardsError, match=r"no column 'logits' to explode\n.*topk_ids"):
         frame.labels.explode("logits")
-    with pytest.raises(SoftshardsError, match=r"no tokenizer\.json"):
+    with pytest.raises(SoftshardsError, match=r"tokenizer\.json is missing"):
         frame.labels.decode(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(SoftshardsError, match=r"this is no tokenizer\.json"):
+    with pytest.raises(SoftshardsError, match=r"not a tokenizer\.json"):
         pl.col("input_ids").labels.decode(tmp_path / "tokenizer.json")
-    with pytest.raises(SoftshardsError, match="int is no tokenizer"):
+    with pytest.raises(SoftshardsError, match="int is not a tokenizer"):
         pl.col("input_ids").labels.decode(3)
