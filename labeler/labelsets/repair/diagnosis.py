@@ -204,10 +204,13 @@ def _check_shard(
         return "its shard is missing", None, ""
     if footer is None:
         return "its footer cannot be read", None, ""
-    expected = {"identity_digest": manifest.identity_digest, "codec": manifest.codec, "unit": unit}
-    for name, value in expected.items():
-        if footer[name] != value:
-            return f"it belongs to another set or unit: {name} is {footer[name]!r}", None, ""
+    for name, actual, expected in (
+        ("identity_digest", footer["identity_digest"], manifest.identity_digest),
+        ("codec", footer["codec"], manifest.codec),
+        ("unit", footer["unit"], unit),
+    ):
+        if actual != expected:
+            return f"it belongs to another set or unit: {name} is {actual!r}", None, ""
     journaled = None if entry is None else (entry.row_groups, entry.footer)
     for source, ranges in (("the journal", journaled), ("the index", indexed)):
         if ranges is not None:

@@ -23,7 +23,7 @@ class RepairConfig:
     """Folder of the teacher, to copy tokenizer files from; by default the one the set names."""
 
     dry_run: bool = False
-    """Say what would be done; change nothing."""
+    """Print what would be done; change nothing."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print JSON on standard output: moved, rebuilt, redo and left."""

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +23,17 @@ from schemas.manifest import MANIFEST, FileDigest
 from schemas.plan import is_plan
 from schemas.shard import byte_ranges
 
-Footer = dict[str, Any]
 Ranges = tuple[Sequence[ByteRange], ByteRange]
 """Byte ranges of a shard: its row groups, and its footer."""
+
+
+class Footer(TypedDict):
+    """The JSON object in a shard's footer, as far as a repair needs it."""
+
+    identity: dict[str, object]
+    identity_digest: str
+    codec: str
+    unit: int
 
 
 def read_footer(shard: Path) -> Footer | None:
@@ -101,10 +109,12 @@ def rebuild_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntr
     )
 
 
-def _unknown_provenance(source: str) -> dict[str, Any]:
+def _unknown_provenance(source: str) -> dict[str, object]:
     """Return the provenance of a unit whose record is lost."""
-    unknown = dict.fromkeys(("engine", "engine_version", "device"), "unknown")
-    return unknown | {
+    return {
+        "engine": "unknown",
+        "engine_version": "unknown",
+        "device": "unknown",
         "softshards": __version__,
         "settings": {},
         "engine_seconds": 0.0,
@@ -165,9 +175,9 @@ def rebuild_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
     )
 
 
-def _rebuilt_provenance(directory: Path, *, has_plan: bool) -> dict[str, Any]:
+def _rebuilt_provenance(directory: Path, *, has_plan: bool) -> dict[str, object]:
     rejects = sorted((directory / JOURNAL).glob("plan*.rejects.parquet"))
-    provenance: dict[str, Any] = {
+    provenance: dict[str, object] = {
         "softshards": __version__,
         "plan_rejects": sum(_count_rows(path) for path in rejects),
         "rebuilt": "the manifest was lost: the identity comes from the shards",

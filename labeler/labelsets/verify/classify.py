@@ -15,10 +15,10 @@ from schemas.shift_check import SHIFTS
 from schemas.topk_match import match
 
 SHIFTED_SHARE = 0.1
-"""A label is shifted where its distance at the other position is at most this share of the distance
-at its own."""
+"""A label is shifted if its distance at another position is at most this share of the distance at
+its own."""
 SHIFTED_DISTANCE = 0.02
-"""Distance at the label's own position below which no shift is looked for."""
+"""Minimum distance at the label's own position before a shift is considered."""
 TEACHER_DISTANCE = 0.05
 """Mean distance above which a dtype or a kernel does not explain the differences."""
 LINEAR = 0.999

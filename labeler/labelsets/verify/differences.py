@@ -13,7 +13,7 @@ from schemas.topk_match import match
 from schemas.version import COMPACT_1, PLAIN_1
 
 TAIL_SLACK = 1e-4
-"""Mass by which a tail may differ beyond the tolerance: 1 - sum of float32 terms is no better."""
+"""Mass by which a tail may differ beyond the tolerance: 1 - sum of float32 terms is not exact."""
 
 Floats = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]
 

@@ -8,7 +8,6 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,7 +54,7 @@ class Rescore:
     verdict: str
     findings: tuple[Finding, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the JSON values, without the findings, which are listed among the set's."""
         values = dataclasses.asdict(self)
         del values["findings"]

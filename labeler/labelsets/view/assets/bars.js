@@ -65,7 +65,7 @@ function makeCard(vocabulary, facts, { onUnpin, onMore }) {
       lines.push(bar(rank, vocabulary.show(id, false, 40), Math.exp(d.token), most, "actual apart", vocabulary.say(id)));
     }
     const hidden = d.ids.slice(listed.length).reduce((sum, i) => sum + d.probabilities.get(i), 0);
-    const tail = bar(null, [`tail, ${whole.format(facts.sets[0].vocab_size - d.ids.length)} ids`], d.tail, most, "tail", "tail");
+    const tail = bar(null, [`tail, ${integers.format(facts.sets[0].vocab_size - d.ids.length)} ids`], d.tail, most, "tail", "tail");
     return [figuresShown, el("ol", { class: "bars" }, ...lines), more(d.ids.length - listed.length, hidden, d.ids.length), el("ol", { class: "bars" }, tail)];
   }
 

@@ -64,8 +64,8 @@ function clipped(text, most = LONGEST) {
   return characters.length > most ? characters.slice(0, most).join("") + "…" : text;
 }
 
-const whole = new Intl.NumberFormat("en");
-const count = (n, one) => `${whole.format(n)} ${one}${n === 1 ? "" : "s"}`;
+const integers = new Intl.NumberFormat("en");
+const count = (n, one) => `${integers.format(n)} ${one}${n === 1 ? "" : "s"}`;
 const minus = (text) => text.replace(/^-/, "−");
 const nats = (x) => (x === null || x === undefined ? "–" : minus(x.toFixed(2)));
 

@@ -16,26 +16,26 @@ function makeFilters(facts, onChange) {
   for (const [value, name] of Object.entries(sorts)) $("sort").append(el("option", { value }, name));
 
   function query() {
-    const asked = {};
-    if ($("search").value) asked.search = $("search").value;
-    for (const [name, value] of Object.entries(choices)) if (value !== null) asked[name] = value;
+    const parameters = {};
+    if ($("search").value) parameters.search = $("search").value;
+    for (const [name, value] of Object.entries(choices)) if (value !== null) parameters[name] = value;
     for (const [name, [least, most]] of Object.entries(ranges)) {
-      if (least !== "") asked[`min_${name}`] = least;
-      if (most !== "") asked[`max_${name}`] = most;
+      if (least !== "") parameters[`min_${name}`] = least;
+      if (most !== "") parameters[`max_${name}`] = most;
     }
-    asked.sort = $("sort").value;
-    asked.descending = $("direction").getAttribute("aria-pressed") === "true" ? "1" : "0";
-    return asked;
+    parameters.sort = $("sort").value;
+    parameters.descending = $("direction").getAttribute("aria-pressed") === "true" ? "1" : "0";
+    return parameters;
   }
 
   function changed() {
     clearTimeout(timer);
-    const asked = query();
-    const active = Object.keys(asked).filter((name) => !["sort", "descending"].includes(name));
+    const parameters = query();
+    const active = Object.keys(parameters).filter((name) => !["sort", "descending"].includes(name));
     const filters = active.filter((name) => name !== "search").length;
     $("open-filters").textContent = filters ? `Filter (${filters})` : "Filter";
     $("clear").hidden = !active.length;
-    onChange(asked);
+    onChange(parameters);
   }
 
   function soon() {
@@ -47,7 +47,7 @@ function makeFilters(facts, onChange) {
     if (options.length < 2) return;
     const select = el("select", { id: `choose-${name}` }, el("option", {}, "any"));
     options.forEach(({ value, rows }) => {
-      select.append(el("option", {}, `${clipped(value, 60)} (${whole.format(rows)})`));
+      select.append(el("option", {}, `${clipped(value, 60)} (${integers.format(rows)})`));
     });
     choices[name] = null;
     const pick = (index) => {

@@ -16,10 +16,10 @@ function makeList(source, { onSelect, onTotal, onError }) {
 
   function load(page) {
     if (pages.has(page)) return pages.get(page);
-    const asked = generation;
+    const started = generation;
     const entry = { rows: null };
     entry.ready = source.rows(query, page * PAGE, PAGE).then((answer) => {
-      if (asked !== generation) return null;
+      if (started !== generation) return null;
       entry.rows = answer.rows;
       return answer;
     });
@@ -81,10 +81,10 @@ function makeList(source, { onSelect, onTotal, onError }) {
       }
     }
     draw();
-    const asked = generation;
+    const started = generation;
     try {
       const row = await rowAt(index);
-      if (asked === generation && selected === index && row) onSelect(row, index, total);
+      if (started === generation && selected === index && row) onSelect(row, index, total);
     } catch (error) {
       onError(error);
     }
@@ -95,10 +95,10 @@ function makeList(source, { onSelect, onTotal, onError }) {
     query = newQuery;
     generation += 1;
     pages = new Map();
-    const asked = generation;
+    const started = generation;
     try {
       const answer = await load(0).ready;
-      if (asked !== generation || !answer) return;
+      if (started !== generation || !answer) return;
       total = Math.min(answer.total, MOST);
       onTotal(answer.total);
       selected = -1;

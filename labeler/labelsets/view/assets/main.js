@@ -18,7 +18,7 @@ function header(facts, sample) {
   facts.sets.forEach((set, index) => {
     const chips = [
       ["teacher", (set.teacher ?? "unknown").split("/").pop()], ["k", set.k], ["codec", set.codec], ["dtype", set.dtype],
-      ["rows", whole.format(set.rows)], ["labels", whole.format(set.labels)], ["identity", short(set.identity_digest)],
+      ["rows", integers.format(set.rows)], ["labels", integers.format(set.labels)], ["identity", short(set.identity_digest)],
     ];
     $("sets").append(el("div", { class: "set" },
       facts.sets.length > 1 ? el("b", { class: `which ${"ab"[index]}` }, "AB"[index]) : null,
@@ -27,9 +27,9 @@ function header(facts, sample) {
     const all = {
       ...(set.path ? { path: set.path } : {}), ...(set.view_of ? { "view of": set.view_of } : {}), teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
       status: set.status, dtype: set.dtype, "head dtype": set.head_dtype, quantization: set.quantization ?? "none",
-      vocabulary: whole.format(set.vocab_size), "longest sequence": `${whole.format(set.max_length)} tokens`,
-      sampling: set.sampling ? JSON.stringify(set.sampling) : "none", rows: whole.format(set.rows), tokens: whole.format(set.tokens),
-      labels: whole.format(set.labels), size: bytes(set.bytes) + (set.view_of ? " for the whole set" : `, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B per label`),
+      vocabulary: integers.format(set.vocab_size), "longest sequence": `${integers.format(set.max_length)} tokens`,
+      sampling: set.sampling ? JSON.stringify(set.sampling) : "none", rows: integers.format(set.rows), tokens: integers.format(set.tokens),
+      labels: integers.format(set.labels), size: bytes(set.bytes) + (set.view_of ? " for the whole set" : `, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B per label`),
       weights: set.weights, tokenizer: set.tokenizer, "chat template": set.chat_template ?? "none", identity: set.identity_digest,
     };
     $("manifest-facts").append(el("h2", {}, facts.sets.length > 1 ? `${"AB"[index]}: ` : "", ...visible(set.name)),
@@ -69,7 +69,7 @@ async function start() {
 
   function total(found) {
     const all = sample ? null : facts.sets[0].rows;
-    $("count").textContent = count(found, "row") + (all !== null && all !== found ? ` of ${whole.format(all)}` : "") + (sample ? " in this sample" : "");
+    $("count").textContent = count(found, "row") + (all !== null && all !== found ? ` of ${integers.format(all)}` : "") + (sample ? " in this sample" : "");
     if (!found) $("text").replaceChildren(el("p", { class: "note" }, "No rows match."));
   }
 
@@ -196,7 +196,7 @@ async function start() {
 function rowFacts(row, index, all) {
   const part = [row.chunk ? `chunk ${row.chunk}` : null, row.sample ? `sample ${row.sample}` : null, row.source, row.finish_reason ? `finish reason ${row.finish_reason}` : null, row.parent_id ? `made from ${row.parent_id}` : null];
   const facts = [
-    `${whole.format(index + 1)} of ${whole.format(all)}`, ...part, `${count(row.n_tokens, "token")}, ${count(row.n_labels, "label")}`,
+    `${integers.format(index + 1)} of ${integers.format(all)}`, ...part, `${count(row.n_tokens, "token")}, ${count(row.n_labels, "label")}`,
     `entropy ${nats(row.mean_entropy)}`, `NLL ${nats(row.mean_nll)}`, `coverage ${row.coverage === null ? "–" : percent(row.coverage)}`,
   ].filter(Boolean);
   const nodes = facts.map((fact) => el("span", {}, ...visible(clipped(fact, 120))));

@@ -13,9 +13,9 @@ function makeText(vocabulary, { onShow, onPin }) {
   // A token's text as shown: joined with its neighbors where they share a character.
   function content(position, flows) {
     const id = row.ids[position];
-    const whole = row.joined[position];
-    if (whole === "") return [el("span", { class: "sign", title: vocabulary.texts[id] }, "◦")];
-    return whole === undefined ? vocabulary.show(id, flows) : visible(whole, flows);
+    const joined = row.joined[position];
+    if (joined === "") return [el("span", { class: "sign", title: vocabulary.texts[id] }, "◦")];
+    return joined === undefined ? vocabulary.show(id, flows) : visible(joined, flows);
   }
 
   function render(newRow, newSides) {
