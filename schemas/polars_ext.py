@@ -65,7 +65,7 @@ class LabelExpr:
         return map_positions([self._expr, token], lambda ids, token: ids.list.first() == token)
 
     def at(self, spans: pl.Expr | str) -> pl.Expr:
-        """Return true where the top id of `topk_ids` is the actual token.
+        """Return a list over tokens (`input_ids`) at the labeled positions, in label order.
 
         Args:
             spans: the column `spans`.
