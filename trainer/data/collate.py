@@ -1,9 +1,9 @@
-"""A pack to tensors: one sequence in which documents do not see each other, and its labels."""
+"""Turn a pack into tensors: a sequence of documents that cannot see each other, and its labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -13,37 +13,56 @@ from torch import Tensor
 from schemas.errors import LabelSetError
 from schemas.labeled_spans import positions
 from trainer.data.dataset import Pack
-from trainer.losses import renormalize_teacher
+from trainer.data.teacher_buckets import renormalize_teacher
 
 Attention = Literal["mask", "documents", "positions", "varlen"]
-"""How documents are kept apart.
+"""Ways to keep documents apart.
 
 mask: an explicit block-diagonal causal mask [1, 1, T, T], for SDPA and eager attention.
-documents: one after the other, by `trainer.student.document_attention`; the quickest on a CPU.
+documents: one document at a time, by `trainer.student.document_attention`; the fastest on a CPU.
 positions: transformers derives the mask from position ids that restart; needed where some layers
     have a sliding window, which one explicit mask could not express.
 varlen: cu_seqlens for flash attention.
 """
 
 
+class ModelInputs(TypedDict):
+    """Keyword arguments of a transformers decoder."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    use_cache: bool
+    cu_seq_lens_q: NotRequired[Tensor]
+    cu_seq_lens_k: NotRequired[Tensor]
+    max_length_q: NotRequired[int]
+    max_length_k: NotRequired[int]
+    document_lengths: NotRequired[list[int]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """T tokens of some documents in a row, n labels. Integers are int64, logprobs float32.
+    """T tokens of consecutive documents, and n labels. Integers are int64, logprobs float32.
 
     Attributes:
-        input_ids, position_ids: [1, T]; positions restart with every document.
+        input_ids: [1, T].
+        position_ids: [1, T]; positions restart with every document.
         attention_mask: bool [1, 1, T, T], True where a query (third axis) sees a key, or None.
-        cu_seqlens: int32 [documents + 1] or None. max_length: tokens of the longest document.
+        cu_seqlens: int32 [documents + 1], or None.
+        max_length: tokens of the longest document.
         document_lengths: tokens of each document, or None.
-        rows: [n], the hidden state that predicts label j: the one *before* the labeled token.
+        rows: [n], index of the hidden state that predicts label j: the one *before* its token.
         targets: [n], the actual token at label j.
-        topk_ids, topk_logprobs: [n, k], the teacher's, padded with -1 and -inf.
+        topk_ids: [n, k], the teacher's, unique within a row, padded with -1.
+        topk_logprobs: [n, k], padded with -inf.
         tail_logprob: [n]; together with topk_logprobs it sums to one, renormalized after storage.
         token_logprob: [n], the teacher's log p of the actual token, as stored.
-        drawn_ids, drawn_counts: [n, m], ids drawn from the teacher's distribution and how often
-            each was, padded with -1 and 0; or None, where they were not read.
+        drawn_ids: [n, m], ids drawn from the teacher's distribution, unique within a row, padded
+            with -1; or None, where they were not read.
+        drawn_counts: [n, m], times each id was drawn, padded with 0; or None.
         kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
-        documents: [n], which of the pack's rows a label is of. sources: input file of each row.
+        documents: [n], number of the pack's row that a label belongs to.
+        sources: input file of each row.
     """
 
     input_ids: Tensor
@@ -65,7 +84,7 @@ class Batch:
     sources: list[str]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
+        """Return the batch on a device."""
         moved: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
@@ -73,17 +92,17 @@ class Batch:
         return Batch(**moved)
 
     @property
-    def model_inputs(self) -> dict[str, Any]:
+    def model_inputs(self) -> ModelInputs:
         """Keyword arguments for a transformers decoder."""
-        inputs: dict[str, Any] = {
+        inputs: ModelInputs = {
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
             "attention_mask": self.attention_mask,
             "use_cache": False,
         }
         if self.cu_seqlens is not None:
-            inputs |= {"cu_seq_lens_q": self.cu_seqlens, "cu_seq_lens_k": self.cu_seqlens}
-            inputs |= {"max_length_q": self.max_length, "max_length_k": self.max_length}
+            inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = self.cu_seqlens
+            inputs["max_length_q"] = inputs["max_length_k"] = self.max_length
         if self.document_lengths is not None:
             inputs["document_lengths"] = self.document_lengths
         return inputs
@@ -93,10 +112,10 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
     """Lay the rows of a pack end to end.
 
     Args:
-        pack: what `LabelDataset` yields.
-        attention: how documents are kept apart.
-        pad_to: pad to this many tokens with one more document, without labels (for torch.compile,
-            which wants one shape).
+        pack: an item of `LabelDataset`.
+        attention: the way to keep documents apart.
+        pad_to: pad to this many tokens with one more document without labels (for torch.compile,
+            which needs one shape).
 
     Raises:
         LabelSetError: a label holds no probability mass, or an id twice.
@@ -116,13 +135,14 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
     in_document = np.arange(len(tokens)) - np.repeat(starts, lengths)
     documents = np.repeat(np.arange(len(rows)), n_labels)
-    if (twice := _repeating(labels.topk_ids)).any():
-        raise LabelSetError(
-            f"{int(twice.sum())} of {len(twice)} labels hold an id twice: the mass outside the ids "
-            "would be wrong",
-            row=pack.keys[documents[twice.argmax()]],
-            hint="run `labeler verify` on the label set",
-        )
+    for ids in (labels.topk_ids, labels.sample_ids):
+        if ids is not None and (repeats := _has_repeats(ids)).any():
+            raise LabelSetError(
+                f"{int(repeats.sum())} of {len(repeats)} labels hold an id twice: the mass outside "
+                "the ids would be wrong",
+                row=pack.keys[documents[repeats.argmax()]],
+                hint="run `labeler verify` on the label set",
+            )
     try:
         topk, tail = renormalize_teacher(
             torch.from_numpy(labels.topk_logprobs), torch.from_numpy(labels.tail_logprob)
@@ -152,14 +172,15 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
     )
 
 
-def _repeating(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which rows of [n, k] hold an id twice. On a GPU the op does not look, this does."""
+def _has_repeats(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Return for each row of [n, k] whether it holds an id twice; the op relies on this check."""
     ordered = np.sort(ids, axis=1)
-    return ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+    repeats: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    return np.asarray(repeats.any(axis=1))
 
 
 def block_causal_mask(lengths: NDArray[np.int64]) -> Tensor:
-    """Bool [1, 1, T, T]: token q sees token k of the same document with k <= q."""
+    """Return bool [1, 1, T, T]: token q sees token k of the same document if k <= q."""
     document = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
     same = document[:, None] == document[None, :]
     return same.tril_()[None, None]
@@ -169,5 +190,5 @@ def _cu_seqlens(lengths: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def _long(array: NDArray[Any]) -> Tensor:
+def _long(array: NDArray[np.integer[Any]]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))

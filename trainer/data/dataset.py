@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,21 @@ from trainer.data.window import (
     ROW_COLUMNS,
     Window,
     decode_window,
-    labeled,
+    drop_unlabeled,
     row_names,
 )
 
-pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
+pc: Any = pyarrow.compute  # mypy cannot see its functions: they are generated on import
 
 STATE_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderState:
-    """A place in the endless sequence of packs; all that a resumed reader needs to know.
+    """A place in the endless sequence of packs: all that a resumed reader needs.
 
     `pack` counts packs of the window, whatever the world size. It may point past the window's end:
-    the surplus is then counted on in the next window.
+    the surplus then continues in the next window.
     """
 
     version: int = STATE_VERSION
@@ -50,28 +51,28 @@ class ReaderState:
     pack: int = 0
 
     def to_dict(self) -> dict[str, int]:
-        """As JSON-able numbers."""
+        """Return the state as JSON-able numbers."""
         return asdict(self)
 
     @staticmethod
     def from_dict(content: dict[str, int]) -> ReaderState:
-        """The inverse of `to_dict`.
+        """Return the state of a `to_dict`.
 
         Raises:
-            SoftshardsError: another version of softshards wrote it.
+            SoftshardsError: a different version of softshards wrote it.
         """
         if content.get("version") != STATE_VERSION:
             raise SoftshardsError(
-                f"reader state version {content.get('version')}, this softshards reads "
-                f"{STATE_VERSION}",
-                hint="resume with the softshards that wrote the checkpoint",
+                f"the reader state has version {content.get('version')}; this version of "
+                f"softshards reads {STATE_VERSION}",
+                hint="resume with the version of softshards that wrote the checkpoint",
             )
         return ReaderState(**content)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Rows that are trained on as one sequence. `state` is where to go on after it."""
+    """Rows that are trained on as one sequence. `state` is the place right after it."""
 
     window: Window
     rows: NDArray[np.int64]
@@ -79,13 +80,13 @@ class Pack:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows."""
+        """Number of tokens of all rows."""
         offsets = self.window.token_offsets
         return int((offsets[self.rows + 1] - offsets[self.rows]).sum())
 
     @property
     def n_labels(self) -> int:
-        """Labeled positions of all rows."""
+        """Number of labeled positions of all rows."""
         offsets = self.window.label_offsets
         return int((offsets[self.rows + 1] - offsets[self.rows]).sum())
 
@@ -97,11 +98,21 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class PackCount:
-    """What `epochs` passes over a label set come to."""
+    """Packs and tokens of all epochs, and how full the packs are, from 0 to 1."""
 
     packs: int
     tokens: int
     fill: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LoadedWindow:
+    """A window, and the packs that are made of it."""
+
+    epoch: int
+    window: int
+    data: Window
+    packs: list[NDArray[np.int64]]
 
 
 class LabelDataset:
@@ -111,19 +122,20 @@ class LabelDataset:
     so the sequence is the same at any world size. Each rank reads every window.
 
     Args:
-        labels: an opened label set, or folder, view or URL of a complete one, or a mixture of
+        labels: an opened label set; the folder, view or URL of a complete one; or a mixture of
             several (`trainer.data.mixture.open_mixture`).
-        pack_tokens: most tokens in a pack; no row may be longer.
-        seed: what the order depends on, with the epoch.
+        pack_tokens: the maximum number of tokens in a pack; no row may be longer.
+        seed: decides the order, with the epoch.
         window: row groups that are shuffled together and held in memory (twice: one window ahead).
         epochs: passes over the set; None never ends.
-        rank, world_size: which packs of the global sequence to yield.
+        rank: number of this process among `world_size`, which share the global sequence of packs.
+        world_size: number of processes.
         state: where to start; its seed must be `seed`. By default at the beginning.
         vocab_map: from the teacher's ids to the student's, where they differ.
         drawn: also read the ids that were drawn from the teacher.
 
     Raises:
-        LabelSetError: the set cannot be opened, holds no label, or none of the drawn ids asked for.
+        LabelSetError: the set cannot be opened, holds no labels, or lacks drawn ids.
     """
 
     def __init__(
@@ -163,35 +175,30 @@ class LabelDataset:
 
     def __iter__(self) -> Generator[Pack]:
         """Yield this rank's packs from `self.state` on, and keep `self.state` up to date."""
-        epoch, window, at = self.state.epoch, self.state.window, self.state.pack + self.rank
-        place: tuple[int, int] | None = (epoch, window)
-        if self.epochs is not None and epoch >= self.epochs:
-            return
+        at = self.state.pack + self.rank
+        windows = self._load_windows(self.state.epoch, self.state.window)
         pool = ThreadPoolExecutor(1, thread_name_prefix="label-reader")
         try:
-            ahead: Future[tuple[Window, list[NDArray[np.int64]]]] = pool.submit(
-                self._load, epoch, window
-            )
-            while place is not None:
-                epoch, window = place
-                data, packs = ahead.result()  # the reader's error is raised here, as it is
-                place = self._after(epoch, window)
-                if place is not None:
-                    ahead = pool.submit(self._load, *place)
-                for index in range(at, len(packs), self.world_size):
+            ahead = pool.submit(next, windows, None)
+            while (loaded := ahead.result()) is not None:  # raises the reader's error as it is
+                ahead = pool.submit(next, windows, None)
+                for index in range(at, len(loaded.packs), self.world_size):
                     at = index + self.world_size
                     self.state = ReaderState(
-                        seed=self.seed, epoch=epoch, window=window, pack=at - self.rank
+                        seed=self.seed,
+                        epoch=loaded.epoch,
+                        window=loaded.window,
+                        pack=at - self.rank,
                     )
-                    yield Pack(window=data, rows=packs[index], state=self.state)
-                at -= len(packs)
+                    yield Pack(window=loaded.data, rows=loaded.packs[index], state=self.state)
+                at -= len(loaded.packs)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def count(self) -> PackCount:
-        """Count the packs of all epochs; reads the set's length columns, and no labels."""
+        """Count the packs of all epochs. This reads the set's length columns, and no labels."""
         if self.epochs is None:
-            raise ValueError("without a number of epochs there is no end to count to")
+            raise ValueError("the packs of an endless dataset cannot be counted: pass epochs")
         places = [
             (part, group)
             for part in range(len(self.parts))
@@ -203,27 +210,33 @@ class LabelDataset:
         for epoch in range(self.epochs):
             for window, groups in enumerate(self._windows(epoch)):
                 rows = np.concatenate([lengths[int(part), int(group)] for part, group in groups])
-                cut = self._pack(rows, epoch, window, lambda row, g=groups: self._name(g, row))
+                cut = self._pack(rows, epoch, window, partial(self._name, groups))
                 packs, tokens = packs + len(cut), tokens + int(rows.sum())
         return PackCount(packs=packs, tokens=tokens, fill=tokens / max(1, packs * self.pack_tokens))
 
     def _windows(self, epoch: int) -> list[NDArray[np.int64]]:
-        """(part, row group) [up to `window`, 2] of each window of an epoch."""
+        """Return (part, row group) [up to `window`, 2] of each window of an epoch.
+
+        This orders all row groups of the set: call it once per epoch.
+        """
         return cut_windows(epoch_order(self.parts, self.seed, epoch), self.window)
 
-    def _after(self, epoch: int, window: int) -> tuple[int, int] | None:
-        if window + 1 < len(self._windows(epoch)):
-            return epoch, window + 1
-        return None if self.epochs is not None and epoch + 1 >= self.epochs else (epoch + 1, 0)
+    def _load_windows(self, epoch: int, window: int) -> Iterator[_LoadedWindow]:
+        """Yield the windows of all epochs, from a place on."""
+        while self.epochs is None or epoch < self.epochs:
+            windows = self._windows(epoch)
+            for number in range(window, len(windows)):
+                yield self._load(epoch, number, windows[number])
+            epoch, window = epoch + 1, 0
 
-    def _load(self, epoch: int, window: int) -> tuple[Window, list[NDArray[np.int64]]]:
-        groups = self._windows(epoch)[window]
+    def _load(self, epoch: int, window: int, groups: NDArray[np.int64]) -> _LoadedWindow:
         data = decode_window(self._rows(groups, self.columns, verify=True), self.vocab_map)
         lengths = np.diff(data.token_offsets)
-        return data, self._pack(lengths, epoch, window, lambda row: data.keys[row])
+        packs = self._pack(lengths, epoch, window, data.keys.__getitem__)
+        return _LoadedWindow(epoch=epoch, window=window, data=data, packs=packs)
 
     def _pack(
-        self, lengths: NDArray[np.int64], epoch: int, window: int, row_name: Any
+        self, lengths: NDArray[np.int64], epoch: int, window: int, row_name: Callable[[int], str]
     ) -> list[NDArray[np.int64]]:
         return pack_window(
             lengths,
@@ -235,13 +248,13 @@ class LabelDataset:
         )
 
     def _lengths(self, part: int, group: int) -> NDArray[np.int64]:
-        """Lengths of a row group's labeled rows; what they are is verified when they are read."""
+        """Return the lengths of a row group's labeled rows, unverified until they are read."""
         table = self._rows(np.array([[part, group]]), LENGTH_COLUMNS, verify=False)
         student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
-        return pc.coalesce(student, table["n_tokens"]).to_numpy().astype(np.int64)
+        return np.asarray(pc.coalesce(student, table["n_tokens"]).to_numpy(), dtype=np.int64)
 
     def _fetchers(self) -> ThreadPoolExecutor:
-        """Threads that read row groups: many where they wait for a network, else one."""
+        """Return threads that read row groups: many where they wait for a network, else one."""
         remote = any(part.labels.remote for part in self.parts)
         return ThreadPoolExecutor(FETCH_THREADS if remote else 1)
 
@@ -249,7 +262,7 @@ class LabelDataset:
         return row_names(self._rows(groups, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
 
     def _rows(self, groups: NDArray[np.int64], columns: Sequence[str], *, verify: bool) -> pa.Table:
-        """The rows to train on of some row groups: those with labels that the student can read."""
+        """Return the trainable rows of some row groups: with labels, and known to the student."""
         if self.vocab_map is not None:
             columns = list(dict.fromkeys([*columns, "input_ids", "student_input_ids"]))
 
@@ -258,5 +271,5 @@ class LabelDataset:
             return labels.read_row_group(labels.row_groups[place[1]], list(columns), verify=verify)
 
         with self._fetchers() as pool:
-            table = labeled(pa.concat_tables(pool.map(read, groups)))
-        return table if self.vocab_map is None else self.vocab_map.keep(table)
+            table = drop_unlabeled(pa.concat_tables(pool.map(read, groups)))
+        return table if self.vocab_map is None else self.vocab_map.keep_known_rows(table)

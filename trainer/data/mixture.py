@@ -1,18 +1,18 @@
-"""Several label sets in one run: which row groups of each an epoch visits.
+"""Several label sets in one run: the row groups of each that an epoch visits.
 
-An epoch is one pass over the set that `--labels` names. A set that is mixed in with weight w is
-passed over w times in the same epoch: 2 shows it twice, 0.25 shows a quarter of its row groups,
-the next quarter in the next epoch.
+An epoch is one pass over the set that `--labels` names. A set that is mixed in with weight w gets w
+passes in the same epoch: 2 shows it twice, 0.25 shows a quarter of its row groups, and the next
+quarter in the next epoch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from trainer.data.order import permutation, row_group_order
@@ -20,7 +20,7 @@ from trainer.data.order import permutation, row_group_order
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A label set of a mixture; `weight` is its passes an epoch."""
+    """A label set of a mixture; `weight` is the number of its passes per epoch."""
 
     labels: LabelSet
     weight: float = 1.0
@@ -29,10 +29,10 @@ class Part:
 def open_mixture(
     labels: LabelSet, mix: tuple[str, ...], *, allow_partial: bool = False
 ) -> tuple[Part, ...]:
-    """The set itself, then those mixed in, each given as PATH or PATH=WEIGHT.
+    """Return a label set and the sets to mix in, each given as PATH or PATH=WEIGHT.
 
     Raises:
-        SoftshardsError: a weight is no positive number, or a set's tokenizer is another one.
+        SoftshardsError: a weight is not a positive number, or a tokenizer differs.
     """
     parts = [Part(labels=labels)]
     for text in mix:
@@ -40,9 +40,9 @@ def open_mixture(
         other = open_label_set(path, allow_partial=allow_partial)
         if other.manifest.identity.tokenizer != labels.manifest.identity.tokenizer:
             raise SoftshardsError(
-                f"its tokenizer is not that of {labels.place}: token ids mean different things",
+                f"its tokenizer differs from the one of {labels.place}: ids mean different tokens",
                 path=path,
-                hint="mix label sets of teachers with one tokenizer",
+                hint="mix label sets of teachers that share a tokenizer",
             )
         if other.labels == 0:
             raise LabelSetError("the label set holds no labels", path=path)
@@ -57,17 +57,17 @@ def _split(text: str) -> tuple[str, float]:
     try:
         value = float(weight)
     except ValueError as error:
-        raise SoftshardsError(f"--mix {text}: {weight!r} is no number") from error
+        raise SoftshardsError(f"--mix {text}: {weight!r} is not a number") from error
     if not 0 < value < 1e6:
         raise SoftshardsError(f"--mix {text}: the weight must be above 0")
     return path, value
 
 
 def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.int64]:
-    """(part, row group) [n, 2] of an epoch, in the order of the visit: a pure function.
+    """Return (part, row group) [n, 2] of an epoch, in the order of the visits: a pure function.
 
-    Whatever its weight w, a part's row groups are visited equally often over the epochs, but for
-    one: epoch e takes places floor(e w n) to floor((e + 1) w n) of a cycle through all n.
+    Whatever its weight w, the visits of a part's row groups over the epochs differ by at most one:
+    epoch e takes places floor(e w n) to floor((e + 1) w n) of a cycle through all n.
     """
     chosen = []
     for number, part in enumerate(parts):
@@ -76,12 +76,12 @@ def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.in
         cycle = permutation(n, "mixture", seed, number)
         groups = np.sort(cycle[np.arange(start, stop) % n])
         chosen.append(np.stack([np.full(len(groups), number), groups], axis=1))
-    visited = np.concatenate(chosen)
-    return visited[row_group_order(len(visited), seed, epoch)]
+    visited: NDArray[np.int64] = np.concatenate(chosen)
+    return np.asarray(visited[row_group_order(len(visited), seed, epoch)])
 
 
-def mixture_facts(parts: tuple[Part, ...]) -> list[dict[str, Any]]:
-    """What decides which rows are seen, of the sets that are mixed in, for a run's facts."""
+def mixture_facts(parts: tuple[Part, ...]) -> list[dict[str, JsonValue]]:
+    """Return the facts of the sets mixed in, for comparison with an earlier run."""
     return [
         {
             "identity": part.labels.manifest.identity_digest,

@@ -1,4 +1,4 @@
-"""In which order an epoch visits a label set: pure functions of (seed, epoch, window).
+"""The order in which an epoch visits a label set: pure functions of (seed, epoch, window).
 
 Row groups are shuffled over the whole set, cut into windows of a few row groups, and rows are
 permuted inside their window. A reader therefore holds one window in memory and can start at any
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 
 def permutation(n: int, *key: int | str) -> NDArray[np.int64]:
-    """A permutation of range(n) that depends on `key` alone, on any platform and NumPy version.
+    """Return a permutation of range(n) that depends on `key` alone, whatever platform and NumPy.
 
-    NumPy promises stable raw streams of its bit generators, but not stable `shuffle` or
-    `permutation`: so sort raw Philox words, with ties (which do not occur in practice) by index.
+    NumPy promises stable raw streams of its bit generators, but not a stable `shuffle` or
+    `permutation`: so sort raw Philox words, and ties (which do not occur in practice) by index.
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
     words = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(n)
@@ -25,7 +25,7 @@ def permutation(n: int, *key: int | str) -> NDArray[np.int64]:
 
 
 def row_group_order(n_groups: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of all row groups in an epoch."""
+    """Return the order of all row groups in an epoch."""
     return permutation(n_groups, "row groups", seed, epoch)
 
 
@@ -35,10 +35,10 @@ def cut_windows(order: NDArray[np.int64], window: int) -> list[NDArray[np.int64]
 
 
 def row_order(n_rows: int, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """The order of the rows of a window, which numbers them in the order of its row groups."""
+    """Return the order of a window's rows, which are numbered in the order of its row groups."""
     return permutation(n_rows, "rows", seed, epoch, window)
 
 
 def pack_order(n_packs: int, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """The order of a window's packs: packing sorts by length, and this undoes the sorting."""
+    """Return the order of a window's packs: packing sorts them by length, and this undoes it."""
     return permutation(n_packs, "packs", seed, epoch, window)

@@ -21,13 +21,15 @@ def pack_window(
     window: int,
     row_name: Callable[[int], str] = str,
 ) -> list[NDArray[np.int64]]:
-    """The packs of one window in training order, each an array of row numbers.
+    """Return the packs of one window in training order, each an array of row numbers.
 
     Args:
         lengths: tokens of each row of the window [rows].
-        budget: most tokens a pack may have.
-        seed, epoch, window: what the order depends on.
-        row_name: names a row in the error for one that does not fit.
+        budget: the maximum number of tokens in a pack.
+        seed: decides the order, with the epoch and the window.
+        epoch: counted from 0.
+        window: counted from 0, within the epoch.
+        row_name: gives the name of a row, for the error if it does not fit.
 
     Raises:
         SoftshardsError: a row is longer than the budget.
@@ -47,12 +49,12 @@ def pack_window(
 
 
 def best_fit_decreasing(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-    """Put each row, longest first, where it leaves the least room; open a pack where none has room.
+    """Put each row, longest first, where it leaves the least room; open a pack if none has room.
 
     Deterministic: rows of one length go in the order given, and so do packs with equal room.
     """
     packs: list[list[int]] = []
-    room: dict[int, list[int]] = {}  # free tokens -> packs with just that many
+    room: dict[int, list[int]] = {}  # free tokens -> packs with exactly that many
     sizes: list[int] = []  # the keys of `room` in ascending order
     for row in np.argsort(-lengths, kind="stable"):
         length = int(lengths[row])

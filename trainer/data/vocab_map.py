@@ -1,7 +1,7 @@
-"""Labels of one tokenizer for a student of another that shares almost all tokens with it.
+"""Map labels to a student whose tokenizer shares almost all tokens with the teacher's.
 
-Qwen2.5 and Qwen3, say, differ in a few added tokens. Ids are matched by the token's string. What
-the student's vocabulary does not have becomes part of the tail; rows with such a token in the input
+Qwen2.5 and Qwen3, for example, differ in a few added tokens. Ids are matched by the token's string.
+Labels of tokens that the student lacks become part of the tail; rows with such a token in the input
 cannot be shown to the student and are left out.
 """
 
@@ -20,16 +20,17 @@ from schemas import Labels, LabelSet, decode
 from schemas.codec import LABEL_COLUMNS, PAD_ID
 from schemas.errors import IdentityError
 
-pc: Any = pyarrow.compute
+pc: Any = pyarrow.compute  # mypy cannot see its functions: they are generated on import
 
 MIN_SHARED = 0.95
-"""Share of the teacher's ids that a student must know: below, it is another tokenizer."""
+"""Share of the teacher's ids that a student must know; below, it is a different tokenizer."""
 SAMPLE_LABELS = 50_000
+"""Labels that `measure_coverage` reads at least, if the set has so many."""
 
 
 @dataclass(frozen=True)
 class VocabMap:
-    """From the teacher's ids to the student's.
+    """A map from the teacher's ids to the student's.
 
     Attributes:
         ids: int32 [teacher's vocabulary], the student's id of the same token, or PAD_ID.
@@ -39,30 +40,29 @@ class VocabMap:
     ids: NDArray[np.int32]
     student_vocab: int
 
-    def knows(self, tokens: pa.ListArray) -> NDArray[np.bool_]:
-        """Bool [rows]: whether the student has every token of the row; null rows count as known."""
+    def known_rows(self, tokens: pa.ListArray) -> NDArray[np.bool_]:
+        """Return bool [rows]: True if the student has every token, or the row is null."""
         known = self.ids[tokens.flatten().to_numpy()] != PAD_ID
         rows = np.repeat(np.arange(len(tokens)), pc.list_value_length(tokens).fill_null(0))
-        return np.bincount(rows[~known], minlength=len(tokens)) == 0
+        unknown = np.bincount(rows[~known], minlength=len(tokens))
+        return np.asarray(unknown == 0)
 
-    def keep(self, table: pa.Table) -> pa.Table:
-        """The rows whose input the student can be shown: its own where it has one."""
+    def keep_known_rows(self, table: pa.Table) -> pa.Table:
+        """Return the rows whose input the student knows: its own where the row has one."""
         student = table["student_input_ids"]
         tokens = pc.if_else(pc.is_valid(student), student, table["input_ids"]).combine_chunks()
-        known = self.knows(tokens)
+        known = self.known_rows(tokens)
         return table if known.all() else table.filter(pa.array(known))
 
     def map_tokens(self, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Ids of rows that `keep` kept."""
+        """Return the student's ids for tokens of known rows."""
         return self.ids[tokens]
 
     def map_labels(self, labels: Labels) -> Labels:
-        """The labels with the student's ids; the mass of ids it does not have joins the tail.
+        """Return the labels with the student's ids; the mass of ids that it lacks joins the tail.
 
-        Drawn ids that it does not have are left out.
-
-        Lists stay most likely first, padding last. `entropy` and `log_normalizer` stay as they
-        are: they are about the teacher's vocabulary.
+        Drawn ids that it lacks are left out. Lists stay most likely first, padding last. `entropy`
+        and `log_normalizer` stay as they are: they describe the teacher's vocabulary.
         """
         labels = self._map_draws(labels)
         known = labels.topk_ids != PAD_ID
@@ -95,7 +95,15 @@ class VocabMap:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What of a label set survives, each a share from 0 to 1, and how many rows were looked at."""
+    """The part of a label set that a student can use; shares are from 0 to 1.
+
+    Attributes:
+        ids: share of the teacher's ids.
+        rows: share of the rows in the sample.
+        labels: share of the labeled ids in it.
+        mass: share of their probability mass.
+        sample_rows: number of rows in the sample.
+    """
 
     ids: float
     rows: float
@@ -105,8 +113,8 @@ class Coverage:
 
     def __str__(self) -> str:
         return (
-            f"{self.ids:.2%} of the teacher's ids are the student's too; in a sample of "
-            f"{self.sample_rows} rows {self.rows:.2%} of the rows, {self.labels:.3%} of the "
+            f"the student has {self.ids:.2%} of the teacher's ids; in a sample of "
+            f"{self.sample_rows} rows, {self.rows:.2%} of the rows, {self.labels:.3%} of the "
             f"labeled ids and {self.mass:.3%} of their mass (rows with other tokens in the input "
             "are left out, other labels join the tail)"
         )
@@ -116,36 +124,36 @@ def read_vocab_map(labels: LabelSet, student: Path) -> VocabMap:
     """Match the vocabularies of a label set's teacher and of a student by the tokens' strings.
 
     Raises:
-        IdentityError: either has no `tokenizer.json`, or they share too little.
+        IdentityError: a `tokenizer.json` is missing, or they share too little.
     """
-    theirs, ours = _vocabulary(labels.tokenizer_dir), _vocabulary(student)
+    teacher_ids, student_ids = _read_vocabulary(labels.tokenizer_dir), _read_vocabulary(student)
     ids = np.full(labels.manifest.identity.vocab_size, PAD_ID, dtype=np.int32)
-    for token, number in theirs.items():
+    for token, number in teacher_ids.items():
         if number < len(ids):
-            ids[number] = ours.get(token, PAD_ID)
-    shared = float((ids != PAD_ID).sum() / max(1, len(theirs)))
+            ids[number] = student_ids.get(token, PAD_ID)
+    shared = float((ids != PAD_ID).sum() / max(1, len(teacher_ids)))
     if shared < MIN_SHARED:
         raise IdentityError(
-            f"--vocab-map: the student knows {shared:.1%} of the teacher's {len(theirs)} tokens by "
-            f"name, and must know {MIN_SHARED:.0%}: its tokenizer is another one, not a variant",
+            f"--vocab-map: the student has {shared:.1%} of the teacher's {len(teacher_ids)} tokens "
+            f"and must have {MIN_SHARED:.0%}: its tokenizer is a different one, not a variant",
             path=student,
-            hint="take a student of the teacher's family (or `trainer slice` one from the teacher)",
+            hint="use a student of the teacher's family (or `trainer slice` one from the teacher)",
         )
-    return VocabMap(ids, max(ours.values()) + 1)
+    return VocabMap(ids, max(student_ids.values()) + 1)
 
 
-def coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
-    """What survives of the first row groups, about SAMPLE_LABELS labels of them.
+def measure_coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
+    """Measure on the first row groups how much of a label set a student can use.
 
     Raises:
-        IdentityError: no row of the sample can be shown to the student.
+        IdentityError: the student knows no row of the sample.
     """
     columns = ["n_labels", "input_ids", "student_input_ids", *LABEL_COLUMNS]
     rows = kept = ids = kept_ids = seen = 0
     mass = kept_mass = 0.0
     for group in labels.row_groups:
         table = labels.read_row_group(group, columns)
-        left = vocab_map.keep(table)
+        left = vocab_map.keep_known_rows(table)
         before = decode(left).labels
         after = vocab_map.map_labels(before)
         rows, kept = rows + len(table), kept + len(left)
@@ -158,9 +166,9 @@ def coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
             break
     if not kept:
         raise IdentityError(
-            f"--vocab-map: every one of {rows} rows has a token that the student does not know",
+            f"--vocab-map: all of {rows} rows have a token that the student does not know",
             path=labels.place,
-            hint="take a student whose tokenizer has the tokens of the teacher's chat template",
+            hint="use a student whose tokenizer has the tokens of the teacher's chat template",
         )
     return Coverage(
         ids=float((vocab_map.ids != PAD_ID).mean()),
@@ -171,12 +179,12 @@ def coverage(vocab_map: VocabMap, labels: LabelSet) -> Coverage:
     )
 
 
-def _vocabulary(folder: Path) -> dict[str, int]:
-    """Token -> id, added tokens included."""
+def _read_vocabulary(folder: Path) -> dict[str, int]:
+    """Return token -> id, added tokens included."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise IdentityError(
-            "--vocab-map needs a tokenizer.json on both sides, and there is none here", path=folder
+            "--vocab-map needs a tokenizer.json on both sides, and it is missing here", path=folder
         )
     from tokenizers import Tokenizer
 

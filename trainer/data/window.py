@@ -1,4 +1,4 @@
-"""Rows of label sets as arrays, as the student is to see them."""
+"""Decode rows of label sets into arrays, in the student's context and vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from schemas.codec import LABEL_COLUMNS, list_offsets
 from schemas.labeled_spans import positions
 from trainer.data.vocab_map import VocabMap
 
-pc: Any = pyarrow.compute  # its functions are made when it is imported: mypy sees none of them
+pc: Any = pyarrow.compute  # mypy cannot see its functions: they are generated on import
 
 LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
 ROW_COLUMNS = (
@@ -27,13 +27,15 @@ ROW_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The decoded rows of one window, as the student is to see them.
+    """The decoded rows of one window, in the student's context and vocabulary.
 
     Attributes:
-        keys: name of each row. tokens: int32, all rows' ids; row i has
-            tokens[token_offsets[i]:token_offsets[i + 1]].
-        labels: all rows' labels; row i has [label_offsets[i], label_offsets[i + 1]).
-        positions: int64 [labels], the place t of each labeled token in its own row.
+        keys: name of each row.
+        tokens: int32, ids of all rows.
+        token_offsets: row i has tokens[token_offsets[i]:token_offsets[i + 1]].
+        labels: labels of all rows.
+        label_offsets: row i has labels[label_offsets[i]:label_offsets[i + 1]].
+        positions: int64 [labels], the position t of each labeled token in its own row.
         kinds: int64 [labels], index into `schemas.arrow.SPAN_KINDS`.
         sources: input file of each row, "" where it is not known.
     """
@@ -49,15 +51,18 @@ class Window:
 
 
 def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
-    """Rows of a shard to arrays; rows without labels are left out.
+    """Decode rows of a shard, without those that have no labels.
 
-    The student's own context is taken where a row has one, the teacher's elsewhere. With a
-    `vocab_map`, which must know all tokens of the rows, ids are the student's.
+    The student's own context is used where a row has one, else the teacher's. With a `vocab_map`,
+    which must know all tokens of the rows, ids are the student's.
+
+    Raises:
+        LabelSetError: spans and labels disagree about the number of positions.
     """
-    table = labeled(table).combine_chunks()
+    table = drop_unlabeled(table).combine_chunks()
     keys = row_names(table)
-    tokens = _either(table, "student_input_ids", "input_ids")
-    spans = _either(table, "student_spans", "spans")
+    tokens = _coalesce(table, "student_input_ids", "input_ids")
+    spans = _coalesce(table, "student_spans", "spans")
     decoded = decode(table)
     flat = spans.flatten()
     start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))
@@ -82,20 +87,20 @@ def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
     )
 
 
-def labeled(table: pa.Table) -> pa.Table:
-    """The rows that have labels."""
+def drop_unlabeled(table: pa.Table) -> pa.Table:
+    """Return the rows that have labels."""
     has_labels = pc.greater(table["n_labels"], 0)
     return table if pc.all(has_labels).as_py() else table.filter(has_labels)
 
 
 def row_names(table: pa.Table) -> list[str]:
-    """What errors call each row: id, chunk and sample."""
+    """Return the name of each row for errors: id, chunk and sample."""
     rows = zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True)
     return [f"{record} (chunk {chunk}, sample {sample})" for record, chunk, sample in rows]
 
 
-def _either(table: pa.Table, first: str, second: str) -> pa.ListArray:
-    """The first column where it is not null, else the second, as one array."""
+def _coalesce(table: pa.Table, first: str, second: str) -> pa.ListArray:
+    """Return the first column where it is not null, else the second, as one array."""
     if table[first].null_count == table.num_rows:
         column = table[second]
     else:

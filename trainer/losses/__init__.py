@@ -1,24 +1,33 @@
-"""Label losses: pure functions on the k + 1 numbers a position that `trainer.ops` produces.
+"""Label losses: pure functions on the k + 1 numbers per position that `trainer.ops` produces.
 
-Buckets: the k labeled ids one by one, and everything else as one. A divergence between bucketed
-distributions never exceeds the dense one and equals it when the ids cover the vocabulary or all but
-one id. Which one when, and where each comes from: docs/losses.md.
+Buckets: each of the k labeled ids is one, and all other ids together are one. A divergence between
+bucketed distributions never exceeds the dense one, and equals it when the ids cover the vocabulary
+or all but one id. docs/losses.md has the formulas, their sources, and advice on which to use.
 
-Temperature: none of the bucketed ones takes one. The tail was stored at T = 1, and what it would be
-at another T depends on how it is spread over ids that were not stored: it is not determined.
-`renormalized_kl` leaves the tail out and can have any.
+Temperature: the bucketed losses take none. The tail was stored at T = 1, and its value at another T
+depends on how its mass is spread over ids that were not stored. `renormalized_kl` leaves the tail
+out and takes any temperature.
 """
 
-from trainer.data.teacher_buckets import renormalize_teacher
-from trainer.losses.cross_entropy import cross_entropy
-from trainer.losses.forward_kl import forward_kl
-from trainer.losses.jsd import jsd
-from trainer.losses.renormalized_kl import renormalized_kl
-from trainer.losses.reverse_kl import reverse_kl
-from trainer.losses.sampled import sampled_cross_entropy
-from trainer.losses.skew_kl import skew_kl
-from trainer.losses.skew_reverse_kl import skew_reverse_kl
-from trainer.losses.tvd import tvd
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainer.data.teacher_buckets import renormalize_teacher
+    from trainer.losses.cross_entropies import cross_entropy, sampled_cross_entropy
+    from trainer.losses.divergences import (
+        forward_kl,
+        jsd,
+        reverse_kl,
+        skew_kl,
+        skew_reverse_kl,
+        tvd,
+    )
+    from trainer.losses.renormalized import renormalized_kl
+
+    renormalised_kl, renormalise_teacher = renormalized_kl, renormalize_teacher
 
 __all__ = [
     "cross_entropy",
@@ -32,3 +41,22 @@ __all__ = [
     "skew_reverse_kl",
     "tvd",
 ]
+
+_MODULES = {
+    "cross_entropy": "trainer.losses.cross_entropies",
+    "renormalize_teacher": "trainer.data.teacher_buckets",
+    "renormalized_kl": "trainer.losses.renormalized",
+    "sampled_cross_entropy": "trainer.losses.cross_entropies",
+}
+_FORMER_NAMES = {
+    "renormalise_teacher": "renormalize_teacher",
+    "renormalised_kl": "renormalized_kl",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a loss on first use: the flags read `trainer.losses.loss_table` without torch."""
+    name = _FORMER_NAMES.get(name, name)
+    if name not in __all__:
+        raise AttributeError(f"module 'trainer.losses' has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "trainer.losses.divergences")), name)

@@ -1,10 +1,10 @@
-"""The op's forward and backward: one chunk of tokens at a time, logits made again in backward."""
+"""Forward and backward of the op, one chunk of tokens at a time; backward recomputes the logits."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,7 +15,11 @@ from trainer.ops.products import project, project_backward, slices
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is not a tensor: see `linear_label_logprobs`. vocab: real columns of the head."""
+    """The arguments of `linear_label_logprobs` that are not tensors.
+
+    Attributes:
+        vocab: number of columns of the head that exist for the student.
+    """
 
     temperature: float
     scale: float
@@ -24,12 +28,29 @@ class Settings:
     chunk_size: int
 
 
+class Context(Protocol):
+    """The part of PyTorch's context that the op uses; `settings` is ours.
+
+    Of the saved tensors bias, low, up and target may be None.
+    """
+
+    settings: Settings
+    needs_input_grad: tuple[bool, ...]
+
+    @property
+    def saved_tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of `save_for_backward`."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Keep tensors for backward."""
+
+
 class ChunkedLabelLogprobs(torch.autograd.Function):
-    """logp, log_rest, target_logp of `linear_label_logprobs`, whose checks it relies on."""
+    """Computes logp, log_rest and target_logp of `linear_label_logprobs`, which checks inputs."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -39,14 +60,14 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
         target: Tensor | None,
         settings: Settings,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-sum-exp over the ids, over the rest, and over all, a chunk at a time."""
+        """Take log-sum-exps over the ids, over the rest, and over all, one chunk at a time."""
         n, k = ids.shape
         temperature, vocab = settings.temperature, settings.vocab
         logp = hidden.new_empty(n, k, dtype=compute_dtype(hidden, weight))
         log_rest, lse = logp.new_empty(n), logp.new_empty(n)
         with_target = target is not None
         target_logp, lse_1 = (logp.new_empty(n if with_target else 0) for _ in range(2))
-        # The buffers are made once: fresh pages for every chunk cost as much as a pass over them.
+        # Allocated once: fresh pages for every chunk cost as much as a pass over them.
         z_all = logp.new_empty(min(n, settings.chunk_size), vocab)
         spare = torch.empty_like(z_all) if with_target and temperature != 1.0 else None
         with torch.autocast(hidden.device.type, enabled=False):
@@ -81,11 +102,11 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, u_ids: Tensor, u_rest: Tensor, u_target: Tensor
+        ctx: Context, u_ids: Tensor, u_rest: Tensor, u_target: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """The logits' gradient of a chunk, in closed form, and from it those of the inputs."""
+        """Compute the logits' gradient of a chunk in closed form, and from it the inputs'."""
         hidden, weight, bias, low, up, ids, target, logp, log_rest, lse, lse_1 = ctx.saved_tensors
-        settings: Settings = ctx.settings
+        settings = ctx.settings
         temperature, softcap, vocab = settings.temperature, settings.softcap, settings.vocab
         dtype, n = logp.dtype, len(hidden)
         want_h, want_w, want_b, want_low, want_up = ctx.needs_input_grad[:5]
@@ -151,13 +172,13 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
 
 
 def buffers(*, temperature: float, softcap: float | None, with_target: bool) -> int:
-    """How many [chunk, vocab] buffers are alive at once, in backward as the larger of the two."""
+    """Count the [chunk, vocab] buffers alive at once, in backward, which needs more of them."""
     separate_ce = with_target and temperature != 1.0
     return 1 + (separate_ce or softcap is not None) + (separate_ce and softcap is not None)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any of them is, else float32."""
+    """Return float64 if any of the tensors is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
@@ -184,7 +205,7 @@ def _logits(
 
 
 def _logsumexp(z: Tensor, *, scratch: Tensor) -> Tensor:
-    """Row-wise log-sum-exp that overwrites scratch (which may be z) instead of allocating."""
+    """Return the row-wise log-sum-exp; overwrite scratch, which may be z, instead of allocating."""
     top = z.amax(1)
     top.masked_fill_(top == -math.inf, 0)  # an all-masked row: log 0, not inf - inf
     return torch.sub(z, top[:, None], out=scratch).exp_().sum(1).log_().add_(top)
@@ -193,8 +214,9 @@ def _logsumexp(z: Tensor, *, scratch: Tensor) -> Tensor:
 def _mirror_padding(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Make padded slots safe to scatter: each repeats the slot of its row's largest id.
 
-    Returns pad [n, k], slot [n, k] (the slot each one stands for) and safe ids [n, k] (0 throughout
-    a row without any id).
+    Returns:
+        pad [n, k], slot [n, k] (the slot that each one repeats) and safe ids [n, k] (0 throughout
+        a row without any id).
     """
     pad = ids < 0
     slot = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

@@ -1,6 +1,6 @@
 """Linear head + label log-probabilities in one pass, without ever holding [n, V] logits.
 
-Every label loss needs only k + 1 numbers a position: the student's log-probability of the k
+Every label loss needs only k + 1 numbers per position: the student's log-probabilities of the k
 labeled ids and of everything else together. This op produces them straight from the last hidden
 state and the head's weight, in chunks of tokens, and recomputes the logits in backward.
 
@@ -11,15 +11,15 @@ all the mass, `1 - sum` is pure rounding error, and its gradient with it.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from trainer.ops.chunked import ChunkedLabelLogprobs, Settings, buffers, compute_dtype
 
-# Bytes for all [chunk, V] buffers together when the caller names no budget.
 CHUNK_BYTES = 64 * 2**20
+"""Bytes for all [chunk, V] buffers together, by default."""
 
 LabelLogprobs = tuple[Tensor, Tensor, Tensor | None]
 """logp [n, k] of the labeled ids, log_rest [n], target_logp [n] or None."""
@@ -39,10 +39,11 @@ def linear_label_logprobs(
     chunk_size: int | None = None,
     chunk_bytes: int | None = None,
     valid_vocab: int | None = None,
+    unique_ids: bool = False,
 ) -> LabelLogprobs:
-    """Student log-probabilities of the labeled ids, of all other ids together, and of the target.
+    """Return log-probabilities of the labeled ids, of all other ids together, and of the target.
 
-    Equivalent to (but in O(chunk * V) memory, and exact where the tail is tiny):
+    Equivalent to the following, but in O(chunk * V) memory and exact where the tail is tiny:
 
         z = hidden @ weight.T + low @ up.T + bias;  z = scale * z
         z = softcap * tanh(z / softcap);  z[:, valid_vocab:] = -inf
@@ -52,38 +53,39 @@ def linear_label_logprobs(
 
     Args:
         hidden: [n, d], floating point, as are weight, bias, low and up; dtypes may differ.
-        weight: [V, d], the head's; a tied one gets its gradient from both of its places.
+        weight: [V, d], the head's; a tied one gets gradients from both places.
         ids: int64 [n, k], unique within a row; k = 0 is allowed (log_rest is then 0). An id of -1
-            is padding (ragged top-k): its logp is -inf, it passes no gradient, and it hides no
+            is padding (ragged top-k): its logp is -inf, it passes no gradient, and it removes no
             column from the rest.
-        target: int64 [n]; it is never taken out of the rest, labeled or not.
+        target: int64 [n]; it is never removed from the rest, labeled or not.
         temperature: of logp and log_rest.
         bias: [V].
         low_rank: low [n, r] and up [V, r], a LoRA adapter on the head: with adapters A [r, d] and
-            B [V, r], low = s * (hidden @ A.T) and up = B. Neither B A nor the sum is ever made.
+            B [V, r], low = s * (hidden @ A.T) and up = B. Neither B A nor the sum is ever formed.
         scale: factor on the logits before the cap (Cohere's `logit_scale`, 1 / Granite's
             `logits_scaling`).
         softcap: caps logits as above (Gemma).
-        chunk_size: tokens at a time; by default what fits `chunk_bytes`.
-        chunk_bytes: budget for the logits-wide buffers together; by default CHUNK_BYTES. One is
-            alive at T = 1, two with softcap or with a target at T != 1, three with both.
+        chunk_size: tokens per chunk; by default as many as fit `chunk_bytes`.
+        chunk_bytes: budget for all logits-wide buffers; by default CHUNK_BYTES. One is alive at
+            T = 1, two with softcap or with a target at T != 1, three with both.
         valid_vocab: columns at or past it do not exist for the student (a head padded past the
             tokenizer); their weight gets a zero gradient.
+        unique_ids: the ids are known to be unique within a row, so skip this check on CPU tensors.
 
     Returns:
         logp [n, k], log_rest [n], target_logp [n] or None, in nats, float64 if hidden or weight is
-        float64, else float32. If the ids cover the whole vocabulary log_rest is -inf and whatever
-        gradient arrives for it is dropped.
+        float64, else float32. If the ids cover the whole vocabulary, log_rest is -inf and any
+        gradient that arrives for it is dropped.
 
-    Math is in the returned dtype whatever the inputs and inside `torch.autocast` as outside it.
+    Math is in the returned dtype whatever the inputs, inside `torch.autocast` as outside it.
     Gradients reach hidden, weight, bias, low and up, only where required; those of weight and up
     accumulate in the returned dtype and are rounded once, at the end. On CUDA, operands that are
     both bfloat16 are multiplied as such (logits gradient included) with float32 results.
 
     Raises:
         ValueError: shapes, dtypes or settings that do not fit and, for CPU tensors, ids or targets
-            out of range and ids repeated in a row. On other devices these values are not read (it
-            would stall the device): an id past V trips the device's own index check, one in
+            out of range and ids repeated in a row. On other devices these values are not read,
+            which would stall the device: an id past V trips the device's own index check, one in
             [valid_vocab, V) is undefined, and a repeated id gives a wrong log_rest.
     """
     vocab = weight.shape[0] if valid_vocab is None else valid_vocab
@@ -103,18 +105,31 @@ def linear_label_logprobs(
     settings = Settings(
         temperature=temperature, scale=scale, softcap=softcap, vocab=vocab, chunk_size=chunk_size
     )
-    logp, log_rest, target_logp = _apply(hidden, weight, bias, low, up, ids, target, settings)
+    logp, log_rest, target_logp = _checked_apply(
+        hidden, weight, bias, low, up, ids, target, settings, unique_ids
+    )
     return logp, log_rest, None if target is None else target_logp
 
 
-def _checked_apply(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    ids, target, settings = args[-3:]
-    _check_values(ids, target, settings.vocab)
-    return cast(Any, ChunkedLabelLogprobs.apply)(*args)
+_apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = ChunkedLabelLogprobs.apply
 
 
 # A Python loop over chunks: torch.compile would only unroll it, so it breaks the graph here, once.
-_apply = cast(Any, torch.compiler.disable)(_checked_apply)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _checked_apply(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    low: Tensor | None,
+    up: Tensor | None,
+    ids: Tensor,
+    target: Tensor | None,
+    settings: Settings,
+    unique_ids: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if ids.device.type == "cpu":
+        _check_values(ids, target, settings.vocab, unique_ids=unique_ids)
+    return _apply(hidden, weight, bias, low, up, ids, target, settings)
 
 
 def _check_shapes(
@@ -152,13 +167,14 @@ def _check_shapes(
         raise ValueError("hidden, weight, bias and low_rank must be floating point")
 
 
-def _check_values(ids: Tensor, target: Tensor | None, vocab: int) -> None:
-    if ids.device.type != "cpu":
-        return
-    ordered = ids.sort(1).values
-    if bool(((ordered < -1) | (ordered >= vocab)).any()):
+def _check_values(ids: Tensor, target: Tensor | None, vocab: int, *, unique_ids: bool) -> None:
+    if bool(((ids < -1) | (ids >= vocab)).any()):
         raise ValueError(f"ids must be in 0..{vocab - 1}, or -1 for padding")
-    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
-        raise ValueError("ids must be unique within a row: a repeated id would be counted twice")
+    if not unique_ids:
+        ordered = ids.sort(1).values
+        if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+            raise ValueError(
+                "ids must be unique within a row: a repeated id would be counted twice"
+            )
     if target is not None and bool(((target < 0) | (target >= vocab)).any()):
         raise ValueError(f"target must be in 0..{vocab - 1}: select positions, do not pass -100")

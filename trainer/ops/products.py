@@ -1,6 +1,6 @@
-"""Products of a chunk of tokens with a head's weight, and back, in a dtype of their own choice.
+"""Products of a chunk of tokens with a head's weight, forward and backward.
 
-Everything a GPU would do differently is here: which operands a product takes.
+The only device-specific choice of the op is made here: the dtype of a product's operands.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# A weight narrower than the compute dtype is widened in blocks of rows of this many bytes.
 BLOCK_BYTES = 16 * 2**20
+"""A weight narrower than the compute dtype is widened in blocks of rows of this many bytes."""
 _HAS_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def project(rows: Tensor, weight: Tensor, *, out: Tensor, beta: int = 0) -> None:
-    """out [m, V] = beta * out + rows [m, d] @ weight [V, d].T, in out's dtype."""
+    """Compute out [m, V] = beta * out + rows [m, d] @ weight [V, d].T, in out's dtype."""
     for block in _weight_blocks(weight, out.dtype):
         _addmm(out[:, block], rows, weight[block].t(), beta=beta)
 
@@ -29,7 +29,7 @@ def project_backward(
     Accumulates in g's dtype; grad_rows may be narrower and is rounded once.
     """
     total = g.new_zeros(rows.shape)
-    if tensor_cores(rows, weight):
+    if uses_tensor_cores(rows, weight):
         g = g.to(weight.dtype)
     for block in _weight_blocks(weight, total.dtype):
         if grad_rows is not None:
@@ -40,13 +40,13 @@ def project_backward(
         grad_rows.copy_(total)
 
 
-def tensor_cores(a: Tensor, b: Tensor) -> bool:
-    """Whether to multiply bfloat16 operands into float32 directly: CUDA only, torch >= 2.8."""
+def uses_tensor_cores(a: Tensor, b: Tensor) -> bool:
+    """Return True if bfloat16 operands multiply into float32 directly: CUDA only, torch >= 2.8."""
     return a.is_cuda and a.dtype == b.dtype == torch.bfloat16 and _HAS_OUT_DTYPE
 
 
 def _addmm(out: Tensor, a: Tensor, b: Tensor, *, beta: int = 1) -> None:
-    if tensor_cores(a, b):
+    if uses_tensor_cores(a, b):
         product = torch.mm(a, b, out_dtype=out.dtype)
         out.copy_(product) if beta == 0 else out.add_(product)
     else:
@@ -61,5 +61,5 @@ def _weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[slice]:
 
 
 def slices(total: int, size: int) -> Iterator[slice]:
-    """0..total in pieces of `size`."""
+    """Cut 0..total into pieces of `size`."""
     return (slice(start, min(start + size, total)) for start in range(0, total, size))

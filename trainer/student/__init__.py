@@ -1,1 +1,1 @@
-"""Students: causal LMs whose output head returns label log-probabilities."""
+"""Students: causal language models whose output head returns label log-probabilities."""

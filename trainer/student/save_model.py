@@ -19,7 +19,7 @@ def save_model(
     final: Path,
     *,
     tokenizer_dir: Path,
-    state: Mapping[str, Tensor] | None = None,
+    state: dict[str, Tensor] | None = None,
     json_files: Mapping[str, object] | None = None,
     folders: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""A student: any Hugging Face causal LM with the teacher's tokenizer, and a head that knows labels.
+"""A student: any Hugging Face causal LM with the teacher's tokenizer and a label head.
 
 The head's op runs inside the head module's own forward: under FSDP the weight is whole only there.
 """
@@ -6,9 +6,7 @@ The head's op runs inside the head module's own forward: under FSDP the weight i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +17,19 @@ from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
 from trainer.data.collate import Attention, Batch
 from trainer.data.vocab_map import VocabMap, read_vocab_map
-from trainer.losses.objective import StudentOutput
-from trainer.student.document_attention import DOCUMENTS, use_documents
-from trainer.student.label_head import as_label_head
+from trainer.student.document_attention import DOCUMENT_ATTENTION, use_document_attention
+from trainer.student.head_settings import HeadSettings
+from trainer.student.label_head import convert_head
+from trainer.student.lora import LoraSettings, add_lora
+from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
-from trainer.student.top1 import likeliest
+from trainer.student.top1 import find_top1
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 HEAD_CHECK_TOKENS = 16
 HEAD_CHECK_TOLERANCE = 2e-3
 
-disable_progress_bar()  # our own bars say more than one of how many tensors were loaded
+disable_progress_bar()  # a bar of loaded tensors would only interrupt ours
 
 
 class Student(nn.Module):
@@ -48,12 +48,12 @@ class Student(nn.Module):
         self, model: PreTrainedModel, valid_vocab: int, vocab_map: VocabMap | None = None
     ) -> None:
         super().__init__()
-        head = as_label_head(model.get_output_embeddings())
+        head = convert_head(model.get_output_embeddings())
         rows = head.weight.shape[0]
         if rows < valid_vocab:
             raise SoftshardsError(
-                f"the student's head has {rows} rows and the tokenizer {valid_vocab} ids",
-                hint="resize the student's embeddings, or take a student made for this tokenizer",
+                f"the student's head has {rows} rows, fewer than the tokenizer's {valid_vocab} ids",
+                hint="resize the student's embeddings, or use a student made for this tokenizer",
             )
         self.model, self.valid_vocab, self.vocab_map = model, valid_vocab, vocab_map
         self.chunk_bytes: int | None = None
@@ -62,31 +62,35 @@ class Student(nn.Module):
         # Cohere multiplies its logits, Granite divides them.
         self.scale = float(getattr(text, "logit_scale", None) or 1.0)
         self.scale /= float(getattr(text, "logits_scaling", None) or 1.0)
-        self.attention = attention_of(model)
+        self.attention = choose_attention(model)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The final hidden states [n, d] that predict the labeled tokens."""
+        """Return the final hidden states [n, d] that predict the labeled tokens."""
         states: Tensor = self.model.base_model(**batch.model_inputs).last_hidden_state
         return states[0, batch.rows]
 
-    def forward(self, batch: Batch, *, with_likeliest: bool = False) -> Any:
-        """Log-probabilities at the labels of a batch, a `StudentOutput`.
+    def forward(
+        self, batch: Batch, *, with_top1: bool = False
+    ) -> StudentOutput | tuple[StudentOutput, tuple[Tensor, Tensor]]:
+        """Return the log-probabilities at the labels of a batch.
 
-        `with_likeliest` adds the likeliest token of all, int64 [n], and its log-probability [n];
-        they are found here because under FSDP the weights are whole only here.
+        Args:
+            batch: the packed tokens and their labels.
+            with_top1: also return the most likely token of all, int64 [n], and its log-probability
+                [n]. They are found here because under FSDP the weights are whole only here.
         """
         hidden = self.hidden(batch)
         if batch.drawn_ids is None:
             output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
         else:
             output = self._with_drawn(hidden, batch, batch.drawn_ids)
-        if not with_likeliest:
+        if not with_top1:
             return output
         head, (logp, log_rest, *_) = self.model.get_output_embeddings(), output
-        return output, likeliest(head, hidden, batch.topk_ids, logp, log_rest, **self.head_settings)
+        return output, find_top1(head, hidden, batch.topk_ids, logp, log_rest, **self.head_settings)
 
     def _with_drawn(self, hidden: Tensor, batch: Batch, drawn: Tensor) -> StudentOutput:
-        """Top-k and drawn ids in one pass over the head: an id of both is asked for once."""
+        """Compute top-k and drawn ids in one pass over the head: an id in both is passed once."""
         ids = batch.topk_ids
         known = drawn[:, :, None] == ids[:, None, :]  # [n, m, k]
         place, inside = known.byte().argmax(2), known.any(2)
@@ -94,7 +98,7 @@ class Student(nn.Module):
         logp, log_rest, target_logp, _ = self.label_logprobs(
             hidden, torch.cat([ids, others], 1), batch.targets
         )
-        of_topk, of_others = logp.split([ids.shape[1], drawn.shape[1]], 1)
+        of_topk, of_others = torch.split(logp, [ids.shape[1], drawn.shape[1]], 1)
         return StudentOutput(
             logp=of_topk,
             log_rest=torch.cat([log_rest[:, None], of_others], 1).logsumexp(1),
@@ -103,18 +107,19 @@ class Student(nn.Module):
         )
 
     def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
-        """The head's part of `forward`."""
-        head: Any = self.model.get_output_embeddings()
+        """Return the head's part of `forward`. Ids must be unique within a row."""
+        head = self.model.get_output_embeddings()
         return StudentOutput(*head(hidden, ids, target, **self.head_settings))
 
     @property
-    def head_settings(self) -> dict[str, Any]:
-        """What the head's op has to know of the model."""
+    def head_settings(self) -> HeadSettings:
+        """The settings of the head's op for this model."""
         return {
             "valid_vocab": self.valid_vocab,
             "scale": self.scale,
             "softcap": self.softcap,
             "chunk_bytes": self.chunk_bytes,
+            "unique_ids": True,  # `collate` checks them
         }
 
 
@@ -125,30 +130,30 @@ def load_student(
     from_config: bool = False,
     seed: int = 0,
     map_vocab: bool = False,
-    adapt: Callable[[PreTrainedModel], Any] | None = None,
+    lora: LoraSettings | None = None,
 ) -> Student:
     """Load a student in float32 and check that it fits the label set.
 
     Args:
         path: a checkpoint folder; with `from_config` a folder with at least a `config.json`.
-        labels: the label set it is to learn from, or be measured on.
+        labels: the label set to train or measure the student on.
         from_config: draw random weights from `seed` instead of loading any.
-        map_vocab: take a tokenizer that shares almost all tokens with the teacher's.
-        adapt: changes the model in place before its head is looked at (LoRA).
+        map_vocab: accept a tokenizer that shares almost all tokens with the teacher's.
+        lora: adapters to add to the model.
 
     Raises:
         IdentityError: its tokenizer is not the teacher's.
-        SoftshardsError: it cannot be loaded, packed, or its head is not one we know how to fuse.
+        SoftshardsError: it cannot be loaded or packed, or its head cannot be fused.
     """
     check_model_folder(path)
     vocab_map = read_vocab_map(labels, path) if map_vocab else None
     if vocab_map is None:
         check_tokenizer(path, labels, required=not from_config)
     model = load_model(path, from_config=from_config, seed=seed)
-    if attention_of(model) == "mask" and not torch.accelerator.is_available():
-        use_documents(model)
-    if adapt is not None:
-        adapt(model)
+    if choose_attention(model) == "mask" and not torch.accelerator.is_available():
+        use_document_attention(model)
+    if lora is not None:
+        add_lora(model, lora)
     vocab = vocab_map.student_vocab if vocab_map else labels.manifest.identity.vocab_size
     student = Student(model, vocab, vocab_map)
     check_head(student)
@@ -159,43 +164,47 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
     """Load a causal LM in float32, or make one with random weights.
 
     Raises:
-        SoftshardsError: there is none, or transformers cannot load it.
+        SoftshardsError: the folder holds no model, or transformers cannot load it.
     """
     check_model_folder(path)
     try:
-        attention = _implementation()
+        attention = _attention_implementation()
         if from_config:
             torch.manual_seed(seed)
             config = AutoConfig.from_pretrained(path)
-            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-            return model.float()
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation=attention
-        )
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention
+            )
+            model.float()
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, attn_implementation=attention
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
+    return model
 
 
 def check_model_folder(path: Path) -> None:
-    """Refuse a folder that holds no model.
+    """Check that a folder holds a model.
 
     Raises:
-        SoftshardsError: with where to get one.
+        SoftshardsError: it does not; the hint says where to get one.
     """
     if not (path / "config.json").is_file():
         raise SoftshardsError(
             "no model here: config.json is missing",
             path=path,
-            hint="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+            hint="pass a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
         )
 
 
-def attention_of(model: PreTrainedModel) -> Attention:
-    """How to keep packed documents apart in this model.
+def choose_attention(model: PreTrainedModel) -> Attention:
+    """Choose the way to keep packed documents apart in a model.
 
     Raises:
-        SoftshardsError: it has layers that carry state from token to token whatever the mask says.
+        SoftshardsError: it has layers that carry state from token to token whatever the mask.
     """
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
@@ -209,11 +218,11 @@ def attention_of(model: PreTrainedModel) -> Attention:
         return "varlen"
     if getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}:
         return "positions"
-    return "documents" if text._attn_implementation == DOCUMENTS else "mask"
+    return "documents" if text._attn_implementation == DOCUMENT_ATTENTION else "mask"
 
 
-def _implementation() -> str:
-    from transformers.utils import is_flash_attn_2_available
+def _attention_implementation() -> str:
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     usable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return "flash_attention_2" if usable and is_flash_attn_2_available() else "sdpa"
@@ -221,10 +230,10 @@ def _implementation() -> str:
 
 @torch.no_grad()
 def check_head(student: Student) -> None:
-    """Refuse a model whose logits are not what our head computes from its last hidden states.
+    """Check that the label head reproduces the model's own logits from its last hidden states.
 
     Raises:
-        SoftshardsError: it does something to its logits that we do not know of.
+        SoftshardsError: the model transforms its logits in a way that is not supported.
     """
     if student.attention == "varlen":
         return  # flash attention runs neither on the CPU nor in float32
@@ -242,14 +251,14 @@ def check_head(student: Student) -> None:
         raise SoftshardsError("the student's logits are not finite: its weights are broken")
     if not gap < HEAD_CHECK_TOLERANCE:
         raise SoftshardsError(
-            f"{type(model).__name__} transforms its logits in a way this trainer does not know "
+            f"{type(model).__name__} transforms its logits in a way that is not supported "
             f"(log-probabilities differ by {gap:.2g})",
             hint="use another student architecture, or report this one",
         )
 
 
 def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
-    """Number of parameters (tied ones once), with and without the embeddings and head."""
+    """Count parameters (tied ones once), with and without the embeddings and head."""
     total = sum(p.numel() for p in model.parameters())
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     outer = {id(p): p.numel() for table in tables for p in table.parameters()}

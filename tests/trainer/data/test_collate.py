@@ -12,7 +12,7 @@ from tests.trainer.build_label_set import label_row, teacher_logprobs
 from tests.trainer.conftest import World
 from trainer.data.collate import block_causal_mask, collate
 from trainer.data.dataset import LabelDataset, Pack
-from trainer.losses.objective import label_losses
+from trainer.losses.batch_loss import label_losses
 from trainer.student.student import Student, load_student
 
 
@@ -144,6 +144,9 @@ def test_labels_that_are_no_distribution_are_named(packs: list[Pack]) -> None:
         collate(damaged(topk_ids=ids))
     assert pack.keys[2] in str(error.value)
     assert "labeler verify" in str(error.value)
+    drawn = {"sample_ids": ids, "sample_counts": np.ones_like(ids)}
+    with pytest.raises(LabelSetError, match=r"1 of \d+ labels hold an id twice"):
+        collate(damaged(**drawn))
     empty, tail = labels.topk_logprobs.copy(), labels.tail_logprob.copy()
     empty[first], tail[first] = -np.inf, -np.inf
     with pytest.raises(LabelSetError, match="no mass"):

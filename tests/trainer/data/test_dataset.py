@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
 from tests.trainer.build_label_set import Row, build_label_set
 from tests.trainer.conftest import World
 from trainer.data.dataset import LabelDataset, Pack, ReaderState
+from trainer.data.mixture import Part, epoch_order
 
 
 def dataset(labels: Any, **settings: Any) -> LabelDataset:
@@ -110,16 +112,31 @@ def test_reader_thread_goes_no_further_than_one_window_ahead(
     loaded: list[tuple[int, int]] = []
     original = LabelDataset._load
 
-    def load(self: LabelDataset, epoch: int, window: int) -> Any:
+    def load(self: LabelDataset, epoch: int, window: int, groups: NDArray[np.int64]) -> Any:
         loaded.append((epoch, window))
         assert threading.current_thread() is not threading.main_thread()
-        return original(self, epoch, window)
+        return original(self, epoch, window, groups)
 
     monkeypatch.setattr(LabelDataset, "_load", load)
     packs = iter(dataset(world.labels))
     next(packs)
     assert len(loaded) <= 2
     packs.close()  # type: ignore[attr-defined]
+
+
+def test_the_row_groups_of_an_epoch_are_ordered_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+
+    def order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.int64]:
+        epochs.append(epoch)
+        return epoch_order(parts, seed, epoch)
+
+    monkeypatch.setattr("trainer.data.dataset.epoch_order", order)
+    packs = list(dataset(world.labels, epochs=2, window=1))
+    assert len({(pack.state.epoch, pack.state.window) for pack in packs}) > 4
+    assert epochs == [0, 1]
 
 
 def altered(world: World, tmp_path: Path) -> Path:

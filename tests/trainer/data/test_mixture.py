@@ -97,7 +97,7 @@ def test_another_tokenizer_is_refused(world: World, other: Path, tmp_path: Path)
     )
     changes = {"identity": identity, "identity_digest": identity.digest, "tokenizer_files": files}
     write_manifest(copy, manifest.model_copy(update=changes))
-    with pytest.raises(SoftshardsError, match="its tokenizer is not that of"):
+    with pytest.raises(SoftshardsError, match="its tokenizer differs from the one of"):
         open_mixture(open_label_set(world.labels), (str(copy),))
 
 

@@ -18,7 +18,7 @@ from tests.trainer.conftest import World
 from tests.trainer.running import config, log
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
-from trainer.data.vocab_map import VocabMap, coverage, read_vocab_map
+from trainer.data.vocab_map import VocabMap, measure_coverage, read_vocab_map
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.measure import evaluate
 from trainer.train.loop import train
@@ -93,7 +93,7 @@ def test_rows_and_labels_are_the_same_tokens_by_name(world: World, cousin: Path)
         )
         total = batch.topk_logprobs.exp().sum(1) + batch.tail_logprob.exp()
         np.testing.assert_allclose(total.numpy(), 1, atol=1e-5)
-    found = coverage(vocab_map, labels)
+    found = measure_coverage(vocab_map, labels)
     assert found.ids == pytest.approx(1 - LOST / world.vocab_size)
     assert found.rows == pytest.approx(len(known) / len(rows))
     assert 0.9 < found.labels < 1
@@ -130,4 +130,4 @@ def test_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
     make_tokenizer(other, vocab_size=290, text=["zebras quiz foxy jumps over lazy dogs"])
     with pytest.raises(IdentityError, match=r"knows 8\d\.\d% of the teacher's 300 tokens") as e:
         train(config(world, tmp_path / "run", student=other, vocab_map=True))
-    assert "must know 95%" in str(e.value)
+    assert "must have 95%" in str(e.value)

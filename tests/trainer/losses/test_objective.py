@@ -19,17 +19,12 @@ from tests.trainer.train.test_loop import command, config, log, start
 from trainer import losses
 from trainer.data.collate import Batch, collate
 from trainer.data.dataset import LabelDataset
-from trainer.losses.objective import (
-    Objective,
-    StudentOutput,
-    batch_loss,
-    label_losses,
-    objective_of,
-    token_weights,
-)
+from trainer.losses.batch_loss import batch_loss, label_losses, token_weights
+from trainer.losses.loss_flags import parse_losses
+from trainer.losses.objective import LossTerm, Objective, TokenWeighting
 from trainer.student.student import Student, load_student
+from trainer.student.student_output import StudentOutput
 from trainer.train.loop import train
-from trainer.train.loss_terms import LossTerm, TokenWeighting, parse_losses
 
 KIND_FLAGS = ("answer=2", "thinking=0.2")
 
@@ -183,7 +178,7 @@ def test_a_weighted_step_is_the_gradient_of_the_weighted_mean(
     """4 packs accumulated: divided by the sum of weights of all labels, not pack by pack."""
     student = load_student(world.student, open_label_set(world.labels)).train()
     settings: dict[str, Any] = {"kind_weight": KIND_FLAGS, "position_weight": "0.1:20"}
-    how = objective_of(config(world, tmp_path, **settings)).weighting
+    how = config(world, tmp_path, **settings).objective.weighting
     parts = [(label_losses(student(b), b), token_weights(how, b)) for b in batches]
     kl, ce = (torch.cat([p[0][i] for p in parts]) for i in range(2))
     weights = torch.cat([p[1] for p in parts])

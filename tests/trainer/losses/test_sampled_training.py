@@ -16,10 +16,10 @@ from tests.trainer.running import config, log
 from trainer.data.collate import Batch, collate
 from trainer.data.dataset import LabelDataset
 from trainer.losses import sampled_cross_entropy
-from trainer.losses.objective import Objective, batch_loss, token_weights
+from trainer.losses.batch_loss import batch_loss, token_weights
+from trainer.losses.objective import LossTerm, Objective, TokenWeighting
 from trainer.student.student import Student, load_student
 from trainer.train.loop import train
-from trainer.train.loss_terms import LossTerm, TokenWeighting
 
 DRAWS = 30
 

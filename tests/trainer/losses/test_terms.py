@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 
 from schemas import SoftshardsError
-from trainer.train.loss_terms import LOSSES, LossTerm, TokenWeighting, parse_losses
+from trainer import losses
+from trainer.losses.loss_flags import parse_losses
+from trainer.losses.loss_table import LOSS_HELP, LOSSES
+from trainer.losses.objective import LossTerm, TokenWeighting
 from trainer.train.train_config import TrainConfig
 
 
@@ -22,6 +25,21 @@ def test_every_loss_can_be_named() -> None:
     terms = parse(*(f"{name}=0.5" for name in LOSSES))
     assert [term.name for term in terms] == list(LOSSES)
     assert all(term.weight(step, 10) == 0.5 for term in terms for step in (0, 5, 9))
+
+
+def test_every_loss_is_in_the_help_in_the_docs_and_in_the_library() -> None:
+    docs = (Path(__file__).parents[3] / "docs" / "losses.md").read_text()
+    for name, loss in LOSSES.items():
+        assert f"{name} ({loss.help})" in LOSS_HELP
+        assert f"| `{name}` | " in docs
+        assert callable(getattr(losses, loss.function))
+        assert loss.function in losses.__all__
+
+
+def test_british_spellings_still_work() -> None:
+    assert losses.renormalised_kl is losses.renormalized_kl
+    assert losses.renormalise_teacher is losses.renormalize_teacher
+    assert parse("renormalised_kl=1") == parse("renormalized_kl=1")
 
 
 @pytest.mark.parametrize(
@@ -40,27 +58,27 @@ def test_schedules_go_from_the_first_step_to_the_last(text: str, weights: list[f
 
 
 def test_weights_of_labels() -> None:
-    assert config().token_weighting.uniform
-    assert config(kind_weight=("text=1",)).token_weighting.uniform
+    assert config().objective.weighting.is_uniform
+    assert config(kind_weight=("text=1",)).objective.weighting.is_uniform
     found = config(
         kind_weight=("answer=2", "thinking=0.2"),
         source_weight=("code/*=2", "a=b=0.5"),
         entropy_weight=-0.5,
         position_weight="0.1:64",
-    ).token_weighting
+    ).objective.weighting
     assert found == TokenWeighting(
         kinds=(1.0, 2.0, 0.2, 1.0, 1.0),
         sources=(("code/*", 2.0), ("a=b", 0.5)),
         entropy=-0.5,
         position=(0.1, 64),
     )
-    assert not found.uniform
+    assert not found.is_uniform
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": ("forward=1",)}, "there is no 'forward'; there are forward_kl, reverse_kl"),
+        ({"loss": ("forward=1",)}, "there is no 'forward'; losses are forward_kl, reverse_kl"),
         ({"loss": ("ce",)}, "NAME=WEIGHT"),
         ({"loss": ("ce=-1",)}, "weights of 0 or more"),
         ({"loss": ("ce=nan",)}, "weights of 0 or more"),
@@ -73,7 +91,7 @@ def test_weights_of_labels() -> None:
         ({"temperature": 2.0, "loss": ("ce=1",)}, "changes nothing"),
         ({"jsd_beta": 1.0}, "--jsd-beta is 1.0; it must be above 0 and below 1"),
         ({"skew_alpha": 0.0}, "--skew-alpha is 0.0"),
-        ({"kind_weight": ("think=1",)}, "no kind 'think'; there are text, answer, thinking"),
+        ({"kind_weight": ("think=1",)}, "no kind 'think'; kinds are text, answer, thinking"),
         ({"kind_weight": ("thinking",)}, "KIND=WEIGHT"),
         ({"source_weight": ("x=-2",)}, "weights of 0 or more"),
         ({"entropy_weight": -1.5}, "--entropy-weight is -1.5"),
@@ -87,7 +105,7 @@ def test_flags_that_make_no_sense_are_refused(settings: dict[str, Any], message:
         config(**settings)
 
 
-@pytest.mark.parametrize("name", LOSSES[:6])
+@pytest.mark.parametrize("name", list(LOSSES)[:6])
 def test_a_tail_at_another_temperature_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(SoftshardsError) as caught:
         config(loss=(f"{name}=1", "renormalized_kl=1"), temperature=2.0)

@@ -128,7 +128,7 @@ def test_bfloat16_product_path(temperature: float, monkeypatch: pytest.MonkeyPat
         if fast:
             monkeypatch.setattr(torch, "mm", mm)
             monkeypatch.setattr(
-                products, "tensor_cores", lambda a, b: a.dtype == b.dtype == torch.bfloat16
+                products, "uses_tensor_cores", lambda a, b: a.dtype == b.dtype == torch.bfloat16
             )
         out = linear_label_logprobs(
             case.hidden, case.weight, case.ids, target=case.target, temperature=temperature

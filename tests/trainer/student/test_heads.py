@@ -23,7 +23,7 @@ from transformers import (
 
 from schemas import SoftshardsError
 from trainer.ops import linear_label_logprobs
-from trainer.student.label_head import LabelHead, as_label_head
+from trainer.student.label_head import LabelHead, convert_head
 from trainer.student.lora_head import LoraLabelHead
 from trainer.student.student import Student, check_head
 
@@ -76,7 +76,7 @@ def dense(logits: Tensor, ids: Tensor, target: Tensor) -> tuple[Tensor, Tensor, 
 def test_adapter_on_the_head_equals_its_own_logits(settings: dict[str, Any]) -> None:
     """Against peft's own forward, W x + s B A x: values, and gradients of A, B and hidden."""
     model = with_lora(targets=["lm_head"], **settings)
-    head = as_label_head(model.get_output_embeddings())
+    head = convert_head(model.get_output_embeddings())
     assert isinstance(head, LoraLabelHead)
     hidden, ids, target = inputs()
     want = dense(head(hidden), ids, target)
@@ -92,7 +92,7 @@ def test_two_adapters_dropout_and_switching_off() -> None:
     model = with_lora(targets=["lm_head"], lora_dropout=0.5)
     model.add_adapter("second", LoraConfig(r=2, target_modules=["lm_head"]))
     model.base_model.set_adapter(["default", "second"])
-    head = as_label_head(model.get_output_embeddings())
+    head = convert_head(model.get_output_embeddings())
     nn.init.normal_(head.lora_B["second"].weight)
     hidden, ids, target = inputs()
     head.eval()
@@ -110,12 +110,12 @@ def test_two_adapters_dropout_and_switching_off() -> None:
 
 def test_adapters_elsewhere_leave_the_head_as_it_is() -> None:
     model = with_lora(targets=["q_proj"])
-    assert type(as_label_head(model.get_output_embeddings())) is LabelHead
+    assert type(convert_head(model.get_output_embeddings())) is LabelHead
 
 
 def test_a_tied_head_trains_the_embeddings_too() -> None:
     model = tiny(tie_word_embeddings=True)
-    head = as_label_head(model.get_output_embeddings())
+    head = convert_head(model.get_output_embeddings())
     assert head.weight is model.get_input_embeddings().weight
     tokens = torch.arange(N)
     _, ids, target = inputs()
@@ -163,10 +163,10 @@ def test_heads_of_real_architectures_equal_their_own_logits(name: str) -> None:
 
 def test_heads_that_are_not_understood_are_refused() -> None:
     with pytest.raises(SoftshardsError, match="Sequential, not a plain linear layer"):
-        as_label_head(nn.Sequential())
+        convert_head(nn.Sequential())
     for settings in ({"use_dora": True}, {"lora_bias": True}):
         model = with_lora(targets=["lm_head"], **settings)
         if settings.get("lora_bias"):
             assert model.get_output_embeddings().lora_B["default"].bias is not None
         with pytest.raises(SoftshardsError, match="adapter on the output head"):
-            as_label_head(model.get_output_embeddings())
+            convert_head(model.get_output_embeddings())

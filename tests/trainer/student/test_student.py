@@ -71,7 +71,7 @@ def test_student_without_a_tokenizer_is_refused(world: World, tmp_path: Path) ->
 def test_student_with_too_few_ids_is_refused(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.student, tmp_path, dirs_exist_ok=True)
     make_model(tmp_path, vocab_size=world.vocab_size - 10, layers=1)
-    with pytest.raises(SoftshardsError, match="rows and the tokenizer"):
+    with pytest.raises(SoftshardsError, match="rows, fewer than the tokenizer's"):
         load_student(tmp_path, open_label_set(world.labels))
 
 

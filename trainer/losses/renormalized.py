@@ -1,4 +1,4 @@
-"""Forward KL over the top k alone, both sides renormalized: what most other tools do."""
+"""Forward KL over the top-k alone, both sides renormalized: the loss of most other tools."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from torch import Tensor
 
 from trainer.losses.buckets import check_same_ids, kl
 
-WARNING = (
-    "renormalized_kl leaves the student free outside the teacher's top k: it may put any mass "
-    "there at no cost. It is for comparison with other tools; forward_kl has the tail"
-)
-
 
 def renormalized_kl(teacher_logp: Tensor, logp: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(t_T || p_T) over the labeled ids alone, per position (arXiv 1503.02531).
+    """Return T^2 KL(t_T || p_T) over the labeled ids alone, per position (arXiv 1503.02531).
 
         t_T = softmax(teacher_logp / T),  p_T = softmax(logp / T),  both over the row's ids
 
-    teacher_logp [n, k] as decoded, -inf for padding; logp [n, k] from `linear_label_logprobs` at
-    *its* temperature 1: within the ids log-probabilities are logits but for a constant, so any T is
-    had from them here. T^2 keeps gradients of one size over T; it is in the value, once, and thus
-    in the gradient. Returns [n] in nats, in the student's dtype, at least float32. A row of padding
-    alone costs 0.
+    Within the ids, log-probabilities are logits up to a constant, so the values at T = 1 determine
+    those at any T. T^2 keeps the size of gradients independent of T; it is in the value, once, and
+    thus in the gradient.
 
     The student's mass outside the ids is unconstrained, and the conditional distribution is biased
-    toward the teacher's top k (arXiv 2503.16870 measures what that does to calibration).
+    toward the teacher's top-k (arXiv 2503.16870 measures the effect on calibration).
 
-    Raises ValueError for T that is not positive, shapes that do not fit, dtypes not floating point.
+    Args:
+        teacher_logp: [n, k] as decoded, -inf for padding.
+        logp: [n, k], from `linear_label_logprobs` at temperature 1.
+        temperature: T above.
+
+    Returns:
+        [n] in nats, in the student's dtype, at least float32. A row of padding alone costs 0.
+
+    Raises:
+        ValueError: T is not positive, shapes do not fit, or a dtype is not floating point.
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")

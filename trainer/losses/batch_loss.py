@@ -1,0 +1,111 @@
+"""The loss of a batch: a weighted sum of losses over labels, which may count unequally."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from trainer import losses
+from trainer.data.collate import Batch
+from trainer.losses.loss_table import LOSSES, Inputs
+from trainer.losses.objective import Objective, TokenWeighting
+from trainer.student.student_output import StudentOutput
+
+
+def label_losses(output: StudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return forward KL and cross-entropy, each [n] in nats: reported whatever is minimized."""
+    teacher = (batch.topk_logprobs, batch.tail_logprob)
+    kl = losses.forward_kl(*teacher, output.logp, output.log_rest)
+    return kl, losses.cross_entropy(output.target_logp)
+
+
+def token_weights(weighting: TokenWeighting, batch: Batch) -> Tensor:
+    """Return the weight of each label of a batch: float32 [n], 0 or more."""
+    weights = torch.ones_like(batch.tail_logprob)
+    if weighting.is_uniform:
+        return weights
+    weights = weights * weights.new_tensor(weighting.kinds)[batch.kinds]
+    if weighting.sources:
+        by_row = [_source_weight(weighting, source) for source in batch.sources]
+        weights = weights * weights.new_tensor(by_row)[batch.documents]
+    if weighting.entropy:
+        teacher = torch.cat([batch.topk_logprobs, batch.tail_logprob[:, None]], 1)
+        entropy = torch.special.entr(teacher.exp()).sum(1)
+        share = entropy / math.log(teacher.shape[1])
+        weights = weights * (1 + weighting.entropy * share).clamp_min(0)
+    start, length = weighting.position
+    context = batch.position_ids[0, batch.rows] + 1
+    return weights * (start + (1 - start) * (context / length).clamp_max(1))
+
+
+def batch_loss(
+    objective: Objective,
+    output: StudentOutput,
+    batch: Batch,
+    weights: Tensor,
+    factors: list[float],
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of a batch and its parts, as sums over labels.
+
+    Divided by the step's sum of weights (over all micro-batches and ranks) the loss is the step's.
+    A term whose factor is 0 is left out, not multiplied by 0: it is still reported, but it costs no
+    backward pass and its infinities cannot reach the gradient.
+
+    Args:
+        weights: [n] of `token_weights`.
+        factors: weight of each term at this step.
+
+    Returns:
+        The loss, and [2 + terms] without gradient: KL and CE of `label_losses`, unweighted, then
+        each term's sum of weights times losses.
+    """
+    kl, ce = label_losses(output, batch)
+    known = {"forward_kl": kl, "ce": ce}
+    parts: list[Tensor] = []
+    sums = [kl.detach().sum(), ce.detach().sum()]
+    for term, factor in zip(objective.terms, factors, strict=True):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and factor != 0):
+            values = known.get(term.name)
+            if values is None:
+                values = _losses_of_term(term.name, objective, output, batch)
+            # A label of weight 0 has no part even where its loss is infinite.
+            total = (weights * values.masked_fill(weights == 0, 0)).sum()
+        sums.append(total.detach())
+        if factor:
+            parts.append(factor * total)
+    # A step in which nothing counts (a schedule that starts at 0) still runs its backward pass.
+    loss = sum(parts[1:], parts[0]) if parts else 0 * torch.nan_to_num(output.target_logp).sum()
+    return loss, torch.stack(sums)
+
+
+def _losses_of_term(name: str, objective: Objective, output: StudentOutput, batch: Batch) -> Tensor:
+    loss = LOSSES[name]
+    settings: dict[str, float] = {}
+    if loss.setting is not None:
+        parameter, field = loss.setting
+        settings[parameter] = getattr(objective, field)
+    function = getattr(losses, loss.function)
+    values: Tensor = function(*_inputs(loss.inputs, output, batch), **settings)
+    return values
+
+
+def _inputs(inputs: Inputs, output: StudentOutput, batch: Batch) -> tuple[Tensor, ...]:
+    match inputs:
+        case "buckets":
+            return batch.topk_logprobs, batch.tail_logprob, output.logp, output.log_rest
+        case "top_k":
+            return batch.topk_logprobs, output.logp
+        case "token":
+            return (output.target_logp,)
+        case "draws":
+            if output.drawn_logp is None or batch.drawn_counts is None:
+                raise ValueError("the batch has no drawn ids")
+            return batch.drawn_counts, output.drawn_logp
+
+
+def _source_weight(weighting: TokenWeighting, source: str) -> float:
+    matches = (weight for pattern, weight in weighting.sources if fnmatchcase(source, pattern))
+    return next(matches, 1.0)

@@ -1,0 +1,105 @@
+"""The losses that `--loss` can name. The flags, their help and the dispatch read this table.
+
+It imports no torch: the settings of a run check their flags with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Inputs = Literal["buckets", "top_k", "draws", "token"]
+"""The numbers that a loss compares.
+
+buckets: the top-k and the tail of teacher and student; the tail is known at T = 1 only.
+top_k: the top-k of both, without the tail.
+draws: the ids drawn from the teacher with their counts, and the student's log-probabilities.
+token: the student's log-probability of the actual token.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss that a run can minimize.
+
+    Attributes:
+        function: its name in `trainer.losses`.
+        inputs: what the function takes, in this order: the teacher's, then the student's numbers.
+        setting: (parameter of the function, field of `Objective` that it takes), if it has one.
+        help: its line in the help of `--loss`.
+        warning: printed at the start of a run that uses it.
+    """
+
+    function: str
+    inputs: Inputs
+    setting: tuple[str, str] | None = None
+    help: str
+    warning: str = ""
+
+
+LOSSES = {
+    "forward_kl": Loss(
+        function="forward_kl",
+        inputs="buckets",
+        help="KL(teacher, student)",
+    ),
+    "reverse_kl": Loss(
+        function="reverse_kl",
+        inputs="buckets",
+        help="KL(student, teacher)",
+    ),
+    "jsd": Loss(
+        function="jsd",
+        inputs="buckets",
+        setting=("beta", "jsd_beta"),
+        help="between the two, bounded",
+    ),
+    "skew_kl": Loss(
+        function="skew_kl",
+        inputs="buckets",
+        setting=("alpha", "skew_alpha"),
+        help="bounded forward KL",
+    ),
+    "skew_reverse_kl": Loss(
+        function="skew_reverse_kl",
+        inputs="buckets",
+        setting=("alpha", "skew_alpha"),
+        help="bounded reverse KL",
+    ),
+    "tvd": Loss(
+        function="tvd",
+        inputs="buckets",
+        help="total variation, at most 1",
+    ),
+    "renormalized_kl": Loss(
+        function="renormalized_kl",
+        inputs="top_k",
+        setting=("temperature", "temperature"),
+        help="forward KL without the tail, as in other tools",
+        warning=(
+            "renormalized_kl leaves the student free outside the teacher's top k: it may put any "
+            "mass there at no cost. Use it for comparison with other tools; forward_kl has the tail"
+        ),
+    ),
+    "sampled": Loss(
+        function="sampled_cross_entropy",
+        inputs="draws",
+        help="cross-entropy on ids drawn from the teacher, see `labeler label --draws`",
+    ),
+    "ce": Loss(
+        function="cross_entropy",
+        inputs="token",
+        help="cross-entropy on the actual tokens",
+    ),
+}
+"""Name in `--loss` -> loss."""
+
+FORMER_NAMES = {"renormalised_kl": "renormalized_kl"}
+
+LOSS_HELP = (
+    "NAME=WEIGHT, once per loss of the sum: "
+    + "; ".join(f"{name} ({loss.help})" for name, loss in LOSSES.items())
+    + ". NAME=SHAPE:FROM:TO changes the weight over the run: ce=linear:1:0.1, or cosine. "
+    "`--loss ce=1` alone is plain training. docs/losses.md helps to choose."
+)
+"""Help text of `--loss`."""

@@ -1,0 +1,23 @@
+"""The log-probabilities that a student returns for a batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class StudentOutput(NamedTuple):
+    """A student's log-probabilities at n labels, in nats.
+
+    Attributes:
+        logp: [n, k], of the top-k ids.
+        log_rest: [n], of the mass outside them.
+        target_logp: [n], of the actual tokens.
+        drawn_logp: [n, m], of the ids drawn from the teacher, where the batch has any.
+    """
+
+    logp: Tensor
+    log_rest: Tensor
+    target_logp: Tensor
+    drawn_logp: Tensor | None = None
