@@ -1,1 +1,1 @@
-"""Q1 and Q2: what soft labels are worth, and what it costs that they are stored and cut off."""
+"""Q1 and Q2: the gain from soft labels, and the cost of storing and truncating them."""

@@ -2,14 +2,14 @@
 
     python -m benchmarks.quality [--tokens 32707] [--seeds 3] [--arms kd ce kl online]
 
-One student (the quickstart's, 22 layers of the teacher's 30), the same tokens in the same order at
-each seed, one pass; judged on articles that no arm has seen. The arms are in
-`benchmarks/quality/arms.py`. Stop it whenever you like: every arm and seed is a folder under --out,
-finished ones are reused, and an unfinished one goes on from its checkpoint.
+One student (the quickstart's, 22 of the teacher's 30 layers), the same tokens in the same order for
+each seed, one pass; measured on articles that no arm has seen. The arms are in
+`benchmarks/quality/arms.py`. Stop it at any time: every arm and seed has a folder under --out,
+finished ones are reused, and an unfinished one resumes from its checkpoint.
 
-`ce_generations` trains on as many tokens of other text: the teacher's own, continued from the first
-64 tokens of the training rows at temperature 1, and other text at each seed. The prompts among them
-are not labeled, so it learns from fewer labels than the others.
+`ce_generations` trains on as many tokens of other text: the teacher's own, generated at temperature
+1 after the first 64 tokens of the training rows, and different for each seed. The prompts are not
+labeled, so it learns from fewer labels than the others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from schemas.atomic import write_atomic
 
 def main() -> None:
     options = _options()
-    # Ended like by Ctrl-C: what runs in a process of its own ends, too.
+    # End as on Ctrl-C: child processes end, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     inputs = prepare(options.quickstart, options.teacher, options.engine)
     tokens = options.tokens or inputs.train.tokens
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _rows(jobs: list[tuple[Arm, int]], settings: Settings) -> list[dict[str, Any]]:
-    """The row of each job: reused, or made. Says how far it is, and how long it will take."""
+    """Return the row of each job, reused or made; print progress and an ETA."""
     known = {(arm.name, seed): row_of(arm, seed, settings) for arm, seed in jobs}
     left = sum(row is None for row in known.values())
     if left < len(jobs):
@@ -88,7 +88,7 @@ def _rows(jobs: list[tuple[Arm, int]], settings: Settings) -> list[dict[str, Any
 
 
 def _references(settings: Settings) -> dict[str, Any]:
-    """Teacher and untrained student, as `summarize` describes arms."""
+    """Measure teacher and untrained student; return them as `summarize` returns arms."""
     inputs = settings.inputs
     models = {"teacher": inputs.teacher, "untrained": inputs.student}
     found = measure(inputs, list(models.values()), settings.out / "references.json")
@@ -105,8 +105,8 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = [arm.name for arm in ARMS]
-    parser.add_argument("--tokens", type=int, help="tokens a run trains on; by default one pass")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default 3)")
+    parser.add_argument("--tokens", type=int, help="training tokens per run (default one pass)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per arm (default 3)")
     parser.add_argument(
         "--arms",
         nargs="+",
@@ -127,17 +127,17 @@ def _options() -> argparse.Namespace:
         "--engine",
         default="vllm",
         choices=["vllm", "transformers"],
-        help="what labels and generates where the label sets are not there",
+        help="engine that labels and generates if the label sets are missing",
     )
     parser.add_argument(
-        "--keep-models", action="store_true", help="keep the trained models, 425 MB each"
+        "--keep-models", action="store_true", help="keep the trained models (425 MB each)"
     )
     options = parser.parse_args()
     if not 1 <= options.seeds <= MOST_SEEDS:
         parser.error(f"--seeds must be from 1 to {MOST_SEEDS}")
     if options.tokens is not None and options.tokens < 1:
         parser.error("--tokens must be at least 1")
-    for name in ("out", "quickstart", "teacher"):  # commands run in the repository's folder
+    for name in ("out", "quickstart", "teacher"):  # commands run in the folder of the repository
         setattr(options, name, getattr(options, name).resolve())
     return options
 

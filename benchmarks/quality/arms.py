@@ -1,4 +1,4 @@
-"""The ways of training that are compared, and the flags of `trainer train` that each stands for."""
+"""The ways of training that are compared, and their flags of `trainer train`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TRAIN = (
     *("--lr", "2e-4", "--pack-tokens", str(PACK_TOKENS), "--packs-per-step", "1"),
     *("--dtype", "bf16", "--save-every", "10", "--keep-checkpoints", "1"),
 )
-"""Those of scripts/quickstart."""
+"""The flags of scripts/quickstart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,9 @@ class Arm:
     """One way of training.
 
     Attributes:
-        loss: values of --loss; where `online` is set they only stand for what is logged.
+        loss: values of --loss; if `online` is set, they decide only what is logged.
         online: the teacher is loaded and run on each pack, by `benchmarks.quality.online`.
-        generations: trained on the teacher's own generations in place of the articles.
+        generations: train on the teacher's own generations instead of the articles.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""What the arms train on and are judged by: the quickstart's files, and the teacher's generations.
+"""Data of the arms: the quickstart's label sets, and the teacher's generations.
 
-The commands are those of scripts/quickstart; what it has made is used as it is.
+The commands are those of scripts/quickstart; its files are used if they exist.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from trainer.data.mixture import open_mixture
 ROOT = Path(__file__).parents[2]
 PROMPT_TOKENS = 64
 ROW_TOKENS = 512
-"""Prompt and generation together at most: two fill a pack."""
+"""Most tokens of prompt and generation together: two rows fill a pack."""
 MOST_SETS = 20
-"""Label sets of generations for one run: more means that the teacher says next to nothing."""
+"""Most label sets of generations for one run: if it needs more, the texts are too short."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """The teacher, a student sliced from it, and label sets of articles that are disjoint."""
+    """The teacher, a student sliced from it, and label sets of disjoint articles."""
 
     teacher: Path
     student: Path
@@ -36,7 +36,7 @@ class Inputs:
 
 
 def call(*command: object) -> None:
-    """Run a Python module or script of this repository; end where it fails.
+    """Run a Python module or script of this repository; exit if it fails.
 
     Raises:
         SystemExit: with its exit code.
@@ -49,7 +49,7 @@ def call(*command: object) -> None:
 
 
 def prepare(quickstart: Path, teacher: Path, engine: str) -> Inputs:
-    """Make what the quickstart has not made yet."""
+    """Return the quickstart's files; make those that are missing."""
     if not (teacher / "config.json").is_file():
         call("scripts/get_teacher.py", teacher)
     sets = {part: quickstart / f"labels-{part}" for part in ("train", "heldout")}
@@ -74,20 +74,20 @@ def prepare(quickstart: Path, teacher: Path, engine: str) -> Inputs:
 
 
 def label(source: Path, out: Path, teacher: Path, engine: str, *more: object) -> None:
-    """`labeler label` with the quickstart's settings."""
+    """Run `labeler label` with the quickstart's settings."""
     fixed = ("--model", teacher, "--k", 64, "--row-group-labels", 4096, "--engine", engine)
     call("-m", "labeler", "label", source, "--out", out, *fixed, *more)
 
 
 def generations(inputs: Inputs, out: Path, *, seed: int, tokens: int, engine: str) -> list[Path]:
-    """Label sets of the teacher's own text, of so many tokens at least, for runs with one seed.
+    """Return label sets of the teacher's own text, of at least `tokens` tokens, for one seed.
 
-    Prompts are the first tokens of the training rows; the teacher goes on at temperature 1. Its
-    texts end when it likes, so how many are needed shows only as they are made: one set after the
-    other, each with its own sampling seed (in its manifest), which no other run uses.
+    The teacher continues the first tokens of the training rows at temperature 1. The lengths of its
+    texts are not known in advance, so sets are made one after the other until there are enough
+    tokens, each with a sampling seed of its own (in its manifest) that no other run uses.
 
     Raises:
-        SystemExit: the teacher's texts are too short to be trained on.
+        SystemExit: the teacher's texts are too short to train on.
     """
     prompts = out / "prompts.jsonl"
     count = write_prompts(inputs.train, prompts)
@@ -111,14 +111,14 @@ def generations(inputs: Inputs, out: Path, *, seed: int, tokens: int, engine: st
 
 
 def steps_of(sets: list[Path], tokens: int, seed: int) -> int:
-    """Steps of one pack that come to so many tokens: how rows fall into packs depends on seed."""
+    """Return the steps of one pack that amount to `tokens`; packing depends on the seed."""
     parts = open_mixture(open_label_set(sets[0]), tuple(map(str, sets[1:])))
     once = LabelDataset(parts, pack_tokens=PACK_TOKENS, seed=seed).count()
     return max(1, round(once.packs * tokens / once.tokens))
 
 
 def write_prompts(labels: LabelSet, path: Path) -> int:
-    """The first tokens of each row that is longer than that; return how many there are."""
+    """Write the first tokens of each row that is longer; return the number of prompts."""
     lines = []
     for group in labels.row_groups:
         table = labels.read_row_group(group, ["id", "chunk", "input_ids"])

@@ -1,4 +1,4 @@
-"""Rows of measurements to means, spreads, paired differences, and the tables that show them."""
+"""From rows of measurements to means, spreads and paired differences, and their tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.quality.arms import ARMS
 
 METRICS = {"ppl": 3, "kl": 4, "agreement": 4, "ece": 4}
-"""What is shown of a model, and with how many decimals."""
+"""The metrics in the tables, and their decimals."""
 BASES = ("ce", "ce_generations", "online")
 """Arms that the others are compared with, seed by seed."""
 Q2_PERCENT = 0.5
@@ -22,10 +22,10 @@ Row = dict[str, Any]
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
-    """Means and deviations of each arm, paired differences, and what Q1 and Q2 ask.
+    """Return means and deviations of each arm, paired differences, and the answers to Q1 and Q2.
 
     Args:
-        rows: one for each arm and seed, with `loss` (the arm's name), `seed`, METRICS and `ce`.
+        rows: one per arm and seed, with `loss` (the arm's name), `seed`, METRICS and `ce`.
     """
     by_arm = _by_arm(rows)
     differences = {
@@ -49,10 +49,10 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def difference(own: dict[int, Row], base: dict[int, Row], name: str) -> dict[str, Any]:
-    """Of two arms, seed by seed: the mean, and half of its 95 % interval (paired t).
+    """Return the mean difference of two arms over seeds, and half of its 95 % interval (paired t).
 
-    The seed decides the order of the data for both. `beyond_noise`: the interval leaves 0 out;
-    None where fewer than two seeds are there to say.
+    The seed decides the order of the data for both. `beyond_noise`: the interval excludes 0; None
+    with fewer than two seeds.
     """
     gaps = [own[seed][name] - base[seed][name] for seed in sorted(own.keys() & base.keys())]
     mean = statistics.mean(gaps) if gaps else math.nan
@@ -63,7 +63,7 @@ def difference(own: dict[int, Row], base: dict[int, Row], name: str) -> dict[str
 
 
 def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
-    """The tables, as Markdown that can also be read as it is."""
+    """Return the tables as Markdown that is also readable as plain text."""
     what = {arm.name: arm.what for arm in ARMS}
     names = ("perplexity", "KL to the teacher", "top-1 agreement", "ECE")
     lines = [*about, ""]
@@ -83,7 +83,7 @@ def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
                 for arm, values in arms.items()
             ],
         )
-    lines += ["", "Bold: the interval leaves 0 out, the difference is beyond the seeds' noise."]
+    lines += ["", "Bold: the interval excludes 0, so the difference is beyond the seeds' noise."]
     if q1 := summary["q1"]:
         said = [f"{name.replace('_', ' ')}: {_yes(value)}" for name, value in q1.items()]
         lines += [f"Q1, kd: {'; '.join(said)}."]
@@ -97,7 +97,7 @@ def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
 
 
 def _q1(differences: dict[str, Any]) -> dict[str, bool | None]:
-    """Whether kd is better than either CE, and by more than the seeds' noise."""
+    """Return True where kd is better than a CE arm by more than the seeds' noise."""
     found: dict[str, bool | None] = {}
     for base in ("ce", "ce_generations"):
         for name in ("ppl", "kl"):
@@ -145,11 +145,11 @@ def _gap(value: dict[str, Any], decimals: int) -> str:
 
 
 def _yes(value: bool | None) -> str:
-    return "not known from one seed" if value is None else "yes" if value else "no"
+    return "unknown from one seed" if value is None else "yes" if value else "no"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table whose columns are aligned."""
+    """Return a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     rule = ["-" * max(3, width) for width in widths]
     widths = list(map(len, rule))

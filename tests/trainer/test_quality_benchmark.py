@@ -140,7 +140,7 @@ def test_differences_are_paired_by_seed() -> None:
 def test_one_seed_tells_nothing_about_noise_and_worse_is_not_better() -> None:
     one = summarize(rows(ce=[1.0], kd=[0.5]))
     assert one["q1"]["lower_kl_than_ce"] is None
-    assert "not known from one seed" in markdown(one, [])
+    assert "unknown from one seed" in markdown(one, [])
     worse = summarize(rows(ce=[1.0, 2.0], kd=[1.5, 2.5001]))
     assert worse["differences"]["ce"]["kd"]["kl"]["beyond_noise"]
     assert worse["q1"]["lower_kl_than_ce"] is False
