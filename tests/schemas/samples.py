@@ -1,4 +1,4 @@
-"""Random labels and tables that obey the format, for tests that then break them."""
+"""Valid random labels and tables, for tests to use or to break."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_labels(
     tokens: list[int] | None = None,
     full: bool = False,
 ) -> Labels:
-    """Labels of n positions of a random dense distribution, all quantities consistent."""
+    """Return consistent labels of n positions from a random dense distribution."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, vocab)) * 3
     logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -49,7 +49,7 @@ def random_labels(
 
 
 def identity(*, vocab_size: int, k: int) -> Identity:
-    """An identity of no teacher at all, for shards on their own."""
+    """Return an identity without a teacher, for single shards."""
     return Identity(
         weights="0" * 64,
         model_config_digest="0" * 64,
@@ -66,7 +66,7 @@ def identity(*, vocab_size: int, k: int) -> Identity:
 
 
 def shard_table(lengths: list[int], k: int = 8, vocab: int = 100, **kwargs: Any) -> pa.Table:
-    """Rows of these lengths in tokens, each labeled at every position but the first."""
+    """Return rows of the given lengths in tokens, labeled at every position but the first."""
     rng = np.random.default_rng(7)
     ids = [rng.integers(0, vocab, n).tolist() for n in lengths]
     labels = [
@@ -79,7 +79,7 @@ def shard_table(lengths: list[int], k: int = 8, vocab: int = 100, **kwargs: Any)
 def table(
     rows: list[Labels], *, vocab_size: int, input_ids: list[list[int]] | None = None
 ) -> pa.Table:
-    """Rows with these labels at every position but the first; of token 0 unless said otherwise."""
+    """Return rows with these labels at every position but the first; tokens are 0 by default."""
     lengths = [len(labels) + 1 for labels in rows]
     values: dict[str, Any] = {
         "id": [f"row/{i}" for i in range(len(lengths))],

@@ -1,4 +1,4 @@
-"""Whole label sets of random labels in either codec, without the labeler."""
+"""Complete label sets of random labels in either codec, made without the labeler."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ CODECS = (PLAIN_1, COMPACT_1)
 
 
 def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> Path:
-    """A finished label set: `shards` are the tables of their row groups, over 300 ids.
+    """Write a finished label set over 300 ids, with the golden set's tokenizer.
 
-    Its tokenizer is that of the golden set.
+    Args:
+        path: the set's folder.
+        shards: per shard, the tables of its row groups.
+        codec: the codec.
     """
     manifest = read_manifest(GOLDEN)
     (path / "shards").mkdir(parents=True)
@@ -64,7 +67,7 @@ def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> P
 
 
 def varied_table(first: int, rows: int, *, longest: int = 25, vocab: int = 300) -> pa.Table:
-    """Rows `row/{first}`, ... of lengths from 1 on, with scalars to filter on, some null."""
+    """Return rows `row/{first}`, ... of lengths from 1 up, with scalars to filter on, some null."""
     rng = np.random.default_rng(first)
     lengths = [1, *rng.integers(2, longest, rows - 1).tolist()]
     table = shard_table(lengths, k=6, vocab=vocab)
@@ -83,13 +86,18 @@ def varied_table(first: int, rows: int, *, longest: int = 25, vocab: int = 300) 
 
 
 def varied_set(path: Path, codec: str) -> Path:
-    """Three shards of two row groups of four rows."""
+    """Write a set of three shards, each of two row groups of four rows."""
     shards = [[varied_table(8 * s, 4), varied_table(8 * s + 4, 4)] for s in range(3)]
     return write_set(path, shards, codec)
 
 
 def view_of(labels: LabelSet, keep: Callable[[int, int], NDArray[np.bool_]]) -> View:
-    """A view of the rows that `keep(number of the row group, rows in it)` keeps, bool [rows]."""
+    """Return a view of the rows in the masks that `keep` returns.
+
+    Args:
+        labels: the set.
+        keep: from a row group's number and its number of rows to a mask, bool [rows].
+    """
     kept = []
     for number, group in enumerate(labels.row_groups):
         sizes = labels.read_row_group(group, ["n_labels", "n_tokens"])

@@ -27,7 +27,7 @@ def as_table(rows: list[Labels], vocab: int) -> pa.Table:
     full=st.booleans(),
 )
 def test_round_trip(lengths: list[int], vocab: int, k: int, ragged: bool, full: bool) -> None:
-    """Ids are exact, logprobs within half a float16 step, whatever the shape."""
+    """Ids are exact and logprobs within half a float16 step, for any shape."""
     k, vocab = min(k, vocab), min(vocab, 300) if vocab < 65_536 else vocab
     vocab_size = vocab
     rows = [
@@ -104,7 +104,7 @@ def test_bucketed_entropy_is_a_lower_bound_and_exact_where_all_is_stored() -> No
 
 
 def test_every_float16_is_widened_exactly() -> None:
-    """All 65,536 of them, signs of zero included; with and without those that are no numbers."""
+    """All 65,536 values, including signed zeros, with and without infinities and NaN."""
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     for some in (
         every,

@@ -1,4 +1,4 @@
-"""Codec `compact/1` against `plain/1`: the same sets, values within the documented bound."""
+"""Codec `compact/1` against `plain/1`: equal ids, and values within the documented bound."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def order_of(table: pa.Table, vocab: int) -> np.ndarray:
 def test_round_trip(
     lengths: list[int], vocab: int, k: int, ragged: bool, scale: float, seed: int
 ) -> None:
-    """Any k, vocabulary and shape; ties (scale 0), and logprobs so low that float16 has -inf."""
+    """Any k, vocabulary and shape; ties (scale 0), and logprobs that are -inf in float16."""
     drawn = min(vocab, 300)
     k = min(k, drawn)
     rows = [random_labels(n, k, drawn, seed=seed + i, ragged=ragged) for i, n in enumerate(lengths)]
@@ -68,12 +68,12 @@ def test_round_trip(
     finite = np.isfinite(values)
     np.testing.assert_array_equal(np.isfinite(stored), finite)
     first = np.take_along_axis(np.arange(values.shape[1])[None] == 0, by_old, 1)
-    allowed = rounding(values, "compact/1") * (1 + 2 * first)  # the argmax: a step more
+    allowed = rounding(values, "compact/1") * (1 + 2 * first)  # the argmax may move one more step
     assert (np.abs(stored - np.where(finite, values, 0))[finite] <= allowed[finite]).all()
 
 
 def _scaled(labels: Labels, scale: float) -> Labels:
-    """The labels of softmax(scale * logits), whose top-k is the same; without a true tail."""
+    """Return the labels of softmax(scale * logits): the same top-k, without a true tail."""
     real = labels.topk_ids != PAD_ID
     below_first = np.where(real, labels.topk_logprobs - labels.topk_logprobs[:, :1], 0.0) * scale
     z = np.where(real, below_first, -np.inf).astype(np.float64)
@@ -87,7 +87,7 @@ def _scaled(labels: Labels, scale: float) -> Labels:
 
 
 def test_the_argmax_survives_ties() -> None:
-    """The likeliest id stays first although rounding makes two alike."""
+    """The most likely id stays first where rounding makes two values equal."""
     logprobs = np.log([[0.400, 0.399, 0.1], [0.400, 0.399, 0.1]]).astype(np.float32)
     labels = Labels(
         topk_ids=np.array([[7, 2, 1], [2, 7, 1]], np.int32),
@@ -129,7 +129,7 @@ def test_a_raw_shard_becomes_plain_by_its_own_footer(tmp_path: Path) -> None:
         to_plain(raw.replace_schema_metadata(None))
 
 
-def test_an_order_that_is_not_one_is_refused() -> None:
+def test_invalid_orders_are_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         order_from_text(order_to_text(np.array([3, 3], np.int32)), 10)
     with pytest.raises(ValueError, match="outside"):
@@ -140,7 +140,7 @@ def test_an_order_that_is_not_one_is_refused() -> None:
 
 @pytest.mark.parametrize("column", COMPACT_COLUMNS)
 def test_columns_that_disagree_are_refused(column: str) -> None:
-    """A shard from a faulty writer: each column against the others."""
+    """A faulty writer's shard: each column in turn disagrees with the others."""
     vocab, k = (60, 55) if column == "topk_deep" else (5000, 40)
     table, other = shard_table([6, 6], vocab=vocab, k=k), shard_table([6, 5], vocab=vocab, k=k - 1)
     order = order_of(table, vocab)
@@ -154,7 +154,7 @@ def test_columns_that_disagree_are_refused(column: str) -> None:
         unpack(broken, order)
 
 
-def test_what_is_no_distribution_is_refused() -> None:
+def test_logprobs_above_zero_are_refused() -> None:
     labels = random_labels(2, 3, 9)
     labels.topk_logprobs[0, 0] = 0.5
     plain = plain_table([labels], 9)

@@ -1,4 +1,4 @@
-"""Sampled labels on disk: counting, the round trip, and what verification says of wrong ones."""
+"""Sampled labels on disk: counting, the round trip, and verification."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ N = 20
 
 
 @given(st.integers(0, 6), st.integers(1, 30), st.integers(1, 9), st.integers(0, 1000))
-def test_counted(n: int, draws: int, vocab: int, seed: int) -> None:
+def test_count_draws(n: int, draws: int, vocab: int, seed: int) -> None:
     drawn = np.sort(np.random.default_rng(seed).integers(0, vocab, (n, draws)), axis=1)
     ids, counts = count_draws(drawn.astype(np.int32))
     for row, some, times in zip(drawn, ids, counts, strict=True):
@@ -28,12 +28,12 @@ def test_counted(n: int, draws: int, vocab: int, seed: int) -> None:
 
 
 def with_draws(n: int, k: int, vocab: int, *, seed: int = 0) -> Labels:
-    """Random labels of which k = V, with counts next to N p: floors, and the rest to the last."""
+    """Return random labels with draw counts next to N p."""
     labels = random_labels(n, vocab, vocab, seed=seed)
     p = np.exp(labels.topk_logprobs.astype(np.float64))
     counts = np.floor(N * p).astype(np.int64)
     missing = N - counts.sum(axis=1)
-    # Those with the largest fractions get one more.
+    # The ids with the largest fractions get one more draw.
     order = np.argsort(-(N * p - counts), axis=1)
     for row, some in enumerate(missing):
         counts[row, order[row, :some]] += 1
@@ -68,7 +68,7 @@ def test_round_trip() -> None:
     assert mixed.sample_ids is None, "not every row has draws"
 
 
-def test_what_cannot_be_stored() -> None:
+def test_counts_that_cannot_be_stored_are_refused() -> None:
     labels = with_draws(3, 4, 30)
     assert labels.sample_counts is not None
     for count in (0, 1 << 16):
@@ -83,35 +83,35 @@ def changed(labels: Labels, how: str) -> tuple[NDArray[np.int32], NDArray[np.int
     ids, counts = labels.sample_ids.copy(), labels.sample_counts.copy()
     if how == "one more":
         counts[1, 0] += 1
-    elif how == "two the other way round":
+    elif how == "two swapped":
         ids[1, :2] = ids[1, 1::-1]
-    elif how == "of another position":
+    elif how == "from another position":
         ids[[0, 1]], counts[[0, 1]] = ids[[1, 0]], counts[[1, 0]]
-    elif how == "of no token":
+    elif how == "not a token":
         ids[1, (ids[1] != PAD_ID).sum() - 1] = 30
     return ids, counts
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "message"),
     [
         ("", None),
         ("one more", "the drawn ids do not fit the top-k"),
-        ("two the other way round", "the drawn ids do not fit the top-k"),
-        ("of another position", "the drawn ids do not fit the top-k (2 labels in 1 row)"),
+        ("two swapped", "the drawn ids do not fit the top-k"),
+        ("from another position", "the drawn ids do not fit the top-k (2 labels in 1 row)"),
     ],
 )
-def test_verified(how: str, said: str | None) -> None:
+def test_draws_are_verified(how: str, message: str | None) -> None:
     labels = with_draws(6, 4, 30, seed=3)
     ids, counts = changed(labels, how)
     wrong = replace(labels, sample_ids=ids, sample_counts=counts)
     assert misfits(labels, N, 1e-3).sum() == 0
     rows = table([wrong], vocab_size=30)
     found = [f for f in validate_table(rows, vocab_size=30, k=4, draws=N) if f.kind == "draws"]
-    assert [f.what for f in found] == ([said] if said else [])
+    assert [f.what for f in found] == ([message] if message else [])
 
 
-def test_draws_that_the_manifest_knows_nothing_of_and_the_other_way_round() -> None:
+def test_draws_and_manifest_must_agree() -> None:
     rows = table([with_draws(6, 4, 30)], vocab_size=30)
     (found,) = (f for f in validate_table(rows, vocab_size=30, k=4) if f.kind == "draws")
     assert "the manifest says no draws" in found.what

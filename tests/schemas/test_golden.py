@@ -1,6 +1,6 @@
-"""Frozen label sets, one a format and codec version: whatever is written later, these must open.
+"""Frozen label sets, one per format and codec version, that every later version must open.
 
-`scripts/make_golden` wrote them, once. They are never written again; a new codec adds a folder.
+`scripts/make_golden` wrote them once. They are never written again; a new codec adds a folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def test_there_is_a_set_for_each_codec() -> None:
 
 
 @pytest.mark.parametrize("path", SETS, ids=lambda path: path.name)
-def test_a_frozen_set_opens_and_says_what_it_always_said(path: Path) -> None:
+def test_a_frozen_set_opens_with_its_original_content(path: Path) -> None:
     labels = open_label_set(path)
     assert list(validate_label_set(labels)) == []
     expected = json.loads((path / "expected.json").read_text())
@@ -41,7 +41,7 @@ def test_a_frozen_set_opens_and_says_what_it_always_said(path: Path) -> None:
     assert frame["id"].to_list() == expected["ids"]
 
 
-def test_an_unknown_version_is_refused_with_what_to_install(tmp_path: Path) -> None:
+def test_an_unknown_version_is_refused_with_the_version_to_install(tmp_path: Path) -> None:
     path = SETS[0]
     content = json.loads((path / "manifest.json").read_text())
     newer = tmp_path / "newer"
@@ -58,6 +58,6 @@ def test_an_unknown_version_is_refused_with_what_to_install(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("path", ["../elsewhere.json", "/etc/hostname", "index/../../x"])
 def test_a_manifest_cannot_name_files_outside_its_folder(path: str) -> None:
-    """Sets are downloaded: what their manifests name is copied and opened."""
+    """Sets are downloaded, and the files that manifests name are copied and opened."""
     with pytest.raises(ValueError, match="not inside the set's folder"):
         FileDigest(path=path, sha256="0" * 64)

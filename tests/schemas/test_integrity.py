@@ -1,4 +1,4 @@
-"""Bytes flipped and files cut, all over a label set: each is detected, or provably harmless."""
+"""Flipped bits and truncated files all over a label set: each is detected or provably harmless."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES = (
     *("journal/unit-*.json", "journal/unit-*.rejects.parquet"),
 )
 READ_BY_TRAINER = ("shards", "index", "tokenizer")
-"""Of these every byte counts for a reader; journal and plan it never opens."""
+"""Files of which a reader uses every byte. It never opens journal and plan."""
 CHANGES = 40
 VIEW = "some.view.json"
 
@@ -44,12 +44,12 @@ def read_all(labels: LabelSet) -> list[pa.Table]:
 
 
 def as_trainer(path: Path) -> list[tuple[pa.Table, DecodedLabels]]:
-    """What the trainer does with a label set: open it, read every row group, decode the labels."""
+    """Read a label set as the trainer does: open it, read every row group, decode the labels."""
     return [(table, decode(table)) for table in read_all(open_label_set(path))]
 
 
 def as_verify(path: Path) -> list[str]:
-    """What `labeler verify` finds: a refusal to open is a finding, too."""
+    """Return the findings of `labeler verify`; a refusal to open is one."""
     try:
         return [str(finding) for finding in validate_label_set(open_label_set(path))]
     except LabelSetError as error:
@@ -57,7 +57,7 @@ def as_verify(path: Path) -> list[str]:
 
 
 def tried(path: Path) -> tuple[list[pa.Table], str | None]:
-    """(tables as the trainer reads them, None), or ([], the refusal); no other error passes."""
+    """Return (the trainer's tables, None), or ([], the refusal); raise all other errors."""
     try:
         return [table for table, _ in as_trainer(path)], None
     except LabelSetError as error:
@@ -65,7 +65,7 @@ def tried(path: Path) -> tuple[list[pa.Table], str | None]:
 
 
 def altered(content: bytes, rng: random.Random, change: int) -> bytes:
-    """One bit flipped, or (every fourth time) cut off."""
+    """Flip one bit or, every fourth time, truncate."""
     place = rng.randrange(len(content))
     if change % 4 == 0:
         return content[:place]
@@ -89,11 +89,11 @@ def copy_of(codec: str, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("pattern", FILES)
-def test_altered_files_are_never_believed(pattern: str, codec: str, tmp_path: Path) -> None:
-    """560 changes. Reader and `verify` each refuse; where one does not, nothing has changed for it.
+def test_altered_files_are_detected(pattern: str, codec: str, tmp_path: Path) -> None:
+    """560 changes. Reader and `verify` each refuse them, unless a change is harmless.
 
-    For the reader that is proved by equal rows, for `verify` by equal JSON: a blank that became
-    another blank. No change of a Parquet or tokenizer file is harmless to `verify`.
+    Harmless means equal rows for the reader, and equal JSON for `verify`: one blank became another.
+    No change of a Parquet or tokenizer file is harmless to `verify`.
     """
     rng = random.Random(pattern + codec)
     labels = copy_of(codec, tmp_path)
@@ -110,7 +110,7 @@ def test_altered_files_are_never_believed(pattern: str, codec: str, tmp_path: Pa
             assert all(a.equals(b) for a, b in zip(tables, truth, strict=True)), where
             assert not pattern.startswith(READ_BY_TRAINER), where
         else:
-            assert "labels" in message, where  # it names the file
+            assert "labels" in message, where  # the message names the file
         if not as_verify(labels):
             assert pattern in ("manifest.json", "journal/unit-*.json"), where
             assert same_json(changed, original), where
@@ -119,8 +119,8 @@ def test_altered_files_are_never_believed(pattern: str, codec: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_altered_views_are_never_believed(codec: str, tmp_path: Path) -> None:
-    """80 changes of a view's own file, and one of a shard under it."""
+def test_altered_views_are_detected(codec: str, tmp_path: Path) -> None:
+    """80 changes of a view's own file, and one of a shard that it selects from."""
     rng = random.Random(codec)
     labels = copy_of(codec, tmp_path)
     view = half_of(labels, tmp_path / VIEW)
@@ -144,14 +144,14 @@ def test_altered_views_are_never_believed(codec: str, tmp_path: Path) -> None:
 
 
 def test_a_view_that_counts_wrongly_is_named(tmp_path: Path) -> None:
-    """Its own digest is right; what it says of the rows is not."""
+    """Its own digest is right; its counts of rows are not."""
     labels = copy_of("plain", tmp_path)
     view = half_of(labels, tmp_path / VIEW, more_labels=1)
     assert any("its view says" in problem for problem in as_verify(view))
 
 
 def half_of(labels: Path, path: Path, *, more_labels: int = 0) -> Path:
-    """A view of every other row group, which in the golden sets are of one row."""
+    """Write a view of every other row group; in the golden sets, each has one row."""
     view = view_of(open_label_set(labels), lambda n, rows: np.full(rows, n % 2 == 0))
     kept = [k.model_copy(update={"labels": k.labels + more_labels}) for k in view.kept]
     view = view.model_copy(update={"label_set": "labels", "kept": tuple(kept)})
@@ -159,8 +159,8 @@ def half_of(labels: Path, path: Path, *, more_labels: int = 0) -> Path:
     return path
 
 
-def test_raw_polars_reads_an_altered_shard_without_a_word_and_we_do_not(tmp_path: Path) -> None:
-    """Flips in the pages of one column: Polars returns other values; reader and scan never do."""
+def test_raw_polars_reads_an_altered_shard_silently_and_scan_does_not(tmp_path: Path) -> None:
+    """Flips in the pages of one column: Polars returns wrong values; reader and scan never do."""
     labels = copy_of("plain", tmp_path)
     shard = labels / open_label_set(labels).shards[0]
     truth, whole = pl.read_parquet(shard), scan(labels).collect()
@@ -176,7 +176,7 @@ def test_raw_polars_reads_an_altered_shard_without_a_word_and_we_do_not(tmp_path
         content[rng.choice(pages)] ^= 1 << rng.randrange(8)
         shard.write_bytes(content)
         assert tried(labels)[1]
-        with contextlib.suppress(LabelSetError):  # or it was a bit that nothing is read from
+        with contextlib.suppress(LabelSetError):  # or no reader uses the bit
             assert scan(labels).collect().equals(whole)
         try:
             read = pl.read_parquet(shard)
@@ -196,7 +196,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_a_shard_of_another_set_is_refused() -> None:
-    """Even where its bytes are hashed anew: the footer names its own teacher."""
+    """The footer names its teacher, so even new hashes do not help."""
     labels = open_label_set(GOLDEN)
     other = labels.manifest.model_copy(update={"identity_digest": "0" * 64})
     with pytest.raises(LabelSetError, match="belongs to a different label set"):

@@ -1,4 +1,4 @@
-"""A full disk is named as one, whatever library met it; other errors stay what they are."""
+"""A full disk is reported as one in any library; other errors pass unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from schemas import SoftshardsError
 from schemas.os_errors import as_user_error, explain_full_disk
 
 FULL = Path("/dev/full")
-"""A device of Linux on which every write fails as on a full disk."""
+"""A Linux device on which every write fails as on a full disk."""
 
 
 def by_python() -> None:
@@ -26,7 +26,7 @@ def by_torch() -> None:
 
 
 def by_safetensors() -> None:
-    """It writes beside the file and renames, so a device does not do: this is what it says."""
+    """Raise its error: it writes beside the file and renames, so the device does not help."""
     raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
 
 
@@ -48,7 +48,7 @@ def test_others_pass(tmp_path: Path) -> None:
         raise RuntimeError("unrelated")
 
 
-def test_explained() -> None:
+def test_as_user_error() -> None:
     with pytest.raises(OSError, match="No space") as caught:
         by_python()
     assert "the disk is full" in str(as_user_error(caught.value))

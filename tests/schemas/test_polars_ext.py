@@ -1,4 +1,4 @@
-"""The namespace `labels` in Polars, against NumPy on what `schemas.decode` gives."""
+"""The namespace `labels` in Polars, against NumPy on decoded labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOCAB = 60
 
 
 def labeled_rows(seed: int, rows: int, k: int, *, ragged: bool, full: bool) -> pa.Table:
-    """Rows of random lengths and spans, some without a label; `full` ones store entropies."""
+    """Return rows of random lengths and spans, some without labels; `full` stores entropies."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 20, rows)
     tokens = [rng.integers(0, VOCAB, n).tolist() for n in lengths]
@@ -77,7 +77,7 @@ TABLES = st.builds(
 
 
 def reference(table: pa.Table) -> tuple[list[dict[str, Any]], Labels]:
-    """Position by position, in plain Python, and the labels in the same order."""
+    """Return the positions, exploded in plain Python, and the labels in the same order."""
     positions = [
         {
             "id": row["id"],
@@ -100,7 +100,7 @@ def unpadded(values: Any, ids: Any) -> list[Any]:
 
 @given(table=TABLES)
 @settings(max_examples=60, deadline=None)
-def test_exploded_positions_are_those_of_decode(table: pa.Table) -> None:
+def test_exploded_positions_match_decode(table: pa.Table) -> None:
     rows, labels = reference(table)
     frame = pl.DataFrame(table).labels.explode(keep=["source"])
     assert frame.select("id", "chunk", "sample", "position", "kind", "token_id").to_dicts() == rows
@@ -166,7 +166,7 @@ def test_the_whole_vocabulary_and_no_mass_at_all() -> None:
 
 
 def test_null_rows_stay_null() -> None:
-    """As after a left join with a set that lacks some rows."""
+    """Null rows, as after a left join with a set that lacks some."""
     nested = pl.DataFrame(
         {"logs": [None, [[-0.5, -2.0]], []], "tail": [None, [-3.0], []]},
         schema={"logs": pl.List(pl.List(pl.Float16)), "tail": pl.List(pl.Float16)},
@@ -185,7 +185,7 @@ def test_null_rows_stay_null() -> None:
 @given(seed=st.integers(0, 1000), k=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
 def test_two_teachers_joined(seed: int, k: int) -> None:
-    """KL as `diverge` has it; rows of one set alone, and rows of other text, are not there."""
+    """The KL is that of `diverge`; rows of one set only, or with different tokens, are left out."""
     table = labeled_rows(seed, 5, 6, ragged=True, full=False)
     n = len(decode(table).labels)
     second = encode([random_labels(n, k, VOCAB, seed=seed + 99)], VOCAB)
@@ -255,7 +255,7 @@ def test_ids_to_text() -> None:
 
 
 def tokenizer_object() -> Any:
-    """As a transformers tokenizer: an object with `decode`."""
+    """Return an object with `decode`, like a transformers tokenizer."""
 
     class Wrapped:
         inner = Tokenizer.from_file(str(GOLDEN / "tokenizer" / "tokenizer.json"))
@@ -266,7 +266,7 @@ def tokenizer_object() -> Any:
     return Wrapped()
 
 
-def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+def test_misuse_is_refused_with_a_hint(tmp_path: Path) -> None:
     frame = scan(GOLDEN)
     with pytest.raises(SoftshardsError, match=r"no column 'logits' to explode\n.*topk_ids"):
         frame.labels.explode("logits")

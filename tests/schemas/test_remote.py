@@ -1,4 +1,4 @@
-"""Label sets in an object store: read like local ones, kept within bounds, believed never."""
+"""Label sets in an object store: read like local ones, cached within bounds, always verified."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_set_in_an_object_store_reads_like_a_local_one(name: str, sets: dict[s
 
 
 @pytest.mark.usefixtures("_store", "cache")
-def test_what_was_read_is_kept(sets: dict[str, Path]) -> None:
+def test_reads_are_cached(sets: dict[str, Path]) -> None:
     url = upload(sets["plain"], "read-once")
     truth = rows(open_label_set(url))
     bucket().rm(f"{url}/shards", recursive=True)
@@ -74,7 +74,7 @@ def test_what_was_read_is_kept(sets: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("_store")
-def test_what_is_kept_is_proved_each_time(sets: dict[str, Path], cache: Path) -> None:
+def test_the_cache_is_verified_on_each_use(sets: dict[str, Path], cache: Path) -> None:
     url = f"{BUCKET}/sets/plain"
     truth = rows(open_label_set(url))
     with diskcache.Cache(cache) as kept:
@@ -90,7 +90,7 @@ def test_what_is_kept_is_proved_each_time(sets: dict[str, Path], cache: Path) ->
 
 
 @pytest.mark.usefixtures("_store")
-def test_an_altered_row_group_is_neither_believed_nor_kept(
+def test_an_altered_row_group_is_neither_used_nor_cached(
     sets: dict[str, Path], cache: Path
 ) -> None:
     url = upload(sets["plain"], "altered")
@@ -111,7 +111,7 @@ def test_an_altered_row_group_is_neither_believed_nor_kept(
 
 
 @pytest.mark.usefixtures("_store")
-def test_no_more_is_kept_than_allowed(
+def test_the_cache_stays_within_its_limit(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = [varied_table(10 * group, 10, longest=200) for group in range(64)]
@@ -138,7 +138,7 @@ def test_no_more_is_kept_than_allowed(
 
 
 class Flaky(MemoryFileSystem):  # type: ignore[misc]
-    """Fails each file's first requests."""
+    """A filesystem that fails the first requests for each file."""
 
     protocol = "flaky"
     failures: ClassVar[dict[str, int]] = {}
@@ -157,7 +157,7 @@ class Flaky(MemoryFileSystem):  # type: ignore[misc]
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_network_that_fails_is_asked_again(
+def test_failed_requests_are_retried(
     sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("flaky", Flaky, clobber=True)
@@ -170,7 +170,7 @@ def test_a_network_that_fails_is_asked_again(
         open_label_set("flaky://flaky")
 
 
-def test_places_are_joined() -> None:
+def test_paths_are_joined() -> None:
     assert join_path("s3://b/views/half.view.json", "../labels") == "s3://b/labels"
     assert join_path("s3://b/half.view.json", "labels") == "s3://b/labels"
     assert join_path("views/half.view.json", "../labels") == "views/../labels"

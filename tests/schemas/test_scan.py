@@ -1,4 +1,4 @@
-"""`schemas.scan`: what Polars would give, nothing altered believed, nothing read in vain."""
+"""`schemas.scan`: the results of Polars, verified reads, and no needless ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Step = Callable[[Any], Any]
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By name: a set in each codec, and a view of each."""
+    """Return by name a set in each codec, and a view of each."""
     folder = tmp_path_factory.mktemp("sets")
     paths = {}
     for codec in CODECS:
@@ -43,7 +43,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def truth(sets: dict[str, Path]) -> dict[str, pl.DataFrame]:
-    """All rows of each, by the reader that hashes every row group first."""
+    """Return all rows of each, from the reader that hashes every row group first."""
     opened = {name: open_label_set(path) for name, path in sets.items()}
     return {
         name: pl.concat(pl.DataFrame(labels.read_row_group(g)) for g in labels.row_groups)
@@ -79,7 +79,7 @@ COLUMNS = st.lists(
     streaming=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_any_query_gives_what_it_gives_of_the_rows_in_memory(
+def test_any_query_gives_the_result_for_rows_in_memory(
     sets: dict[str, Path],
     truth: dict[str, pl.DataFrame],
     name: str,
@@ -111,7 +111,7 @@ def test_counts_batches_and_joins(
 
 
 class Recorder(io.FileIO):
-    """A file that notes which stretches of it are read."""
+    """A file that records the byte ranges read from it."""
 
     def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
         start = self.tell()
@@ -121,7 +121,7 @@ class Recorder(io.FileIO):
 
 
 class Recorded(LocalFileSystem):
-    """The local disk behind `recorded://`."""
+    """The local disk, as `recorded://`."""
 
     protocol = "recorded"
     read: ClassVar[list[tuple[str, int, int]]] = []
@@ -135,7 +135,7 @@ class Recorded(LocalFileSystem):
 
 
 def label_chunks(path: Path) -> dict[tuple[str, int], list[tuple[int, int]]]:
-    """Byte ranges of label columns, by shard and row group."""
+    """Return the byte ranges of label columns, by shard and row group."""
     found = {}
     for shard in sorted((path / "shards").iterdir()):
         footer = pq.read_metadata(shard)
@@ -151,7 +151,7 @@ def label_chunks(path: Path) -> dict[tuple[str, int], list[tuple[int, int]]]:
 
 
 def label_reads(path: Path) -> set[tuple[str, int]]:
-    """Row groups of which a byte of a label column was read."""
+    """Return the row groups from whose label columns a byte was read."""
     return {
         (shard, index)
         for (shard, index), chunks in label_chunks(path).items()
@@ -162,7 +162,7 @@ def label_reads(path: Path) -> set[tuple[str, int]]:
 
 @pytest.mark.parametrize("name", ["plain", "compact"])
 def test_filters_on_scalars_never_read_labels(sets: dict[str, Path], name: str) -> None:
-    """By the byte ranges that were asked of the filesystem."""
+    """Asserted by the byte ranges requested from the filesystem."""
     fsspec.register_implementation("recorded", Recorded, clobber=True)
     path = sets[name]
     size = sum(shard.stat().st_size for shard in (path / "shards").iterdir())
@@ -193,7 +193,7 @@ def test_filters_on_scalars_never_read_labels(sets: dict[str, Path], name: str) 
 def test_labels_that_are_not_read_are_not_checked_and_others_are(
     sets: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
-    """What `verify` promises: zeros for labels are seen where labels, or whole groups, are read."""
+    """Zeros in place of labels are detected where labels, or whole row groups, are read."""
     path = tmp_path / "labels"
     shutil.copytree(sets[name], path)
     for (shard, _), chunks in label_chunks(path).items():
@@ -211,10 +211,8 @@ def test_labels_that_are_not_read_are_not_checked_and_others_are(
 
 
 @pytest.mark.parametrize("name", ["plain", "compact"])
-def test_altered_shards_are_never_believed(
-    sets: dict[str, Path], name: str, tmp_path: Path
-) -> None:
-    """Flips, cuts and overwritten stretches, most in page headers, read with few or all columns."""
+def test_altered_shards_are_detected(sets: dict[str, Path], name: str, tmp_path: Path) -> None:
+    """Flips, cuts and overwritten ranges, most in page headers; few or all columns are read."""
     rng = random.Random(name)
     path = tmp_path / "labels"
     shutil.copytree(sets[name], path)
@@ -247,13 +245,13 @@ def test_altered_shards_are_never_believed(
 
 
 def _header(shard: Path, rng: random.Random) -> int:
-    """A place in the first bytes of a column, where a page's header is."""
+    """Return an offset in the first bytes of a column, where a page header is."""
     group = pq.read_metadata(shard).row_group(0)
     return group.column(rng.randrange(group.num_columns)).data_page_offset + rng.randrange(30)
 
 
 def test_raw_polars_checks_nothing(tmp_path: Path) -> None:
-    """Why there is `scan`: the same flip, read without a word."""
+    """The reason for `scan`: raw Polars reads the same flip silently."""
     labels = tmp_path / "labels"
     shutil.copytree(GOLDEN, labels)
     shard = sorted((labels / "shards").iterdir())[0]
@@ -312,7 +310,7 @@ def test_missing_and_unfinished(sets: dict[str, Path], tmp_path: Path) -> None:
         scan(tmp_path)
 
 
-def test_a_condition_of_the_users_that_fails_is_not_said_of_the_shard(
+def test_a_failing_user_condition_is_not_blamed_on_the_shard(
     sets: dict[str, Path],
 ) -> None:
     def broken(_: pl.Series) -> pl.Series:

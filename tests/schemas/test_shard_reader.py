@@ -1,4 +1,4 @@
-"""The reader of row groups over more shards than it keeps footers of."""
+"""The reader of row groups with more shards than it keeps footers for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.schemas.sets import CODECS, varied_set
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_footers_are_read_again_where_they_were_let_go(
+def test_evicted_footers_are_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:
     path = varied_set(tmp_path / "set", codec)

@@ -22,7 +22,7 @@ def with_column(table: pa.Table, name: str, change: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize("options", [{}, {"ragged": True}, {"full": True}, {"k": 100}])
-def test_good_rows_have_no_problem(options: dict[str, Any]) -> None:
+def test_valid_rows_have_no_problem(options: dict[str, Any]) -> None:
     table = shard_table([6, 2, 9, 1], **options)
     assert list(validate_table(table, vocab_size=100, k=options.get("k", 8))) == []
 
@@ -55,14 +55,14 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("message", list(BREAKS))
-def test_each_broken_invariant_is_named(message: str) -> None:
+def test_each_broken_invariant_is_reported(message: str) -> None:
     column, change = BREAKS[message]
     found = problems(with_column(shard_table([6, 6, 9]), column, change))
     assert any(message in problem for problem in found), found
 
 
-def test_ids_shifted_against_the_tokens_are_named() -> None:
-    """Labels moved by one position disagree with the tokens they claim to be of."""
+def test_labels_shifted_against_the_tokens_are_reported() -> None:
+    """Labels moved by one position disagree with their tokens."""
     table = shard_table([6, 6, 40], k=64)
     for column in ("topk_ids", "topk_logprobs", "tail_logprob"):
         table = with_column(table, column, shift)
@@ -72,7 +72,7 @@ def test_ids_shifted_against_the_tokens_are_named() -> None:
     assert "shifted by +1" in shifted.what
 
 
-def test_another_schema_is_named() -> None:
+def test_a_different_schema_is_reported() -> None:
     assert problems(shard_table([4]).drop_columns(["meta"])) == [
         "the schema is not that of format version 1"
     ]

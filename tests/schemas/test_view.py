@@ -1,4 +1,4 @@
-"""Views: the rows they name, wherever a label set is taken, and no others."""
+"""Views stand in for a label set anywhere, with exactly the rows that they keep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETS = sorted(path for path in GOLDEN.iterdir() if (path / "manifest.json").is_f
 
 
 def every_other(labels: LabelSet, path: Path, *, first: int = 0) -> Path:
-    """A view of every other row of a set, and of nothing of its last row group."""
+    """Write a view of every other row of a set, without its last row group."""
     last = len(labels.row_groups) - 1
     write_view(path, view_of(labels, lambda n, rows: (np.arange(rows) % 2 == first) & (n < last)))
     return path
@@ -57,7 +57,7 @@ def test_an_altered_view_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_view_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:
-    """Bits that would name other rows must not pass."""
+    """Bits that would select other rows must be refused."""
     a = tmp_path / "a"
     shutil.copytree(SETS[0], a)
     labels = open_label_set(a)
@@ -68,14 +68,14 @@ def test_a_view_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LabelSetError, match="has changed since the view was made"):
         open_label_set(path)
     write_view(path, content.model_copy(update={"identity_digest": "0" * 64}))
-    with pytest.raises(LabelSetError, match="other labels"):
+    with pytest.raises(LabelSetError, match="belongs to a different label set"):
         open_label_set(path)
     write_view(path, content.model_copy(update={"label_set": "nowhere"}))
     with pytest.raises(LabelSetError, match="no label set here"):
         open_label_set(path)
 
 
-def test_bits_of_another_number_of_rows_are_refused(tmp_path: Path) -> None:
+def test_bits_for_a_different_number_of_rows_are_refused(tmp_path: Path) -> None:
     labels = open_label_set(SETS[0])
     path = every_other(labels, tmp_path / "a.view.json")
     view = View.model_validate_json(path.read_text())
