@@ -1,14 +1,17 @@
-"""The settings of `labeler label` by help group, each marked with where a label set records it."""
+"""The settings of `labeler label` by help group, each marked with where a label set records it.
 
-from __future__ import annotations
+Annotations are evaluated here, not strings: `LabelConfig` inherits them into another module, where
+cyclopts resolves them.
+"""
 
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 LABELS = Group("Labels", sort_key=2)
 DATA = Group("Input", sort_key=3)
@@ -51,34 +54,22 @@ PLAN = Recorded("plan")
 PLAN_IF_CHANGED = Recorded("plan", always=False)
 
 
-def recorded_settings(settings: object, part: Part) -> dict[str, Any]:
+def recorded_settings(settings: "DataclassInstance", part: Part) -> dict[str, Any]:
     """Return the settings that a label set records in `part`, by name.
 
     Args:
         settings: a dataclass whose fields are annotated with `Recorded`.
         part: as in `Recorded`.
     """
-    return {
-        name: value
-        for name, mark, default in _marked_fields(type(settings))
-        if mark.part == part and ((value := getattr(settings, name)) != default or mark.always)
-    }
-
-
-@cache
-def _marked_fields(settings: type[Any]) -> tuple[tuple[str, Recorded, Any], ...]:
-    """Return (name, mark, default) for each mark of each field."""
-    hints = get_type_hints(settings, include_extras=True)
-
-    def marks() -> Iterator[tuple[str, Recorded, Any]]:
-        for each in fields(settings):
-            made = each.default_factory
-            default = each.default if made is MISSING else made()
-            for mark in getattr(hints[each.name], "__metadata__", ()):
-                if isinstance(mark, Recorded):
-                    yield each.name, mark, default
-
-    return tuple(marks())
+    hints = get_type_hints(type(settings), include_extras=True)
+    recorded = {}
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        changed = value != each.default
+        for mark in getattr(hints[each.name], "__metadata__", ()):
+            if isinstance(mark, Recorded) and mark.part == part and (mark.always or changed):
+                recorded[each.name] = value
+    return recorded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What to label: files, folders, URLs and streams, to records."""
+"""Find the inputs (files, folders, URLs, streams, label sets) and read their records."""

@@ -1,4 +1,4 @@
-"""One reader a format: bytes to numbered columns, or to the reason why a record is bad."""
+"""One reader per format: from bytes to numbered records, or to the reason why a record is bad."""
 
 from __future__ import annotations
 
@@ -10,22 +10,17 @@ from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
-import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
 from labeler.labeling.inputs.zstd_stream import ZstdStream
+from schemas import SoftshardsError
 
 SUFFIX = re.compile(r"\.((jsonl|json|csv|txt)(\.(gz|zst))?|parquet|arrow)$")
-KNOWN = ".jsonl, .json, .csv, .txt (each also .gz, .zst), .parquet, .arrow"
+KNOWN_SUFFIXES = ".jsonl, .json, .csv, .txt (each also .gz, .zst), .parquet, .arrow"
 SEEKABLE = (".parquet", ".arrow")
 """Suffixes of files that cannot be read from a stream."""
-READ_ERRORS = (
-    *(OSError, pa.ArrowException, zstandard.ZstdError),
-    *(ijson.JSONError, csv.Error, RecursionError),
-)
-"""What a reader raises when the file as a whole is bad."""
 
 BLOCK = 1 << 18
 ROWS = 256
@@ -34,32 +29,46 @@ ARROW_FILE = b"ARROW1"
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 BOM = b"\xef\xbb\xbf"
 
-Item = tuple[int, dict[str, Any] | str]
-"""A record's number in its file, and its columns, or why it is bad."""
+Columns = dict[str, Any]
+"""A record's values by column."""
+Item = tuple[int, Columns | str]
+"""A record's number in its file, and its columns or the reason why it is bad."""
+
+
+class BadFile(ValueError):
+    """The file as a whole cannot be read."""
+
+
+READ_ERRORS = (
+    *(OSError, pa.ArrowException, zstandard.ZstdError),
+    *(BadFile, csv.Error, RecursionError),
+)
+"""Errors that a reader raises if the file as a whole is bad."""
 
 
 def suffix_of(name: str) -> str | None:
-    """The suffix of `name` that says how to read it (`.jsonl`, `.csv.gz`), or None."""
+    """Return the suffix of `name` that names its format (`.jsonl`, `.csv.gz`), or None."""
     found = SUFFIX.search(name)
     return found and found[0]
 
 
 def read_items(stream: io.BufferedReader, suffix: str) -> Iterator[Item]:
-    """Read a file in order, with memory for a block and a record.
+    """Read a file in order, with memory for one block and one record.
 
-    A compressed stream that was cut off is an error, never the end of the data.
+    A truncated compressed stream is an error, never the end of the data.
 
     Args:
-        stream: the file's bytes; parquet and arrow need one that can seek.
-        suffix: one that `suffix_of` gives.
+        stream: the file's bytes; Parquet and Arrow need a stream that can seek.
+        suffix: a result of `suffix_of`.
 
     Raises:
-        READ_ERRORS: the file as a whole is damaged, or is not what its name says.
+        READ_ERRORS: the file as a whole is damaged, or its suffix is wrong.
+        SoftshardsError: the package for this format is not installed.
     """
     kind, _, packing = suffix[1:].partition(".")
     if packing == "zst":
         stream = io.BufferedReader(ZstdStream(stream), BLOCK)
-    elif packing == "gz":  # unlike the standard library's reader, Arrow's takes no cut for the end
+    elif packing == "gz":  # unlike Python's reader, Arrow's reports truncation
         stream = io.BufferedReader(pa.CompressedInputStream(stream, "gzip"), BLOCK)
     match kind:
         case "jsonl":
@@ -82,10 +91,10 @@ def _json_lines(stream: io.BufferedReader) -> Iterator[Item]:
             yield number, _json_line(line, f"line {number + 1}")
 
 
-def _json_line(line: bytes, what: str) -> dict[str, Any] | str:
+def _json_line(line: bytes, what: str) -> Columns | str:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-        if b"\\ud" in line or b"\\uD" in line:  # an escape may be half a character
+        value: object = json.loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line or b"\\uD" in line:  # an escape may be half of a surrogate pair
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError as error:
         return f"{what} is not UTF-8: {error}"
@@ -94,52 +103,64 @@ def _json_line(line: bytes, what: str) -> dict[str, Any] | str:
     return _object(value, what)
 
 
-def _object(value: Any, what: str) -> dict[str, Any] | str:
+def _object(value: object, what: str) -> Columns | str:
     if isinstance(value, dict):
         return value
     return f"{what} is a JSON {type(value).__name__}, not an object"
 
 
 def _json(stream: io.BufferedReader) -> Iterator[Item]:
-    """The items of a top-level array, or the objects that stand one after the other."""
+    """Read the items of a top-level array, or a sequence of objects."""
+    try:
+        import ijson
+        from ijson.common import JSONError
+    except ImportError as error:
+        raise SoftshardsError(
+            "reading .json needs the package ijson, which is not installed",
+            hint="pip install ijson, or convert the file to JSON lines (.jsonl)",
+        ) from error
+
     if stream.peek(len(BOM)).startswith(BOM):
         stream.read(len(BOM))
     while stream.peek(1)[:1].isspace():
         stream.read(1)
     array = stream.peek(1).startswith(b"[")
-    # Not `use_float`: with it, an integer of more than 64 bits would be an error.
+    # Not `use_float`: it rejects integers of more than 64 bits.
     items = ijson.items(stream, "item" if array else "", multiple_values=not array)
-    for number, value in enumerate(items):
-        yield number, _object(_floats(value), f"item {number + 1}")
+    try:
+        for number, value in enumerate(items):
+            yield number, _object(_decimals_to_floats(value), f"item {number + 1}")
+    except JSONError as error:
+        raise BadFile(str(error)) from error
 
 
-def _floats(value: Any) -> Any:
-    """`value` with floats where ijson put decimals."""
+def _decimals_to_floats(value: Any) -> Any:
+    """Replace the decimals that ijson reads by floats."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, dict):
-        return {name: _floats(part) for name, part in value.items()}
+        return {name: _decimals_to_floats(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_floats(part) for part in value]
+        return [_decimals_to_floats(part) for part in value]
     return value
 
 
 def _text(stream: io.BufferedReader) -> Iterator[Item]:
     try:
-        item: dict[str, Any] | str = {"text": io.TextIOWrapper(stream, "utf-8-sig").read()}
+        item: Columns | str = {"text": io.TextIOWrapper(stream, "utf-8-sig").read()}
     except UnicodeDecodeError as error:
         item = f"not UTF-8: {error}"
     yield 0, item
 
 
 def _csv(stream: io.BufferedReader) -> Iterator[Item]:
-    """Rows under a header; all values are strings."""
-    csv.field_size_limit(FIELD_LIMIT)  # documents are longer than the module allows by itself
+    """Read rows under a header; all values are strings."""
+    csv.field_size_limit(FIELD_LIMIT)  # documents are longer than the module's default limit
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, strict=True)  # otherwise a file cut off inside quotes would pass
+    rows = csv.reader(text, strict=True)  # reports a file truncated inside quotes
     header = next(rows, [])
     if len(set(header)) < len(header):
-        raise csv.Error(f"two columns have the same name: {', '.join(header)}")
+        raise BadFile(f"two columns have the same name: {', '.join(header)}")
     number = 0
     while True:
         try:
@@ -147,8 +168,8 @@ def _csv(stream: io.BufferedReader) -> Iterator[Item]:
         except StopIteration:
             return
         except csv.Error as error:
-            if "expected after" not in str(error):  # the others lose track of the rows
-                raise csv.Error(f"line {rows.line_num}: {error}") from error
+            if "expected after" not in str(error):  # after others, rows are out of step
+                raise BadFile(f"line {rows.line_num}: {error}") from error
             yield number, f"line {rows.line_num} is not CSV: {error}"
         else:
             if not row:
@@ -157,9 +178,9 @@ def _csv(stream: io.BufferedReader) -> Iterator[Item]:
         number += 1
 
 
-def _csv_row(header: list[str], row: list[str], what: str) -> dict[str, Any] | str:
+def _csv_row(header: list[str], row: list[str], what: str) -> Columns | str:
     if len(row) != len(header):
-        return f"{what} has {len(row)} fields, the header has {len(header)}"
+        return f"{what} has {len(row)} fields, but the header has {len(header)}"
     try:
         "".join(row).encode()
     except UnicodeEncodeError as error:
@@ -168,14 +189,14 @@ def _csv_row(header: list[str], row: list[str], what: str) -> dict[str, Any] | s
 
 
 def _arrow(stream: io.BufferedReader) -> Iterator[pa.RecordBatch]:
-    """Record batches of an IPC file, or of an IPC stream."""
+    """Yield the record batches of an IPC file or an IPC stream."""
     if stream.peek(len(ARROW_FILE)).startswith(ARROW_FILE):
         file = pa.ipc.open_file(stream)
         yield from (file.get_batch(index) for index in range(file.num_record_batches))
         return
     stream.seek(max(0, stream.seek(0, io.SEEK_END) - len(ARROW_END)))
     if stream.read() != ARROW_END:
-        raise pa.ArrowInvalid("the Arrow stream has no end mark: it was cut off, or its writer was")
+        raise BadFile("the Arrow stream has no end mark: it is truncated or unfinished")
     stream.seek(0)
     yield from pa.ipc.open_stream(stream)
 
@@ -184,24 +205,25 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, ROWS):
-            for item in _python(_without_nanoseconds(batch.slice(start, ROWS))):
+            for item in _to_python(_nanoseconds_to_text(batch.slice(start, ROWS))):
                 yield number, item
                 number += 1
 
 
-def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Times that Python's datetime cannot hold, as strings."""
+def _nanoseconds_to_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Convert times that Python's datetime cannot represent to strings."""
     for index, field in enumerate(batch.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
             batch = batch.set_column(index, field.name, batch[index].cast(pa.string()))
     return batch
 
 
-def _python(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
-    """Rows as Python values; where one of them has no such value, the others still do."""
+def _to_python(batch: pa.RecordBatch) -> list[Columns | str]:
+    """Convert rows to Python values; a row that cannot be converted does not spoil the others."""
     try:
-        return batch.to_pylist()
+        rows: list[Columns | str] = batch.to_pylist()
+        return rows
     except ValueError as error:  # such as a string that is not UTF-8
         if batch.num_rows > 1:
-            return [row for i in range(batch.num_rows) for row in _python(batch.slice(i, 1))]
+            return [row for i in range(batch.num_rows) for row in _to_python(batch.slice(i, 1))]
         return [f"a column cannot be read: {error}"]

@@ -1,4 +1,4 @@
-"""What the command line names as input, to files in the order in which to read them."""
+"""Find the files and label sets that the command line names, in the order in which to read them."""
 
 from __future__ import annotations
 
@@ -9,77 +9,98 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from labeler.labeling.inputs.file_formats import KNOWN, suffix_of
-from labeler.labeling.inputs.locations import is_http, is_local, named_errors, open_place, shown
-from schemas import SoftshardsError
-from schemas.manifest import MANIFEST, read_manifest
+from labeler.labeling.inputs.file_formats import KNOWN_SUFFIXES, suffix_of
+from labeler.labeling.inputs.locations import (
+    as_input_errors,
+    display_path,
+    is_http,
+    is_local,
+    open_location,
+)
+from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.manifest import MANIFEST
 from schemas.plan import is_plan
-from schemas.view import VIEW_SUFFIX, read_view
+from schemas.view import VIEW_SUFFIX
 
-LABEL_SET = "label set"
 STDIN = "/dev/stdin"
-"""Standard input, like `-`."""
+"""Standard input, the same as `-`."""
 DATASET = {"dataset_info.json", "state.json"}
-"""What `datasets.Dataset.save_to_disk` writes beside the data."""
+"""Files that `datasets.Dataset.save_to_disk` writes beside the data."""
 SPLITS = "dataset_dict.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """An input to read, and the name by which its records are known.
+class DataFile:
+    """A file with records, or a dataset in several files.
 
     Attributes:
-        name: relative to the folder or pattern that was given.
-        kind: its suffix (`formats.suffix_of`), or LABEL_SET, also for a view of one.
+        name: the input's name, relative to the folder or pattern that was given.
+        suffix: its format (`file_formats.suffix_of`).
         fs: the file system that it is on.
-        paths: of its files there: one, but for a dataset in several.
-        held: what must live as long as this does (the copy of standard input).
+        paths: its files on `fs`: one, or more for a dataset.
+        stdin: the copy of standard input, which is deleted with this object.
     """
 
     name: str
-    kind: str
+    suffix: str
     fs: AbstractFileSystem
     paths: tuple[str, ...]
-    held: Any = None
+    stdin: tempfile._TemporaryFileWrapper[bytes] | None = None
 
 
-def find_files(inputs: Sequence[str]) -> list[SourceFile]:
-    """The files behind paths, folders, patterns, URLs and `-`, in the order in which to read them.
+@dataclass(frozen=True, kw_only=True)
+class InputSet:
+    """A label set, or a view of one, whose rows are the records.
 
-    Folders are searched through, sorted by name, without hidden files, links to folders, label sets
-    and views of them. A Hugging Face dataset on disk is one file for each split.
+    Attributes:
+        name: the input's name, relative to the folder or pattern that was given.
+        labels: the opened set.
+    """
+
+    name: str
+    labels: LabelSet
+
+
+Input = DataFile | InputSet
+
+
+def find_inputs(inputs: Sequence[str]) -> list[Input]:
+    """Return the inputs behind paths, folders, patterns, URLs and `-`, in reading order.
+
+    Folders are searched recursively, sorted by name, without hidden files, links to folders, label
+    sets and views of them. A Hugging Face dataset on disk is one input per split.
 
     Raises:
-        SoftshardsError: nothing is there, a file's kind is unknown, or a driver is missing.
+        SoftshardsError: an input is missing, its format is unknown, or a driver is missing.
+        LabelSetError: a label set is unfinished or damaged.
     """
-    files = [file for text in inputs for file in _find(text)]
-    if not files:
+    found = [each for text in inputs for each in _find(text)]
+    if not found:
         raise SoftshardsError(
             "no input given", hint="name files or folders: `labeler label corpus.jsonl ...`"
         )
-    twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
+    twice = [name for name, count in Counter(each.name for each in found).items() if count > 1]
     if twice:
         raise SoftshardsError(
-            f"two inputs have the same name, so their records would: {twice[0]}",
-            hint="give the folder above them, or a pattern: names are relative to these",
+            f"two inputs have the same name, so their records would share ids: {twice[0]}",
+            hint="give the folder above them, or a pattern: names are relative to it",
         )
-    return files
+    return found
 
 
-def _find(text: str) -> list[SourceFile]:
+def _find(text: str) -> list[Input]:
     if text in ("-", STDIN):
         return [_standard_input()]
-    fs, path = open_place(text)
-    with named_errors(fs, text, "check the path, and that you may read it"):
+    fs, path = open_location(text)
+    with as_input_errors(fs, text, "check the path, and that you may read it"):
         # On the web, `?` begins a query. A local file may have any name.
         fixed = re.split(r"[*\[]" if is_http(fs) else r"[*?\[]", path, maxsplit=1)[0]
         if fixed != path and not (is_local(fs) and fs.exists(path)):
@@ -91,48 +112,50 @@ def _find(text: str) -> list[SourceFile]:
         return [_file(fs, path, _name(path))]
 
 
-def _standard_input() -> SourceFile:
-    """JSON lines, copied to disk: their digest must be known before the first is read."""
+def _standard_input() -> DataFile:
+    """Copy JSON lines to disk: their digest must be known before the first one is read."""
     spool = tempfile.NamedTemporaryFile(prefix="softshards-stdin-")  # noqa: SIM115
     shutil.copyfileobj(sys.stdin.buffer, spool)
     spool.flush()
     fs, paths = LocalFileSystem(), (spool.name,)
-    return SourceFile(name="stdin", kind=".jsonl", fs=fs, paths=paths, held=spool)
+    return DataFile(name="stdin", suffix=".jsonl", fs=fs, paths=paths, stdin=spool)
 
 
-def _matches(fs: AbstractFileSystem, glob: str, *, base: str, pattern: str) -> list[SourceFile]:
-    """What a pattern matches, folders searched through, named relative to its fixed part."""
-    files: list[SourceFile] = []
+def _matches(fs: AbstractFileSystem, glob: str, *, base: str, pattern: str) -> list[Input]:
+    """Return the inputs that a pattern matches, named relative to its fixed part."""
+    files: list[Input] = []
     above = None
     for path in sorted(fs.glob(glob), key=lambda p: p.split("/")):
         name = _relative(path, base)
         if above is not None and path.startswith(above):
             continue  # `**` matches a folder and what is in it
         if "/." in f"/{name}" and "/." not in glob:
-            continue  # hidden, as a shell has it
+            continue  # hidden files, as in a shell
         if _is_folder(fs, path):
             above = path.rstrip("/") + "/"
             files += _folder(fs, path, name=name, base=base)
         else:
             files.append(_file(fs, path, name))
     if not files:
-        raise SoftshardsError("no file matches this", path=pattern, hint="check the pattern")
+        raise SoftshardsError("no file matches the pattern", path=pattern, hint="check the pattern")
     return files
 
 
-def _file(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
+def _file(fs: AbstractFileSystem, path: str, name: str) -> Input:
     if name.endswith(VIEW_SUFFIX):
         return _label_set(fs, path, name)
-    kind = suffix_of(name)
-    if kind is None:
+    suffix = suffix_of(name)
+    if suffix is None:
         raise SoftshardsError(
-            "cannot read this kind of file", path=shown(fs, path), hint=f"known are {KNOWN}"
+            "cannot read this kind of file",
+            path=display_path(fs, path),
+            hint=f"the known formats are {KNOWN_SUFFIXES}",
         )
-    return SourceFile(name=name, kind=kind, fs=fs, paths=(path,))
+    return DataFile(name=name, suffix=suffix, fs=fs, paths=(path,))
 
 
-def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[SourceFile]:
-    """A label set or dataset, known as `name`, or the files in a folder, relative to `base`."""
+def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[Input]:
+    """Return a folder as label set or dataset `name`, or its files, named relative to `base`."""
     entries = _entries(fs, path)
     if _is_label_set(entries):
         return [_label_set(fs, path, name)]
@@ -141,14 +164,15 @@ def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[
     found = list(_search(fs, path, base))
     if not found:
         raise SoftshardsError(
-            "there is no file in this folder that can be read",
-            path=shown(fs, path),
-            hint=f"known are {KNOWN}; name a label set itself, not the folder that it is in",
+            "no file in this folder can be read",
+            path=display_path(fs, path),
+            hint=f"the known formats are {KNOWN_SUFFIXES}; "
+            "name a label set itself, not the folder that it is in",
         )
     return found
 
 
-def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[SourceFile]:
+def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[Input]:
     entries = _entries(fs, folder)
     if _is_label_set(entries):  # it may be the one that is being written
         return
@@ -160,72 +184,69 @@ def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[SourceFi
         missing = [split for split in splits if split not in entries]
         if missing:
             what = f"the split {missing[0]!r} of this dataset is missing"
-            raise SoftshardsError(what, path=shown(fs, folder), hint="save the dataset again")
+            raise SoftshardsError(
+                what, path=display_path(fs, folder), hint="save the dataset again"
+            )
         entries = {split: entries[split] for split in splits}
     for name, entry in entries.items():
         path = entry["name"]
         if entry["type"] == "directory":
             yield from _search(fs, path, base)
-        elif name.endswith(VIEW_SUFFIX):  # like a label set: only where it is named
+        elif name.endswith(VIEW_SUFFIX):  # like a label set: only if named itself
             continue
-        elif suffix_of(name) and (entry["type"] == "file" or fs.isfile(path)):  # or a link to one
+        elif suffix_of(name) and (entry["type"] == "file" or fs.isfile(path)):  # or a link
             yield _file(fs, path, _relative(path, base))
 
 
-def _label_set(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
+def _label_set(fs: AbstractFileSystem, path: str, name: str) -> InputSet:
     if not is_local(fs):
         raise SoftshardsError(
             "a label set can only be read from a local disk",
-            path=shown(fs, path),
+            path=display_path(fs, path),
             hint="copy the folder, and name the copy",
         )
-    if name.endswith(VIEW_SUFFIX):  # of rows that are there, whether the set is finished or not
-        read_view(Path(path))
-    elif read_manifest(Path(path)).status != "complete":
-        raise SoftshardsError(
-            "the label set is not finished",
-            path=path,
-            hint="run the command that began it again",
-        )
-    return SourceFile(name=name, kind=LABEL_SET, fs=fs, paths=(path,))
+    return InputSet(name=name, labels=open_label_set(path))
 
 
-def _dataset(fs: AbstractFileSystem, path: str, name: str) -> SourceFile:
+def _dataset(fs: AbstractFileSystem, path: str, name: str) -> DataFile:
     data_files = _described(fs, path, "state.json", "_data_files")
     paths = tuple(f"{path.rstrip('/')}/{file['filename']}" for file in data_files)
-    return SourceFile(name=name, kind=".arrow", fs=fs, paths=paths)
+    return DataFile(name=name, suffix=".arrow", fs=fs, paths=paths)
 
 
 def _described(fs: AbstractFileSystem, folder: str, name: str, key: str) -> list[Any]:
-    """An entry of one of the JSON files that describe a dataset on disk."""
+    """Return the list under a key of one of the JSON files that describe a dataset on disk."""
     path = f"{folder.rstrip('/')}/{name}"
     try:
         return list(json.loads(fs.cat_file(path))[key])
     except (ValueError, KeyError, TypeError) as error:
-        what = f"this is no description of a dataset: {error!r}"
-        raise SoftshardsError(what, path=shown(fs, path), hint="save the dataset again") from error
+        raise SoftshardsError(
+            f"this is not a description of a dataset: {error!r}",
+            path=display_path(fs, path),
+            hint="save the dataset again",
+        ) from error
 
 
 def _is_folder(fs: AbstractFileSystem, path: str) -> bool:
     if is_http(fs) and suffix_of(_name(path)):
-        return False  # asking would fetch the file, to look for links in it
+        return False  # isdir would fetch the file and look for links in it
     return bool(fs.isdir(path))
 
 
 def _entries(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
-    """What is listed in a folder by name, sorted, without hidden files."""
+    """List a folder by name, sorted, without hidden files."""
     entries = {_name(entry["name"]): entry for entry in fs.ls(folder, detail=True)}
     return {name: entries[name] for name in sorted(entries) if not name.startswith(".")}
 
 
-def _is_label_set(entries: dict[str, Any]) -> bool:
+def _is_label_set(entries: Collection[str]) -> bool:
     if any(is_plan(name) for name in entries):
         return MANIFEST in entries or "journal" in entries
-    return {MANIFEST, "journal", "shards"} <= entries.keys()  # derived from others: no plan
+    return {MANIFEST, "journal", "shards"} <= set(entries)  # derived from others: no plan
 
 
 def _name(path: str) -> str:
-    """The last part of a path or URL, without a query."""
+    """Return the last part of a path or URL, without a query."""
     return posixpath.basename((urlsplit(path).path if "://" in path else path).rstrip("/"))
 
 

@@ -1,4 +1,4 @@
-"""Where inputs are: local paths and URLs, opened with fsspec, with errors a user can act on."""
+"""Local paths and URLs of inputs, opened with fsspec, with errors that the user can act on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from labeler.labeling.inputs.file_formats import READ_ERRORS, SEEKABLE
 from schemas import SoftshardsError
 from schemas.errors import first_line
 from schemas.fingerprint import sha256_file
@@ -20,17 +19,18 @@ from schemas.fingerprint import sha256_file
 BLOCK = 1 << 20
 CONTENT_FACTS = ("contentmd5", "md5hash", "blobid", "etag", "crc32c")
 TIME_FACTS = ("lastmodified", "mtime", "updated", "created")
-"""What a store may say of a file's content, or else of its age, best first."""
+"""What object stores report about a file's content, or else its age; the best first."""
 
 
-def open_place(text: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path there.
+def open_location(text: str) -> tuple[AbstractFileSystem, str]:
+    """Return the file system of a path or URL, and the path on it.
 
     Raises:
-        SoftshardsError: it is no known kind of URL, or the package for its kind is missing.
+        SoftshardsError: the kind of URL is unknown, or the package for it is missing.
     """
     try:
-        return fsspec.core.url_to_fs(text)
+        fs, path = fsspec.core.url_to_fs(text)
+        return fs, path
     except ImportError as error:
         package = getattr(error.__cause__ or error, "name", None)
         hint = f"pip install {package}" if package else "install the package that it names"
@@ -41,29 +41,39 @@ def open_place(text: str) -> tuple[AbstractFileSystem, str]:
 
 
 def is_local(fs: AbstractFileSystem) -> bool:
-    """Whether paths of `fs` are paths of this machine."""
+    """Return whether paths of `fs` are paths on this machine."""
     return isinstance(fs, LocalFileSystem)
 
 
 def is_http(fs: AbstractFileSystem) -> bool:
-    """Whether `fs` is the web, where a listing is a guess and `?` begins a query."""
+    """Return whether `fs` is the web, where a listing is a guess and `?` begins a query."""
     return "http" in fs.protocol
 
 
-def shown(fs: AbstractFileSystem, path: str) -> str:
-    """The path or URL for a message."""
+def display_path(fs: AbstractFileSystem, path: str) -> str:
+    """Return the path or URL for a message."""
     return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 @contextlib.contextmanager
-def named_errors(fs: AbstractFileSystem, where: str, hint: str) -> Iterator[None]:
-    """Turn what file systems and readers raise into an error that names the file.
+def as_input_errors(
+    fs: AbstractFileSystem,
+    where: str,
+    hint: str,
+    local_errors: tuple[type[Exception], ...] = (OSError,),
+) -> Iterator[None]:
+    """Turn the errors of file systems and readers into one that names the input.
+
+    Args:
+        fs: the file system. Drivers of remote ones raise any type.
+        where: the input, for the message.
+        hint: for the message.
+        local_errors: errors to turn if the file system is local.
 
     Raises:
         SoftshardsError: `where` cannot be read.
     """
-    # Remote drivers raise whatever the libraries beneath them do.
-    errors = READ_ERRORS if is_local(fs) else (Exception,)
+    errors = local_errors if is_local(fs) else (Exception,)
     try:
         yield
     except SoftshardsError:
@@ -74,29 +84,37 @@ def named_errors(fs: AbstractFileSystem, where: str, hint: str) -> Iterator[None
 
 
 @contextlib.contextmanager
-def opened(fs: AbstractFileSystem, path: str, suffix: str) -> Iterator[io.BufferedReader]:
-    """A file's bytes. Remote files are streamed; those that must seek are copied to disk first."""
+def open_stream(
+    fs: AbstractFileSystem, path: str, *, seekable: bool
+) -> Iterator[io.BufferedReader]:
+    """Open a file's bytes.
+
+    Args:
+        fs: the file system.
+        path: the file's path on it.
+        seekable: copy a remote file to disk first, instead of streaming it.
+    """
     if is_local(fs):
         with Path(path).open("rb") as stream:
             yield stream
-    elif suffix in SEEKABLE:
+    elif seekable:
         with tempfile.NamedTemporaryFile(prefix="softshards-") as copy:
             fs.get_file(path, copy.name)
             with Path(copy.name).open("rb") as stream:
                 yield stream
     else:
-        # With blocks, fsspec would ask for ranges, which not every web server knows.
+        # With blocks, fsspec would request ranges, which not every web server supports.
         options = {"block_size": 0} if is_http(fs) else {}
         with fs.open(path, "rb", **options) as raw, io.BufferedReader(raw, BLOCK) as stream:
             yield stream
 
 
 def content_digest(fs: AbstractFileSystem, path: str) -> str:
-    """What changes when the file does: SHA-256, or what a remote store says of the file."""
+    """Return a string that changes with the file: its SHA-256, or what a remote store reports."""
     if is_local(fs):
         return sha256_file(Path(path))
-    told = fs.info(path)
-    plain = {name.lower().replace("-", "").replace("_", ""): v for name, v in told.items() if v}
+    info = fs.info(path)
+    plain = {name.lower().replace("-", "").replace("_", ""): v for name, v in info.items() if v}
     known = next((n for n in CONTENT_FACTS + TIME_FACTS if n in plain), None)
     fact = f"{known} {plain[known]}" if known else f"key {fs.ukey(path)}"
-    return f"{fact}, {told.get('size')} bytes"
+    return f"{fact}, {info.get('size')} bytes"

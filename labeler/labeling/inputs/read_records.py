@@ -1,39 +1,30 @@
-"""Inputs to records. A bad record becomes a reject; only a bad file is an error."""
+"""Read the records of an input. A bad record becomes a reject; only a bad file is an error."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from labeler.labeling.inputs.file_formats import read_items
-from labeler.labeling.inputs.find_inputs import LABEL_SET, SourceFile, find_files
-from labeler.labeling.inputs.locations import content_digest, named_errors, opened, shown
-from schemas import LabelSet, open_label_set
-from schemas.fingerprint import sha256_json
-
-__all__ = [
-    "Record",
-    "Reject",
-    "SourceFile",
-    "file_digests",
-    "find_files",
-    "parent_sets",
-    "read_records",
-]
+from labeler.labeling.inputs.file_formats import READ_ERRORS, SEEKABLE, read_items
+from labeler.labeling.inputs.find_inputs import DataFile, Input, InputSet
+from labeler.labeling.inputs.locations import as_input_errors, display_path, open_stream
 
 KEY = ("id", "chunk", "sample")
 CARRIED = ("prompt", "generation", "input_ids", "spans", "student_input_ids", "student_spans")
-"""Columns of a label set's row that a record made from it has too."""
+"""Columns of a label set's row that become columns of the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One input record: its default id (`relative path:number`), its file, and its columns.
+    """One input record.
 
-    Where the input is a label set, `parent_id` is the key of the row that the record was.
+    Attributes:
+        id: its default id, `relative path:number`.
+        source: name of its input.
+        columns: its values by column.
+        parent_id: if the input is a label set, the key of the record's row.
     """
 
     id: str
@@ -44,7 +35,7 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """What could not be labeled, and why; ends up in `journal/*.rejects.parquet`."""
+    """A record or row that cannot be labeled, and why; stored in `journal/*.rejects.parquet`."""
 
     id: str
     source: str | None
@@ -53,22 +44,29 @@ class Reject:
     sample: int | None = None
 
 
-def read_records(file: SourceFile) -> Iterator[Record | Reject]:
+def read_records(source: Input) -> Iterator[Record | Reject]:
     """Read one input, record by record, in order and with bounded memory.
 
     Raises:
         SoftshardsError: the file as a whole cannot be read.
     """
-    if file.kind == LABEL_SET:
-        yield from _label_set_rows(file)
-        return
+    if isinstance(source, InputSet):
+        return _label_set_records(source)
+    return _file_records(source)
+
+
+def _file_records(file: DataFile) -> Iterator[Record | Reject]:
     first = 0
     for path in file.paths:
-        where = file.name if file.held else shown(file.fs, path)
-        hint = "is the file complete, and what its name says?"
+        where = file.name if file.stdin else display_path(file.fs, path)
+        hint = "check that the file is complete and that its suffix is right"
+        seekable = file.suffix in SEEKABLE
         number = -1
-        with named_errors(file.fs, where, hint), opened(file.fs, path, file.kind) as stream:
-            for number, item in read_items(stream, file.kind):
+        with (
+            as_input_errors(file.fs, where, hint, READ_ERRORS),
+            open_stream(file.fs, path, seekable=seekable) as stream,
+        ):
+            for number, item in read_items(stream, file.suffix):
                 name = f"{file.name}:{first + number}"
                 if isinstance(item, dict):
                     yield Record(id=name, source=file.name, columns=item)
@@ -77,12 +75,12 @@ def read_records(file: SourceFile) -> Iterator[Record | Reject]:
         first += number + 1
 
 
-def _label_set_rows(file: SourceFile) -> Iterator[Record]:
-    """Rows of a label set, verified, as records that are tokenized already.
+def _label_set_records(source: InputSet) -> Iterator[Record]:
+    """Read the verified rows of a label set as records with token ids.
 
-    A row is known by its own id where that can be, otherwise by its whole key.
+    Chunk 0, sample 0 of a row keeps the row's id; other chunks and samples get the whole key as id.
     """
-    labels = open_label_set(file.paths[0])
+    labels = source.labels
     for group in labels.row_groups:
         for row in labels.read_row_group(group, columns=[*KEY, "meta", *CARRIED]).to_pylist():
             key = "{id}/{chunk}/{sample}".format(**row)
@@ -90,56 +88,4 @@ def _label_set_rows(file: SourceFile) -> Iterator[Record]:
             meta = json.loads(row["meta"]) if row["meta"] else {}
             own = {column: row[column] for column in CARRIED if row[column] is not None}
             columns = meta | own | {"id": name}
-            yield Record(id=name, source=file.name, columns=columns, parent_id=key)
-
-
-def file_digests(files: Sequence[SourceFile]) -> dict[str, Any]:
-    """What identifies each input's content, by name: what a resumed run compares.
-
-    SHA-256 of a local file (for a dataset: of those of its files), what its store says of a remote
-    one, a label set's digest of its manifest, a view's of itself.
-
-    Raises:
-        SoftshardsError: a file cannot be read.
-    """
-    return {file.name: _digest(file) for file in files}
-
-
-def _digest(file: SourceFile) -> str:
-    if file.kind == LABEL_SET:
-        return _set_digest(open_label_set(file.paths[0]))
-    with named_errors(file.fs, file.name, "check that it is still there"):
-        digests = [content_digest(file.fs, path) for path in file.paths]
-    return digests[0] if len(digests) == 1 else sha256_json(digests)
-
-
-def _set_digest(labels: LabelSet) -> str:
-    """A set's digest of its manifest, or a view's of itself: it names the bytes of its rows."""
-    return labels.manifest.self_digest if labels.view is None else labels.view.self_digest
-
-
-def parent_sets(files: Sequence[SourceFile]) -> list[dict[str, Any]]:
-    """Facts of the label sets among the inputs, for the lineage of what is made from them.
-
-    Returns:
-        For each: `name`, `self_digest` of its manifest, `identity_digest`, `teacher`, digests of
-        its teacher's `weights` and `tokenizer`, `mode`, and the `ancestry` that it has itself; of a
-        view of one also `view`, how it was made.
-    """
-    return [_facts(file.name, Path(file.paths[0])) for file in files if file.kind == LABEL_SET]
-
-
-def _facts(name: str, path: Path) -> dict[str, Any]:
-    labels = open_label_set(path)
-    manifest = labels.manifest
-    facts: dict[str, Any] = {
-        "name": name,
-        "self_digest": manifest.self_digest,
-        "identity_digest": manifest.identity_digest,
-        "teacher": manifest.provenance.get("teacher"),
-        "weights": manifest.identity.weights,
-        "tokenizer": manifest.identity.tokenizer,
-        "mode": manifest.identity.mode,
-        "ancestry": manifest.provenance.get("parents", []),
-    }
-    return facts if labels.view is None else facts | {"view": labels.view.made}
+            yield Record(id=name, source=source.name, columns=columns, parent_id=key)

@@ -1,4 +1,4 @@
-"""A zstd file as a stream that knows when it was cut off."""
+"""A zstd file as a stream that reports truncation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import BinaryIO
 import zstandard
 
 BLOCK = 1 << 16
-"""Packed bytes unpacked at a time: what is ready is seldom more than some ten times that."""
+"""Compressed bytes to read at a time; they rarely decompress to more than ten times that."""
 
 
 class ZstdStream(io.RawIOBase):
-    """Decompresses one or more frames, a block at a time.
+    """Decompress one or more frames, block by block.
 
-    zstandard's own stream reader takes an end inside a frame for the end of the data; this one
-    raises `zstandard.ZstdError` there.
+    An end inside a frame raises `zstandard.ZstdError`; zstandard's own stream reader takes it for
+    the end of the data.
     """
 
     def __init__(self, source: BinaryIO | io.BufferedReader) -> None:
@@ -25,17 +25,17 @@ class ZstdStream(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill `buffer` as far as the next block goes; 0 at the end of the data."""
+        """Fill `buffer` from the next block; return the number of bytes, 0 at the end."""
         while not self._ready:
             if not self._packed:
                 self._packed = self._source.read(BLOCK)
             if not self._packed:
                 if self._frame is not None:
-                    raise zstandard.ZstdError("the file ends inside a zstd frame: it was cut off")
+                    raise zstandard.ZstdError("the file ends inside a zstd frame: it is truncated")
                 return 0
             frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
             self._ready = memoryview(frame.decompress(self._packed))

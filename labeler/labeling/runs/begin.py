@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labeler.labeling.inputs.read_records import SourceFile
+from labeler.labeling.inputs.find_inputs import Input
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.engine_memory import step_tokens
 from labeler.labeling.runs.append import append, is_recorded, known_rows
@@ -22,7 +22,7 @@ from schemas.plan import remove_other_plans
 
 
 def begin(
-    files: list[SourceFile], config: LabelConfig, teacher: Teacher, identity: Identity
+    files: list[Input], config: LabelConfig, teacher: Teacher, identity: Identity
 ) -> Manifest:
     """Return the manifest of a new set, of a set to resume, or of a set with appended rows.
 

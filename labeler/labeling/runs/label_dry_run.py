@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labeler.console import human_bytes, human_seconds, out
-from labeler.labeling.inputs.read_records import find_files
+from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import estimate_bytes, free_bytes
 from labeler.labeling.planning.cut import Planned
@@ -57,7 +57,7 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
     """
     # Nothing is compared with this identity: the headers of the weights are enough.
     teacher, identity = identify_teacher(config, weights_digest="header")
-    files = find_files(inputs)
+    files = find_inputs(inputs)
     step = step_tokens(config, identity.vocab_size)
     size = checkpoint_size(config.model, identity.dtype)
     memory = engine_memory(config, size, vocab_size=identity.vocab_size, batched_tokens=step)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labeler.console import err
-from labeler.labeling.inputs.read_records import find_files
+from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.engine_memory import (
     checkpoint_size,
@@ -62,7 +62,7 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
     """
     started = time.perf_counter()
     teacher, identity = identify_teacher(config, weights_digest=config.weights_digest)
-    files = find_files(inputs)
+    files = find_inputs(inputs)
     with stop_on_signals() as stop, rank_lock(config.out, config.rank, config.world_size):
         with set_lock(config.out, "plan"), explain_full_disk("the plan", config.out):
             remove_abandoned_files(config.out, config.rank, config.world_size)

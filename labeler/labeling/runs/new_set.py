@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from labeler.labeling.inputs.read_records import SourceFile
+from labeler.labeling.inputs.find_inputs import Input
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import estimate_bytes, require_space
 from labeler.labeling.planning.cut import Planned
@@ -24,11 +23,11 @@ SPOOL = f"{TMP_PREFIX}plan.sqlite"
 
 
 def new_set(
-    files: list[SourceFile],
+    files: list[Input],
     config: LabelConfig,
     teacher: Teacher,
     identity: Identity,
-    settings: dict[str, Any],
+    settings: dict[str, object],
 ) -> Manifest:
     """Plan the input and write the plan, the tokenizer and the manifest.
 
@@ -90,8 +89,8 @@ def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:
 
 
 def _template_provenance(
-    identity: Identity, template: str | None, given: Path | None, arguments: dict[str, Any]
-) -> dict[str, Any]:
+    identity: Identity, template: str | None, given: Path | None, arguments: dict[str, object]
+) -> dict[str, object]:
     """Return the parts of the chat template that the tokenizer lacks, to render rows again."""
     if identity.chat_template is None or not (arguments or given is not None):
         return {}

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from labeler.console import counting, err
-from labeler.labeling.inputs.read_records import SourceFile, parent_sets, read_records
+from labeler.labeling.inputs.find_inputs import Input
+from labeler.labeling.inputs.input_identity import parent_sets
+from labeler.labeling.inputs.read_records import read_records
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import labels_per_unit
 from labeler.labeling.planning.cut import Planned, Rules, plan_units
@@ -21,7 +23,7 @@ from schemas import SoftshardsError
 
 @contextlib.contextmanager
 def plan_input(
-    files: list[SourceFile],
+    files: list[Input],
     config: LabelConfig,
     teacher: Teacher,
     spool: Path,
@@ -61,7 +63,7 @@ def plan_input(
         yield planned
 
 
-def require_parents(files: list[SourceFile], tokenizer: str) -> list[dict[str, Any]]:
+def require_parents(files: list[Input], tokenizer: str) -> list[dict[str, Any]]:
     """Return facts about the label sets among the inputs.
 
     Args:

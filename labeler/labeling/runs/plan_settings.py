@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from labeler.labeling.inputs.read_records import SourceFile, file_digests
+from labeler.labeling.inputs.find_inputs import Input
+from labeler.labeling.inputs.input_identity import input_digests
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.label_settings import recorded_settings
 from schemas import Identity, Manifest, SoftshardsError
@@ -13,9 +13,9 @@ from schemas.manifest import differences, require_same_identity
 from schemas.version import CODECS
 
 
-def plan_settings(files: list[SourceFile], config: LabelConfig) -> dict[str, Any]:
+def plan_settings(files: list[Input], config: LabelConfig) -> dict[str, object]:
     """Return the settings that, beside the identity, must not change between calls of one run."""
-    return recorded_settings(config, "plan") | {"inputs": file_digests(files)}
+    return recorded_settings(config, "plan") | {"inputs": input_digests(files)}
 
 
 def require_same_teacher(
@@ -53,7 +53,7 @@ def require_same_codec(codec: str, manifest: Manifest, out: Path) -> None:
 
 
 def require_same_plan(
-    settings: dict[str, Any], manifest: Manifest, out: Path, *, ignore_input: bool
+    settings: dict[str, object], manifest: Manifest, out: Path, *, ignore_input: bool
 ) -> None:
     """Refuse other plan settings than the set's.
 
@@ -66,7 +66,8 @@ def require_same_plan(
     Raises:
         SoftshardsError: a setting differs.
     """
-    found, asked = manifest.provenance["plan"], settings
+    found: dict[str, object] = manifest.provenance["plan"]
+    asked = settings
     if ignore_input:
         found, asked = ({**s, "inputs": None, "limit": None} for s in (found, asked))
     if lines := differences(found=found, asked=asked):

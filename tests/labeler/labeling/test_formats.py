@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeler.labeling.inputs.read_records import Record, Reject, find_files, read_records
+from labeler.labeling.inputs.find_inputs import find_inputs
+from labeler.labeling.inputs.read_records import Record, Reject, read_records
 from schemas import SoftshardsError
 
 ROWS = [{"text": "one"}, {"text": 'two, "2"\nlines'}, {"text": "drei ü"}]
@@ -28,7 +29,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def read(path: Path) -> list[Record | Reject]:
-    (file,) = find_files([str(path)])
+    (file,) = find_inputs([str(path)])
     return list(read_records(file))
 
 
@@ -189,7 +190,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
             b'text,n\n0,1\nonly one\n"two"x,3\n\xff,4\n\n"4\n5",6\n',
             {"a.csv:0": "0", "a.csv:4": "4\n5"},
             {
-                "a.csv:1": "line 3 has 1 fields, the header has 2",
+                "a.csv:1": "line 3 has 1 fields, but the header has 2",
                 "a.csv:2": "line 4 is not CSV",
                 "a.csv:3": "line 5 is not UTF-8",
             },
@@ -266,7 +267,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
 def peak_memory(path: Path, rows: int) -> int:
     """Bytes at most held, by Python and by Arrow, while the file is read record by record."""
-    (file,) = find_files([str(path)])
+    (file,) = find_inputs([str(path)])
     usual = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(usual)
     pa.set_memory_pool(pool)

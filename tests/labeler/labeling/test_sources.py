@@ -16,14 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from labeler.labeling.inputs.read_records import (
-    Record,
-    Reject,
-    file_digests,
-    find_files,
-    parent_sets,
-    read_records,
-)
+from labeler.labeling.inputs.find_inputs import find_inputs
+from labeler.labeling.inputs.input_identity import input_digests, parent_sets
+from labeler.labeling.inputs.read_records import Record, Reject, read_records
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from schemas import SoftshardsError, open_label_set, scan
@@ -36,7 +31,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "format-1-plain-1"
 
 
 def read(*inputs: Path | str) -> list[Record | Reject]:
-    return [r for f in find_files([str(path) for path in inputs]) for r in read_records(f)]
+    return [r for f in find_inputs([str(path) for path in inputs]) for r in read_records(f)]
 
 
 def texts(*inputs: Path | str) -> dict[str, str]:
@@ -103,25 +98,25 @@ def test_a_file_may_be_named_like_a_pattern(tmp_path: Path) -> None:
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(SoftshardsError, match="no such file"):
-        find_files([str(tmp_path / "gone.jsonl")])
+        find_inputs([str(tmp_path / "gone.jsonl")])
     with pytest.raises(SoftshardsError, match="no file in this folder"):
-        find_files([str(tmp_path)])
+        find_inputs([str(tmp_path)])
     with pytest.raises(SoftshardsError, match="no file matches"):
-        find_files([str(tmp_path / "*.jsonl")])
+        find_inputs([str(tmp_path / "*.jsonl")])
     with pytest.raises(SoftshardsError, match="no input given"):
-        find_files([])
+        find_inputs([])
 
 
 def test_unknown_kinds_are_refused_where_they_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     for named in ("a.pdf", "*"):
         with pytest.raises(SoftshardsError, match=r"a\.pdf: cannot read this kind of file"):
-            find_files([str(tmp_path / named)])
+            find_inputs([str(tmp_path / named)])
 
 
 def test_same_name_twice_is_refused(folder: Path) -> None:
     with pytest.raises(SoftshardsError, match="same name"):
-        find_files([str(folder / "b" / "x.txt"), str(folder / "c" / "x.txt")])
+        find_inputs([str(folder / "b" / "x.txt"), str(folder / "c" / "x.txt")])
 
 
 def test_dataset_on_disk(tmp_path: Path) -> None:
@@ -140,7 +135,7 @@ def test_dataset_dict_on_disk(tmp_path: Path) -> None:
     assert list(texts(tmp_path / "tales" / "test").values()) == ["three"]
     shutil.rmtree(tmp_path / "tales" / "test")
     with pytest.raises(SoftshardsError, match="split 'test' of this dataset is missing"):
-        find_files([str(tmp_path / "tales")])
+        find_inputs([str(tmp_path / "tales")])
 
 
 def test_broken_dataset_is_named(tmp_path: Path) -> None:
@@ -149,14 +144,14 @@ def test_broken_dataset_is_named(tmp_path: Path) -> None:
     with pytest.raises(SoftshardsError, match=r"data-00001\.arrow"):
         texts(tmp_path / "tales")
     (tmp_path / "tales" / "state.json").write_text("{}")
-    with pytest.raises(SoftshardsError, match=r"state\.json.*no description of a dataset"):
-        find_files([str(tmp_path / "tales")])
+    with pytest.raises(SoftshardsError, match=r"state\.json.*not a description of a dataset"):
+        find_inputs([str(tmp_path / "tales")])
 
 
 def test_file_url(folder: Path) -> None:
     assert texts(f"file://{folder}") == FOLDER
-    assert file_digests(find_files([f"file://{folder}/z.jsonl"])) == file_digests(
-        find_files([str(folder / "z.jsonl")])
+    assert input_digests(find_inputs([f"file://{folder}/z.jsonl"])) == input_digests(
+        find_inputs([str(folder / "z.jsonl")])
     )
 
 
@@ -169,7 +164,7 @@ def test_web_files_folders_and_patterns(folder: Path) -> None:
         assert list(texts(f"{url}/a.parquet?token=1")) == ["a.parquet:0", "a.parquet:1"]
         assert list(texts(f"{url}/*/x.txt")) == ["b/x.txt:0", "c/x.txt:0"]
         with pytest.raises(SoftshardsError, match=r"gone\.jsonl: no such file"):
-            find_files([f"{url}/gone.jsonl"])
+            find_inputs([f"{url}/gone.jsonl"])
     with pytest.raises(SoftshardsError, match=r"z\.jsonl"):  # the server is gone
         texts(f"{url}/z.jsonl")
 
@@ -195,15 +190,15 @@ def test_object_store(folder: Path) -> None:
     assert list(texts("memory://bucket/in/*.jsonl")) == ["z.jsonl:0", "z.jsonl:1"]
     store.put(str(GOLDEN), "/bucket/labels", recursive=True)
     with pytest.raises(SoftshardsError, match="only be read from a local disk"):
-        find_files(["memory://bucket/labels"])
+        find_inputs(["memory://bucket/labels"])
 
 
 def test_missing_driver_and_unknown_url() -> None:
     fsspec.register_implementation("far", "far_driver.Far", errtxt="install the far driver")
     with pytest.raises(SoftshardsError, match="pip install far_driver"):
-        find_files(["far://bucket/x.jsonl"])
+        find_inputs(["far://bucket/x.jsonl"])
     with pytest.raises(SoftshardsError, match="no such kind of URL"):
-        find_files(["nowhere://bucket/x.jsonl"])
+        find_inputs(["nowhere://bucket/x.jsonl"])
 
 
 def test_digests_tell_a_changed_input(tmp_path: Path) -> None:
@@ -214,7 +209,7 @@ def test_digests_tell_a_changed_input(tmp_path: Path) -> None:
 
         def digests() -> list[Any]:
             given = ([str(path)], [f"{url}/x.txt"], [str(tmp_path / "tales")])
-            return [file_digests(find_files(inputs)) for inputs in given]
+            return [input_digests(find_inputs(inputs)) for inputs in given]
 
         before = digests()
         assert digests() == before
@@ -235,13 +230,13 @@ def test_label_set_as_input() -> None:
         assert {name: record.columns[name] for name in row if name in record.columns} == {
             name: row[name] for name in ("id", "input_ids", "spans")
         }
-    (parent,) = parent_sets(find_files([str(GOLDEN)]))
+    (parent,) = parent_sets(find_inputs([str(GOLDEN)]))
     manifest = read_manifest(GOLDEN)
     assert parent["self_digest"] == manifest.self_digest
     assert parent["weights"] == manifest.identity.weights
     assert parent["tokenizer"] == tokenizer_digest(GOLDEN / "tokenizer")
     assert parent["ancestry"] == []
-    assert file_digests(find_files([str(GOLDEN)])) == {GOLDEN.name: manifest.self_digest}
+    assert input_digests(find_inputs([str(GOLDEN)])) == {GOLDEN.name: manifest.self_digest}
 
 
 def test_chunks_samples_and_meta_of_a_label_set(
@@ -278,7 +273,7 @@ def test_an_unfinished_label_set_is_refused(tmp_path: Path) -> None:
         tmp_path / "labels", read_manifest(GOLDEN).model_copy(update={"status": "running"})
     )
     with pytest.raises(SoftshardsError, match="not finished"):
-        find_files([str(tmp_path / "labels")])
+        find_inputs([str(tmp_path / "labels")])
 
 
 def test_a_label_set_below_a_folder_is_not_read(folder: Path) -> None:
@@ -287,4 +282,4 @@ def test_a_label_set_below_a_folder_is_not_read(folder: Path) -> None:
     (folder / "labels" / "manifest.json").unlink()  # killed before it was written
     assert texts(folder) == FOLDER
     with pytest.raises(SoftshardsError, match=r"manifest\.json is missing"):
-        find_files([str(folder / "labels")])
+        find_inputs([str(folder / "labels")])
