@@ -31,7 +31,7 @@ from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 prepare_environment()
 
 from labeler.labeling.engines.vllm.vllm_engine import VllmEngine  # noqa: E402
-from labeler.labeling.inputs.read_records import find_files  # noqa: E402
+from labeler.labeling.inputs.find_inputs import find_inputs  # noqa: E402
 from labeler.labeling.label_config import LabelConfig  # noqa: E402
 from labeler.labeling.rendering.spans import Span  # noqa: E402
 from labeler.labeling.runs import label_units  # noqa: E402
@@ -39,7 +39,6 @@ from labeler.labeling.runs.begin import begin  # noqa: E402
 from labeler.labeling.runs.stopping import Stop  # noqa: E402
 from labeler.labeling.teacher.teacher import open_teacher  # noqa: E402
 from labeler.labeling.teacher.teacher_identity import (  # noqa: E402
-    local_weights,
     local_weights,
     teacher_identity,
 )
@@ -91,7 +90,7 @@ def main() -> None:
         )
         teacher = open_teacher(TEACHER, max_length=config.max_length)
         identity = teacher_identity(teacher, config, local_weights(TEACHER, "full"))
-        files = find_files([str(corpus / "train.jsonl")])
+        files = find_inputs([str(corpus / "train.jsonl")])
         (config.out).mkdir()
         manifest = begin(files, config, teacher, identity)
         plan = open_plan(config.out, manifest.plan)

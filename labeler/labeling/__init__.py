@@ -1,1 +1,1 @@
-"""Make label sets: run a teacher over inputs and write what it says."""
+"""Make label sets: run a teacher over inputs and store its distributions."""

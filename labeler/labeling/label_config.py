@@ -45,7 +45,7 @@ class LabelConfig(
     ServerSettings,
     OutputSettings,
 ):
-    """The input's form, the teacher, and the labels to store."""
+    """The settings of `labeler label`: the teacher, its input, and the labels to store."""
 
     model: Annotated[Path, WEIGHTS]
     """Folder of the teacher: a Hugging Face checkpoint with its tokenizer."""
@@ -62,12 +62,12 @@ class LabelConfig(
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
-                raise SoftshardsError(f"--{flag} is {value}, it must be at least 1")
+                raise SoftshardsError(f"--{flag} is {value}; it must be at least 1")
         if not 0 <= self.draws < 1 << 16:
-            raise SoftshardsError(f"--draws is {self.draws}, it must be from 0 to 65535")
+            raise SoftshardsError(f"--draws is {self.draws}; it must be from 0 to 65535")
         if self.draws and (self.engine == "served" or self.capture == "public"):
             raise SoftshardsError(
-                "--draws needs the teacher's whole distribution, which neither a server nor "
+                "--draws needs the teacher's full distribution, which neither a server nor "
                 "--capture public gives",
                 hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
@@ -101,7 +101,7 @@ class LabelConfig(
 
     @property
     def sampling(self) -> Sampling | None:
-        """The sampling settings as the manifest records them; None when nothing is generated."""
+        """The sampling settings as the manifest records them; None in mode score."""
         if self.mode == "score":
             return None
         from schemas.manifest import Sampling  # Pydantic, which --help does without
@@ -137,6 +137,6 @@ def _read_json(value: Any) -> Any:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig(LabelConfig):
-    """The same settings for a command that writes nothing."""
+    """The settings of `labeler preview`, which writes nothing."""
 
     out: Annotated[Path, Parameter(show=False)] = Path("labels")

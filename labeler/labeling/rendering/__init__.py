@@ -1,1 +1,1 @@
-"""Records to the token ids that the teacher reads, and the spans where labels are wanted."""
+"""Render records to the teacher's token ids and the spans to label."""

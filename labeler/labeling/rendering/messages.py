@@ -57,7 +57,7 @@ def _message(message: Any, name: str) -> Message:
         raise BadRecord(
             f"a message in column {name!r} is not an object with a role: {message!r:.80}"
         )
-    clean = _without_nulls(message)
+    clean: Message = _without_nulls(message)
     calls = clean.get("tool_calls")
     if calls:
         clean["tool_calls"] = [_tool_call(call) for call in calls]

@@ -1,1 +1,1 @@
-"""The teacher as a folder on disk: tokenizer and identity, no weights loaded."""
+"""The teacher as a folder on disk: its tokenizer and its identity, without loading weights."""

@@ -1,7 +1,11 @@
-"""`--engine-arg`: which vLLM arguments have flags of their own, and which can change labels."""
+"""`--engine-arg`: the vLLM arguments without flags of their own, and those that can change labels.
+
+Stands below the engines: the label set's identity and the plan's budget read these arguments too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -19,8 +23,9 @@ OWN_FLAGS = {
     "enable_prefix_caching": "--no-deterministic",
     "seed": "--seed",
 }
-OURS = ("logprobs_mode", "max_logprobs", "worker_extension_cls", "data_parallel_size")
-"""What labeling itself depends on."""
+"""vLLM arguments that have flags of their own."""
+RESERVED = ("logprobs_mode", "max_logprobs", "worker_extension_cls", "data_parallel_size")
+"""vLLM arguments that labeling itself sets."""
 HARMLESS = {
     *("tensor_parallel_size", "pipeline_parallel_size", "decode_context_parallel_size"),
     *("enable_expert_parallel", "enable_eplb", "distributed_executor_backend"),
@@ -31,15 +36,18 @@ HARMLESS = {
     *("disable_log_stats", "use_tqdm_on_load", "download_dir", "trust_remote_code"),
     *("skip_tokenizer_init", "disable_hybrid_kv_cache_manager", "safetensors_load_strategy"),
 }
-"""Where and how fast the teacher runs, not what it computes (up to rounding): provenance only.
-Whatever is not here is taken to change labels, and becomes part of the identity."""
+"""vLLM arguments that decide where and how fast the teacher runs, not its outputs (up to rounding).
+All others are assumed to change labels, and become part of the identity."""
 
 
-def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by vLLM's names, with values read as YAML (`2` is a number, `{...}` a dict).
+def engine_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments by vLLM's names, with strings read as YAML.
+
+    Args:
+        given: values by flag (`--engine-arg.FLAG VALUE`): `2` is a number, `{...}` a dict.
 
     Raises:
-        SoftshardsError: an argument has a flag of its own, or labeling depends on it.
+        SoftshardsError: an argument has a flag of its own, or labeling sets it.
     """
     read = {}
     for flag, value in given.items():
@@ -48,12 +56,12 @@ def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
             raise SoftshardsError(
                 f"--engine-arg.{flag} has a flag of its own", hint=f"use {OWN_FLAGS[name]}"
             )
-        if name in OURS:
+        if name in RESERVED:
             raise SoftshardsError(f"--engine-arg.{flag} cannot be set: labeling depends on it")
         read[name] = yaml.safe_load(value) if isinstance(value, str) else value
     return read
 
 
-def identity_arguments(given: dict[str, Any]) -> dict[str, Any] | None:
-    """Those of the arguments that can change labels; None where there are none."""
+def identity_arguments(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments that can change labels; None if there are none."""
     return {n: v for n, v in engine_arguments(given).items() if n not in HARMLESS} or None
