@@ -13,7 +13,7 @@ from labeler.console import human_bytes, out
 from labeler.labelsets.common.vocabulary import open_vocabulary
 from labeler.labelsets.inspect.histograms import bars, bin_names
 from labeler.labelsets.inspect.inspect_config import InspectConfig
-from labeler.labelsets.inspect.outliers import BY, OutlierRow, row_name
+from labeler.labelsets.inspect.outliers import BY, OutlierRow, row_argument
 from labeler.labelsets.inspect.row_view import print_row
 from labeler.labelsets.inspect.summary import QUANTILES, Group, Summary, summarize
 from schemas import LabelSet, open_label_set
@@ -186,7 +186,7 @@ def _print_outliers(outliers: dict[str, list[OutlierRow]], labels: LabelSet) -> 
             [text] = vocabulary.decode([row["tokens"]])
             table.add_row(
                 kind if row is rows[0] else "",
-                Text(row_name(row["id"], row["chunk"], row["sample"])),
+                Text(row_argument(row["id"], row["chunk"], row["sample"])),
                 _figure(row["n_tokens"]),
                 _figure(row["mean_nll"]),
                 _figure(row["coverage"]),

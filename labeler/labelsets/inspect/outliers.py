@@ -84,7 +84,7 @@ def rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, digits)
 
 
-def row_name(row_id: str, chunk: int, sample: int) -> str:
-    """Return the name that `labeler inspect --row` takes: the id, and chunk and sample unless 0."""
+def row_argument(row_id: str, chunk: int, sample: int) -> str:
+    """Return what `labeler inspect --row` takes for a row: id, and chunk and sample unless 0."""
     parts = (("chunk", chunk), ("sample", sample))
     return row_id + "".join(f"/{part}={number}" for part, number in parts if number)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from labeler.console import out
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from labeler.labelsets.inspect.outliers import row_name
+from labeler.labelsets.inspect.outliers import row_argument
 from schemas import LabelSet, LabelSetError, bucketed_entropy, decode
 from schemas.arrow import KEY_COLUMNS
 
@@ -92,7 +92,7 @@ def find_row(labels: LabelSet, name: str) -> pa.Table:
     for group in labels.row_groups:
         keys = labels.read_row_group(group, KEY_COLUMNS).to_pylist()
         for index, key in enumerate(keys):
-            if name in ("first", key["id"], row_name(key["id"], key["chunk"], key["sample"])):
+            if name in ("first", key["id"], row_argument(key["id"], key["chunk"], key["sample"])):
                 return labels.read_row_group(group).slice(index, 1)
     raise LabelSetError(
         "no row has this id",
