@@ -40,7 +40,7 @@ def label_units(
     """Label the units `todo` in order; a thread writes each while the next is labeled.
 
     Returns:
-        The number of journaled units; fewer than asked where `stop` was requested.
+        The number of journaled units; fewer than `todo` where `stop` was requested.
 
     Raises:
         SoftshardsError: the engine cannot load the teacher or fails, the disk is full, or too many

@@ -68,7 +68,7 @@ def test_shifted_rows_are_refused() -> None:
     ids, logprobs, tokens = rows()
     with pytest.raises(CaptureError, match="shifted"):
         labels_from_rows(ids, logprobs, np.roll(tokens, 1), k=8, vocab_size=30)
-    with pytest.raises(CaptureError, match="returned 6 positions, asked 5"):
+    with pytest.raises(CaptureError, match="returned 6 positions, expected 5"):
         labels_from_rows(ids, logprobs, tokens[:5], k=8, vocab_size=30)
     logprobs[3, 2] = np.nan
     with pytest.raises(CaptureError, match="NaN"):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from labeler.labeling.engines.capture import CaptureError
 
 Rows = tuple[NDArray[np.int32], NDArray[np.float32]]
-Pairs = Iterable[tuple[int, float]]
+Pairs = list[tuple[int, float]]
 UNKNOWN = "\ufffd"
 """Text that a tokenizer decodes part of a character to."""
+
+
+class TextLogprobs(TypedDict):
+    """`logprobs` of an answer that names tokens by text; one entry per position."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +80,10 @@ def scored_by_id(
         CaptureError: the server scored another prompt, or returned fewer than k logprobs.
     """
     if choice["prompt_token_ids"] != list(tokens):
-        raise CaptureError("the server scored another prompt than the one sent")
+        raise CaptureError("the server scored a different prompt")
     given = choice["prompt_logprobs"]
     if len(given) != len(tokens):
-        raise CaptureError(f"the server returned {len(given)} positions, asked {len(tokens)}")
+        raise CaptureError(f"the server returned {len(given)} positions, expected {len(tokens)}")
     rows = [[(int(i), entry["logprob"]) for i, entry in given[t].items()] for t in where]
     return _stack(rows, [tokens[t] for t in where], k)
 
@@ -89,7 +97,7 @@ def generated_by_id(choice: dict[str, Any], k: int) -> tuple[list[int], Rows]:
     ids = choice["token_ids"]
     given = choice["logprobs"]["top_logprobs"]
     if len(given) != len(ids):
-        raise CaptureError(f"the server returned {len(given)} positions of {len(ids)} tokens")
+        raise CaptureError(f"the server returned {len(given)} positions for {len(ids)} tokens")
     rows = [[(int(text.split(":")[1]), p) for text, p in entry.items()] for entry in given]
     return ids, _stack(rows, ids, k)
 
@@ -102,10 +110,10 @@ def scored_by_text(
     Raises:
         CaptureError: the server echoed other tokens.
     """
-    given = choice["logprobs"]
+    given: TextLogprobs = choice["logprobs"]
     if len(given["tokens"]) < len(tokens):
         got = len(given["tokens"])
-        raise CaptureError(f"the server returned {got} positions, asked {len(tokens)}")
+        raise CaptureError(f"the server returned {got} positions, expected {len(tokens)}")
     for t, token in enumerate(tokens):
         _require_text(given["tokens"][t], token, known)
     rows = [_text_row(given, t, tokens[t], known) for t in where]
@@ -121,7 +129,7 @@ def generated_by_text(
         CaptureError: a token's text belongs to several ids or to none, and tokenizing the whole
             text does not settle it.
     """
-    given = choice["logprobs"]
+    given: TextLogprobs = choice["logprobs"]
     ids = [known.ids.get(text, -1) for text in given["tokens"]]
     if -1 in ids:
         again = tokenizer.encode("".join(given["tokens"]), add_special_tokens=False)
@@ -139,7 +147,7 @@ def _require_text(text: str, token: int, known: TokenTexts) -> None:
         raise CaptureError(f"the server echoed {text!r} where token {token} is {ours!r}")
 
 
-def _text_row(given: Any, t: int, token: int, known: TokenTexts) -> Pairs:
+def _text_row(given: TextLogprobs, t: int, token: int, known: TokenTexts) -> Pairs:
     """Return the row of one position: the actual token, and the most likely texts as ids.
 
     A text that names no id gets the first id past the vocabulary, like padding of a head: it is
@@ -151,7 +159,7 @@ def _text_row(given: Any, t: int, token: int, known: TokenTexts) -> Pairs:
     return [(token, given["token_logprobs"][t]), *(pair for pair in pairs if pair[0] != token)]
 
 
-def _stack(rows: list[Any], tokens: Sequence[int], k: int, filler: int | None = None) -> Rows:
+def _stack(rows: list[Pairs], tokens: Sequence[int], k: int, filler: int | None = None) -> Rows:
     """Return rows as arrays; one with fewer than k pairs is padded with `filler`.
 
     A server lists the k most likely ids and the actual token, each once: k pairs where it is among
@@ -165,7 +173,9 @@ def _stack(rows: list[Any], tokens: Sequence[int], k: int, filler: int | None = 
         if not own:
             raise CaptureError(f"the server returned no logprob of token {token}")
         if len(top) < k and filler is None:
-            raise CaptureError(f"the server returned {len(top)} logprobs at a position, asked {k}")
+            raise CaptureError(
+                f"the server returned {len(top)} logprobs at a position, expected {k}"
+            )
         pairs = own[:1] + top
         ids[n, : len(pairs)] = [pair[0] for pair in pairs]
         logprobs[n, : len(pairs)] = [pair[1] for pair in pairs]

@@ -192,7 +192,7 @@ class ServedEngine:
             with check_answer():
                 tops = [c["logprobs"]["top_logprobs"][0] for c in (plain, choice)]
                 check_raw(tops[0], tops[1], url)
-        return str(choice["fingerprint"] or "not told")
+        return str(choice["fingerprint"] or "unknown")
 
     async def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the first choice of a completion, with the server's fingerprint."""

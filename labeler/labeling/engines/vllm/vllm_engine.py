@@ -52,7 +52,7 @@ class VllmEngine:
         top = min(k + len(self.runner.padding), model.get_vocab_size())
         public = PublicReader(k=k, vocab_size=teacher.vocab_size, top=top)
         tensors = TensorReader(k=k, vocab_size=teacher.vocab_size)
-        reason: str | None = "asked for (--capture public)"
+        reason: str | None = "requested (--capture public)"
         if config.capture == "auto":
             reason = enable_tensors(
                 self.runner,

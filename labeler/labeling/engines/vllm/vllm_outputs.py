@@ -115,7 +115,7 @@ class PublicReader:
         """See `OutputReader`."""
         if output.prompt_logprobs is None or len(output.prompt_logprobs) != len(tokens):
             count = 0 if output.prompt_logprobs is None else len(output.prompt_logprobs)
-            raise CaptureError(f"the engine returned {count} positions, asked {len(tokens)}")
+            raise CaptureError(f"the engine returned {count} positions, expected {len(tokens)}")
         ids, logprobs = flat_rows(output.prompt_logprobs, skip=1)
         return self._labels(ids[where - 1], logprobs[where - 1], tokens[where])
 

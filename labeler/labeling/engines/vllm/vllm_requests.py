@@ -120,7 +120,7 @@ class RequestRunner:
         try:
             outputs: list[Output] = self.llm.llm_engine.step()
             return outputs
-        except Exception as error:  # whatever kills the engine, finished units are safe
+        except Exception as error:  # any failure of the engine; finished units are safe
             kind = EngineOutOfMemory if is_out_of_memory(error) else SoftshardsError
             raise kind(
                 f"the engine failed: {first_line(error)}",
