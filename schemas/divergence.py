@@ -88,7 +88,8 @@ def _distribution(logs: Floats, rest: Floats) -> Floats:
     with np.errstate(divide="ignore"):
         log_rest = np.maximum(np.log(rest), LOWEST)
     outcomes: Floats = np.concatenate([logs, log_rest[:, None]], axis=1)
-    return outcomes - np.log(np.exp(outcomes).sum(axis=1, keepdims=True, dtype=np.float64))
+    log_total: Floats = np.log(np.exp(outcomes).sum(axis=1, keepdims=True))
+    return outcomes - log_total
 
 
 def _logs(values: NDArray[np.float32]) -> Floats:
