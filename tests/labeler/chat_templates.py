@@ -181,7 +181,7 @@ ENDLESS = """
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """A template, and the tokens that its tokenizer must have; stop: the model's end tokens."""
+    """A template, the tokens that its tokenizer must have, and the model's end tokens (`stop`)."""
 
     template: str
     tokens: tuple[str, ...]
@@ -194,7 +194,7 @@ IM = ("<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 STYLES = {
     "chatml": Style(template=CHATML, tokens=IM),
-    # The configuration names the end of documents only, as many a fine-tune's does.
+    # Like many fine-tunes, the configuration names only the end of a document.
     "chatml-eos": Style(template=CHATML, tokens=(*IM, "<|endoftext|>"), eos="<|endoftext|>"),
     "llama": Style(
         template=LLAMA,
@@ -252,7 +252,7 @@ def make_chat_tokenizer(
 
 
 def make_chat_teacher(path: Path, style: Style) -> Path:
-    """A checkpoint's folder without weights: enough to render with."""
+    """Make a checkpoint's folder without weights: enough for rendering."""
     tokenizer = make_chat_tokenizer(path, style)
     LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096).save_pretrained(path)
     stop = [tokenizer.convert_tokens_to_ids(token) for token in style.stop]

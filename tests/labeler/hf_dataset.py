@@ -1,4 +1,4 @@
-"""Datasets on disk as `datasets.save_to_disk` lays them out, written without that package."""
+"""Write datasets on disk in the layout of `datasets.save_to_disk`, without that package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 def save_dataset(folder: Path, *parts: list[dict[str, Any]]) -> None:
-    """Save a `Dataset`, one Arrow stream a part; the files' names sort the other way round."""
+    """Save a `Dataset`, one Arrow stream per part; the files' names sort in reverse order."""
     folder.mkdir(parents=True)
     names = [f"data-{len(parts) - i:05d}.arrow" for i in range(len(parts))]
     for name, rows in zip(names, parts):
@@ -20,7 +20,7 @@ def save_dataset(folder: Path, *parts: list[dict[str, Any]]) -> None:
     state = {"_data_files": [{"filename": name} for name in names], "_split": folder.name}
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "dataset_info.json").write_text(json.dumps({"features": {}}))
-    (folder / "cache-0123456789abcdef.arrow").write_bytes(b"what `map` leaves behind")
+    (folder / "cache-0123456789abcdef.arrow").write_bytes(b"a leftover of `map`")
 
 
 def save_dataset_dict(folder: Path, splits: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""A web server on this machine for a folder, as plain as they come: no ranges, no ETags."""
+"""A minimal local web server for a folder: no ranges, no ETags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The URL under which `folder` is served meanwhile."""
+    """Serve `folder` while the context lasts; yield its URL."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -29,12 +29,12 @@ from tests.labeler.chat_templates import (
 from tests.tiny_model import TEXT
 
 Segments = list[tuple[str, str | None]]
-"""Text, and the kind that its tokens are labeled as."""
+"""Pieces of text, each with the kind of its labels."""
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Teacher]:
-    """A teacher of each style, without weights."""
+    """Make a teacher of each style, without weights."""
     return {
         name: open_teacher(make_chat_teacher(tmp_path_factory.mktemp(name), style), max_length=1024)
         for name, style in STYLES.items()
@@ -54,7 +54,7 @@ def kinds(tokens: Tokens) -> list[str | None]:
 
 
 def segmented(teacher: Teacher, segments: Segments) -> tuple[list[int], list[str | None]]:
-    """Ids and kinds of segments that were tokenized one by one; the first token has no label."""
+    """Tokenize segments one by one; return ids and kinds. The first token has no label."""
     pieces = [(teacher.tokenizer.encode(t, add_special_tokens=False), kind) for t, kind in segments]
     found = [kind for ids, kind in pieces for _ in ids]
     return [i for ids, _ in pieces for i in ids], [None, *found[1:]]
@@ -290,7 +290,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Segments]] = [
             ("\n", None),
         ],
     ),
-    (  # the generation prompt has said that there is no thinking, so the assistant did not
+    (  # the empty thinking is part of the generation prompt, not of the turn
         "qwen",
         {"messages": [user("q"), assistant("a"), user("r"), assistant("b")]},
         {"thinking": False},
@@ -357,7 +357,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], Segments]] = [
     CASES,
     ids=[f"{n}-{case[0]}" for n, case in enumerate(CASES)],
 )
-def test_spans_are_those_of_the_rendering_written_by_hand(
+def test_spans_match_the_rendering_written_by_hand(
     teachers: dict[str, Teacher],
     style: str,
     columns: dict[str, Any],
@@ -392,7 +392,7 @@ def test_the_teacher_sees_what_transformers_renders(
     assert prompt.ids == asked
 
 
-# What an assistant says is decoded from its labels: text of any kind but what templates cut off.
+# Turns are decoded from their labels: any text but the characters that templates strip.
 texts = st.text(
     st.one_of(st.sampled_from("ab \n\té🐕'"), st.characters(exclude_categories=["Cs", "Co"])),
     max_size=12,
@@ -426,7 +426,7 @@ SAID: dict[str, Callable[[str, bool], str]] = {
 @pytest.mark.parametrize("style", SAID)
 @given(messages=conversations())
 @hypothesis_settings(max_examples=40, deadline=None)
-def test_labels_are_what_the_assistant_said(
+def test_labels_decode_to_the_assistants_turns(
     teachers: dict[str, Teacher], style: str, messages: list[dict[str, Any]]
 ) -> None:
     teacher = teachers[style]
@@ -441,10 +441,10 @@ def test_labels_are_what_the_assistant_said(
 
 
 @pytest.mark.parametrize("trim", [False, True])
-def test_a_token_that_is_only_partly_said_has_no_label(
+def test_a_token_that_is_partly_the_templates_has_no_label(
     teachers: dict[str, Teacher], tmp_path: Path, trim: bool
 ) -> None:
-    """` the` has the template's blank; offsets that leave blanks out must not hide it."""
+    """` the` includes the template's space; offsets without spaces must not hide that."""
     tokenizer = make_chat_tokenizer(tmp_path, STYLES["endless"])
     if trim:
         tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
@@ -457,8 +457,8 @@ def test_a_token_that_is_only_partly_said_has_no_label(
     assert said == [" the", " cat", " dog"]
 
 
-def test_a_tokenizer_that_puts_blanks_before_words(tmp_path: Path) -> None:
-    """As Llama 2's does: a blank before each stretch of text, bytes for what it does not know."""
+def test_a_tokenizer_that_puts_spaces_before_words(tmp_path: Path) -> None:
+    """Like Llama 2's: a space before each piece of text, and byte tokens for unknown characters."""
     style = STYLES["mistral"]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence(
@@ -481,7 +481,7 @@ def test_a_tokenizer_that_puts_blanks_before_words(tmp_path: Path) -> None:
 
 
 def with_specials(path: Path, style: Style, single: str) -> Teacher:
-    """A teacher whose tokenizer adds special tokens of its own, as `single` says."""
+    """Make a teacher whose tokenizer adds the special tokens in `single`."""
     make_chat_teacher(path, style)
     tokenizer = open_teacher(path, max_length=64).tokenizer
     names = [name for name in (style.bos, style.eos) if name]
@@ -512,7 +512,7 @@ def test_a_prompt_is_not_ended_by_the_tokenizer(tmp_path: Path) -> None:
     assert teacher.encode_prompt("the cat</s>") == teacher.encode("the cat")
 
 
-def test_messages_as_parquet_and_json_give_them(teachers: dict[str, Teacher]) -> None:
+def test_messages_from_parquet_and_json(teachers: dict[str, Teacher]) -> None:
     """Null keys of structs vanish, JSON text is read, arguments in JSON become objects."""
     teacher = teachers["mistral"]
     plain = {"messages": TOOL_CHAT, "tools": TOOLS}
@@ -564,21 +564,21 @@ def test_messages_as_parquet_and_json_give_them(teachers: dict[str, Teacher]) ->
         ("chatml", {"messages": [user("x"), assistant(["y"])]}, "chat template refuses"),
     ],
 )
-def test_what_cannot_be_rendered_is_a_bad_record(
+def test_a_chat_that_cannot_be_rendered_is_a_bad_record(
     teachers: dict[str, Teacher], style: str, columns: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(BadRecord, match=reason):
         rendered(teachers[style], columns)
 
 
-def test_a_template_that_rewrites_what_was_said_is_refused(tmp_path: Path) -> None:
-    """Where a turn cannot be told exactly, nothing is labeled, and the reason says what to do."""
+def test_a_template_that_rewrites_turns_is_refused(tmp_path: Path) -> None:
+    """If a turn cannot be located exactly, the record is rejected, with a way out in the reason."""
     count = "{{ messages | map(attribute='content') | join | length }}" + STYLES["chatml"].template
     style = Style(template=count, tokens=STYLES["chatml"].tokens)
     teacher = open_teacher(make_chat_teacher(tmp_path / "count", style), max_length=64)
     with pytest.raises(BadRecord, match=r"message 1 cannot be located exactly; give a template"):
         rendered(teacher, {"messages": [user("x"), assistant("a long answer")]})
-    # All but the last turn in capitals: what precedes the last one is the same for its prompt.
+    # All turns but the last in capitals: the text before the last turn equals its prompt.
     shout = STYLES["chatml"].template.replace(
         "m.content", "(m.content if loop.last else m.content | upper)"
     )
@@ -593,7 +593,7 @@ def test_a_template_that_rewrites_what_was_said_is_refused(tmp_path: Path) -> No
 
 def test_a_slow_tokenizer_is_refused(teachers: dict[str, Teacher]) -> None:
     class Slow:
-        """A tokenizer that renders chats and does not know offsets."""
+        """A tokenizer that renders chats but gives no offsets."""
 
         is_fast = False
 

@@ -1,4 +1,4 @@
-"""Chats through the command line into shards: what is labeled, and what the student sees."""
+"""Chats from the command line to shards: the labeled tokens, and the student's context."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLAGS = ("--engine", "transformers", "--k", 8, "--max-length", 512, "--json")
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random teacher that thinks and calls tools."""
+    """Make a tiny random teacher that thinks and calls tools."""
     path = tmp_path_factory.mktemp("qwen")
     tokenizer = make_chat_tokenizer(path, STYLES["qwen"])
     make_model(path, vocab_size=len(tokenizer), max_position_embeddings=512, eos_token_id=1)
@@ -33,7 +33,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chats(path: Path) -> Path:
-    """Two chats as Parquet writes them: one schema, nulls where a message lacks a key."""
+    """Write two chats to Parquet: one schema, with nulls for the keys that a message lacks."""
     call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "the cat"}'}}
     messages = [
         [
@@ -88,7 +88,7 @@ DOG = [
 ]
 
 
-def test_what_the_assistant_said_is_labeled(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
+def test_the_assistants_turns_are_labeled(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
     source, out = chats(tmp_path / "chats.parquet"), tmp_path / "labels"
     done = run_labeler("label", source, "--model", qwen, "--out", out, *FLAGS)
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def test_the_student_sees_less(qwen: Path, tmp_path: Path, run_labeler: Run) -> 
     assert "brief" not in seen
     assert "look\n" not in seen
     assert "# Tools" not in seen
-    assert rows["dog"]["student_input_ids"] is None  # it has nothing that could be dropped
+    assert rows["dog"]["student_input_ids"] is None  # nothing in it can be dropped
     assert run_labeler("verify", out).returncode == 0
     other = run_labeler("label", source, "--model", qwen, "--out", out, *FLAGS)
     assert other.returncode == 2
@@ -164,7 +164,7 @@ def test_generations_follow_the_students_prompt(
     assert "answered: its last message is the assistant's" in rejects
 
 
-def test_a_template_of_ones_own(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
+def test_a_custom_template(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
     source, out = chats(tmp_path / "chats.parquet"), tmp_path / "labels"
     template = tmp_path / "mine.jinja"
     template.write_text(

@@ -1,4 +1,4 @@
-"""Every format: its records, its bad records, its bad files, and the memory that it takes."""
+"""Every format: its records, bad records, bad files, and memory use."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def test_one_json_object_is_one_record(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(row, indent=2))
     (found,) = columns(tmp_path / "a.json")
     assert found == row
-    json.dumps(found)  # no number type that JSON does not know
+    json.dumps(found)  # only number types that JSON has
 
 
 @pytest.mark.parametrize(("name", "pack"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd)])
-def test_streams_of_several_frames_are_read_to_the_end(
+def test_all_frames_of_a_stream_are_read(
     tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
 ) -> None:
     data = json_lines(ROWS)
@@ -114,7 +114,7 @@ def test_streams_of_several_frames_are_read_to_the_end(
 
 
 @pytest.mark.parametrize("name", [n for n in FORMS if n.endswith((".gz", ".zst"))])
-def test_a_compressed_stream_cut_anywhere_is_an_error(tmp_path: Path, name: str) -> None:
+def test_a_truncated_compressed_stream_is_an_error(tmp_path: Path, name: str) -> None:
     for cut in range(1, len(FORMS[name])):
         (tmp_path / name).write_bytes(FORMS[name][:cut])
         with pytest.raises(SoftshardsError, match="cannot be read") as caught:
@@ -128,17 +128,19 @@ def test_a_compressed_stream_cut_anywhere_is_an_error(tmp_path: Path, name: str)
         ("a.json", -1, "EOF"),
         ("a.parquet", -1, "Parquet magic"),
         ("file.arrow", -1, "Arrow file"),
-        ("stream.arrow", -8, "no end mark"),  # at the end of a batch: a reader sees no error
+        ("stream.arrow", -8, "no end mark"),  # at the end of a batch: readers report no error
     ],
 )
-def test_other_files_cut_off_are_errors(tmp_path: Path, name: str, cut: int, message: str) -> None:
+def test_other_truncated_files_are_errors(
+    tmp_path: Path, name: str, cut: int, message: str
+) -> None:
     (tmp_path / name).write_bytes(FORMS[name][:cut])
     with pytest.raises(SoftshardsError, match=message) as caught:
         read(tmp_path / name)
     assert name in str(caught.value)
 
 
-def test_csv_cut_off_inside_quotes_is_an_error(tmp_path: Path) -> None:
+def test_csv_truncated_inside_quotes_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text\none\n"two, and the quo')
     with pytest.raises(SoftshardsError, match=r"a\.csv.*line 3: unexpected end"):
         read(tmp_path / "a.csv")
@@ -198,7 +200,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
         ("a.txt", b"\xff\xfe", {}, {"a.txt:0": "not UTF-8"}),
     ],
 )  # fmt: skip
-def test_bad_records_become_rejects_with_their_place(
+def test_bad_records_become_rejects_with_their_line(
     tmp_path: Path, name: str, content: bytes, good: dict[str, str], bad: dict[str, str]
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -210,7 +212,7 @@ def test_bad_records_become_rejects_with_their_place(
     assert {r.source for r in found} == {name}
 
 
-def test_a_bad_row_of_arrow_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+def test_a_bad_arrow_row_does_not_spoil_the_others(tmp_path: Path) -> None:
     offsets, data = pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffb")
     text = pa.Array.from_buffers(pa.string(), 3, [None, offsets, data])
     pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
@@ -266,7 +268,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
 
 
 def peak_memory(path: Path, rows: int) -> int:
-    """Bytes at most held, by Python and by Arrow, while the file is read record by record."""
+    """Return the peak memory in bytes, of Python and Arrow, while the file is read."""
     (file,) = find_inputs([str(path)])
     usual = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(usual)

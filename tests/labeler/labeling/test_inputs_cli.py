@@ -1,4 +1,4 @@
-"""Every form of input once through the command line, as a user gives it."""
+"""Every form of input once, through the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def label(run: Run, teacher: Path, out: Path, *inputs: object, **options: Any) -
 
 
 def sources(out: Path) -> dict[str, list[str]]:
-    """Ids of a set's rows by source."""
+    """Return the ids of a set's rows by source."""
     rows = scan(out).select("source", "id").sort("source", "id").collect()
     return {name[0]: group["id"].to_list() for name, group in rows.group_by("source")}
 
@@ -55,7 +55,7 @@ def test_every_format_in_one_folder(run_labeler: Run, teacher: Path, tmp_path: P
     assert sources(out) == expected
     assert read_rejects(out)["id"].to_pylist() == ["bad.jsonl:1"]
     rows = scan(out).collect().to_dicts()
-    # The same document is the same row, whatever it was read from.
+    # The same document gives the same row in every format.
     same = {json.dumps(row["input_ids"]) for row in rows if row["id"].endswith(":1")}
     assert len({json.dumps(r["input_ids"]) for r in rows if r["id"] == "a.jsonl:1"} & same) == 1
     assert len(same) == 1
@@ -98,7 +98,7 @@ def test_patterns_urls_datasets_and_standard_input_in_one_run(
     }
     assert first["units_labeled"] > 0
     assert again["units_labeled"] == 0
-    assert_one_error(other, "stdin")  # another standard input is another corpus
+    assert_one_error(other, "stdin")  # a different standard input is a different corpus
     assert list(temp.glob("softshards-*")) == []
 
 
@@ -130,7 +130,7 @@ def test_generations_of_one_set_scored_as_another(
 
 
 @pytest.mark.parametrize("name", ["cut.jsonl.zst", "cut.json.gz"])
-def test_a_file_that_was_cut_off_stops_the_run(
+def test_a_truncated_file_stops_the_run(
     run_labeler: Run, teacher: Path, tmp_path: Path, name: str
 ) -> None:
     whole = FORMS[name.replace("cut", "a")]
@@ -148,7 +148,7 @@ def test_a_file_that_was_cut_off_stops_the_run(
         ("gone/*.jsonl", "no file matches"),
     ],
 )
-def test_inputs_that_are_not_there(
+def test_missing_inputs(
     run_labeler: Run, teacher: Path, tmp_path: Path, given: str, message: str
 ) -> None:
     done = run_labeler("label", given, *flags(teacher, tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""`labeler preview`: what is labeled can be seen before any engine is loaded."""
+"""`labeler preview` shows the labeled tokens without loading an engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher without weights."""
+    """Make a teacher without weights."""
     return make_chat_teacher(tmp_path_factory.mktemp("qwen"), STYLES["qwen"])
 
 
@@ -39,7 +39,7 @@ def chats(tmp_path: Path) -> Path:
     return path
 
 
-def test_brackets_show_what_is_labeled(qwen: Path, chats: Path, run_labeler: Run) -> None:
+def test_brackets_show_the_labeled_tokens(qwen: Path, chats: Path, run_labeler: Run) -> None:
     done = run_labeler("preview", chats, "--model", qwen, "--student-drop", "system")
     assert done.returncode == 0, done.stderr
     out = done.stdout
@@ -49,7 +49,7 @@ def test_brackets_show_what_is_labeled(qwen: Path, chats: Path, run_labeler: Run
         "<|im_start|>assistant↵\n⟦thinking: <think>↵\nhm↵\n</think>↵\n↵\n⟧"
         "⟦answer: [b]the⇥cat[/b]↵\n<|im_end|>⟧↵\n"
     )
-    assert out.count(said) == 2  # the teacher's, and the student's
+    assert out.count(said) == 2  # in the teacher's and in the student's chat
     teacher, student = out.split("the student sees")
     assert "be brief" in teacher
     assert "be brief" not in student
@@ -94,9 +94,7 @@ def test_a_terminal_shows_colors(
     assert "⟦" not in shown
 
 
-def test_what_cannot_be_previewed_is_one_error(
-    qwen: Path, tmp_path: Path, run_labeler: Run
-) -> None:
+def test_bad_input_is_one_error(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     done = run_labeler("preview", empty, "--model", qwen)

@@ -43,7 +43,9 @@ def test_chunks_label_every_token_once(
     assert labeled == [t for t in range(len(ids)) if t not in firsts]
 
 
-def test_completion_alone_is_labeled(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_only_the_completion_is_labeled(
+    opened: Teacher, settings: Callable[..., LabelConfig]
+) -> None:
     columns = {"prompt": "the cat", "completion": " sat on the mat", "topic": "pets"}
     (row,) = rendered(columns, opened, settings())
     (span,) = row.spans
@@ -104,7 +106,9 @@ def test_a_reject_passes_through(opened: Teacher, settings: Callable[..., LabelC
     assert not isinstance(reject, Sequence)
 
 
-def test_too_long_is_cut_or_rejected(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_long_sequences_are_truncated_or_rejected(
+    opened: Teacher, settings: Callable[..., LabelConfig]
+) -> None:
     text = "the cat sat on the mat " * 20
     ids = opened.encode(text)
     (cut,) = rendered({"text": text}, opened, settings(max_length=32, too_long="truncate"))
@@ -125,7 +129,7 @@ def test_too_long_is_cut_or_rejected(opened: Teacher, settings: Callable[..., La
     assert "more than --max-length" in reject.reason
 
 
-def test_a_chat_that_is_cut_keeps_its_first_turns(
+def test_a_truncated_chat_keeps_its_first_turns(
     opened: Teacher, settings: Callable[..., LabelConfig]
 ) -> None:
     user, said = {"role": "user", "content": "cat"}, {"role": "assistant", "content": "sat on it"}
@@ -166,9 +170,7 @@ def test_the_prompt_is_labeled_too(opened: Teacher, settings: Callable[..., Labe
     assert found == [(1, prompt, "prompt"), (prompt, len(row.input_ids), "answer")]
 
 
-def test_token_ids_are_taken_as_they_are(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_token_ids_are_not_changed(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
     ids = list(range(1, 101))
     chunks = rendered({"input_ids": ids, "topic": "pets"}, opened, settings())
     assert [len(c.input_ids) for c in chunks] == [64, 37]
@@ -233,7 +235,7 @@ def test_a_record_keeps_its_parent(opened: Teacher, settings: Callable[..., Labe
     assert not row.templated
 
 
-def test_a_question_is_needed_to_answer(
+def test_a_chat_must_end_with_a_question(
     opened: Teacher, settings: Callable[..., LabelConfig]
 ) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -244,7 +246,7 @@ def test_a_question_is_needed_to_answer(
     assert row.templated
 
 
-def test_rules_of_rendering_are_in_the_identity(
+def test_rendering_rules_are_in_the_identity(
     opened: Teacher, settings: Callable[..., LabelConfig]
 ) -> None:
     weights = local_weights(opened.path, "full")

@@ -1,4 +1,4 @@
-"""What the command line can name as input: which records it gives, in which order, known how."""
+"""Inputs that the command line can name: their records, in order, and the names they get."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def texts(*inputs: Path | str) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files of several kinds, in folders, with what is not to be read between them."""
+    """Files of several formats, in folders, among files that must not be read."""
     path = tmp_path / "in"
     for name in ("b", "c", ".hidden"):
         (path / name).mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_links_to_files_are_read_and_links_to_folders_are_not(folder: Path, tmp_
     (folder / "linked.txt").symlink_to(tmp_path / "blob")
     (folder / "loop").symlink_to(folder)
     assert texts(folder) == FOLDER | {"linked.txt:0": "linked"}
-    assert texts(folder / "loop") == texts(folder)  # named itself, it is followed
+    assert texts(folder / "loop") == texts(folder)  # a link that is named itself is followed
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_links_to_files_are_read_and_links_to_folders_are_not(folder: Path, tmp_
         ("*.jsonl", ["z.jsonl:0", "z.jsonl:1"]),
         ("*/x.txt", ["b/x.txt:0", "c/x.txt:0"]),
         ("**/*.txt", ["b/x.txt:0", "c/x.txt:0"]),
-        ("?", ["b/x.txt:0", "c/x.txt:0"]),  # folders are searched through
+        ("?", ["b/x.txt:0", "c/x.txt:0"]),  # folders are searched
         ("[a-b]*", ["a.parquet:0", "a.parquet:1", "b/x.txt:0"]),
         ("**", list(FOLDER)),  # each file once
         (".h*/*", [".hidden/x.txt:0"]),
@@ -96,7 +96,7 @@ def test_a_file_may_be_named_like_a_pattern(tmp_path: Path) -> None:
     assert texts(tmp_path / "a[1].txt") == {"a[1].txt:0": "brackets"}
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_missing_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SoftshardsError, match="no such file"):
         find_inputs([str(tmp_path / "gone.jsonl")])
     with pytest.raises(SoftshardsError, match="no file in this folder"):
@@ -107,7 +107,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         find_inputs([])
 
 
-def test_unknown_kinds_are_refused_where_they_are_named(tmp_path: Path) -> None:
+def test_a_named_file_of_unknown_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
     for named in ("a.pdf", "*"):
         with pytest.raises(SoftshardsError, match=r"a\.pdf: cannot read this kind of file"):
@@ -157,7 +157,7 @@ def test_file_url(folder: Path) -> None:
 
 def test_web_files_folders_and_patterns(folder: Path) -> None:
     big = "".join(json.dumps({"text": str(i) * 1000}) + "\n" for i in range(2000))
-    (folder / "c" / "big.jsonl").write_text(big)  # larger than a block of fsspec's
+    (folder / "c" / "big.jsonl").write_text(big)  # larger than one of fsspec's blocks
     with served(folder) as url:
         everything = texts(url)
         assert everything == texts(folder)
@@ -169,7 +169,7 @@ def test_web_files_folders_and_patterns(folder: Path) -> None:
         texts(f"{url}/z.jsonl")
 
 
-def test_a_download_that_breaks_off_is_an_error() -> None:
+def test_a_truncated_download_is_an_error() -> None:
     class Breaks(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             self.rfile.readline()
@@ -201,7 +201,7 @@ def test_missing_driver_and_unknown_url() -> None:
         find_inputs(["nowhere://bucket/x.jsonl"])
 
 
-def test_digests_tell_a_changed_input(tmp_path: Path) -> None:
+def test_digests_change_with_the_input(tmp_path: Path) -> None:
     save_dataset(tmp_path / "tales", [{"text": "one"}], [{"text": "two"}])
     path = tmp_path / "x.txt"
     path.write_text("hello")

@@ -1,4 +1,4 @@
-"""A student that sees another context than the teacher has the same tokens labeled."""
+"""A student with a different context has the same labeled tokens as the teacher."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rendered(teacher: Teacher, columns: dict[str, Any], **changes: Any) -> Seque
 
 
 def seen(teacher: Teacher, row: Sequence | Reject) -> tuple[str, list[str]]:
-    """What the student sees, and what of it is labeled; the same tokens as for the teacher."""
+    """Return the student's text and its labeled parts; their tokens equal the teacher's."""
     assert isinstance(row, Sequence), row
     assert row.student_input_ids is not None
     assert row.student_spans is not None
@@ -69,7 +69,7 @@ def seen(teacher: Teacher, row: Sequence | Reject) -> tuple[str, list[str]]:
         ),
     ],
 )
-def test_what_is_dropped_is_not_seen(
+def test_the_student_does_not_see_dropped_parts(
     qwen: Teacher, drop: tuple[str, ...], text: str, labeled: list[str]
 ) -> None:
     row = rendered(qwen, {"messages": CHAT, "tools": TOOLS}, student_drop=drop)
@@ -118,10 +118,10 @@ def test_student_messages(qwen: Teacher) -> None:
 
 
 @pytest.mark.parametrize("spans", ["turns", "everything"])
-def test_what_others_say_is_labeled_where_the_student_sees_the_same(
+def test_other_turns_are_labeled_if_the_student_sees_the_same_ones(
     qwen: Teacher, spans: str
 ) -> None:
-    """Tools are no turn, so all turns pair; a dropped turn leaves no prompt label."""
+    """Tools are not a turn, so all turns pair; with a dropped turn, no prompt is labeled."""
     columns = {"messages": CHAT, "tools": TOOLS}
     answer = ["<think>\nhm\n</think>\n\n", "sat<|im_end|>"]
     _, labeled = seen(qwen, rendered(qwen, columns, spans=spans, student_drop=("tools",)))
@@ -154,7 +154,7 @@ def test_what_others_say_is_labeled_where_the_student_sees_the_same(
         ({"student_messages": 3}, "'student_messages' is a int"),
     ],
 )
-def test_a_student_that_is_to_say_something_else_is_rejected(
+def test_a_student_chat_with_different_answers_is_rejected(
     qwen: Teacher, columns: dict[str, Any], reason: str
 ) -> None:
     row = rendered(qwen, {"messages": CHAT} | columns)
@@ -171,7 +171,7 @@ def test_student_prompt(qwen: Teacher) -> None:
 
 
 def test_truncation_keeps_the_labels_that_both_have(qwen: Teacher) -> None:
-    """The student's sequence is the longer one: its labels decide."""
+    """The student's sequence is longer, so it decides how many labels are left."""
     columns = {"prompt": "cat", "completion": " sat" * 40, "student_prompt": "the dog " * 9}
     whole = rendered(qwen, columns)
     assert isinstance(whole, Sequence)
@@ -188,7 +188,7 @@ def test_truncation_keeps_the_labels_that_both_have(qwen: Teacher) -> None:
     assert isinstance(refused, Reject)
 
 
-def test_a_prompt_to_answer_has_a_student_prompt(qwen: Teacher) -> None:
+def test_a_prompt_in_mode_generate_has_a_student_prompt(qwen: Teacher) -> None:
     generate: dict[str, Any] = {"mode": "generate", "max_tokens": 8}
     row = rendered(qwen, {"messages": QUESTION}, student_drop=("system",), **generate)
     assert isinstance(row, Sequence)
@@ -212,7 +212,7 @@ def test_a_prompt_to_answer_has_a_student_prompt(qwen: Teacher) -> None:
 
 
 def test_a_label_sets_row_keeps_its_student_context(qwen: Teacher) -> None:
-    """Rows made from a label set carry ids and spans, also the student's."""
+    """Records from a label set have ids and spans, including the student's."""
     columns = {
         "id": "doc/0/1",
         "input_ids": [5, 6, 7, 8],
