@@ -135,7 +135,7 @@ def _json(stream: io.BufferedReader) -> Iterator[Item]:
 
 
 def _decimals_to_floats(value: Any) -> Any:
-    """Replace the decimals that ijson reads by floats."""
+    """Replace the decimals that ijson reads with floats."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, dict):
@@ -168,7 +168,7 @@ def _csv(stream: io.BufferedReader) -> Iterator[Item]:
         except StopIteration:
             return
         except csv.Error as error:
-            if "expected after" not in str(error):  # after others, rows are out of step
+            if "expected after" not in str(error):  # after other errors the rows are out of step
                 raise BadFile(f"line {rows.line_num}: {error}") from error
             yield number, f"line {rows.line_num} is not CSV: {error}"
         else:
@@ -219,7 +219,7 @@ def _nanoseconds_to_text(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _to_python(batch: pa.RecordBatch) -> list[Columns | str]:
-    """Convert rows to Python values; a row that cannot be converted does not spoil the others."""
+    """Convert rows to Python values; one that cannot be converted does not affect the others."""
     try:
         rows: list[Columns | str] = batch.to_pylist()
         return rows

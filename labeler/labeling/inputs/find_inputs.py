@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
@@ -42,10 +42,10 @@ class DataFile:
     """A file with records, or a dataset in several files.
 
     Attributes:
-        name: the input's name, relative to the folder or pattern that was given.
+        name: relative to the folder or pattern that was given.
         suffix: its format (`file_formats.suffix_of`).
-        fs: the file system that it is on.
-        paths: its files on `fs`: one, or more for a dataset.
+        fs: its file system.
+        paths: its files there: one, or more for a dataset.
         stdin: the copy of standard input, which is deleted with this object.
     """
 
@@ -53,7 +53,7 @@ class DataFile:
     suffix: str
     fs: AbstractFileSystem
     paths: tuple[str, ...]
-    stdin: tempfile._TemporaryFileWrapper[bytes] | None = None
+    stdin: IO[bytes] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class InputSet:
     """A label set, or a view of one, whose rows are the records.
 
     Attributes:
-        name: the input's name, relative to the folder or pattern that was given.
+        name: relative to the folder or pattern that was given.
         labels: the opened set.
     """
 
