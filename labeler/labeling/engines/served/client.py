@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.label_settings import ServerSettings
 from labeler.labeling.teacher.teacher_identity import Weights
 from schemas import SoftshardsError
 from schemas.errors import first_line
@@ -27,17 +27,17 @@ STABLE = ("id", "root", "parent", "owned_by", "max_model_len")
 """Fields of a server's model card that stay the same when the server restarts."""
 
 
-def client_arguments(config: LabelConfig) -> dict[str, Any]:
+def client_arguments(settings: ServerSettings) -> dict[str, Any]:
     """Return arguments of `openai.OpenAI` and `openai.AsyncOpenAI`: URL, key, retries, timeout."""
     return {
-        "base_url": config.server_url,
+        "base_url": settings.server_url,
         "api_key": os.environ.get("OPENAI_API_KEY") or "none",
-        "max_retries": config.retries,
+        "max_retries": settings.retries,
         "timeout": openai.Timeout(TIMEOUT_SECONDS, connect=10.0),
     }
 
 
-def model_card(config: LabelConfig) -> dict[str, Any]:
+def model_card(settings: ServerSettings) -> dict[str, Any]:
     """Return the model card of the model to use, reduced to its stable fields.
 
     Raises:
@@ -45,37 +45,37 @@ def model_card(config: LabelConfig) -> dict[str, Any]:
             and --served-model is not set.
     """
     try:
-        with openai.OpenAI(**client_arguments(config)) as client:
+        with openai.OpenAI(**client_arguments(settings)) as client:
             answer: Any = client.get("/models", cast_to=object)
         cards = {card["id"]: card for card in answer["data"]}
     except openai.OpenAIError as error:
-        raise as_server_error(error, config.server_url) from error
+        raise as_server_error(error, settings.server_url) from error
     except (KeyError, TypeError) as error:
         raise SoftshardsError(
             "this is not a server of the completions API: it lists no models",
-            path=config.server_url,
+            path=settings.server_url,
             hint="check --server-url, which usually ends in /v1: http://127.0.0.1:8000/v1",
         ) from error
-    name = config.served_model or (next(iter(cards)) if len(cards) == 1 else None)
+    name = settings.served_model or (next(iter(cards)) if len(cards) == 1 else None)
     if name not in cards:
         raise SoftshardsError(
             f"the server has no model {name!r}" if name else f"the server has {len(cards)} models",
-            path=config.server_url,
+            path=settings.server_url,
             hint=f"pass --served-model with one of: {', '.join(cards) or '(it has none)'}",
         )
     return {field: cards[name].get(field) for field in STABLE}
 
 
-def served_weights(config: LabelConfig) -> Weights:
+def served_weights(settings: ServerSettings) -> Weights:
     """Return the served model's weights; its model card stands for them.
 
     Raises:
         SoftshardsError: as `model_card`.
     """
     return Weights(
-        digest=sha256_json(model_card(config)),
+        digest=sha256_json(model_card(settings)),
         scope="served",
-        max_logprobs=MOST_BY_TEXT if config.server_api == "openai" else None,
+        max_logprobs=MOST_BY_TEXT if settings.server_api == "openai" else None,
     )
 
 
