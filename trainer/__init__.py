@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainer import losses
@@ -19,7 +19,7 @@ __all__ = [
     "open_mixture",
 ]
 
-_HOMES = {
+_MODULES = {
     "LabelDataset": "trainer.data.dataset",
     "ReaderState": "trainer.data.dataset",
     "linear_label_logprobs": "trainer.ops",
@@ -27,10 +27,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for on first use: `import trainer` alone stays instant."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+def __getattr__(name: str) -> object:
+    """Import a public name on first use: `import trainer` alone stays instant."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     if name == "losses":
         return import_module("trainer.losses")
     raise AttributeError(f"module 'trainer' has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""A tiny teacher, its tokenizer, and label sets made by it through the schemas API alone.
+"""Label sets by a tiny teacher, written through the schemas API alone.
 
-The label set that comes out is what `labeler label` would write: the trainer cannot tell.
+They are what `labeler label` would write: the trainer cannot tell the difference.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from schemas.shard import byte_ranges, footer_metadata
 
 @dataclass(kw_only=True)
 class Row:
-    """What a row is before it is labeled. Spans: (start, stop, kind)."""
+    """A row before it is labeled. Spans: (start, stop, kind)."""
 
     id: str
     input_ids: list[int]
@@ -50,7 +50,7 @@ class Row:
 def random_rows(
     count: int, vocab_size: int, *, seed: int = 0, shortest: int = 6, longest: int = 48
 ) -> list[Row]:
-    """Rows of random tokens; every third has two spans with a gap."""
+    """Return rows of random tokens; every third has two spans with a gap."""
     rng = np.random.default_rng(seed)
     rows = []
     for index in range(count):
@@ -65,7 +65,7 @@ def random_rows(
 
 @torch.no_grad()
 def teacher_logprobs(model: torch.nn.Module, ids: list[int], vocab_size: int) -> torch.Tensor:
-    """Float64 log-probabilities [length, vocab_size]; row t is for the token at t + 1."""
+    """Return float64 log-probabilities [length, vocab_size]; row t predicts the token at t + 1."""
     logits = model(torch.tensor([ids])).logits[0, :, :vocab_size]
     return torch.log_softmax(logits.double(), -1)
 
@@ -92,7 +92,7 @@ def label_row(
 
 
 def systematic(p: NDArray[np.float64], draws: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Systematic draws of ids [n, m] in proportion to p [n, V], and counts, by another route."""
+    """Draw ids [n, m] systematically in proportion to p [n, V], with counts, in a different way."""
     u = np.random.default_rng(0).random(len(p))[:, None]
     counts = np.floor(p.cumsum(1) * draws / p.sum(1, keepdims=True) - u + 1).clip(0, draws)
     counts[:, -1] = draws
@@ -114,9 +114,9 @@ def build_label_set(
     rows_per_unit: int = 12,
     rows_per_group: int = 4,
     max_length: int = 64,
-    **stated: Any,
+    **identity_fields: Any,
 ) -> Path:
-    """Write a complete label set of `rows` to `path`; `stated` replaces fields of the identity."""
+    """Write a complete label set of `rows` to `path`; `identity_fields` override its identity."""
     model = LlamaForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
     (path / "tokenizer").mkdir(parents=True)
     files = []
@@ -138,7 +138,7 @@ def build_label_set(
         k=k,
         max_length=max_length,
         overlap=0,
-    ).model_copy(update=stated)
+    ).model_copy(update=identity_fields)
     units = [rows[i : i + rows_per_unit] for i in range(0, len(rows), rows_per_unit)]
     plan = write_plan(path, [_plan_table(unit, number) for number, unit in enumerate(units)])
     entries = [

@@ -11,7 +11,7 @@ from tests.trainer.build_label_set import Row, build_label_set, random_rows
 
 @dataclass(frozen=True)
 class World:
-    """A teacher, a student with its tokenizer, and a label set; never written to by tests."""
+    """A teacher, a student with its tokenizer, and a label set; tests never write to them."""
 
     teacher: Path
     student: Path

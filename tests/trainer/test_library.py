@@ -1,4 +1,4 @@
-"""The code blocks of docs/library.md, run as they stand, one after the other."""
+"""Run the code blocks of docs/library.md as they stand, in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "library.md"
 
 @pytest.fixture(scope="module")
 def ran(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the page's code has defined."""
+    """Return the names that the page's code defines."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
     assert len(blocks) == 3
     names: dict[str, Any] = {

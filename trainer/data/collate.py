@@ -190,5 +190,5 @@ def _cu_seqlens(lengths: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 
-def _long(array: NDArray[np.integer[Any]]) -> Tensor:
+def _long(array: NDArray[np.int32] | NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))

@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
@@ -30,8 +29,6 @@ from trainer.data.window import (
     drop_unlabeled,
     row_names,
 )
-
-pc: Any = pyarrow.compute  # mypy cannot see its functions: they are generated on import
 
 STATE_VERSION = 1
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas import Labels, LabelSet, decode
 from schemas.codec import LABEL_COLUMNS, PAD_ID
 from schemas.errors import IdentityError
-
-pc: Any = pyarrow.compute  # mypy cannot see its functions: they are generated on import
 
 MIN_SHARED = 0.95
 """Share of the teacher's ids that a student must know; below, it is a different tokenizer."""

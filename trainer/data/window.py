@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas import Labels, LabelSetError, decode
@@ -15,8 +14,6 @@ from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
 from schemas.labeled_spans import positions
 from trainer.data.vocab_map import VocabMap
-
-pc: Any = pyarrow.compute  # mypy cannot see its functions: they are generated on import
 
 LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
 ROW_COLUMNS = (

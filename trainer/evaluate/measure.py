@@ -34,7 +34,7 @@ from trainer.evaluate.results import (
 )
 from trainer.evaluate.teacher_facts import add_checkpoint, measure_teacher, weight_bytes
 from trainer.losses.batch_loss import label_losses
-from trainer.student.student import Student, load_student, parameter_counts
+from trainer.student.student import Student, count_parameters, load_student
 
 PACK_TOKENS = 2048
 
@@ -100,7 +100,7 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
                 weights=digest,
                 dtype=config.dtype,
                 vocab_map=config.vocab_map,
-                **parameter_counts(student.model),
+                **count_parameters(student.model),
                 bytes=weight_bytes(path),
                 all=metrics.all,
                 kinds=metrics.kinds,

@@ -75,7 +75,7 @@ def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> Me
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from trainer.student.student import parameter_counts
+    from trainer.student.student import count_parameters
 
     with torch.device("meta"):  # shapes, no weights
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
@@ -83,7 +83,7 @@ def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> Me
         "path": str(path),
         "bytes": weight_bytes(path),
         "proved": bool(proved),
-        **parameter_counts(model),
+        **count_parameters(model),
     }
     return teacher.model_copy(update=checkpoint)
 

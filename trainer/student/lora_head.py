@@ -5,7 +5,7 @@ z = x W^T + sum over adapters of s (dropout(x) A^T) B^T   (Hu et al., arXiv 2106
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -33,9 +33,8 @@ class LoraLabelHead(LoraLinear):
         active = [] if self.disable_adapters or self.merged else self.active_adapters
         names = [name for name in active if name in self.lora_A]
         low = [self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name] for name in names]
-        adapters: Any = self.lora_B
-        up = [adapters[name].weight for name in names]
-        base: Any = self.get_base_layer()
+        up = [cast(nn.Linear, self.lora_B[name]).weight for name in names]
+        base = cast(nn.Linear, self.get_base_layer())
         return linear_label_logprobs(
             x,
             base.weight,
@@ -47,23 +46,25 @@ class LoraLabelHead(LoraLinear):
         )
 
 
-def convert_lora_head(head: Any) -> LoraLabelHead:
+def convert_lora_head(head: nn.Module) -> LoraLabelHead:
     """Turn the wrapper that peft puts around a head into a label head.
 
     Raises:
         SoftshardsError: the adapter is more than a plain LoRA on a plain linear layer.
     """
-    plain = type(head) in (LoraLinear, LoraLabelHead) and isinstance(
-        head.get_base_layer(), nn.Linear
-    )
-    variants = dict(getattr(head, "lora_variant", {}))  # DoRA and the like
-    biased = any(getattr(b, "bias", None) is not None for b in getattr(head, "lora_B", {}).values())
-    if not plain or variants or biased:
+    if not isinstance(head, LoraLinear) or not _is_plain(head):
         raise SoftshardsError(
-            f"the fused head does not support the adapter on the output head, a "
+            "the fused head does not support the adapter on the output head, a "
             f"{type(head).__name__}",
             hint="leave lm_head out of the adapter, or put a plain LoRA on it",
         )
     head.__class__ = LoraLabelHead
-    converted: LoraLabelHead = head
-    return converted
+    return cast(LoraLabelHead, head)
+
+
+def _is_plain(head: LoraLinear) -> bool:
+    if type(head) not in (LoraLinear, LoraLabelHead):
+        return False
+    variants = dict(getattr(head, "lora_variant", {}))  # DoRA and the like
+    has_bias = any(getattr(b, "bias", None) is not None for b in head.lora_B.values())
+    return isinstance(head.get_base_layer(), nn.Linear) and not variants and not has_bias

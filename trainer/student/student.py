@@ -204,7 +204,7 @@ def choose_attention(model: PreTrainedModel) -> Attention:
     """Choose the way to keep packed documents apart in a model.
 
     Raises:
-        SoftshardsError: it has layers that carry state from token to token whatever the mask.
+        SoftshardsError: a layer carries state from token to token, whatever the mask.
     """
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
@@ -253,11 +253,11 @@ def check_head(student: Student) -> None:
         raise SoftshardsError(
             f"{type(model).__name__} transforms its logits in a way that is not supported "
             f"(log-probabilities differ by {gap:.2g})",
-            hint="use another student architecture, or report this one",
+            hint="use a different student architecture, or report this one",
         )
 
 
-def parameter_counts(model: PreTrainedModel) -> dict[str, int]:
+def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     """Count parameters (tied ones once), with and without the embeddings and head."""
     total = sum(p.numel() for p in model.parameters())
     tables = (model.get_input_embeddings(), model.get_output_embeddings())

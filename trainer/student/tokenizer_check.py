@@ -1,4 +1,4 @@
-"""Refuse a student whose token ids do not mean what the teacher's do."""
+"""Check that a student's token ids mean the same tokens as the teacher's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from schemas.labelset import LabelSet
 
 
 def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> None:
-    """Refuse a student whose tokenizer gives other ids than the teacher's.
+    """Check that a student's tokenizer gives the same ids as the teacher's.
+
+    Args:
+        path: the student's folder.
+        labels: a label set of the teacher.
+        required: False accepts a student without a tokenizer.
 
     Raises:
-        IdentityError: with both digests, both sizes and an example of what differs.
+        IdentityError: it does not; the message has both digests, both sizes and an example.
     """
     expected = labels.manifest.identity.tokenizer
     try:
@@ -23,18 +28,18 @@ def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> N
         if not required:
             return
         raise IdentityError(
-            "the student has no tokenizer, so nothing says that its ids mean what the teacher's do",
+            "the student has no tokenizer: its ids cannot be compared with the teacher's",
             path=path,
-            hint=f"if they do, copy the files of {labels.tokenizer_dir} into the folder",
+            hint=f"if they are the same, copy the files of {labels.tokenizer_dir} into the folder",
         ) from error
     if found != expected:
         raise IdentityError(
-            "the student's tokenizer is not the teacher's: the labels' ids would mean other "
+            "the student's tokenizer is not the teacher's: the labels' ids would mean different "
             f"tokens\n  digest: student {found[:16]}, teacher {expected[:16]}"
             f"{_difference(path, labels.tokenizer_dir)}",
             path=path,
-            hint="take a student of the teacher's family, or `trainer slice` one from the teacher; "
-            "--vocab-map takes one that shares almost all tokens",
+            hint="use a student of the teacher's family, or `trainer slice` one from the teacher; "
+            "--vocab-map accepts one that shares almost all tokens",
         )
 
 
@@ -53,7 +58,7 @@ def _difference(student_dir: Path, teacher_dir: Path) -> str:
         ours, theirs = student.get(number), teacher.get(number)
         if ours != theirs:
             return f"{lines}\n  for example id {number}: student {ours!r}, teacher {theirs!r}"
-    ours_json, theirs_json = (json.loads(f.read_text(encoding="utf-8")) for f in files)
-    parts = [k for k in theirs_json if ours_json.get(k) != theirs_json[k]]
+    student_json, teacher_json = (json.loads(f.read_text(encoding="utf-8")) for f in files)
+    parts = [k for k in teacher_json if student_json.get(k) != teacher_json[k]]
     parts = [k for k in parts if k not in ("padding", "truncation")]
-    return f"{lines}\n  every id has the same token; what differs: {', '.join(parts)}"
+    return f"{lines}\n  every id has the same token, but these parts differ: {', '.join(parts)}"

@@ -10,7 +10,7 @@ from schemas import __version__
 from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
 from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
-from trainer.student.student import load_model, parameter_counts
+from trainer.student.student import count_parameters, load_model
 from trainer.train.run_record import FinalLosses, HeldOutRecord, RunResult, TrainingSet
 from trainer.train.run_state import Run
 from trainer.train.save_restore import gather_states
@@ -66,7 +66,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
             seconds=round(run.seconds, 3),
             tokens_per_s=round(run.tokens / max(run.seconds, 1e-9), 1),
             final=FinalLosses(**final),
-            **parameter_counts(run.student.model),
+            **count_parameters(run.student.model),
             label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),
             softshards=__version__,
         )

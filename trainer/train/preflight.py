@@ -14,7 +14,7 @@ from rich.console import Console
 from schemas import SoftshardsError
 from trainer.data.dataset import ReaderState
 from trainer.data.mixture import Part
-from trainer.student.student import Student, parameter_counts
+from trainer.student.student import Student, count_parameters
 from trainer.train.distributed import is_sharded
 from trainer.train.run_state import open_dataset
 from trainer.train.step_memory import Memory, available_bytes, estimate
@@ -97,7 +97,7 @@ def make_plan(
         world=accelerator.num_processes,
         sharded=is_sharded(accelerator),
     )
-    sizes = parameter_counts(student.model)
+    sizes = count_parameters(student.model)
     return Plan(
         steps=steps,
         packs=count.packs if count else None,

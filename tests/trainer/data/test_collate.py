@@ -27,7 +27,7 @@ def student(world: World) -> Student:
 
 
 def test_labels_meet_the_state_before_their_token(world: World, packs: list[Pack]) -> None:
-    """The teacher itself, run packed, must reproduce its labels: alignment end to end."""
+    """The teacher, run on packed rows, reproduces its own labels: alignment end to end."""
     teacher = Student(LlamaForCausalLM.from_pretrained(world.teacher), world.vocab_size).eval()
     for pack in packs:
         batch = collate(pack)
@@ -77,7 +77,7 @@ def test_mask_is_block_diagonal_and_causal() -> None:
 def test_no_cross_document_attention(
     world: World, student: Student, packs: list[Pack], attention: str
 ) -> None:
-    """Changing one document changes no other document's states, by a single bit."""
+    """Changing one document does not change any other document's states, not by a single bit."""
     if attention == "positions":
         student = Student(LlamaForCausalLM.from_pretrained(world.student), world.vocab_size)
     batch = collate(packs[0], attention=attention)  # type: ignore[arg-type]
@@ -129,8 +129,8 @@ def test_packed_loss_equals_unpacked_loss(
     np.testing.assert_allclose(kl.numpy(), expected_kl, atol=2e-3)  # labels are float16
 
 
-def test_labels_that_are_no_distribution_are_named(packs: list[Pack]) -> None:
-    """A set whose hashes fit, but that something else than our labeler wrote."""
+def test_labels_that_are_not_a_distribution_are_named(packs: list[Pack]) -> None:
+    """The hashes match, but a different program wrote the labels."""
     pack = packs[0]
     first = int(pack.window.label_offsets[pack.rows[2]])  # of the pack's third row
 

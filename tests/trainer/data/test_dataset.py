@@ -53,7 +53,7 @@ def test_rows_come_with_their_own_tokens_and_positions(world: World) -> None:
             ]
 
 
-def test_counting_agrees_with_reading(world: World) -> None:
+def test_counts_agree_with_reading(world: World) -> None:
     packs = list(dataset(world.labels))
     count = dataset(world.labels).count()
     assert count.packs == len(packs)
@@ -68,7 +68,7 @@ def test_any_state_resumes_the_same_sequence(world: World) -> None:
         assert names(dataset(world.labels, state=state)) == names(packs[done + 1 :])
 
 
-def test_resume_reads_only_the_window_in_question(
+def test_resume_reads_only_the_window_it_needs(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packs = list(dataset(world.labels))
@@ -106,7 +106,7 @@ def test_state_carries_over_to_another_world_size(world: World) -> None:
             assert names(resumed) == everything[2 * rounds :]
 
 
-def test_reader_thread_goes_no_further_than_one_window_ahead(
+def test_reader_thread_stays_at_most_one_window_ahead(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[tuple[int, int]] = []
@@ -166,7 +166,7 @@ def test_long_row_is_named_before_training(world: World) -> None:
             use(dataset(world.labels, pack_tokens=16))  # type: ignore[operator]
 
 
-def test_state_of_another_version_is_refused() -> None:
+def test_state_of_a_different_version_is_refused() -> None:
     with pytest.raises(SoftshardsError, match="version 2"):
         ReaderState.from_dict({"version": 2, "seed": 0, "epoch": 0, "window": 0, "pack": 0})
 

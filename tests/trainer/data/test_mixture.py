@@ -1,4 +1,4 @@
-"""Several label sets in one run: each row as often as its weight says."""
+"""Several label sets in one run: the weight of a set decides how often its rows are seen."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.data.mixture import Part, epoch_order, open_mixture
 
 @pytest.fixture(scope="module")
 def other(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another label set of the same tokenizer, with lists of another length."""
+    """Another label set of the same tokenizer, with lists of a different length."""
     rows = random_rows(20, world.vocab_size, seed=9)
     rows = [row.__class__(**(vars(row) | {"id": f"other-{row.id}"})) for row in rows]
     path = tmp_path_factory.mktemp("other") / "labels"
@@ -31,7 +31,7 @@ def dataset(world: World, mix: tuple[str, ...], epochs: int, **settings: object)
     return LabelDataset(parts, pack_tokens=128, window=3, epochs=epochs, **settings)  # type: ignore[arg-type]
 
 
-def test_rows_are_seen_as_often_as_their_weight_says(world: World, other: Path) -> None:
+def test_rows_are_seen_in_proportion_to_their_weight(world: World, other: Path) -> None:
     packs = list(dataset(world, (f"{other}=0.5",), epochs=4))
     seen = Counter(key for pack in packs for key in pack.keys)
     assert {n for key, n in seen.items() if key.startswith("other")} == {2}
@@ -50,7 +50,7 @@ def test_counting_and_resuming_agree_with_reading(world: World, other: Path) -> 
         assert [p.keys for p in rest] == [p.keys for p in packs[done + 1 :]]
 
 
-def test_lists_of_another_length_are_padded(world: World, other: Path) -> None:
+def test_lists_of_a_different_length_are_padded(world: World, other: Path) -> None:
     for pack in dataset(world, (str(other),), epochs=1):
         for key, row in zip(pack.keys, pack.rows):
             window = pack.window
@@ -59,7 +59,7 @@ def test_lists_of_another_length_are_padded(world: World, other: Path) -> None:
             assert (counts == (5 if key.startswith("other") else 8)).all()
 
 
-def test_one_set_alone_has_the_order_it_always_had(world: World) -> None:
+def test_a_single_set_keeps_its_order(world: World) -> None:
     from trainer.data.order import row_group_order
 
     labels = open_label_set(world.labels)
@@ -67,7 +67,7 @@ def test_one_set_alone_has_the_order_it_always_had(world: World) -> None:
     np.testing.assert_array_equal(order[:, 1], row_group_order(len(labels.row_groups), 3, 2))
 
 
-def test_every_row_group_of_a_fraction_has_its_turn(world: World) -> None:
+def test_a_fraction_visits_every_row_group_in_turn(world: World) -> None:
     labels = open_label_set(world.labels)
     parts = (Part(labels=labels), Part(labels=labels, weight=0.4))
     turns: Counter[int] = Counter()
@@ -77,7 +77,7 @@ def test_every_row_group_of_a_fraction_has_its_turn(world: World) -> None:
     assert set(turns.values()) == {2}, "5 epochs at 0.4: twice, all of them"
 
 
-def test_another_tokenizer_is_refused(world: World, other: Path, tmp_path: Path) -> None:
+def test_a_different_tokenizer_is_refused(world: World, other: Path, tmp_path: Path) -> None:
     import shutil
 
     copy = tmp_path / "copy"
@@ -102,12 +102,12 @@ def test_another_tokenizer_is_refused(world: World, other: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "much"])
-def test_a_weight_that_is_none_is_refused(world: World, other: Path, weight: str) -> None:
+def test_invalid_weights_are_refused(world: World, other: Path, weight: str) -> None:
     with pytest.raises(SoftshardsError, match="--mix"):
         open_mixture(open_label_set(world.labels), (f"{other}={weight}",))
 
 
-def test_a_run_names_what_it_mixed_and_is_not_gone_on_with_otherwise(
+def test_a_run_records_its_mixture_and_resumes_only_with_the_same(
     world: World, other: Path, tmp_path: Path
 ) -> None:
     from trainer.train.loop import train

@@ -17,7 +17,7 @@ def test_every_row_is_packed_once_within_budget(lengths: list[int], epoch: int) 
     assert all(rows[pack].sum() <= 64 for pack in packs)
 
 
-def test_little_is_wasted() -> None:
+def test_packs_are_nearly_full() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(20, 512, 2000)
     packs = best_fit_decreasing(lengths, 2048)

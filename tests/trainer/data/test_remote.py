@@ -1,4 +1,4 @@
-"""Students are trained on label sets in an object store as on local ones."""
+"""Training on label sets in an object store works as on local ones."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def flags(world: World, labels: object, out: Path) -> list[object]:
     return ["train", *content, "--pack-tokens", 128, "--packs-per-step", 4, "--window", 4]
 
 
-def test_the_loss_curve_is_that_of_the_local_set(world: World, tmp_path: Path) -> None:
+def test_the_loss_curve_equals_the_local_one(world: World, tmp_path: Path) -> None:
     url = upload(world.labels, "labels")
     more = ["--mix", f"{url}=0.5", "--eval-labels", url]
     assert run(*flags(world, url, tmp_path / "there"), *more) == 0
@@ -58,7 +58,7 @@ def test_the_loss_curve_is_that_of_the_local_set(world: World, tmp_path: Path) -
     assert url in page.read_text()
 
 
-def test_the_next_student_asks_for_no_labels(world: World, tmp_path: Path) -> None:
+def test_the_next_student_downloads_no_labels(world: World, tmp_path: Path) -> None:
     url = upload(world.labels, "once")
     assert run(*flags(world, url, tmp_path / "first")) == 0
     bucket().rm(f"{url}/shards", recursive=True)
@@ -76,13 +76,13 @@ def test_row_groups_are_fetched_ahead_and_several_at_once(
     for group in labels.row_groups:
         labels.shard_facts(group)  # footers are read once
     asked: list[str] = []
-    together = threading.Barrier(4, timeout=20)
+    together = threading.Barrier(4, timeout=300)
     original = Remote.read
 
     def read(self: Remote, name: str, *place: Any) -> bytes:
         asked.append(name)
         if len(asked) <= 4:
-            together.wait()  # passed only if four are on the way
+            together.wait()  # passes only if four are in flight
         return original(self, name, *place)
 
     monkeypatch.setattr(Remote, "read", read)
@@ -101,7 +101,7 @@ def test_row_groups_are_fetched_ahead_and_several_at_once(
     assert len(asked) == wanted, "each row group once an epoch"
 
 
-def test_a_url_that_is_none_and_a_set_that_goes_away(world: World, tmp_path: Path) -> None:
+def test_an_invalid_url_and_a_set_that_disappears(world: World, tmp_path: Path) -> None:
     with pytest.raises(LabelSetError, match=r"s3://bucket/nothing: no label set"):
         run(*flags(world, "s3://bucket/nothing", tmp_path / "out"))
     url = upload(world.labels, "leaving")

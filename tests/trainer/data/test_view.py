@@ -1,4 +1,4 @@
-"""The trainer takes a view of a label set in place of the set: its rows, and no others."""
+"""The trainer accepts a view in place of a label set: it reads its rows, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students of a tokenizer that shares almost all tokens with the teacher's."""
+"""Students whose tokenizer shares almost all tokens with the teacher's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.evaluate.measure import evaluate
 from trainer.train.loop import train
 
 LOST = 3
-"""Teacher's ids that the cousin does not have: rare enough that rows without them are left."""
+"""The teacher's ids that the cousin lacks: rare enough that some rows have none of them."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_train_and_evaluate_a_cousin(
     assert found["all"]["kl"] == pytest.approx(evals[-1]["kl"], rel=1e-5)
 
 
-def test_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_different_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(world.student, other)
     make_tokenizer(other, vocab_size=290, text=["zebras quiz foxy jumps over lazy dogs"])

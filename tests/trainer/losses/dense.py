@@ -1,4 +1,4 @@
-"""Every loss written out over the whole vocabulary, in probabilities, and how ours is called."""
+"""Every loss written out over the whole vocabulary, in probabilities, beside ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DENSE: dict[str, Dense] = {
     "skew_reverse_kl": lambda q, p: (p * (p / ((1 - ALPHA) * q + ALPHA * p)).log()).sum(1),
     "tvd": lambda q, p: (q - p).abs().sum(1) / 2,
 }
-"""Teacher probabilities [n, V] and student probabilities [n, V] to [n]."""
+"""From teacher probabilities [n, V] and student probabilities [n, V] to losses [n]."""
 
 OURS: dict[str, Bucketed] = {
     "forward_kl": losses.forward_kl,
@@ -38,17 +38,17 @@ OURS: dict[str, Bucketed] = {
 
 
 def log_rows(n: int, v: int, seed: int) -> Tensor:
-    """Random log-probabilities, float64 [n, v]."""
+    """Return random log-probabilities, float64 [n, v]."""
     gen = torch.Generator().manual_seed(seed)
     return (2 * torch.randn(n, v, generator=gen, dtype=torch.float64)).log_softmax(1)
 
 
 def buckets(log_p: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The first k ids one by one, and the rest as one (-inf where nothing is left)."""
+    """Return the first k ids one by one, and the rest as one (-inf where nothing is left)."""
     return log_p[:, :k], torch.logsumexp(log_p[:, k:], 1)
 
 
 def buckets_at(log_p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for ids [n, k] anywhere."""
+    """Return the same for ids [n, k] anywhere."""
     rest = log_p.scatter(1, ids, -torch.inf)
     return log_p.gather(1, ids), torch.logsumexp(rest, 1)

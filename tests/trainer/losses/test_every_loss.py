@@ -1,4 +1,4 @@
-"""What holds for every loss: gradients, the dense limit, the bound, and rows made to break it."""
+"""Properties of every loss: gradients, the dense limit, the bound, and adversarial rows."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def teacher_and_ids() -> tuple[Tensor, Tensor]:
 
 
 def calls() -> dict[str, tuple[float, Call]]:
-    """Each loss at each temperature it exists at: the op's, and the loss of the op's outputs.
+    """Return each loss at each temperature it supports: the op's, and the loss of its outputs.
 
-    A bucketed loss at T = 2 is of labels whose tail is of T = 2, which no label set has but a dense
+    A bucketed loss at T = 2 takes labels with a tail at T = 2, which no label set has but a dense
     teacher gives; cross-entropy is at T = 1 whatever the op's temperature.
     """
     teacher, ids = teacher_and_ids()
@@ -148,7 +148,7 @@ def test_student_equal_to_teacher_has_no_loss_and_no_gradient(
     _, ids = teacher_and_ids()
 
     def loss(change: float) -> Tensor:
-        """The teacher is the student, its log-probabilities of the ids times `change`."""
+        """Take the student as teacher, with its log-probabilities of the ids times `change`."""
         of_losses = 1.0 if name == "renormalized_kl" else temperature
         logp, rest, _ = linear_label_logprobs(hidden, weight, ids, bias=bias, temperature=of_losses)
         teacher = logp.detach() * change
@@ -164,7 +164,7 @@ def test_student_equal_to_teacher_has_no_loss_and_no_gradient(
 
 
 def test_draws_in_proportion_to_the_student_have_no_gradient() -> None:
-    """The cross-entropies have a value where both agree, the entropy, but no gradient either."""
+    """Where both agree, a cross-entropy equals the entropy, but has no gradient."""
     hidden, weight, bias = leaves()
     ids = torch.arange(V).repeat(N, 1)
     logp, _, _ = linear_label_logprobs(hidden, weight, ids, bias=bias)
@@ -204,7 +204,7 @@ ADVERSARIAL: dict[str, tuple[list[float], list[float]]] = {
 @pytest.mark.parametrize("row", ADVERSARIAL)
 @pytest.mark.parametrize("name", OURS)
 def test_adversarial_rows(name: str, row: str, dtype: torch.dtype) -> None:
-    """By hand from the formula, with 0 log 0 = 0; where that is infinite, no NaN."""
+    """Compare with the formula by hand, with 0 log 0 = 0; where it is infinite, expect no NaN."""
     q, p = ADVERSARIAL[row]
     want = by_hand(name, q, p)
     t, s = (torch.tensor([x], dtype=torch.float64).log().to(dtype) for x in (q, p))
@@ -262,7 +262,7 @@ def test_tiny_rest_through_the_op_in_float32(name: str) -> None:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("name", OURS)
 def test_logits_of_minus_infinity_through_the_op(name: str, softcap: float | None) -> None:
-    """A head that forbids a labeled id and one of the rest: as if the ids had logits of -1e4."""
+    """A head that forbids a labeled id and one other id acts as if their logits were -1e4."""
     teacher, ids = teacher_and_ids()
     t, tail = buckets_at(teacher, ids)
     found = []
@@ -312,7 +312,7 @@ def test_no_positions_and_stored_dtypes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_what_does_not_fit_is_refused(name: str) -> None:
+def test_invalid_inputs_are_refused(name: str) -> None:
     a, one = torch.zeros(3, 4), torch.zeros(3)
     with pytest.raises(ValueError, match="same ids"):
         OURS[name](a, one, torch.zeros(3, 5), one)
@@ -325,7 +325,7 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, math.nan])
-def test_shares_outside_the_open_interval_are_refused(share: float) -> None:
+def test_mixing_weights_outside_the_open_interval_are_refused(share: float) -> None:
     four = (torch.zeros(1, 1), torch.zeros(1)) * 2
     with pytest.raises(ValueError, match="beta must be above 0 and below 1"):
         losses.jsd(*four, beta=share)

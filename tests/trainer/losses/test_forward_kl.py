@@ -32,7 +32,7 @@ def test_gradient_is_minus_the_teacher() -> None:
     torch.testing.assert_close(grads[1], -tail.exp())
 
 
-def test_empty_buckets_owe_nothing() -> None:
+def test_empty_buckets_cost_nothing() -> None:
     """0 log 0 = 0 in value and gradient: padding on both sides, and k = V on both sides."""
     teacher, student = log_rows(3, 6, 4), log_rows(3, 6, 5)
     pad = torch.full((3, 2), -INF, dtype=torch.float64)
@@ -47,7 +47,7 @@ def test_empty_buckets_owe_nothing() -> None:
 
 
 def test_student_mass_without_teacher_mass_is_free_on_its_bucket() -> None:
-    """tau = 0 with r > 0: no term of its own, the ids pay for the mass that r took from them."""
+    """tau = 0 with r > 0 adds no term; the ids pay for the mass that r took from them."""
     teacher = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
     student = torch.tensor([[0.25, 0.25]], dtype=torch.float64).log()
     none, half = torch.tensor([-INF], dtype=torch.float64), torch.tensor([0.5]).double().log()

@@ -1,4 +1,4 @@
-"""Sums of losses, weights of labels, and that both mean the same however a step is split."""
+"""Sums of losses and weights of labels, the same however a step is split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from schemas import open_label_set
 from schemas.arrow import SPAN_KINDS
 from tests.trainer.conftest import World
-from tests.trainer.train.test_loop import command, config, log, start
+from tests.trainer.running import command, config, log, run_ranks
 from trainer import losses
 from trainer.data.collate import Batch, collate
 from trainer.data.dataset import LabelDataset
@@ -46,7 +46,7 @@ def objective(*texts: str, **settings: Any) -> Objective:
 
 
 def values(student: Student, batch: Batch) -> dict[str, Tensor]:
-    """Every loss of a batch, by name."""
+    """Return every loss of a batch, by name."""
     logp, rest, target, _ = student(batch)
     four = (batch.topk_logprobs, batch.tail_logprob, logp, rest)
     return {
@@ -156,7 +156,7 @@ def test_weights_by_the_teachers_entropy(batches: list[Batch]) -> None:
 
 
 def test_weights_by_source(batches: list[Batch]) -> None:
-    """The first pattern that fits a row's input file holds for all labels of the row."""
+    """The first pattern that matches a row's input file applies to all labels of the row."""
     batch = batches[0]
     names = ["code/a.jsonl", "web/b.jsonl"]
     sources = [names[i % 2] for i in range(len(batch.sources))]
@@ -175,7 +175,7 @@ def test_weights_by_source(batches: list[Batch]) -> None:
 def test_a_weighted_step_is_the_gradient_of_the_weighted_mean(
     world: World, batches: list[Batch], tmp_path: Path
 ) -> None:
-    """4 packs accumulated: divided by the sum of weights of all labels, not pack by pack."""
+    """Accumulate 4 packs: divide by the sum of weights of all labels, not pack by pack."""
     student = load_student(world.student, open_label_set(world.labels)).train()
     settings: dict[str, Any] = {"kind_weight": KIND_FLAGS, "position_weight": "0.1:20"}
     how = config(world, tmp_path, **settings).objective.weighting
@@ -206,10 +206,8 @@ def test_two_processes_weigh_as_one_does_from_the_command_line(
     flags = command(world, tmp_path / "two")
     del flags[flags.index("--packs-per-step") : flags.index("--packs-per-step") + 2]
     del flags[flags.index("--epochs") : flags.index("--epochs") + 2]
-    torchrun = [flags[0], "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    process = start([*torchrun, *flags[1:], *more])
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    code, errors = run_ranks([*flags, *more])
+    assert code == 0, errors
     settings: dict[str, Any] = {"loss": ("jsd=1", "ce=cosine:1:0.1"), "jsd_beta": 0.2}
     settings |= {"entropy_weight": 0.5, "kind_weight": KIND_FLAGS, "epochs": 1}
     train(config(world, tmp_path / "one", **settings))
@@ -225,7 +223,7 @@ def test_two_processes_weigh_as_one_does_from_the_command_line(
     assert result["config"]["loss"] == ["jsd=1", "ce=cosine:1:0.1"]
 
 
-def test_the_warning_is_said(
+def test_the_warning_is_printed(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(config(world, tmp_path, loss=("renormalized_kl=1",), temperature=2.0, max_steps=1))

@@ -1,6 +1,6 @@
-"""The same numbers as the published implementations, at settings where the two mean the same.
+"""Our losses equal published implementations, at settings where both mean the same.
 
-What runs on a CPU: TRL's losses (plain PyTorch) and Liger's chunked fused JSD (plain PyTorch, here
+On a CPU run TRL's losses (plain PyTorch) and Liger's chunked fused JSD (plain PyTorch, here
 uncompiled). Liger's Triton kernels (KL, JSD, TVD) need a GPU.
 """
 
@@ -44,7 +44,7 @@ def case(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 def ours(
     beta: float, teacher: Tensor, ids: Tensor, c: dict[str, Tensor], temperature: float = 1.0
 ) -> Tensor:
-    """[n], at the betas of GKD's family, from the teacher's logits."""
+    """Return our loss [n] at GKD's beta, from the teacher's logits."""
     logp, rest, _ = linear_label_logprobs(
         c["hidden"], c["weight"], ids, bias=c["bias"], temperature=temperature
     )
@@ -55,7 +55,7 @@ def ours(
 
 
 def assert_same(got: Tensor, want: Tensor, c: dict[str, Tensor], **tolerance: float) -> None:
-    """Value, and gradients of hidden, weight and bias."""
+    """Compare values, and gradients of hidden, weight and bias."""
     assert want > 1e-2
     torch.testing.assert_close(got, want, check_dtype=False, **tolerance)
     inputs = [c["hidden"], c["weight"], c["bias"]]
@@ -65,7 +65,7 @@ def assert_same(got: Tensor, want: Tensor, c: dict[str, Tensor], **tolerance: fl
 
 
 def dense(c: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Student's logits, teacher's logits, and ids that cover the vocabulary."""
+    """Return the student's logits, the teacher's logits, and ids that cover the vocabulary."""
     student = c["hidden"] @ c["weight"].T + c["bias"]
     return student, c["teacher_hidden"] @ c["teacher_weight"].T, torch.arange(V).repeat(N, 1)
 

@@ -1,4 +1,4 @@
-"""Top-k alone, renormalized: temperature, its square, and what it does not see."""
+"""The renormalized top-k: temperature, its square, and its blind spot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.ops import linear_label_logprobs
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_equals_the_formula_on_logits(temperature: float) -> None:
-    """From log-probabilities at T = 1, as stored, what logits at T would give."""
+    """Log-probabilities stored at T = 1 give the same loss as logits at T."""
     gen = torch.Generator().manual_seed(0)
     teacher, student = torch.randn(2, 6, 20, generator=gen, dtype=torch.float64) * 3
     q, p = ((z[:, :5] / temperature).softmax(1) for z in (teacher, student))
@@ -59,7 +59,7 @@ def test_finite_differences_at_temperature_two() -> None:
 
 
 def test_gradients_keep_their_size_over_temperature() -> None:
-    """What T squared is for: without it, T = 4 would give a sixteenth."""
+    """T squared keeps gradients in scale: without it, T = 4 would give a sixteenth."""
     teacher, logp = log_rows(64, 8, 0), log_rows(64, 8, 1).requires_grad_()
     sizes = [
         torch.autograd.grad(renormalized_kl(teacher, logp, temperature=t).sum(), logp)[0].norm()
@@ -69,7 +69,7 @@ def test_gradients_keep_their_size_over_temperature() -> None:
 
 
 def test_does_not_see_mass_outside_the_ids() -> None:
-    """Why there is a warning: moving nine tenths of the mass off the ids costs nothing."""
+    """The reason for the warning: moving nine tenths of the mass off the ids costs nothing."""
     teacher, student = log_rows(3, 6, 0), log_rows(3, 6, 1)
     moved = student + math.log(0.1)
     torch.testing.assert_close(renormalized_kl(teacher, moved), renormalized_kl(teacher, student))
@@ -95,7 +95,7 @@ def test_equal_sides_and_padding_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
-def test_temperatures_that_are_none_are_refused(temperature: float) -> None:
+def test_invalid_temperatures_are_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         renormalized_kl(torch.zeros(1, 2), torch.zeros(1, 2), temperature=temperature)
     with pytest.raises(ValueError, match="same ids"):

@@ -18,7 +18,7 @@ def test_equals_the_mean_over_draws() -> None:
 
 
 def test_gradient_averages_to_that_of_the_dense_kl() -> None:
-    """Real draws of 8 tokens a position, stored as unique ids and counts, through the op."""
+    """Real draws of 8 tokens per position, stored as unique ids and counts, through the op."""
     draws, n_samples, d, v = 4000, 8, 3, 12
     gen = torch.Generator().manual_seed(0)
     weight = torch.randn(v, d, generator=gen, dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_no_draws_and_padding_cost_nothing() -> None:
     assert sampled_cross_entropy(torch.ones(2, 1), torch.zeros(2, 1).half()).dtype == torch.float32
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_mismatched_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="same ids"):
         sampled_cross_entropy(torch.ones(2, 3), torch.zeros(2, 2))
     with pytest.raises(ValueError, match="floating"):

@@ -39,9 +39,7 @@ def first_batch(student: Student, labels: Path, *, with_drawn: bool = True) -> B
     return collate(pack, attention=student.attention)
 
 
-def test_the_head_is_asked_once_and_gives_what_a_dense_softmax_gives(
-    world: World, drawn: Path
-) -> None:
+def test_one_pass_of_the_head_equals_a_dense_softmax(world: World, drawn: Path) -> None:
     student = load_student(world.student, open_label_set(drawn))
     batch = first_batch(student, drawn)
     assert batch.drawn_ids is not None
@@ -79,7 +77,7 @@ def test_the_head_is_asked_once_and_gives_what_a_dense_softmax_gives(
 
 
 def test_with_the_whole_vocabulary_stored_as_well(world: World, tmp_path: Path) -> None:
-    """No id is left outside the top-k: the mass of the rest is 0, and gradients stay finite."""
+    """No id is outside the top-k: the mass of the rest is 0, and gradients stay finite."""
     vocab = open_label_set(world.labels).manifest.identity.vocab_size
     rows = random_rows(2, vocab, seed=4)
     path = build_label_set(
@@ -95,7 +93,7 @@ def test_with_the_whole_vocabulary_stored_as_well(world: World, tmp_path: Path) 
     assert all(g.isfinite().all() for g in grads if g is not None)
 
 
-def test_training_on_draws_comes_near_the_teacher(
+def test_training_on_draws_approaches_the_teacher(
     world: World, drawn: Path, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"labels": drawn, "loss": ("sampled=1",), "epochs": 40, "lr": 3e-3}

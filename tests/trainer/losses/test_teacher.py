@@ -1,4 +1,4 @@
-"""Stored labels made a distribution again, and cross-entropy."""
+"""Renormalization of stored labels, and cross-entropy."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def test_renormalized_float16_rows_sum_to_one() -> None:
     before = logp.double().exp().sum(1) + tail.double().exp()
     new_logp, new_tail = renormalize_teacher(logp, tail)
     after = new_logp.double().exp().sum(1) + new_tail.double().exp()
-    assert (before - 1).abs().max() > 1e-5  # what rounding had done
+    assert (before - 1).abs().max() > 1e-5  # the effect of rounding
     assert (after - 1).abs().max() < 1e-6
     assert new_logp.dtype == new_tail.dtype == torch.float32
-    # One shift a row: differences between buckets, which are what was stored, stay as they were.
+    # One shift per row: differences between buckets, as stored, do not change.
     shift = new_logp - logp.float()
     torch.testing.assert_close(
         shift, (new_tail - tail.float())[:, None].expand_as(shift), atol=2e-6, rtol=0
@@ -49,7 +49,7 @@ def test_renormalize_keeps_padding_and_an_empty_tail() -> None:
 @pytest.mark.parametrize(
     "bad", [[-INF, -INF, -INF], [math.nan, -1.0, -1.0], [-1.0, -1.0, math.nan], [INF, -1.0, -1.0]]
 )
-def test_renormalize_refuses_rows_that_are_no_distribution(bad: list[float]) -> None:
+def test_renormalize_refuses_rows_that_are_not_a_distribution(bad: list[float]) -> None:
     values = torch.tensor([[-1.0, -1.0, -1.0], bad])
     with pytest.raises(ValueError, match="1 of 2 teacher rows have no mass, NaN or"):
         renormalize_teacher(values[:, :2], values[:, 2])
@@ -62,7 +62,7 @@ def test_cross_entropy_is_the_negative_target_logprob() -> None:
     assert torch.autograd.grad(loss.sum(), x)[0].tolist() == [-1.0, -1.0]
 
 
-def test_no_positions_and_what_does_not_fit() -> None:
+def test_no_positions_and_invalid_shapes() -> None:
     empty, none = torch.zeros(0, 4), torch.zeros(0)
     assert [x.shape for x in renormalize_teacher(empty, none)] == [(0, 4), (0,)]
     assert cross_entropy(none).shape == (0,)

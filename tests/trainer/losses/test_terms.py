@@ -100,7 +100,7 @@ def test_weights_of_labels() -> None:
         ({"chunk_bytes": 0}, "--chunk-bytes is 0"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_invalid_flags_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SoftshardsError, match=message):
         config(**settings)
 

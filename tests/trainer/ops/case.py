@@ -1,4 +1,4 @@
-"""Inputs of the op, and the op itself written out with materialized logits."""
+"""Inputs of the op, and a reference with materialized logits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def dense(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The docstring's formula with materialized logits, in float64, by plain autograd."""
+    """Compute the docstring's formula with materialized logits, in float64, by plain autograd."""
     z = hidden.double() @ weight.double().T
     z = z if low_rank is None else z + low_rank[0].double() @ low_rank[1].double().T
     z = z if bias is None else z + bias.double()
@@ -67,14 +67,14 @@ def dense(
 
 
 def mixed_loss(outputs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-    """A scalar in which every output has its own weight, so that no gradient term can hide."""
+    """Return a scalar that weights every output differently, so that no gradient term can hide."""
     parts = [x.double() for x in outputs if x is not None]
     weights = [torch.linspace(-1, 2, x.numel(), dtype=torch.float64).view(x.shape) for x in parts]
     return sum((w * x).sum() for w, x in zip(weights, parts, strict=True))  # type: ignore[return-value]
 
 
 def extras(case: Case, *, bias: bool, target: bool, low_rank: bool = False) -> dict[str, Any]:
-    """Keyword arguments of the op for what a head has."""
+    """Return the op's keyword arguments for the parts that a head has."""
     found: dict[str, Any] = {"bias": case.bias} if bias else {}
     found |= {"target": case.target} if target else {}
     return found | ({"low_rank": (case.low, case.up)} if low_rank else {})

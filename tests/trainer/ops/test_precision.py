@@ -1,4 +1,4 @@
-"""Where precision is lost if one is careless: tiny tails, 16-bit inputs, long sums."""
+"""Precision where it is easily lost: tiny tails, 16-bit inputs, long sums."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mixed_dtypes_compute_in_float32_also_under_autocast(
 
 
 def test_rest_from_bfloat16_is_finite_and_close() -> None:
-    """From bf16 logits 1 - sum is noise of either sign; the op's log_rest is not."""
+    """With bf16 logits, 1 - sum is noise of either sign; the op's log_rest is not."""
     case = make_case(n=32, d=16, v=512, k=64, dtype=torch.bfloat16)
     logits = (case.hidden @ case.weight.T).float()
     ids = logits.topk(64).indices

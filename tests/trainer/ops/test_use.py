@@ -1,4 +1,4 @@
-"""Around the op: tied weights, torch.compile, and input that does not fit."""
+"""The op in use: tied weights, torch.compile, and invalid input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_tied_weight_adds_both_gradients() -> None:
 
 
 def test_breaks_a_compiled_graph_once() -> None:
-    """A whole step, body and loss on either side of the op: two graphs, the same gradients."""
+    """Compile a step, layers before the op and a loss after it: two graphs, same gradients."""
     case = make_case()
     teacher = torch.randn(N, V, dtype=torch.float64).log_softmax(1)
     t, tail = teacher.gather(1, case.ids), teacher.scatter(1, case.ids, -math.inf).logsumexp(1)

@@ -97,7 +97,7 @@ def test_invariant_to_chunk_size(chunk_size: int, temperature: float) -> None:
 def test_chunk_size_follows_the_memory_budget(
     kwargs: dict[str, Any], buffers: int, by_argument: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six rows of logits fit; those of the chunk's buffers together may not be more."""
+    """Six rows of logits fit the budget: all buffers of a chunk together must not exceed it."""
     case = make_case(dtype=torch.float32)
     if kwargs.get("target"):
         kwargs = kwargs | {"target": case.target}
@@ -147,7 +147,7 @@ def test_valid_vocab_equals_slicing_the_weight() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("with_id_zero", [False, True])
 def test_padded_ids_equal_dropped_ids(with_id_zero: bool, temperature: float) -> None:
-    """Rows with 0..k real ids in one batch give what each row gives alone, without its padding."""
+    """Rows with 0..k real ids in one batch give the same values as each row alone, unpadded."""
     case = make_case(n=K + 1, seed=3)
     ids = case.ids.clone()
     ids[ids == 0] = next(i for i in range(1, V) if not (ids == i).any())

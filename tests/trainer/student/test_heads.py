@@ -1,4 +1,4 @@
-"""The head of a real model class, plain and with a LoRA adapter of peft on it."""
+"""The head of a real model class, plain and with a LoRA adapter of peft."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tiny(**settings: Any) -> LlamaForCausalLM:
 
 
 def with_lora(*, targets: list[str], seed: int = 1, **settings: Any) -> Any:
-    """A model whose adapters are not zero, as they are after some training."""
+    """Return a model whose adapters are not zero, as after some training."""
     model = get_peft_model(
         tiny(tie_word_embeddings=False), LoraConfig(r=3, target_modules=targets, **settings)
     )
@@ -74,7 +74,7 @@ def dense(logits: Tensor, ids: Tensor, target: Tensor) -> tuple[Tensor, Tensor, 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True, "lora_alpha": 4}])
 def test_adapter_on_the_head_equals_its_own_logits(settings: dict[str, Any]) -> None:
-    """Against peft's own forward, W x + s B A x: values, and gradients of A, B and hidden."""
+    """Compare with peft's own forward, W x + s B A x: values, gradients of A, B and hidden."""
     model = with_lora(targets=["lm_head"], **settings)
     head = convert_head(model.get_output_embeddings())
     assert isinstance(head, LoraLabelHead)
@@ -108,7 +108,7 @@ def test_two_adapters_dropout_and_switching_off() -> None:
         torch.testing.assert_close(got, dense(head(hidden), ids, target), atol=1e-5, rtol=1e-5)
 
 
-def test_adapters_elsewhere_leave_the_head_as_it_is() -> None:
+def test_adapters_elsewhere_leave_the_head_unchanged() -> None:
     model = with_lora(targets=["q_proj"])
     assert type(convert_head(model.get_output_embeddings())) is LabelHead
 
@@ -142,7 +142,7 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_of_real_architectures_equal_their_own_logits(name: str) -> None:
-    """Soft cap, scale, bias and a padded vocabulary, as the model class has them."""
+    """Soft cap, scale, bias and a padded vocabulary match those of the model class."""
     torch.manual_seed(0)
     model: Any = ARCHITECTURES[name]()
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_heads_of_real_architectures_equal_their_own_logits(name: str) -> None:
     assert_same(got[:3], want, [*leaves, next(model.base_model.layers.parameters())])
 
 
-def test_heads_that_are_not_understood_are_refused() -> None:
+def test_unsupported_heads_are_refused() -> None:
     with pytest.raises(SoftshardsError, match="Sequential, not a plain linear layer"):
         convert_head(nn.Sequential())
     for settings in ({"use_dora": True}, {"lora_bias": True}):

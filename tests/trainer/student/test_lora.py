@@ -1,4 +1,4 @@
-"""LoRA: what is trained, what is saved, and that the merged model is a plain one."""
+"""LoRA: the trained parameters, the saved files, and a merged model that is a plain one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_adapters_are_trained_merged_and_saved(world: World, tmp_path: Path) -> 
         load_file(world.student / "model.safetensors"),
         load_file(run / "final" / "model.safetensors"),
     )
-    assert before.keys() == after.keys()  # a plain checkpoint: no adapter's name in it
+    assert before.keys() == after.keys()  # a plain checkpoint, without adapter names
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "proj" in name}
     # The adapters alone, on the student, are the merged model.
@@ -40,7 +40,7 @@ def test_adapters_are_trained_merged_and_saved(world: World, tmp_path: Path) -> 
     with torch.no_grad():
         torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=0, atol=1e-5)
     assert (run / "best" / "model.safetensors").is_file()
-    # Checkpoints hold the adapters alone, and a run goes on from them, bitwise.
+    # Checkpoints hold the adapters alone, and a run resumes from them bitwise.
     saved = torch.load(next((run / "checkpoints").glob("*")) / "model.pt")
     assert all("lora_" in name for name in saved)
     (run / "result.json").unlink()
@@ -65,13 +65,15 @@ def test_adapter_on_the_head(world: World, tmp_path: Path) -> None:
     last = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
     train(config(world, tmp_path / "x", student=run / "final", eval_labels=world.labels, epochs=1))
     first = json.loads((tmp_path / "x" / "eval.jsonl").read_text().splitlines()[0])
-    assert first["kl"] == pytest.approx(last["kl"], rel=1e-5)  # merged is what was measured
+    assert first["kl"] == pytest.approx(
+        last["kl"], rel=1e-5
+    )  # the merged model was measured
 
 
 @pytest.mark.parametrize(
     ("targets", "message"), [(("lm_head",), "tied to the embeddings"), (("qq_proj",), "qq_proj")]
 )
-def test_targets_that_cannot_be(
+def test_invalid_targets_are_refused(
     world: World, tmp_path: Path, targets: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SoftshardsError, match=message) as caught:

@@ -15,7 +15,7 @@ from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 from trainer.student import student as student_module
 from trainer.student.label_head import LabelHead
-from trainer.student.student import Student, check_head, load_student, parameter_counts
+from trainer.student.student import Student, check_head, count_parameters, load_student
 
 
 def test_head_gives_logits_without_ids_and_labels_with_them(world: World) -> None:
@@ -28,7 +28,7 @@ def test_head_gives_logits_without_ids_and_labels_with_them(world: World) -> Non
     with torch.no_grad():
         logits = student.model(**batch.model_inputs).logits[0, batch.rows, : world.vocab_size]
         logp, log_rest, target, _ = student(batch)
-    dense = logits.log_softmax(-1)  # the padded ids are not there
+    dense = logits.log_softmax(-1)  # without the padded ids
     torch.testing.assert_close(logp, dense.gather(1, batch.topk_ids), atol=1e-5, rtol=0)
     torch.testing.assert_close(target, dense.gather(1, batch.targets[:, None])[:, 0])
     total = logp.exp().sum(1) + log_rest.exp()
@@ -46,7 +46,7 @@ def test_op_runs_inside_the_heads_forward(world: World) -> None:
     assert inside == ["in"]
 
 
-def test_student_with_another_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
+def test_student_with_a_different_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(world.student, other)
     make_tokenizer(other, vocab_size=280, text=["zebras quiz foxy jumps over lazy dogs"])
@@ -65,7 +65,7 @@ def test_student_without_a_tokenizer_is_refused(world: World, tmp_path: Path) ->
     with pytest.raises(IdentityError, match="has no tokenizer"):
         load_student(tmp_path, open_label_set(world.labels))
     random = load_student(tmp_path, open_label_set(world.labels), from_config=True)
-    assert parameter_counts(random.model)["parameters"] > 0
+    assert count_parameters(random.model)["parameters"] > 0
 
 
 def test_student_with_too_few_ids_is_refused(world: World, tmp_path: Path) -> None:
