@@ -8,9 +8,14 @@ import pytest
 from schemas.remote import CACHE
 from tests import objects
 
-# A deadline per example would make tests depend on the machine's speed.
-hypothesis.settings.register_profile("no-deadline", deadline=None)
-hypothesis.settings.load_profile("no-deadline")
+LONG = ("slow", "vllm", "teacher", "browser")
+"""Markers of tests that cost seconds of processor time."""
+
+# No example fails because the machine is slow.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +25,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=5,
         help="times that real vLLM runs are killed at random moments (test_kills.py)",
     )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help=f"leave out tests that are marked {', '.join(LONG)}",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run long files first, or with --fast leave out their tests."""
+    long = {item for item in items if any(map(item.get_closest_marker, LONG))}
+    if config.getoption("--fast"):
+        config.hook.pytest_deselected(items=list(long))
+        items[:] = [item for item in items if item not in long]
+    else:
+        files = {item.path for item in long}
+        items.sort(key=lambda item: item.path not in files)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,9 +43,9 @@ class Command:
     def __init__(self, arguments: list[str], status: int, out: IO[bytes], err: IO[bytes]) -> None:
         self.args = arguments
         self.returncode: int | None = None
-        self._status, self._out, self._err = status, out, err
+        self._status, self._out, self._err = os.fdopen(status, "rb", buffering=0), out, err
         self._lock = threading.Lock()
-        self.pid = int(os.read(status, 32))
+        self.pid = int(self._status.readline())
 
     def poll(self) -> int | None:
         """Return the exit code, or None while the command runs."""
@@ -69,16 +69,20 @@ class Command:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """Ask the command to end."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """End the command at once."""
         self.send_signal(signal.SIGKILL)
 
     def _await(self, timeout: float | None) -> int | None:
-        with self._lock:
-            if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
-                self.returncode = int(os.read(self._status, 32))
-                os.close(self._status)
-            return self.returncode
+        if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
+            with self._lock:
+                if self.returncode is None:
+                    self.returncode = int(self._status.readline())
+        return self.returncode
 
 
 class ForkServer:
@@ -90,6 +94,7 @@ class ForkServer:
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # tests run side by side
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],

@@ -8,10 +8,12 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 VARIABLE = "SOFTSHARDS_BROWSER"
+MOST_MS = 120_000
+"""Time limit of a click or an expectation: what fails, fails; what is slow may be slow."""
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -40,6 +42,7 @@ def launched() -> Iterator[Browser]:
     path = find_browser()
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
+        expect.set_options(timeout=MOST_MS)
         try:
             yield browser
         finally:

@@ -18,7 +18,7 @@ def as_table(rows: list[Labels], vocab: int) -> pa.Table:
     return pa.table({name: array.cast(schema.field(name).type) for name, array in columns.items()})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6),
     vocab=st.sampled_from([3, 50, 65_536, 70_000]),

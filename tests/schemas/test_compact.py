@@ -30,7 +30,7 @@ def order_of(table: pa.Table, vocab: int) -> np.ndarray:
     return order_from_text(order_to_text(frequency_order(np.bincount(ids))), vocab)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=0, max_size=6),
     vocab=st.sampled_from([1, 3, 50, 300, 70_000]),

@@ -99,7 +99,7 @@ def unpadded(values: Any, ids: Any) -> list[Any]:
 
 
 @given(table=TABLES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_exploded_positions_match_decode(table: pa.Table) -> None:
     rows, labels = reference(table)
     frame = pl.DataFrame(table).labels.explode(keep=["source"])
@@ -121,7 +121,7 @@ def test_exploded_positions_match_decode(table: pa.Table) -> None:
 
 
 @given(table=TABLES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_expressions_agree_with_numpy_on_rows_and_on_positions(table: pa.Table) -> None:
     positions, labels = reference(table)
     with np.errstate(invalid="ignore"):
@@ -183,7 +183,7 @@ def test_null_rows_stay_null() -> None:
 
 
 @given(seed=st.integers(0, 1000), k=st.integers(1, 9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_two_teachers_joined(seed: int, k: int) -> None:
     """The KL is that of `diverge`; rows of one set only, or with different tokens, are left out."""
     table = labeled_rows(seed, 5, 6, ragged=True, full=False)

@@ -78,7 +78,7 @@ COLUMNS = st.lists(
     columns=st.none() | COLUMNS,
     streaming=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_query_gives_the_result_for_rows_in_memory(
     sets: dict[str, Path],
     truth: dict[str, pl.DataFrame],

@@ -425,7 +425,7 @@ SAID: dict[str, Callable[[str, bool], str]] = {
 
 @pytest.mark.parametrize("style", SAID)
 @given(messages=conversations())
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 def test_labels_decode_to_the_assistants_turns(
     teachers: dict[str, Teacher], style: str, messages: list[dict[str, Any]]
 ) -> None:

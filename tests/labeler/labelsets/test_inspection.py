@@ -123,7 +123,7 @@ def test_figures_match_all_rows_at_once(sets: dict[str, Path], name: str) -> Non
     cut=st.integers(0, 60),
     q=st.floats(0.01, 0.99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_histogram_in_parts_matches_the_whole(values: list[float], cut: int, q: float) -> None:
     parts, whole = Histogram(NATS), Histogram(NATS)
     for some in (values[:cut], values[cut:]):
