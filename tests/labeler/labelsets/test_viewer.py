@@ -75,7 +75,7 @@ def shown(vocabulary: Vocabulary, ids: list[int]) -> str:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_text_is_complete_where_tokens_cut_its_characters(
     viewer: Viewer, viewed_sets: dict[str, Path], text: str
 ) -> None:
@@ -263,7 +263,7 @@ def ask(
     headers = {} if host is None else {"Host": host}
     request = urllib.request.Request(url, method=method, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, answer.read(), dict(answer.headers)
     except urllib.error.HTTPError as error:
         return error.code, error.read(), dict(error.headers)

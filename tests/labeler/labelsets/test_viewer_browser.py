@@ -398,4 +398,4 @@ def test_a_damaged_row_is_named_and_the_others_are_shown(
         expect(tab.locator(".labeled").first).to_be_visible()
         tab.close()
         server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) == 0
+        assert server.wait(timeout=300) == 0
