@@ -54,7 +54,7 @@ def prompt_tokens(teacher: Teacher, chat: Chat, arguments: Mapping[str, Any]) ->
         BadRecord: the template refuses the chat.
     """
     text, _ = _render(teacher, chat, arguments, prompt=True)
-    return Tokens(ids=teacher.encode_more(text))
+    return Tokens(ids=teacher.encode_continuation(text))
 
 
 def chat_tokens(

@@ -116,7 +116,7 @@ def _tokenize_chat(chat: Chat, teacher: Teacher, config: LabelConfig) -> Tokens:
 
 def _render_completion(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
     prompt = _text(columns, config.prompt_column)
-    completion = teacher.encode_more(_text(columns, config.completion_column))
+    completion = teacher.encode_continuation(_text(columns, config.completion_column))
     if config.append_eos:
         completion = _append_eos(completion, teacher)
     if not completion:

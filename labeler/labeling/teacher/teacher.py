@@ -77,11 +77,11 @@ class Teacher:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Encode a text that starts a sequence and will be continued: without an added EOS."""
-        ids, more = self.encode(text), self.encode_more(text)
-        added = ids[len(ids) - len(more) - 1 :] == [*more, self.tokenizer.eos_token_id]
-        return ids[:-1] if added and len(ids) > len(more) else ids
+        ids, plain = self.encode(text), self.encode_continuation(text)
+        added = ids[len(ids) - len(plain) - 1 :] == [*plain, self.tokenizer.eos_token_id]
+        return ids[:-1] if added and len(ids) > len(plain) else ids
 
-    def encode_more(self, text: str) -> list[int]:
+    def encode_continuation(self, text: str) -> list[int]:
         """Encode a text that continues a sequence: without special tokens."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids

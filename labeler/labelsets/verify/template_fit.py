@@ -101,7 +101,7 @@ def template_fit(
         if stored == (expected[: len(stored)] if cut else expected):
             return "same"
         content = chat[-1]["content"]
-        last = len(teacher.encode_more(content)) if isinstance(content, str) else 0
+        last = len(teacher.encode_continuation(content)) if isinstance(content, str) else 0
         same_end = _common_end(stored, expected) > last
         dated = "strftime" in template.text
         fits.append("context" if same_end and (dated or len(stored) > len(expected)) else "other")

@@ -202,7 +202,7 @@ def _check_texts(rows: Sequence[TextRow], teacher: Teacher) -> Iterator[Finding]
         generated = row["generation"] is not None and row["spans"]
         ids = row["input_ids"][: row["spans"][0]["start"]] if generated else row["input_ids"]
         if row["parent_id"] is None and len(ids) > 1:
-            again = Counter(pairwise(teacher.encode_more(teacher.tokenizer.decode(ids))))
+            again = Counter(pairwise(teacher.encode_continuation(teacher.tokenizer.decode(ids))))
             back += (again & Counter(pairwise(ids))).total()
             pairs += len(ids) - 1
     if not wrong and pairs >= ROUND_TRIP_PAIRS and back < ROUND_TRIP_SHARE * pairs:

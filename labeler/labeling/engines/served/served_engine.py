@@ -177,7 +177,7 @@ class ServedEngine:
 
     async def _checked(self, head_dtype: str) -> str:
         url, bodies = self._config.server_url, self._bodies
-        ids = self._teacher.encode_more(PROBE)
+        ids = self._teacher.encode_continuation(PROBE)
         if bodies.by_id:
             text = {"prompt": PROBE, "add_special_tokens": False}
             choice = await self._complete(bodies.score(ids) | text)
