@@ -1,4 +1,4 @@
-"""What commands print: progress on stderr, and tables."""
+"""Output of the commands: progress on stderr, and tables."""
 
 from __future__ import annotations
 

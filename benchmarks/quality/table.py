@@ -85,8 +85,8 @@ def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
         )
     lines += ["", "Bold: the interval excludes 0, so the difference is beyond the seeds' noise."]
     if q1 := summary["q1"]:
-        said = [f"{name.replace('_', ' ')}: {_yes(value)}" for name, value in q1.items()]
-        lines += [f"Q1, kd: {'; '.join(said)}."]
+        answers = [f"{name.replace('_', ' ')}: {_yes(value)}" for name, value in q1.items()]
+        lines += [f"Q1, kd: {'; '.join(answers)}."]
     if q2 := summary["q2"]:
         lines += [
             f"Q2, kl (offline) against online: held-out cross-entropy {q2['ce_percent']:+.3f} %, "

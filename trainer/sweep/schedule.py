@@ -39,7 +39,7 @@ Event = Literal["started", "progress", "ended", "stopped", "error"]
 
 
 class TrialReport(TypedDict, total=False):
-    """What a trial reports to Ray.
+    """A report of a trial to Ray.
 
     Attributes:
         step, kl, line: a held-out measurement, `line` being all of it.

@@ -56,7 +56,7 @@ def read_status(trial: Trial, inputs: RunInputs) -> Status:
     """Return the state of a trial.
 
     Raises:
-        SoftshardsError: the run in its folder had other settings or data, or the student is
+        SoftshardsError: the run in its folder has other settings or data, or the student is
             missing.
     """
     has_checkpoint = bool(checkpoint_folders(trial.folder))

@@ -1,7 +1,7 @@
-"""What decides a run, and its result once it is finished. No torch: a reuse costs no import of it.
+"""The facts that decide a run, and its result once it is finished. No torch: reuse is instant.
 
-A run's *facts* are all that decides what is learned: settings, starting weights and label sets, the
-latter two by digest. Checkpoints and result.json keep them; a folder whose facts differ is refused.
+The facts are settings, starting weights and label sets, the latter two by digest. Checkpoints and
+result.json keep them; a folder with other facts is refused.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def find_finished(inputs: RunInputs) -> RunResult | None:
     """Return the result of the run if it was trained to the end, else None.
 
     Raises:
-        SoftshardsError: the run in the folder had other settings or data.
+        SoftshardsError: the run in the folder has other settings or data.
     """
     out = inputs.config.out
     if not (out / FINAL / "config.json").is_file():
