@@ -41,7 +41,7 @@ def train(config: TrainConfig) -> int:
     cross-entropy on the actual tokens, or any sum of losses given by `--loss`. A run can be killed
     at any moment: the same command resumes from the newest checkpoint and gives the same loss
     curve. A finished run is reused.
-    Several processes: `accelerate launch -m trainer train ...`.
+    For several processes, use `accelerate launch -m trainer train`.
 
     Example: `trainer train --labels LABELS --student STUDENT --out RUN --epochs 2`
     """

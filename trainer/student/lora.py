@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-ADAPTER = "adapter"
 ALL = "all-linear"
 
 
