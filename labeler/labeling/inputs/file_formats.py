@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ ARROW_FILE = b"ARROW1"
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 BOM = b"\xef\xbb\xbf"
 
-Columns = dict[str, Any]
+Columns = dict[str, object]
 """A record's values by column."""
 Item = tuple[int, Columns | str]
 """A record's number in its file, and its columns or the reason why it is bad."""
@@ -134,7 +133,7 @@ def _json(stream: io.BufferedReader) -> Iterator[Item]:
         raise BadFile(str(error)) from error
 
 
-def _decimals_to_floats(value: Any) -> Any:
+def _decimals_to_floats(value: object) -> object:
     """Replace the decimals that ijson reads with floats."""
     if isinstance(value, Decimal):
         return float(value)

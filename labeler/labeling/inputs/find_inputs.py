@@ -11,7 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
@@ -70,6 +70,13 @@ class InputSet:
 
 
 Input = DataFile | InputSet
+
+
+class Entry(TypedDict):
+    """A file or folder in fsspec's listing of a folder."""
+
+    name: str
+    type: str
 
 
 def find_inputs(inputs: Sequence[str]) -> list[Input]:
@@ -233,7 +240,7 @@ def _is_folder(fs: AbstractFileSystem, path: str) -> bool:
     return bool(fs.isdir(path))
 
 
-def _entries(fs: AbstractFileSystem, folder: str) -> dict[str, dict[str, Any]]:
+def _entries(fs: AbstractFileSystem, folder: str) -> dict[str, Entry]:
     """List a folder by name, sorted, without hidden files."""
     entries = {_name(entry["name"]): entry for entry in fs.ls(folder, detail=True)}
     return {name: entries[name] for name in sorted(entries) if not name.startswith(".")}

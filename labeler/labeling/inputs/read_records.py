@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from labeler.labeling.inputs.file_formats import READ_ERRORS, SEEKABLE, read_items
+from labeler.labeling.inputs.file_formats import READ_ERRORS, SEEKABLE, Columns, read_items
 from labeler.labeling.inputs.find_inputs import DataFile, Input, InputSet
 from labeler.labeling.inputs.locations import as_input_errors, display_path, open_stream
 
@@ -29,7 +28,7 @@ class Record:
 
     id: str
     source: str
-    columns: dict[str, Any]
+    columns: Columns
     parent_id: str | None = None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from labeler.labeling.rendering.messages import ASSISTANT, Chat
+from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
 from labeler.labeling.rendering.turns import (
     EARLIER_MARK,
@@ -42,7 +42,7 @@ class Region:
     kind: str
 
 
-def prompt_tokens(teacher: Teacher, chat: Chat, arguments: Mapping[str, Any]) -> Tokens:
+def prompt_tokens(teacher: Teacher, chat: Chat, arguments: Mapping[str, object]) -> Tokens:
     """Tokenize a chat up to where the assistant's answer starts.
 
     Args:
@@ -58,7 +58,7 @@ def prompt_tokens(teacher: Teacher, chat: Chat, arguments: Mapping[str, Any]) ->
 
 
 def chat_tokens(
-    teacher: Teacher, chat: Chat, arguments: Mapping[str, Any], *, spans: str
+    teacher: Teacher, chat: Chat, arguments: Mapping[str, object], *, spans: str
 ) -> Tokens:
     """Tokenize a chat and find the spans to label.
 
@@ -88,7 +88,7 @@ def chat_tokens(
 
 
 def _render(
-    teacher: Teacher, chat: Chat, arguments: Mapping[str, Any], *, prompt: bool = False
+    teacher: Teacher, chat: Chat, arguments: Mapping[str, object], *, prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the template's text, and its `{% generation %}` blocks as (start, stop) characters."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -116,14 +116,14 @@ def _render(
 def _turns(
     teacher: Teacher,
     chat: Chat,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     spans: str,
     text: str,
     blocks: list[tuple[int, int]],
 ) -> list[Region]:
     """Return the regions to label, in order: `answer` for assistant turns, `prompt` for others."""
 
-    def render(messages: list[dict[str, Any]], prompt: bool) -> str:
+    def render(messages: list[Message], prompt: bool) -> str:
         return _render(teacher, replace(chat, messages=messages), arguments, prompt=prompt)[0]
 
     if MARK in text or EARLIER_MARK in text:

@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.label_settings import ColumnNames
 from labeler.labeling.rendering.spans import BadRecord
 
 Message = dict[str, Any]
+"""A message as a chat template reads it: `role`, `content` and whatever else it knows."""
 ASSISTANT = "assistant"
 
 
@@ -18,11 +20,11 @@ class Chat:
     """The input of a chat template."""
 
     messages: list[Message]
-    tools: list[Any] | None = None
-    documents: list[Any] | None = None
+    tools: list[object] | None = None
+    documents: list[object] | None = None
 
 
-def read_chat(columns: dict[str, Any], names: ColumnNames) -> Chat:
+def read_chat(columns: Columns, names: ColumnNames) -> Chat:
     """Return the chat of a record with messages.
 
     Raises:
@@ -35,7 +37,7 @@ def read_chat(columns: dict[str, Any], names: ColumnNames) -> Chat:
     )
 
 
-def read_messages(columns: dict[str, Any], name: str) -> list[Message]:
+def read_messages(columns: Columns, name: str) -> list[Message]:
     """Return the messages of a column: a list of {role, content, ...}, or that list as JSON text.
 
     Parquet gives every struct all keys of the column, null if a message lacks them: such keys are
@@ -51,13 +53,12 @@ def read_messages(columns: dict[str, Any], name: str) -> list[Message]:
     return [_message(message, name) for message in messages]
 
 
-def _message(message: Any, name: str) -> Message:
-    role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(role, str):
+def _message(message: object, name: str) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadRecord(
             f"a message in column {name!r} is not an object with a role: {message!r:.80}"
         )
-    clean: Message = _without_nulls(message)
+    clean: Message = {k: _without_nulls(v) for k, v in message.items() if v is not None}
     calls = clean.get("tool_calls")
     if calls:
         clean["tool_calls"] = [_tool_call(call) for call in calls]
@@ -68,8 +69,10 @@ def _message(message: Any, name: str) -> Message:
     return clean
 
 
-def _tool_call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
+def _tool_call(call: object) -> object:
+    if not isinstance(call, dict):
+        return call
+    function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return call
     try:
@@ -79,7 +82,7 @@ def _tool_call(call: Any) -> Any:
     return call | {"function": function | {"arguments": arguments}}
 
 
-def read_list(columns: dict[str, Any], name: str) -> list[Any] | None:
+def read_list(columns: Columns, name: str) -> list[Any] | None:
     """Return the list in a column, or in its JSON text, without null keys; None if it is empty.
 
     Raises:
@@ -98,7 +101,7 @@ def read_list(columns: dict[str, Any], name: str) -> list[Any] | None:
     return [_without_nulls(item) for item in value]
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain, islice
-from typing import Any
 
 from rich.text import Text
 
@@ -71,9 +70,9 @@ def run_preview(config: PreviewCommand) -> int:
     return 0
 
 
-def row_facts(row: Sequence, teacher: Teacher) -> dict[str, Any]:
+def row_facts(row: Sequence, teacher: Teacher) -> dict[str, object]:
     """Return a row as JSON values: key, label counts by kind, and each token with its kind."""
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "id": row.id,
         "chunk": row.chunk,
         "labels": labels_by_kind(row.spans),
@@ -92,7 +91,7 @@ def labels_by_kind(spans: Iterable[Span]) -> dict[str, int]:
     return dict(counts)
 
 
-def _tokens(ids: list[int], spans: Iterable[Span], teacher: Teacher) -> list[dict[str, Any]]:
+def _tokens(ids: list[int], spans: Iterable[Span], teacher: Teacher) -> list[dict[str, object]]:
     kinds = {t: span.kind for span in spans for t in range(span.start, span.stop)}
     return [
         {"id": token, "text": teacher.tokenizer.decode([token]), "kind": kinds.get(t)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
+from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.label_settings import ColumnNames
 from labeler.labeling.rendering.chat import chat_tokens, prompt_tokens
@@ -37,7 +37,7 @@ class Rendered:
     templated: bool = False
 
 
-def render_scored(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
+def render_scored(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
     """Render a record of mode score; token ids take precedence over messages, messages over text.
 
     Raises:
@@ -68,7 +68,7 @@ def render_scored(columns: dict[str, Any], teacher: Teacher, config: LabelConfig
     )
 
 
-def _render_ids(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
+def _render_ids(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
     if columns.get(config.spans_column) is None:
         ids = read_ids(columns, config.ids_column, teacher.vocab_size)
         if config.append_eos:
@@ -92,7 +92,7 @@ def _render_ids(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) 
     )
 
 
-def _render_chat(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
+def _render_chat(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
     chat, other = _chats(columns, config)
     tokens, student = _tokenize_chat(chat, teacher, config), None
     if other is not None:
@@ -103,7 +103,7 @@ def _render_chat(columns: dict[str, Any], teacher: Teacher, config: LabelConfig)
     return _rendered_chat(chat, tokens, student, config)
 
 
-def _chats(columns: dict[str, Any], config: LabelConfig) -> tuple[Chat, Chat | None]:
+def _chats(columns: Columns, config: LabelConfig) -> tuple[Chat, Chat | None]:
     """Return the teacher's chat, and the student's if it is different."""
     chat = read_chat(columns, config)
     column, drop = config.student_messages_column, config.student_drop
@@ -114,7 +114,7 @@ def _tokenize_chat(chat: Chat, teacher: Teacher, config: LabelConfig) -> Tokens:
     return chat_tokens(teacher, chat, config.template_arguments, spans=config.spans)
 
 
-def _render_completion(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
+def _render_completion(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
     prompt = _text(columns, config.prompt_column)
     completion = teacher.encode_continuation(_text(columns, config.completion_column))
     if config.append_eos:
@@ -140,7 +140,7 @@ def _join(prompt: list[int], completion: list[int], spans: str) -> Tokens:
     return Tokens(ids=ids, spans=tuple(labeled))
 
 
-def render_prompt(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> Rendered:
+def render_prompt(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
     """Render a record of mode generate: the prompt that the teacher continues.
 
     Raises:
@@ -213,7 +213,7 @@ def _append_eos(ids: list[int], teacher: Teacher) -> list[int]:
     return ids if ids[-1:] == [eos] else [*ids, eos]
 
 
-def _text(columns: dict[str, Any], name: str) -> str:
+def _text(columns: Columns, name: str) -> str:
     value = columns[name]
     if not isinstance(value, str):
         raise BadRecord(f"column {name!r} is a {type(value).__name__}, not text")

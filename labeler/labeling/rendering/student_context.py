@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
+from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message, read_messages
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
 
@@ -16,7 +16,7 @@ THINKING_TEXT = re.compile(r"(?:<think>.*?</think>|\[THINK\].*?\[/THINK\])\n*", 
 
 
 def student_chat(
-    chat: Chat, columns: dict[str, Any], *, messages_column: str, drop: Collection[str]
+    chat: Chat, columns: Columns, *, messages_column: str, drop: Collection[str]
 ) -> Chat | None:
     """Return the chat that the student sees; None if it is the teacher's.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.rendering.messages import read_list
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens, count_labels
 from schemas.labeled_spans import SpanRecord, span_problem
@@ -14,7 +13,7 @@ STUDENT_IDS, STUDENT_SPANS = "student_input_ids", "student_spans"
 """Columns of a label set's row whose student sees different tokens."""
 
 
-def read_ids(columns: dict[str, Any], name: str, vocab_size: int) -> list[int]:
+def read_ids(columns: Columns, name: str, vocab_size: int) -> list[int]:
     """Return the token ids of a column.
 
     Raises:
@@ -30,10 +29,11 @@ def read_ids(columns: dict[str, Any], name: str, vocab_size: int) -> list[int]:
     if ids.min() < 0 or ids.max() >= vocab_size:
         bad = int(ids.min() if ids.min() < 0 else ids.max())
         raise BadRecord(f"column {name!r} has the id {bad}; the tokenizer has {vocab_size} tokens")
-    return [int(i) for i in ids]
+    checked: list[int] = ids.tolist()
+    return checked
 
 
-def read_tokens(columns: dict[str, Any], ids_name: str, spans_name: str, vocab_size: int) -> Tokens:
+def read_tokens(columns: Columns, ids_name: str, spans_name: str, vocab_size: int) -> Tokens:
     """Return token ids and their spans: {start, stop} and a `kind`, by default `text`.
 
     Raises:
