@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch.distributed
 
+from tests.fork_server import Command, fork_server
 from tests.trainer.conftest import World
 from trainer.run_files import LOG
 from trainer.train.train_config import TrainConfig
 
+Process = Command | subprocess.Popen[str]
 HANG_SECONDS = 900
 """Processes that take longer wait for each other."""
 
@@ -47,18 +51,13 @@ def pausing(arguments: list[str], step: int) -> list[str]:
     return [*arguments[:2], "tests.trainer.pausing_trainer", str(step), *arguments[3:]]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """Start a command."""
-    return subprocess.Popen(
-        arguments,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
+def start(arguments: list[str], environment: dict[str, str] | None = None) -> Command:
+    """Start a `command` in a process with the imports done."""
+    server = fork_server("tests.trainer.preload")
+    return server.start(*arguments[2:], environment=environment)
 
 
-def wait_for_pause(process: subprocess.Popen[str]) -> psutil.Process:
+def wait_for_pause(process: Process) -> psutil.Process:
     """Wait until a process of a `pausing` command has paused, and return it."""
     launcher = psutil.Process(process.pid)
     while process.poll() is None:
@@ -78,26 +77,54 @@ def resume_with(paused: psutil.Process, number: signal.Signals) -> None:
     paused.send_signal(signal.SIGCONT)
 
 
-def start_ranks(arguments: list[str], processes: int = 2) -> subprocess.Popen[str]:
-    """Start a command in several processes, on a free port."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return start([arguments[0], *launch, *arguments[1:]])
+def run_ranks(arguments: list[str], processes: int = 2) -> tuple[int, str]:
+    """Run a command in several processes; return the exit code and stderr.
+
+    The processes find each other as under `torchrun`, at a store outside them.
+    """
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    place |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    place |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [
+        start(arguments, place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    with ThreadPoolExecutor(processes) as pool:
+        ends = [pool.submit(outcome, rank) for rank in ranks]
+        for end in as_completed(ends):
+            if end.exception() or end.result()[0] != 0:
+                for rank in ranks:  # else they wait for the one that failed
+                    rank.kill()
+        outcomes = [end.result() for end in ends]
+    return max(abs(code) for code, _ in outcomes), "".join(errors for _, errors in outcomes)
 
 
-def torchrun(arguments: list[str], processes: int = 2) -> tuple[int, str]:
-    """Run a command in several processes; return the exit code and stderr."""
-    return outcome(start_ranks(arguments, processes))
+def torchrun(arguments: list[str], processes: int = 2) -> subprocess.Popen[str]:
+    """Start a command in several processes as `torchrun` does, on a free port."""
+    how = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return _launch(*how, *arguments[1:])
 
 
 def accelerate_launch(arguments: list[str], *how: str) -> tuple[int, str]:
     """Run a command in two processes as `accelerate launch` starts them."""
     machines = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     any_port = ["--main_process_port", "0"]  # else it looks for a port before it takes it: a race
-    launch = ["-m", "accelerate.commands.launch", *how, *machines.split(), *any_port]
-    return outcome(start([arguments[0], *launch, *arguments[1:]]))
+    launcher = ["accelerate.commands.launch", *how, *machines.split(), *any_port]
+    return outcome(_launch(*launcher, *arguments[1:]))
 
 
-def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
+def _launch(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def outcome(process: Process) -> tuple[int, str]:
     """Wait for a process; return its exit code and stderr."""
     try:
         _, errors = process.communicate(timeout=HANG_SECONDS)
@@ -105,4 +132,5 @@ def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
         process.terminate()  # it ends the others, too
         process.wait()
         pytest.fail("the processes wait for each other")
+    assert process.returncode is not None
     return process.returncode, errors

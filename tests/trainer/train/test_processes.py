@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
-from tests.trainer.running import accelerate_launch, command, config, log, start, torchrun
+from tests.trainer.running import accelerate_launch, command, config, log, run_ranks, start
 from trainer.train.loop import train
 
 KEYS = ("step", "tokens", "labels", "lr")
@@ -58,7 +58,7 @@ def same_model(ours: Path, theirs: Path, atol: float) -> None:
 
 
 def test_sharded_and_compiled(world: World, tmp_path: Path) -> None:
-    code, errors = torchrun(flags(world, tmp_path / "two", "--shard", "--compile"))
+    code, errors = run_ranks(flags(world, tmp_path / "two", "--shard", "--compile"))
     assert code == 0, errors
     train(config(world, tmp_path / "one", packs_per_step=4, epochs=1, compile=True))
     same(log(tmp_path / "two"), log(tmp_path / "one"))
@@ -88,7 +88,7 @@ def test_sharded_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> Non
 
     Then Adam's first steps, of up to 1e-3 each, go the other way.
     """
-    code, errors = torchrun(flags(world, tmp_path, "--shard", "--dtype", "bf16"))
+    code, errors = run_ranks(flags(world, tmp_path, "--shard", "--dtype", "bf16"))
     assert code == 0, errors
     same(log(tmp_path), log(one_in_bf16), rel=1e-4)
     same_model(tmp_path, one_in_bf16, atol=4e-3)
@@ -98,14 +98,14 @@ def test_sharded_lora(world: World, tmp_path: Path) -> None:
     """It learns the same as one process, resumes bitwise, and ends in a merged checkpoint."""
     settings: dict[str, Any] = {"packs_per_step": 4, "epochs": 1, "lora_r": 4}
     more = ("--shard", "--lora-r", "4")
-    code, errors = torchrun(flags(world, tmp_path / "two", *more))
+    code, errors = run_ranks(flags(world, tmp_path / "two", *more))
     assert code == 0, errors
     whole = log(tmp_path / "two")
     train(config(world, tmp_path / "one", **settings))
     same(whole, log(tmp_path / "one"))
     saved = tmp_path / "two" / "checkpoints" / "step-00000002"
     assert all("lora_" in name for name in torch.load(saved / "model.pt"))
-    code, errors = torchrun(flags(world, tmp_path / "rest", *more, "--resume", str(saved)))
+    code, errors = run_ranks(flags(world, tmp_path / "rest", *more, "--resume", str(saved)))
     assert code == 0, errors
     assert log(tmp_path / "rest") == whole[2:]
     train(config(world, tmp_path / "alone", **settings, resume=saved))
@@ -138,7 +138,7 @@ def test_sharded_processes_learn_the_same_as_one(world: World, one: Path, tmp_pa
 
 def test_one_process_resumes_as_two_sharded(world: World, one: Path, tmp_path: Path) -> None:
     saved = one / "checkpoints" / "step-00000002"
-    code, errors = torchrun(flags(world, tmp_path, "--shard", "--resume", str(saved)))
+    code, errors = run_ranks(flags(world, tmp_path, "--shard", "--resume", str(saved)))
     assert code == 0, errors
     same(log(tmp_path), log(one)[2:])
 

@@ -16,7 +16,7 @@ from tests.trainer.running import (
     config,
     log,
     pausing,
-    start_ranks,
+    run_ranks,
     torchrun,
     wait_for_pause,
 )
@@ -42,7 +42,7 @@ def flags(world: World, out: Path) -> list[str]:
 def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by two ranks, not interrupted."""
     out = tmp_path_factory.mktemp("two") / "run"
-    code, errors = torchrun(flags(world, out))
+    code, errors = run_ranks(flags(world, out))
     assert code == 0, errors
     return out
 
@@ -87,7 +87,7 @@ def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) ->
     """Kill the launcher and both ranks with -9, then run the same command."""
     out = tmp_path / "run"
     arguments = flags(world, out)
-    process = start_ranks(pausing(arguments, 6))
+    process = torchrun(pausing(arguments, 6))
     wait_for_pause(process)
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
     assert len(family) >= 3
@@ -95,7 +95,7 @@ def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) ->
         member.kill()
     process.wait()
     assert not (out / "result.json").exists()
-    code, errors = torchrun(arguments)
+    code, errors = run_ranks(arguments)
     assert code == 0, errors
     assert "resuming after step" in errors
     for name in ("log.jsonl", "final/model.safetensors"):
