@@ -54,15 +54,26 @@ def tokenizer_digest(tokenizer_dir: Path) -> str:
     """
     fast = tokenizer_dir / "tokenizer.json"
     if fast.exists():
-        content = json.loads(fast.read_text(encoding="utf-8"))
-        content.pop("padding", None)
-        content.pop("truncation", None)
-        return sha256_json(content)
+        return _fast_tokenizer_digest(fast.read_bytes())
     names = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
     digests = {n: sha256_file(tokenizer_dir / n) for n in names if (tokenizer_dir / n).exists()}
     if not digests:
         raise FileNotFoundError(f"{tokenizer_dir} holds no tokenizer.json and no vocabulary file")
     return sha256_json(digests)
+
+
+_FAST_TOKENIZERS: dict[str, str] = {}
+"""Digests by the hash of `tokenizer.json`: a command may check one tokenizer several times."""
+
+
+def _fast_tokenizer_digest(file: bytes) -> str:
+    key = sha256_bytes(file)
+    if key not in _FAST_TOKENIZERS:
+        content = json.loads(file)
+        content.pop("padding", None)
+        content.pop("truncation", None)
+        _FAST_TOKENIZERS[key] = sha256_json(content)
+    return _FAST_TOKENIZERS[key]
 
 
 def weights_digest(model_dir: Path, *, full: bool = True) -> str:

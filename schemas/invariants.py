@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,8 +55,9 @@ def validate_table(
     if any(finding.kind in ("span", "count") for finding in rows):
         return  # the positions of the labels are unknown
     yield from _student_context(table, keys, vocab_size)
-    yield from _label_values(table, decoded, keys, vocab_size, k, codec)
-    yield from _drawn(table, decoded, keys, vocab_size, draws, codec)
+    places = label_places(table, decoded)
+    yield from _label_values(table, decoded, keys, places, vocab_size, k, codec)
+    yield from _drawn(table, decoded, keys, places, vocab_size, draws, codec)
 
 
 def row_name(key: Key) -> str:
@@ -86,7 +86,7 @@ def _row_counts(
             return
 
 
-def _outside(ids: NDArray[Any], vocab_size: int) -> NDArray[np.bool_]:
+def _outside(ids: NDArray[np.integer], vocab_size: int) -> NDArray[np.bool_]:
     return (ids < 0) | (ids >= vocab_size)
 
 
@@ -113,9 +113,15 @@ def _student_context(table: pa.Table, keys: list[Key], vocab_size: int) -> Itera
 
 
 def _label_values(
-    table: pa.Table, decoded: DecodedLabels, keys: list[Key], vocab_size: int, k: int, codec: str
+    table: pa.Table,
+    decoded: DecodedLabels,
+    keys: list[Key],
+    places: LabelPlaces,
+    vocab_size: int,
+    k: int,
+    codec: str,
 ) -> Iterator[Finding]:
-    labels, places = decoded.labels, label_places(table, decoded)
+    labels = decoded.labels
     broken: Callable[..., Iterator[Finding]] = partial(_broken, keys=keys, places=places)
     ids, logs = labels.topk_ids, labels.topk_logprobs.astype(np.float64)
     tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
@@ -160,6 +166,7 @@ def _drawn(
     table: pa.Table,
     decoded: DecodedLabels,
     keys: list[Key],
+    places: LabelPlaces,
     vocab_size: int,
     draws: int | None,
     codec: str,
@@ -172,7 +179,7 @@ def _drawn(
             stated = "no draws" if draws is None else f"{draws} draws per position"
             yield Finding(kind="draws", what=f"the manifest says {stated}, the rows do not")
         return
-    broken = partial(_broken, keys=keys, places=label_places(table, decoded), kind="draws")
+    broken = partial(_broken, keys=keys, places=places, kind="draws")
     outside = np.asarray((labels.sample_ids >= vocab_size).any(axis=1))
     yield from broken("a drawn id is outside the tokenizer", outside)
     slack = np.expm1(3 * rounding(labels.topk_logprobs, codec) + SLACK)

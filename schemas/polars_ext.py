@@ -10,7 +10,6 @@ type that an expression had first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 
@@ -19,6 +18,7 @@ from schemas.codec import Labels, decode
 from schemas.divergence import diverge
 from schemas.errors import SoftshardsError
 from schemas.polars_positions import explode, map_positions, span_positions
+from schemas.set_facts import SetFacts
 from schemas.token_text import Tokenizer, decode_ids, open_decoder
 
 JOINED = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
@@ -94,19 +94,19 @@ class LazyLabels:
         self._frame = frame
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> SetFacts:
         """Facts about the label set (`schemas.facts`), on the frame that `schemas.scan` returned.
 
         Raises:
             SoftshardsError: this is a different frame. Polars operations drop the facts.
         """
-        found = getattr(self._frame, FACTS, None)
+        found: SetFacts | None = getattr(self._frame, FACTS, None)
         if found is None:
             raise SoftshardsError(
                 "this frame is not the one that schemas.scan returned",
                 hint="use that frame, or call schemas.facts(path)",
             )
-        return dict(found)
+        return found.copy()
 
     def explode(self, *columns: str, keep: Sequence[str] = ()) -> pl.LazyFrame:
         """Explode rows to one labeled position per row.

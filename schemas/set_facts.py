@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from schemas.labelset import LabelSet, open_label_set
+
+
+class SetFacts(TypedDict):
+    """Facts about a label set, as JSON values."""
+
+    path: str
+    codec: str
+    status: str
+    rows: int
+    labels: int
+    tokens: int
+    identity: dict[str, Any]
+    identity_digest: str
+    provenance: dict[str, Any]
+    view: dict[str, Any] | None
 
 
 def facts(
@@ -13,7 +28,7 @@ def facts(
     *,
     allow_partial: bool = False,
     storage_options: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> SetFacts:
     """Return facts about a label set as JSON values, without reading labels.
 
     Args:
@@ -32,7 +47,7 @@ def facts(
     return facts_of(path, labels)
 
 
-def facts_of(path: Path | str, labels: LabelSet) -> dict[str, Any]:
+def facts_of(path: Path | str, labels: LabelSet) -> SetFacts:
     """Return the facts about a set that was opened from `path`."""
     manifest = labels.manifest
     return {

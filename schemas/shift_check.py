@@ -8,7 +8,6 @@ later or earlier, and with the log-probability stored here or there, the label b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +58,7 @@ def label_places(table: pa.Table, decoded: DecodedLabels) -> LabelPlaces:
     )
 
 
-def flat_list(table: pa.Table, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def flat_list(table: pa.Table, name: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return a list column's values, and the offsets of its rows in them."""
     array = one_array(table[name])
     return array.flatten().to_numpy(zero_copy_only=False), list_offsets(array)

@@ -66,17 +66,14 @@ def examine(
         yield from (finding.inside(where) for finding in found)
         if any(finding.kind == "schema" for finding in found):
             continue
-        there = [
-            table.num_rows,
-            *(int(table[n].to_numpy().sum()) for n in ("n_labels", "n_tokens")),
-        ]
-        if there != [group.rows, group.labels, group.tokens]:
+        n_labels, n_tokens = (int(table[n].to_numpy().sum()) for n in ("n_labels", "n_tokens"))
+        if (table.num_rows, n_labels, n_tokens) != (group.rows, group.labels, group.tokens):
+            source = "index" if group.kept is None else "view"
             yield Finding(
                 kind="count",
                 where=where,
-                what="{} rows, {} labels and {} tokens".format(*there)
-                + f", its {'index' if group.kept is None else 'view'} says "
-                f"{group.rows}, {group.labels} and {group.tokens}",
+                what=f"{table.num_rows} rows, {n_labels} labels and {n_tokens} tokens; the {source} "
+                f"says {group.rows}, {group.labels} and {group.tokens}",
             )
         rows.add(number, table)
         if done is not None:
@@ -92,7 +89,7 @@ def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
     totals = labels.manifest.totals
     if totals and (totals.rows, totals.labels) != (labels.rows, labels.labels):
         what = (
-            f"the manifest counts {totals.rows} rows and {totals.labels} labels, "
+            f"the manifest says {totals.rows} rows and {totals.labels} labels, "
             f"the index {labels.rows} and {labels.labels}"
         )
         yield Finding(kind="count", where="manifest.json", what=what)

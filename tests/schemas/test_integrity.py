@@ -147,7 +147,7 @@ def test_a_view_that_counts_wrongly_is_named(tmp_path: Path) -> None:
     """Its own digest is right; its counts of rows are not."""
     labels = copy_of("plain", tmp_path)
     view = half_of(labels, tmp_path / VIEW, more_labels=1)
-    assert any("its view says" in problem for problem in as_verify(view))
+    assert any("the view says" in problem for problem in as_verify(view))
 
 
 def half_of(labels: Path, path: Path, *, more_labels: int = 0) -> Path:
