@@ -160,7 +160,7 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
 
 
 def finished_unit(directory: Path, unit: int) -> UnitEntry | None:
-    """Return the entry of a unit that is done: journaled, with its shard in place and whole.
+    """Return the entry of a unit that is done: journaled, with its shard in place and complete.
 
     Raises:
         LabelSetError: the entry was altered.

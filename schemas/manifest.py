@@ -43,7 +43,7 @@ class LateFields(Model):
 
 
 class Sampling(LateFields):
-    """How generations were sampled. Labels are temperature-1 distributions in any case."""
+    """Sampling settings of generations. Labels are temperature-1 distributions in any case."""
 
     late: ClassVar[tuple[str, ...]] = ("min_p", "structured")
 

@@ -72,8 +72,8 @@ def examine(
             yield Finding(
                 kind="count",
                 where=where,
-                what=f"{table.num_rows} rows, {n_labels} labels and {n_tokens} tokens; the {source} "
-                f"says {group.rows}, {group.labels} and {group.tokens}",
+                what=f"{table.num_rows} rows, {n_labels} labels and {n_tokens} tokens; the "
+                f"{source} says {group.rows}, {group.labels} and {group.tokens}",
             )
         rows.add(number, table)
         if done is not None:
