@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BINS = 15
+from trainer.evaluate.results import ECE_BINS
+
+BINS = ECE_BINS
 
 
 def bin_sums(confidence: Tensor, correct: Tensor) -> Tensor:

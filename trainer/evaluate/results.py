@@ -41,7 +41,10 @@ QUALITY = (
     Quality("ece", "ECE", None),
 )
 """The metrics that models are compared by."""
-ECE = "ECE: how far the probability of the top token is from how often it is right (15 bins)"
+ECE_BINS = 15
+ECE = (
+    f"ECE: how far the probability of the top token is from how often it is right ({ECE_BINS} bins)"
+)
 """Caption of tables."""
 
 
@@ -49,7 +52,7 @@ class Metrics(Record):
     """Means over the labels of a held-out set.
 
     Attributes:
-        ce, ppl: of the actual tokens, in nats.
+        ce, ppl: cross-entropy (nats) and perplexity on the actual tokens.
         kl: forward KL to the teacher over its top-k and the tail, in nats.
         agreement: share of positions where student and teacher have the same top token.
         ece: expected calibration error of the student's top token against the actual one.
