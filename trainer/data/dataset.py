@@ -207,7 +207,7 @@ class LabelDataset:
         for epoch in range(self.epochs):
             for window, groups in enumerate(self._windows(epoch)):
                 rows = np.concatenate([lengths[int(part), int(group)] for part, group in groups])
-                cut = self._pack(rows, epoch, window, partial(self._name, groups))
+                cut = self._pack(rows, epoch, window, partial(self._row_name, groups))
                 packs, tokens = packs + len(cut), tokens + int(rows.sum())
         return PackCount(packs=packs, tokens=tokens, fill=tokens / max(1, packs * self.pack_tokens))
 
@@ -255,7 +255,7 @@ class LabelDataset:
         remote = any(part.labels.remote for part in self.parts)
         return ThreadPoolExecutor(FETCH_THREADS if remote else 1)
 
-    def _name(self, groups: NDArray[np.int64], row: int) -> str:
+    def _row_name(self, groups: NDArray[np.int64], row: int) -> str:
         return row_names(self._rows(groups, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
 
     def _rows(self, groups: NDArray[np.int64], columns: Sequence[str], *, verify: bool) -> pa.Table:

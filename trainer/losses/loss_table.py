@@ -41,12 +41,12 @@ LOSSES = {
     "forward_kl": Loss(
         function="forward_kl",
         inputs="buckets",
-        help="KL(teacher, student)",
+        help="KL from teacher to student",
     ),
     "reverse_kl": Loss(
         function="reverse_kl",
         inputs="buckets",
-        help="KL(student, teacher)",
+        help="KL from student to teacher",
     ),
     "jsd": Loss(
         function="jsd",

@@ -128,6 +128,6 @@ def test_a_different_tokenizer_is_refused(world: World, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(world.student, other)
     make_tokenizer(other, vocab_size=290, text=["zebras quiz foxy jumps over lazy dogs"])
-    with pytest.raises(IdentityError, match=r"knows 8\d\.\d% of the teacher's 300 tokens") as e:
+    with pytest.raises(IdentityError, match=r"has 8\d\.\d% of the teacher's 300 tokens") as e:
         train(config(world, tmp_path / "run", student=other, vocab_map=True))
     assert "must have 95%" in str(e.value)
