@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -154,12 +153,17 @@ class ForkServer:
         self._process.wait()
 
 
-@functools.cache
+_servers: dict[str, ForkServer] = {}
+_starting = threading.Lock()
+
+
 def fork_server(preload: str) -> ForkServer:
     """Return this process's server that has imported `preload`, started at its first use."""
-    server = ForkServer(preload)
-    atexit.register(server.close)
-    return server
+    with _starting:
+        if preload not in _servers:
+            _servers[preload] = ForkServer(preload)
+            atexit.register(_servers[preload].close)
+        return _servers[preload]
 
 
 def _content(file: IO[Any]) -> str:

@@ -5,7 +5,6 @@ import logging
 
 NAMES = (
     "peft",
-    "pandas",
     "torch._dynamo",
     "torch._inductor.compile_fx",
     "torch.distributed.checkpoint.state_dict",
