@@ -20,8 +20,8 @@ class Chat:
     """The input of a chat template."""
 
     messages: list[Message]
-    tools: list[object] | None = None
-    documents: list[object] | None = None
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
 
 
 def read_chat(columns: Columns, names: ColumnNames) -> Chat:
