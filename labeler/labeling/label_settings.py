@@ -32,11 +32,11 @@ class Recorded:
     """Marks a setting that a label set records: a later call must give the same value.
 
     Attributes:
-        part: where it is recorded. `identity` is the field of `schemas.Identity` with the setting's
-            name; `rendering`, `sampling`, `chat_template`, `engine_args` and `weights` are the
-            fields that several settings decide together; `plan` is in the manifest's provenance.
-        always: recorded at its default too. Settings added later are not, so that older sets keep
-            their digests.
+        part: the place. `identity` is the field of `schemas.Identity` with the setting's name;
+            `rendering`, `sampling`, `chat_template`, `engine_args` and `weights` are fields that
+            several settings decide together; `plan` is in the manifest's provenance.
+        always: it is recorded even at its default. Settings added later are not, so that older sets
+            keep their digests.
     """
 
     part: Part
@@ -74,7 +74,7 @@ def recorded_settings(settings: "DataclassInstance", part: Part) -> dict[str, An
 
 @dataclass(frozen=True, kw_only=True)
 class StorageSettings:
-    """Which labels are stored."""
+    """Settings of the stored labels."""
 
     k: Annotated[int, Parameter(group=LABELS), IDENTITY] = 64
     """Top logprobs stored per position, up to the whole vocabulary. The mass outside them is always
@@ -103,7 +103,7 @@ class StorageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """How much of the input is taken, and how it is cut."""
+    """Settings for reading the input and cutting it to length."""
 
     max_length: Annotated[int, Parameter(group=DATA), IDENTITY] = 1024
     """Longest sequence in tokens."""
@@ -134,7 +134,7 @@ class InputSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnNames:
-    """The names of the input's columns."""
+    """Names of the input's columns."""
 
     text_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "text"
     """Column with the document (mode score)."""
@@ -178,7 +178,7 @@ class ColumnNames:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
-    """How chats are rendered, for the teacher and for the student."""
+    """Settings for rendering chats, for the teacher and the student."""
 
     chat_template: Annotated[Path | None, Parameter(group=CHAT), CHAT_TEMPLATE] = None
     """Jinja file that replaces the tokenizer's chat template."""
@@ -204,7 +204,7 @@ class ChatSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How the teacher generates."""
+    """Settings for the teacher's generations."""
 
     samples: Annotated[int, Parameter(group=GENERATION), SAMPLING] = 1
     """Generations per prompt."""
@@ -234,7 +234,7 @@ class GenerationSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What runs the teacher, and how."""
+    """Settings of the engine that runs the teacher."""
 
     engine: Annotated[
         Literal["vllm", "served", "transformers"], Parameter(group=ENGINE), WEIGHTS, PLAN
@@ -282,7 +282,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """The server that runs the teacher, with `--engine served`."""
+    """Settings for a teacher on a server (`--engine served`)."""
 
     server_url: Annotated[str | None, Parameter(group=SERVED), WEIGHTS] = None
     """Base URL of the server: `http://127.0.0.1:8000/v1`. The key, if the server needs one, is read
@@ -305,7 +305,7 @@ class ServerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings:
-    """How the label set is written, and by which process."""
+    """Settings for writing the label set, alone or with other processes."""
 
     append: Annotated[bool, Parameter(group=OUTPUT)] = False
     """Add the records of this input to an existing label set. Teacher and settings must be the

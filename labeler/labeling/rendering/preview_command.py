@@ -23,7 +23,7 @@ class PreviewCommand:
     settings: PreviewConfig
 
     rows: int = 3
-    """Rows to show; rejected records count, too."""
+    """Rows to show; rejected records count too."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print a JSON list with each token and the kind of its label."""

@@ -408,22 +408,22 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 def verbatim(end: str) -> Callable[[str, bool], str]:
-    return lambda said, _: said + end
+    return lambda text, _: text + end
 
 
-SAID: dict[str, Callable[[str, bool], str]] = {
+RENDERED_TURN: dict[str, Callable[[str, bool], str]] = {
     "chatml": verbatim("<|im_end|>"),
     "chatml-eos": verbatim("<|im_end|>"),
-    "llama": lambda said, _: said.strip() + "<|eot_id|>",
-    "mistral": lambda said, _: " " + said.strip() + "</s>",
-    "gemma": lambda said, _: said.strip() + "<end_of_turn>",
-    "qwen": lambda said, last: ("<think>\n\n</think>\n\n" if last else "") + said + "<|im_end|>",
+    "llama": lambda text, _: text.strip() + "<|eot_id|>",
+    "mistral": lambda text, _: " " + text.strip() + "</s>",
+    "gemma": lambda text, _: text.strip() + "<end_of_turn>",
+    "qwen": lambda text, last: ("<think>\n\n</think>\n\n" if last else "") + text + "<|im_end|>",
     "marked": verbatim("<|im_end|>"),
     "headers": verbatim("</s>"),
 }
 
 
-@pytest.mark.parametrize("style", SAID)
+@pytest.mark.parametrize("style", RENDERED_TURN)
 @given(messages=conversations())
 @hypothesis_settings(max_examples=40)
 def test_labels_decode_to_the_assistants_turns(
@@ -433,8 +433,8 @@ def test_labels_decode_to_the_assistants_turns(
     tokens = rendered(teacher, {"messages": messages})
     labeled = [i for i, kind in zip(tokens.ids, kinds(tokens), strict=True) if kind]
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
-    said = [SAID[style](text, n == len(answers) - 1) for n, text in enumerate(answers)]
-    assert teacher.tokenizer.decode(labeled) == "".join(said)
+    turns = [RENDERED_TURN[style](text, n == len(answers) - 1) for n, text in enumerate(answers)]
+    assert teacher.tokenizer.decode(labeled) == "".join(turns)
     everything = rendered(teacher, {"messages": messages}, spans="everything")
     assert [None if k == "prompt" else k for k in kinds(everything)] == kinds(tokens)
     assert kinds(everything).count(None) == 1
@@ -453,8 +453,8 @@ def test_a_token_that_is_partly_the_templates_has_no_label(
     teacher = open_teacher(tmp_path, max_length=64)
     tokens = rendered(teacher, {"messages": [user("x"), assistant("the cat dog")]})
     (span,) = tokens.spans
-    said = [teacher.tokenizer.decode([i]) for i in tokens.ids[span.start - 1 : span.stop]]
-    assert said == [" the", " cat", " dog"]
+    labeled = [teacher.tokenizer.decode([i]) for i in tokens.ids[span.start - 1 : span.stop]]
+    assert labeled == [" the", " cat", " dog"]
 
 
 def test_a_tokenizer_that_puts_spaces_before_words(tmp_path: Path) -> None:

@@ -153,12 +153,14 @@ def test_generations_follow_the_students_prompt(
     ]
     prompt = "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     for row in rows:
-        said = labeled(tokenizer, row["input_ids"], row["spans"])
+        generated = labeled(tokenizer, row["input_ids"], row["spans"])
         if row["id"] == "plain":
             assert row["student_input_ids"] is None
             continue
-        assert labeled(tokenizer, row["student_input_ids"], row["student_spans"]) == said
-        assert tokenizer.decode(row["student_input_ids"]) == prompt + "".join(t for _, t in said)
+        assert labeled(tokenizer, row["student_input_ids"], row["student_spans"]) == generated
+        assert tokenizer.decode(row["student_input_ids"]) == prompt + "".join(
+            t for _, t in generated
+        )
     assert run_labeler("verify", out).returncode == 0
     rejects = run_labeler("inspect", out, "--rejects").stdout
     assert "answered: its last message is the assistant's" in rejects

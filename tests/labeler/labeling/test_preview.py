@@ -45,11 +45,11 @@ def test_brackets_show_the_labeled_tokens(qwen: Path, chats: Path, run_labeler: 
     out = done.stdout
     assert out.startswith("labeled: ⟦text⟧ ⟦answer⟧ ⟦thinking⟧ ")
     assert "one: " in out
-    said = (
+    labeled = (
         "<|im_start|>assistant↵\n⟦thinking: <think>↵\nhm↵\n</think>↵\n↵\n⟧"
         "⟦answer: [b]the⇥cat[/b]↵\n<|im_end|>⟧↵\n"
     )
-    assert out.count(said) == 2  # in the teacher's and in the student's chat
+    assert out.count(labeled) == 2  # in the teacher's and in the student's chat
     teacher, student = out.split("the student sees")
     assert "be brief" in teacher
     assert "be brief" not in student

@@ -132,8 +132,8 @@ def test_long_sequences_are_truncated_or_rejected(
 def test_a_truncated_chat_keeps_its_first_turns(
     opened: Teacher, settings: Callable[..., LabelConfig]
 ) -> None:
-    user, said = {"role": "user", "content": "cat"}, {"role": "assistant", "content": "sat on it"}
-    columns = {"messages": [user, said, user, said]}
+    user, answer = {"role": "user", "content": "cat"}, {"role": "assistant", "content": "sat on it"}
+    columns = {"messages": [user, answer, user, answer]}
     (whole,) = rendered(columns, opened, settings())
     first, second = whole.spans
     config = settings(max_length=second.start + 1, too_long="truncate")

@@ -92,8 +92,8 @@ def test_documents_are_dropped(tmp_path: Path) -> None:
 
 def test_thinking_in_the_text_is_dropped(tmp_path: Path) -> None:
     teacher = open_teacher(make_chat_teacher(tmp_path, STYLES["chatml"]), max_length=1024)
-    said = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nsat"}
-    row = rendered(teacher, {"messages": [*QUESTION, said]}, student_drop=("thinking",))
+    answer = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nsat"}
+    row = rendered(teacher, {"messages": [*QUESTION, answer]}, student_drop=("thinking",))
     text, labeled = seen(teacher, row)
     assert text.endswith("assistant\nsat<|im_end|>\n")
     assert labeled == ["sat<|im_end|>"]
