@@ -23,7 +23,7 @@ def places(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "message"),
     [
         ("inspect gone", "gone: no label set here: the folder does not exist"),
         ("inspect full", "full: no label set here: manifest.json is missing"),
@@ -46,16 +46,16 @@ def places(tmp_path: Path) -> None:
         ("verify set --rescore -1", "--rescore"),
     ],
 )
-def test_places_and_numbers(labeler: CommandLine, command: str, says: str) -> None:
+def test_places_and_numbers(labeler: CommandLine, command: str, message: str) -> None:
     before = sorted(Path().rglob("*"))
     done = labeler(*command.split())
     assert done.code == 2, done.out
-    assert says in done.err
+    assert message in done.err
     assert [p for p in sorted(Path().rglob("*")) if p.name[0] != "."] == before
 
 
 @pytest.mark.parametrize(
-    ("rule", "text", "says"),
+    ("rule", "text", "message"),
     [
         ("--where", "mean_nl < 3", "did you mean mean_nll"),
         ("--where", "mean_nll <", "sql parser error"),
@@ -69,11 +69,11 @@ def test_places_and_numbers(labeler: CommandLine, command: str, says: str) -> No
         ("--refusal-pattern", "(?<=a)b", "not a regular expression"),
     ],
 )
-def test_expressions(labeler: CommandLine, rule: str, text: str, says: str) -> None:
+def test_expressions(labeler: CommandLine, rule: str, text: str, message: str) -> None:
     """Some fail by their types, others at the first row for which they cannot be computed."""
     done = labeler("curate", "set", "--out", "a.view.json", "--dedup", "exact", rule, text)
     assert done.code == 2, done.out
-    assert says in done.err
+    assert message in done.err
     assert text in done.err, "the message names the expression"
     assert not Path("a.view.json").exists()
 

@@ -86,27 +86,27 @@ def wide(labels: Labels, k: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.pad(labels.topk_logprobs, more, constant_values=-np.inf)
 
 
-@pytest.mark.parametrize("form", SUFFIX)
+@pytest.mark.parametrize("format", SUFFIX)
 def test_round_trip(
-    form: str, source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
+    format: str, source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
-    file, out = tmp_path / f"rows{SUFFIX[form]}", tmp_path / "out"
-    facts = labeler("export", source, file, "--format", form, "--json").json
+    file, out = tmp_path / f"rows{SUFFIX[format]}", tmp_path / "out"
+    facts = labeler("export", source, file, "--format", format, "--json").json
     labels = open_label_set(source)
     assert (facts["rows"], facts["labels"]) == (labels.rows, labels.labels)
-    assert bool(facts["loses"]) == (form != "jsonl")
+    assert bool(facts["loses"]) == (format != "jsonl")
     assert json.loads((tmp_path / f"{file.name}.softshards.json").read_text()) == facts
     assert facts["identity_digest"] == labels.manifest.identity_digest
     done = labeler("import", file, "--out", out, "--tokenizer", teacher, "--teacher", teacher)
     assert done.code == 0, done.err
-    assert_same_rows(source, out, kinds=form == "jsonl")
+    assert_same_rows(source, out, kinds=format == "jsonl")
     assert labeler("verify", out).code == 0
     identity = open_label_set(out).manifest.identity
     assert (identity.weights, identity.weights_scope) == (weights_digest(teacher), "full")
     assert identity.k == K
-    assert (identity.dtype, identity.rendering) == ("unknown", {"imported": form})
+    assert (identity.dtype, identity.rendering) == ("unknown", {"imported": format})
     unknown = [row["mean_nll"] is None for row, _ in rows_of(out)]
-    assert any(unknown) == (form != "jsonl"), "the mean of unknown values is unknown"
+    assert any(unknown) == (format != "jsonl"), "the mean of unknown values is unknown"
 
 
 def test_a_compact_set_exports_like_its_plain_conversion(
@@ -121,9 +121,9 @@ def test_a_compact_set_exports_like_its_plain_conversion(
     assert (tmp_path / "compact.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("form", ["distillkit", "axolotl"])
+@pytest.mark.parametrize("format", ["distillkit", "axolotl"])
 def test_an_entry_holds_the_models_output_at_its_index(
-    form: str, source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
+    format: str, source: Path, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
     """The trainers gather the student's logits at t by the ids at t.
 
@@ -134,12 +134,12 @@ def test_an_entry_holds_the_models_output_at_its_index(
     from transformers import AutoModelForCausalLM
 
     file = tmp_path / "rows.parquet"
-    assert labeler("export", source, file, "--format", form).code == 0
+    assert labeler("export", source, file, "--format", format).code == 0
     model = AutoModelForCausalLM.from_pretrained(teacher)
     names = {
         "distillkit": ("token_ids", "top_values"),
         "axolotl": ("target_token_ids", "target_logprobs"),
-    }[form]
+    }[format]
     seen = 0
     for row in pq.read_table(file).to_pylist():
         tokens = torch.tensor([row["input_ids"]])
@@ -149,7 +149,7 @@ def test_an_entry_holds_the_models_output_at_its_index(
         assert ids.shape == values.shape == (len(row["input_ids"]), K)
         there = student.gather(1, ids)
         labels = np.array(row["labels"])
-        if form == "axolotl":
+        if format == "axolotl":
             mask = torch.tensor(row["target_mask"]).bool()
             shifted = np.append(labels[1:], -100)  # as transformers shifts labels
             np.testing.assert_array_equal(mask.any(1).numpy(), shifted != -100)
@@ -247,17 +247,17 @@ HAND = {"distillkit": distillkit_row, "axolotl": axolotl_row, "jsonl": jsonl_row
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
-@pytest.mark.parametrize("form", HAND)
+@pytest.mark.parametrize("format", HAND)
 def test_a_file_written_by_hand(
-    form: str, suffix: str, teacher: Path, tmp_path: Path, labeler: CommandLine
+    format: str, suffix: str, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
-    file, out = write(tmp_path / f"hand{suffix}", [HAND[form]()]), tmp_path / "out"
+    file, out = write(tmp_path / f"hand{suffix}", [HAND[format]()]), tmp_path / "out"
     flags = ("--tokenizer", teacher, "--teacher", "someone/their-model", "--kind", "answer")
     facts = labeler("import", file, "--out", out, *flags, "--dtype", "bfloat16", "--json").json
-    start = 3 if form == "axolotl" else 1
-    assert (facts["format"], facts["k"], facts["labels"]) == (form, 3, len(TOKENS) - start)
+    start = 3 if format == "axolotl" else 1
+    assert (facts["format"], facts["k"], facts["labels"]) == (format, 3, len(TOKENS) - start)
     [(row, labels)] = rows_of(out)
-    kind = "text" if form == "jsonl" else "answer"
+    kind = "text" if format == "jsonl" else "answer"
     assert row["spans"] == [{"start": start, "stop": 8, "kind": kind}]
     assert row["id"] == f"{file.name}:0"
     assert labels.topk_ids.tolist() == [[token, 7, 8] for token in TOKENS[start:]]
@@ -272,9 +272,9 @@ def test_a_file_written_by_hand(
     assert labeler("verify", out).code == 0
 
 
-@pytest.mark.parametrize("form", SUFFIX)
+@pytest.mark.parametrize("format", SUFFIX)
 def test_round_trip_of_odd_rows(
-    form: str, teacher: Path, tmp_path: Path, labeler: CommandLine
+    format: str, teacher: Path, tmp_path: Path, labeler: CommandLine
 ) -> None:
     """Rows without a label, with one token, in two spans, with lists of 1 to 3 ids."""
     top = [distribution(token, k) for token, k in zip((20, 30, 70), (1, 3, 2), strict=True)]
@@ -295,8 +295,8 @@ def test_round_trip_of_odd_rows(
     file = write(tmp_path / "odd.jsonl", rows)
     assert labeler("import", file, "--out", first, *flags).code == 0
     assert [row["n_labels"] for row, _ in rows_of(first)] == [0, 3, 0]
-    exported = tmp_path / f"odd{SUFFIX[form]}"
-    assert labeler("export", first, exported, "--format", form).code == 0
+    exported = tmp_path / f"odd{SUFFIX[format]}"
+    assert labeler("export", first, exported, "--format", format).code == 0
     assert labeler("import", exported, "--out", again, *flags).code == 0
     old, new = rows_of(first), rows_of(again)
     for (row, labels), (other, others) in zip(old, new, strict=True):
@@ -483,12 +483,12 @@ def test_a_lossy_export_is_refused(teacher: Path, tmp_path: Path, labeler: Comma
     for name, row in (("student", student), ("chat", chat)):
         file = write(tmp_path / f"{name}.jsonl", [row])
         assert labeler("import", file, "--out", tmp_path / name, *flags).code == 0
-    for name, form, suffix in (
-        *(("student", form, ".parquet") for form in ("distillkit", "axolotl")),
+    for name, format, suffix in (
+        *(("student", format, ".parquet") for format in ("distillkit", "axolotl")),
         *(("student", "trl", ".jsonl"), ("chat", "trl", ".jsonl")),
     ):
-        file = tmp_path / f"{name}-{form}{suffix}"
-        command = ("export", tmp_path / name, file, "--format", form)
+        file = tmp_path / f"{name}-{format}{suffix}"
+        command = ("export", tmp_path / name, file, "--format", format)
         refused = labeler(*command)
         assert refused.code == 2
         assert "--lossy" in refused.err
