@@ -14,7 +14,7 @@ from labeler.console import out
 from labeler.labelsets.exchange.convert_rows import ConvertedRow, ImportCounts, convert_rows
 from labeler.labelsets.exchange.exchange_config import ImportConfig
 from labeler.labelsets.exchange.fast_tokenizer import load_tokenizer
-from labeler.labelsets.exchange.import_set import (
+from labeler.labelsets.exchange.import_source import (
     ImportSource,
     check_alignment,
     describe_tail,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +13,26 @@ from labeler.labelsets.derive.derived_writer import write_derived
 from labeler.labelsets.exchange.batcher import Batcher
 from labeler.labelsets.exchange.check_row import (
     DERIVED_ENTROPY,
-    IMPORTED_TAIL,
     RECORDED,
     UNKNOWN_TOKEN,
 )
 from labeler.labelsets.exchange.convert_rows import (
     ImportCounts,
-    RowLayout,
     convert_rows,
-    source_names,
 )
 from labeler.labelsets.exchange.exchange_config import ImportConfig
-from labeler.labelsets.exchange.exchange_formats import FORMATS
-from labeler.labelsets.exchange.fast_tokenizer import load_tokenizer
+from labeler.labelsets.exchange.import_dry_run import print_dry_run
+from labeler.labelsets.exchange.import_source import (
+    ImportSource,
+    check_alignment,
+    describe_tail,
+    open_source,
+)
 from labeler.labelsets.exchange.import_spool import Spool
-from labeler.labelsets.exchange.position_check import require_alignment
-from labeler.labelsets.exchange.read_rows import find_files, recognize_format
-from labeler.labelsets.exchange.source_identity import StatedSource
 from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_file
 from schemas.manifest import MANIFEST, Manifest, read_manifest
 from schemas.version import CODECS
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportSource:
-    """The files of an import.
-
-    Attributes:
-        files: the files, in order.
-        names: the source that rows record of each file.
-        layout: the layout of their rows.
-        stated: the user's statement about them.
-    """
-
-    files: Sequence[Path]
-    names: Sequence[str]
-    layout: RowLayout
-    stated: StatedSource
-
-
-def open_source(config: ImportConfig) -> ImportSource:
-    """Find the files, and determine the layout of their rows.
-
-    Raises:
-        SoftshardsError: no file is found, the files hold no labels, or the tokenizer is missing.
-    """
-    files = find_files(config.inputs)
-    format = config.format or recognize_format(files)
-    layout = RowLayout(
-        format=format,
-        shift=FORMATS[format].shift if config.shift is None else config.shift,
-        kind=config.kind,
-        vocab_size=len(load_tokenizer(config.tokenizer)),
-    )
-    stated = StatedSource(
-        tokenizer=config.tokenizer, teacher=config.teacher, dtype=config.dtype, format=format
-    )
-    names = source_names(files, config.inputs)
-    return ImportSource(files=files, names=names, layout=layout, stated=stated)
 
 
 def run_import(config: ImportConfig) -> int:
@@ -83,8 +42,6 @@ def run_import(config: ImportConfig) -> int:
         SoftshardsError: as `import_labels`.
     """
     if config.dry_run:
-        from labeler.labelsets.exchange.import_dry_run import print_dry_run
-
         print_dry_run(config)
         return 0
     assert config.out_dir is not None, "ImportConfig requires it without a dry run"
@@ -181,25 +138,6 @@ def _spool_rows(
     batcher.finish()
     if not checked:
         check_alignment(source, config, counts)
-
-
-def check_alignment(source: ImportSource, config: ImportConfig, counts: ImportCounts) -> None:
-    """Refuse labels that look shifted or renormalized, unless the settings allow it.
-
-    Raises:
-        SoftshardsError: as `require_alignment`.
-    """
-    require_alignment(counts.evidence, source.files[0], source.layout.shift, config.allowed)
-
-
-def describe_tail(counts: ImportCounts) -> str:
-    """Return the `tail_source` of the shards, with a note on unknown token logprobs."""
-    tail = IMPORTED_TAIL if counts.derived_tail else RECORDED
-    if counts.own_tail and counts.derived_tail:
-        tail = f"{RECORDED}, else {IMPORTED_TAIL}"
-    if counts.evidence.renormalized:
-        tail = f"{tail}; the file's top-k add up to 1, so that this is a floor and no tail"
-    return f"{tail}; {UNKNOWN_TOKEN}" if counts.unknown_tokens else tail
 
 
 def _derived_facts(source: ImportSource, config: ImportConfig) -> dict[str, Any]:
