@@ -350,7 +350,7 @@ def test_bad_rows_are_rejects(teacher: Path, tmp_path: Path, labeler: CommandLin
         "outside 1..8": jsonl_row(spans=[{"start": 2, "stop": 9}]),
         "values of tail_logprob": jsonl_row(tail_logprob=[-2.3]),
         "do not sum to one": jsonl_row(tail_logprob=[-0.1] * 7),
-        "token_logprob is not that": jsonl_row(
+        "token_logprob differs from": jsonl_row(
             token_logprob=[-3.0] * 7, tail_logprob=[float(np.log(0.1))] * 7
         ),
         "input_ids is missing": {n: v for n, v in jsonl_row().items() if n != "input_ids"},
