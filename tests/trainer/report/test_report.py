@@ -116,3 +116,14 @@ def test_a_model_that_was_not_measured_is_an_error(
         report(config)
     with pytest.raises(SoftshardsError, match="NAME=DIR"):
         report(ReportConfig(eval=measured / "eval.json", run=("kd",), out=tmp_path / "r.html"))
+
+
+def test_a_figure_needs_matplotlib(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.report.layout.find_spec", lambda _: None)
+    config = ReportConfig(
+        eval=measured / "eval.json", run=(f"kd={measured / 'kd'}",), out=tmp_path / "r.html"
+    )
+    with pytest.raises(SoftshardsError, match=r"matplotlib(.|\n)*softshards\[report\]"):
+        report(config)
