@@ -17,10 +17,10 @@ ASSISTANT = "assistant"
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """The input of a chat template."""
+    """The input of a chat template; tools are JSON schemas, or whatever else the template takes."""
 
     messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Any] | None = None
     documents: list[dict[str, Any]] | None = None
 
 
