@@ -128,7 +128,7 @@ def test_vllm_draws(
 
 def test_draws_are_refused_without_the_full_distribution() -> None:
     for flags in ({"engine": "served", "server_url": "http://127.0.0.1:1"}, {"capture": "public"}):
-        with pytest.raises(SoftshardsError, match="--draws needs the teacher's whole"):
+        with pytest.raises(SoftshardsError, match="--draws needs the teacher's full distribution"):
             LabelConfig(model=Path("teacher"), out=Path("labels"), draws=50, **flags)
     with pytest.raises(SoftshardsError, match="--draws is -1"):
         LabelConfig(model=Path("teacher"), out=Path("labels"), draws=-1)
