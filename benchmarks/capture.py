@@ -3,7 +3,7 @@
     python -m benchmarks.capture [--full]
 
 All three paths begin with the tensors that vLLM's worker hands to its front end (made here from
-random logits of 8,192 out of 49,152 ids, by the worker's own function) and end with a shard and a
+random logits over 8,192 of 49,152 ids, by the worker's own function) and end with a shard and a
 journal entry on disk, written by the labeler's writer:
 
 - tensors: the front end keeps the tensors, arrays are views
@@ -46,7 +46,7 @@ from schemas import Identity, Labels  # noqa: E402
 
 VOCAB, LIKELY, K, LENGTH = 49_152, 8_192, 64, 1024
 SLOWER = 4
-"""The path through dicts gets one in so many of the sequences: it takes its time."""
+"""The slow path through dicts gets every n-th sequence only."""
 FACTS = EngineFacts(
     name="benchmark",
     version="",
@@ -73,7 +73,7 @@ IDENTITY = Identity(
 
 
 def engine_rows(sequences: int) -> list[tuple[Any, Any, list[int]]]:
-    """(ids, values, tokens) of sequences, as the worker makes them."""
+    """Return (ids, values, tokens) of sequences, as the worker makes them."""
     made = []
     generator = torch.Generator().manual_seed(0)
     likely = torch.randperm(VOCAB, generator=generator)[:LIKELY].int()
@@ -90,7 +90,7 @@ def engine_rows(sequences: int) -> list[tuple[Any, Any, list[int]]]:
 
 
 def front_end(rows: tuple[Any, Any, list[int]], *, flat: bool, tensors: bool) -> Any:
-    """What vLLM's front end makes of a prompt's rows."""
+    """Return what vLLM's front end makes of a prompt's rows."""
     from vllm.v1.engine import logprobs
     from vllm.v1.outputs import LogprobsTensors
 
@@ -133,7 +133,7 @@ def from_dicts(rows: tuple[Any, Any, list[int]]) -> Labels:
 
 
 def rows_per_s(to_labels: Callable[[Any], Labels], made: list[Any], folder: Path) -> float:
-    """From engine tensors to a journaled shard."""
+    """Write engine tensors as a journaled shard."""
     planned = [
         {"id": str(n), "chunk": 0, "parent_id": None, "source": None, "meta": None, "prompt": None}
         | {"student_input_ids": None, "student_spans": None}
@@ -184,7 +184,7 @@ def main() -> None:
             rates["dicts"].append(rows_per_s(from_dicts, some, folder))
     rate = {name: statistics.median(values) for name, values in rates.items()}
     for path, value in rate.items():
-        print(f"{path:8} {value:12,.0f} label rows a second, engine tensors to durable shard")
+        print(f"{path:8} {value:12,.0f} label rows per second, engine tensors to durable shard")
     result = {
         "rows_per_s": round(rate["tensors"]),
         "vs_dicts": round(rate["tensors"] / rate["dicts"], 1),

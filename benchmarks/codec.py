@@ -1,4 +1,4 @@
-"""L3: bytes a label on disk and what it costs in precision, by codec, on labels of a real teacher.
+"""L3: bytes per label on disk and their cost in precision, by codec, for labels of a real teacher.
 
     python -m benchmarks.codec [--full] [--levels]
 
@@ -51,7 +51,7 @@ def write(path: Path, table: pa.Table, vocab_size: int, k: int, codec: str, grou
 
 
 def bytes_a_label(path: Path, labels: int) -> float:
-    """Of ids, logprobs and tail."""
+    """Return the bytes of ids, log-probabilities and tail."""
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
@@ -67,7 +67,7 @@ def read(path: Path) -> Labels:
 
 
 def precision(exact: Labels, stored: Labels) -> tuple[float, float]:
-    """(mean KL, largest error of a logprob) in nats."""
+    """Return (mean KL, largest error of a log-probability), in nats."""
     by_exact, by_stored = (np.argsort(one.topk_ids, axis=1) for one in (exact, stored))
     x, y = (
         np.take_along_axis(one.topk_logprobs.astype(np.float64), order, 1)
@@ -107,7 +107,7 @@ def measure(exact: Labels, vocab_size: int, folder: Path) -> Iterator[tuple[str,
 
 
 def levels(exact: Labels, vocab_size: int, folder: Path, console: Console) -> None:
-    """How zstd level and row group size trade bytes for time."""
+    """Print how zstd level and row group size trade bytes for time."""
     shown = Table("codec", "zstd", "row group", "B a label", "write k/s", "read k/s", box=None)
     table, k, path = as_rows(exact, vocab_size), exact.topk_ids.shape[1], folder / "shard.parquet"
     own = (arrow.ZSTD_LEVEL, arrow.COLUMN_LEVELS)
@@ -132,7 +132,9 @@ def levels(exact: Labels, vocab_size: int, folder: Path, console: Console) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--full", action="store_true", help="32,768 positions instead of 8,192")
-    parser.add_argument("--levels", action="store_true", help="also zstd levels, row group sizes")
+    parser.add_argument(
+        "--levels", action="store_true", help="also zstd levels and row group sizes"
+    )
     arguments = parser.parse_args()
     console = Console()
     exact, vocab_size = exact_labels(32_768 if arguments.full else 8_192)

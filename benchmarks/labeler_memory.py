@@ -2,8 +2,8 @@
 
     python -m benchmarks.labeler_memory [--full]
 
-Each figure is the largest resident set (`ru_maxrss`) of a command of its own, its children
-included. Two things are measured, both through the command line:
+Each figure is the largest resident set (`ru_maxrss`) of a separate command and its children. Two
+things are measured, both through the command line:
 
 - label: a whole run. What it holds besides libraries and teacher is a unit or two.
 - plan: a dry run; `plan_extra_mb` is above that of one document. What the larger input adds is
@@ -36,13 +36,13 @@ FULL = {"engine": "vllm", "label": 600, "plan": 20_000, "words": 300}
 BYTES_A_TOKEN_HELD = 8
 ENVIRONMENT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 TARGET_RATIO = 1.1
-"""Peak over the larger corpus, as a multiple of that over the smaller one."""
+"""Peak for the larger corpus, as a multiple of the peak for the smaller one."""
 TARGET_SHARE = 0.2
-"""What the larger input adds to the peak of planning, as a share of its ids held in lists."""
+"""Growth of the planning peak with the larger input, as a share of its ids held in lists."""
 
 
 def write_corpus(path: Path, documents: int, words: int) -> None:
-    """Documents of `words` words; every one differs, so that nothing is shared in memory."""
+    """Write documents of `words` words; each one differs, so that nothing is shared in memory."""
     text = " ".join(TEXT).split()
     with path.open("w") as stream:
         for number in range(documents):
@@ -52,7 +52,7 @@ def write_corpus(path: Path, documents: int, words: int) -> None:
 
 
 def peak(arguments: Iterable[object]) -> tuple[int, dict[str, object]]:
-    """Peak bytes of one `labeler` command, and the JSON that it prints."""
+    """Return the peak bytes of one `labeler` command, and the JSON that it prints."""
     command = [sys.executable, "-m", "labeler", *map(str, arguments), "--json"]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(

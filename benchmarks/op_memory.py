@@ -45,7 +45,7 @@ def materialized(
 
 
 def step(name: str, hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor) -> None:
-    # Made before the student's numbers, small, and the same for all.
+    # Allocated before the student's numbers; small, and the same for all.
     teacher = torch.linspace(0, -6, ids.shape[1] + 1).log_softmax(0).expand(len(ids), -1)
     if name in PEERS:
         PEERS[name](hidden, weight, hidden.detach().flip(0), target).backward()
@@ -60,13 +60,13 @@ def step(name: str, hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor)
 
 
 def measure_here(name: str, n: int, d: int) -> int:
-    """Peak extra bytes of one step, in this (fresh) process."""
+    """Return the peak extra bytes of one step in this (fresh) process."""
     torch.manual_seed(0)
     weight = torch.randn(VOCAB, d).mul_(d**-0.5).requires_grad_()
     hidden = torch.randn(n, d).requires_grad_()
     ids = (torch.randint(VOCAB // K, (n, 1)) + torch.arange(K) * (VOCAB // K)).contiguous()
     target = torch.randint(VOCAB, (n,))
-    # Threads, libraries and code pages come in here, on a vocabulary too small to leave a trace.
+    # Load threads, libraries and code pages here, with a vocabulary too small to leave a trace.
     small = torch.randn(256, d, requires_grad=True)
     step(
         name,

@@ -1,6 +1,6 @@
 """The losses of other libraries that run on a CPU, as functions of hidden states and two heads.
 
-All of them hold a dense teacher: its hidden states and head, or its logits. None reads stored
+All of them need a dense teacher: its hidden states and head, or its logits. None reads stored
 labels. Their values are compared with ours in `tests/trainer/losses/test_published.py`.
 """
 
@@ -18,7 +18,7 @@ is the student's weight, detached: one table less in memory, for all alike."""
 
 
 def trl_jsd(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tensor) -> Tensor:
-    """TRL's GKD loss at beta 0, the forward KL, on materialized logits, and cross-entropy."""
+    """Return TRL's GKD loss at beta 0 (forward KL) on materialized logits, plus cross-entropy."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL says that these modules may move
         from trl.experimental.gkd import GKDTrainer
@@ -30,9 +30,9 @@ def trl_jsd(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tens
 
 
 def trl_top_k(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tensor) -> Tensor:
-    """TRL's forward KL over 64 ids and the tail (SDFT), on materialized logits, and cross-entropy.
+    """Return TRL's forward KL over 64 ids and the tail (SDFT) on materialized logits, plus CE.
 
-    The nearest thing to ours that is published: k + 1 buckets, but from two sets of full logits.
+    The closest published loss to ours: k + 1 buckets, but from two sets of full logits.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -47,9 +47,9 @@ def trl_top_k(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Te
 
 
 def liger_jsd(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, target: Tensor) -> Tensor:
-    """Liger's fused linear JSD at beta 0, the forward KL, with its cross-entropy; 1024 at a time.
+    """Return Liger's fused linear JSD at beta 0 (forward KL), plus CE, 1024 tokens at a time.
 
-    Uncompiled: torch.compile would make it quicker and take longer than the whole benchmark.
+    Uncompiled: torch.compile would make it faster and take longer than the whole benchmark.
     """
     from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
 

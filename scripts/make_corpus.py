@@ -1,8 +1,8 @@
 """Write the quickstart's corpus: the Python language reference, from the standard library.
 
-`pydoc_data.topics` ships with every Python: 79 articles, some 465 k characters. The split is by
+`pydoc_data.topics` ships with every Python: 79 articles, about 465 k characters. The split is by
 article and by a seeded hash of its name, so no article is on both sides; articles that repeat one
-another (a few topics are stored twice under two names) are kept once.
+another (a few topics are stored under two names) are kept once.
 
     train.jsonl     articles to learn from          prompts.jsonl   questions about train topics
     heldout.jsonl   articles to judge by
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def unique_articles() -> list[str]:
-    """Topic names whose text is not also another topic's, by first name."""
+    """Return topic names with distinct texts; of equal ones the first name."""
     by_text: dict[str, str] = {}
     for name in sorted(topics):
         by_text.setdefault(" ".join(topics[name].split()), name)
@@ -56,7 +56,7 @@ def digest(seed: int, name: str) -> str:
 
 
 def take(names: list[str], budget: int, longest: int) -> tuple[list[dict[str, str]], list[str]]:
-    """Whole articles (their first `longest` characters) until `budget` is spent; and the rest."""
+    """Return articles (their first `longest` characters) until `budget` is spent, and the rest."""
     taken: list[dict[str, str]] = []
     for index, name in enumerate(names):
         if budget <= 0:
