@@ -18,6 +18,8 @@ from tests.fork_server import Command, fork_server
 from tests.labeler.labeling.test_run import shard_bytes
 from tests.tiny_model import TEXT
 
+pytestmark = pytest.mark.slow
+
 POLL = 0.003
 """Seconds between two checks of a run."""
 PATIENCE = 240

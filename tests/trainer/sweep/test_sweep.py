@@ -292,10 +292,12 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return Swept(out, students, content, finished, begun, orphans, output)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_leaves_no_process_behind(swept: Swept) -> None:
     assert swept.orphans == []
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_and_ends_in_a_leaderboard(swept: Swept) -> None:
     assert 1 <= len(swept.finished_before) < 6
     for path, before in swept.finished_before.items():
@@ -321,6 +323,7 @@ def test_a_killed_sweep_resumes_and_ends_in_a_leaderboard(swept: Swept) -> None:
         assert each["name"] in page
 
 
+@pytest.mark.slow
 def test_a_trial_has_the_settings_of_trainer_train(swept: Swept, world: World) -> None:
     folder = swept.out / "trials" / "small_seed=1"
     result = json.loads((folder / "result.json").read_text())
@@ -329,6 +332,7 @@ def test_a_trial_has_the_settings_of_trainer_train(swept: Swept, world: World) -
     assert result["config"] == TrainConfig(**(base | paths)).to_dict()
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_needs_no_ray(swept: Swept) -> None:
     before = (swept.out / "leaderboard.json").read_bytes()
     output = run(swept.students, swept.out, "--json")
@@ -339,6 +343,7 @@ def test_a_finished_sweep_needs_no_ray(swept: Swept) -> None:
     assert (swept.out / "leaderboard.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_other_settings_under_an_old_name_are_refused(
     swept: Swept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,6 +357,7 @@ def test_other_settings_under_an_old_name_are_refused(
     assert "config.epochs: then 20, now 3" in shown
 
 
+@pytest.mark.slow
 def test_a_laggard_is_stopped_a_failure_is_named_the_rest_is_reused(
     swept: Swept, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from tests.trainer.conftest import World
 from tests.trainer.running import config, log
 from trainer.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("loss", "kl", "ce")
 
 

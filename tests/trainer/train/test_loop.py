@@ -34,6 +34,7 @@ from trainer.student.student import load_student
 from trainer.train.loop import train
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bitwise(world: World, tmp_path: Path) -> None:
     """kill -9, the same command, SIGTERM, the same command: the run ends as if uninterrupted."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -66,6 +67,7 @@ def log_lines(out: Path) -> list[bytes]:
     return (out / "log.jsonl").read_bytes().splitlines()
 
 
+@pytest.mark.slow
 def test_training_learns_from_the_teacher(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 30, "lr": 1e-2, "student": world.student}
     assert train(config(world, tmp_path / "kd", loss=("forward_kl=1",), **settings)) == 0

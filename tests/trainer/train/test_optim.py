@@ -51,6 +51,7 @@ def test_adamw_is_the_same_fused_or_not(world: World, tmp_path: Path) -> None:
     assert [line["loss"] for line in plain] == pytest.approx([line["loss"] for line in fused])
 
 
+@pytest.mark.slow
 def test_adamw_8bit_learns_and_resumes(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"optimizer": "adamw_8bit", "save_every": 5, "epochs": 4}
     train(config(world, tmp_path, **settings))

@@ -15,6 +15,8 @@ from tests.trainer.conftest import World
 from tests.trainer.running import accelerate_launch, command, config, log, run_ranks, start
 from trainer.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 KEYS = ("step", "tokens", "labels", "lr")
 
 

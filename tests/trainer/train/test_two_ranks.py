@@ -26,6 +26,8 @@ from trainer.losses.batch_loss import label_losses
 from trainer.student.student import load_student
 from trainer.train.loop import train
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {"packs_per_step": 4, "epochs": 6, "save_every": 4}
 BOUND = 5e-7
 """Relative. Neighboring float32 numbers are 1.2e-7 apart, and the order of summation differs."""
