@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from labeler.labeling.engines.vllm import vllm_engine
 from labeler.labeling.engines.vllm import worker as vllm_worker
 from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 from labeler.labeling.runs import label_units, plan_input
+from schemas import journal
 
 
 def disk_full() -> None:
@@ -127,6 +129,19 @@ def in_planning() -> None:
     plan_input.plan_units = wait
 
 
+def between_units() -> None:
+    """The process stops itself (SIGSTOP) once it has journaled $UNITS units."""
+    real, units = journal.write_entry, [0]
+
+    def write_and_stop(*args: Any, **kwargs: Any) -> None:
+        real(*args, **kwargs)
+        units[0] += 1
+        if units[0] == int(os.environ["UNITS"]):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    journal.write_entry = write_and_stop
+
+
 def wait_for_gate() -> None:
     while not Path(os.environ["GATE"]).exists():
         time.sleep(0.01)
@@ -141,6 +156,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "no-runner": no_runner,
     "wait-in-third-unit": in_third_unit,
     "wait-in-planning": in_planning,
+    "stop-between-units": between_units,
 }
 
 if __name__ == "__main__":

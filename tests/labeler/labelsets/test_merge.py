@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from schemas import open_label_set, validate_label_set
+from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
 from tests.labeler.labeling.test_run import shard_bytes
 from tests.tiny_model import TEXT, make_model, make_tokenizer
@@ -130,22 +130,19 @@ def test_a_merge_resumes_after_kill_9(
     whole = shard_bytes(tmp_path / "whole")
     units = len(whole)
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "labeler", "merge", sets["a"], sets["b"], out]
-    kills = 0
-    for wanted in (1, units // 2, units - 1):
-        run = subprocess.Popen(
-            [*map(str, command)],
-            cwd=Path(__file__).parents[3],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+    done_before = 0
+    for done in (1, units // 2, units - 1):
+        run = fork_server("tests.labeler.preload").start(
+            *("tests.labeler.faults", "stop-between-units", "merge", sets["a"], sets["b"], out),
+            environment={"UNITS": str(done - done_before)},
         )
-        while run.poll() is None and len(list(out.glob("journal/unit-*.json"))) < wanted:
-            time.sleep(0.002)
-        if run.poll() is None:
-            kills += 1
-            run.kill()
+        while psutil.Process(run.pid).status() != psutil.STATUS_STOPPED:
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.01)
+        assert len(list(out.glob("journal/unit-*.json"))) == done
+        done_before = done
+        run.kill()
         run.wait()
-    assert kills, "no run was killed in the middle"
     done = labeler("merge", sets["a"], sets["b"], out)
     assert done.code == 0, done.err
     assert shard_bytes(out) == whole
