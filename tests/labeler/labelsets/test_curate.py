@@ -457,6 +457,7 @@ def test_the_other_commands_take_a_view(labels: Path, teacher: Path, labeler: Co
 
 def test_nothing_is_written_in_a_dry_run(samples: Path, labeler: CommandLine) -> None:
     Path("judge.py").write_text(VERIFIER)
+    Path("go").touch()  # nothing to wait for
     flags = ("--verify", "judge:slow", "--split", "heldout=0.5", "--dry-run")
     before = {*Path().iterdir()}
     done = labeler("curate", samples, "--out", "sub/v.view.json", *flags)
