@@ -35,6 +35,7 @@ def loaded_by(statement: str) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", sorted(FORBIDDEN))
 def test_package_never_sees_the_forbidden(package: str) -> None:
     """All its modules are imported together, in a process of its own."""
@@ -45,6 +46,7 @@ def test_package_never_sees_the_forbidden(package: str) -> None:
     assert not loaded & set(FORBIDDEN[package])
 
 
+@pytest.mark.slow
 def test_vllm_is_imported_only_when_an_engine_starts() -> None:
     assert "vllm" not in loaded_by("import " + ", ".join(modules_of("labeler")))
 

@@ -210,6 +210,7 @@ def test_labels_that_are_not_read_are_not_checked_and_others_are(
         scan(path, verify="full").select("id").collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "compact"])
 def test_altered_shards_are_detected(sets: dict[str, Path], name: str, tmp_path: Path) -> None:
     """Flips, cuts and overwritten ranges, most in page headers; few or all columns are read."""
