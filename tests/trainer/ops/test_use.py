@@ -78,3 +78,15 @@ def test_bad_input_is_refused(name: str) -> None:
     kwargs = {"hidden": case.hidden, "weight": case.weight, "ids": case.ids} | change
     with pytest.raises(ValueError, match=message):
         linear_label_logprobs(**kwargs)
+
+
+def test_ids_known_to_be_unique_are_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case()
+    want, _, _ = linear_label_logprobs(case.hidden, case.weight, case.ids)
+    monkeypatch.setattr(Tensor, "sort", None)
+    got, _, _ = linear_label_logprobs(case.hidden, case.weight, case.ids, unique_ids=True)
+    assert torch.equal(got, want)
+    with pytest.raises(ValueError, match="-1 for padding"):
+        linear_label_logprobs(case.hidden, case.weight, torch.full((N, 1), V), unique_ids=True)
+    with pytest.raises(TypeError):
+        linear_label_logprobs(case.hidden, case.weight, case.ids)
