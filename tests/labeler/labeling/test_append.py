@@ -188,6 +188,7 @@ main()
 """A run that dies, with no chance to clean up, before or after a step of appending."""
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_the_old_set_or_the_new(
     corpus: Path, more: Path, settings: Settings, tmp_path: Path
 ) -> None:

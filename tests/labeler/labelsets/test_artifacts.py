@@ -19,6 +19,7 @@ from labeler.labeling.runs.label_run import label
 from labeler.labelsets.hub.complete_set import open_complete_set
 from schemas import open_label_set
 
+pytestmark = pytest.mark.slow
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
