@@ -65,9 +65,7 @@ def test_adapter_on_the_head(world: World, tmp_path: Path) -> None:
     last = json.loads((run / "eval.jsonl").read_text().splitlines()[-1])
     train(config(world, tmp_path / "x", student=run / "final", eval_labels=world.labels, epochs=1))
     first = json.loads((tmp_path / "x" / "eval.jsonl").read_text().splitlines()[0])
-    assert first["kl"] == pytest.approx(
-        last["kl"], rel=1e-5
-    )  # the merged model was measured
+    assert first["kl"] == pytest.approx(last["kl"], rel=1e-5)  # the merged model was measured
 
 
 @pytest.mark.parametrize(
