@@ -28,7 +28,7 @@ class Sequence:
         id: the record's id.
         chunk: number of the chunk, for documents that were cut.
         source: name of the input file.
-        meta: the unused columns as JSON.
+        meta: the unused columns as JSON; NaN and infinities are null.
         prompt: the prompt as text, for people.
         input_ids: the teacher's tokens: the sequence (score) or the prompt (generate).
         spans: the tokens to label; empty in mode generate.
@@ -167,4 +167,10 @@ def _id(record: Record, config: LabelConfig) -> str:
 
 def _meta(record: Record, used: set[str]) -> str | None:
     rest = {name: value for name, value in record.columns.items() if name not in used}
-    return json.dumps(rest, ensure_ascii=False, default=str) if rest else None
+    if not rest:
+        return None
+    try:
+        return json.dumps(rest, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # NaN or Infinity, which JSON does not have
+        text = json.dumps(rest, ensure_ascii=False, default=str)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)
