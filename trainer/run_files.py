@@ -28,6 +28,8 @@ CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 META = "meta.json"
 """In each checkpoint, beside its tensors."""
+DIGESTS = "digests.json"
+"""In each checkpoint: the digests of its files."""
 
 LogLine = dict[str, float]
 """A line of log.jsonl or eval.jsonl; `step`, `tokens` and `labels` are integers."""

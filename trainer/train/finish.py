@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from schemas import __version__
+from trainer.file_digests import digest_files
 from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
 from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
@@ -69,6 +70,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
             **count_parameters(run.student.model),
             label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),
             softshards=__version__,
+            files=digest_files(out / FINAL),
         )
         result.write(out / RESULT)
     run.accelerator.wait_for_everyone()

@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import sha256_file, sha256_json, tokenizer_digest, weights_digest
-from trainer.data.mixture import Part, mixture_facts, open_mixture
+from trainer.data.mixture import Part, check_same_ids, mixture_facts, open_mixture
 from trainer.evaluate.results import Metrics
+from trainer.file_digests import check_digests
 from trainer.record import LabelSetRecord, Record
 from trainer.run_files import FINAL, RESULT
 from trainer.train.train_config import TrainConfig
@@ -44,9 +45,15 @@ class RunInputs:
 
     @cached_property
     def held_out(self) -> LabelSet:
-        """The set of --eval-labels."""
+        """The set of --eval-labels.
+
+        Raises:
+            SoftshardsError: it cannot be opened, or its ids are not those of --labels.
+        """
         assert self.config.eval_labels is not None
-        return open_label_set(self.config.eval_labels)
+        held_out = open_label_set(self.config.eval_labels)
+        check_same_ids(held_out, self.labels, "measure on a label set of the same tokenizer")
+        return held_out
 
     @cached_property
     def facts(self) -> Facts:
@@ -161,6 +168,7 @@ class RunResult(Record):
         best: the held-out measurement with the lowest KL.
         seconds: spent in steps.
         softshards: the version that trained.
+        files: digests of the files of OUT/final; older results have none.
     """
 
     config: dict[str, JsonValue]
@@ -176,13 +184,14 @@ class RunResult(Record):
     non_embedding: int
     label_set: TrainingSet
     softshards: str
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 def find_finished(inputs: RunInputs) -> RunResult | None:
     """Return the result of the run if it was trained to the end, else None.
 
     Raises:
-        SoftshardsError: the run in the folder has other settings or data.
+        SoftshardsError: the run in the folder has other settings or data, or its model was altered.
     """
     out = inputs.config.out
     if not (out / FINAL / "config.json").is_file():
@@ -192,4 +201,9 @@ def find_finished(inputs: RunInputs) -> RunResult | None:
     except SoftshardsError:  # missing, or damaged: the run ends once more
         return None
     check_same_run(result.facts, inputs.facts, out)
+    check_digests(
+        out / FINAL,
+        result.files,
+        hint=f"delete {out / FINAL}: the same command makes it again, from the last checkpoint",
+    )
     return result
