@@ -17,6 +17,7 @@ from labeler.labeling.rendering.preview_command import PreviewCommand
 from labeler.labeling.rendering.render import Sequence, render
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
+from labeler.labeling.teacher.teacher_config import trusts_code
 from schemas import SoftshardsError
 from schemas.arrow import SPAN_KINDS
 
@@ -39,7 +40,10 @@ def preview(
         SoftshardsError: the teacher or the input cannot be read, or the input is empty.
     """
     teacher = open_teacher(
-        config.model, max_length=config.max_length, chat_template=config.chat_template
+        config.model,
+        max_length=config.max_length,
+        chat_template=config.chat_template,
+        trust_code=trusts_code(config.engine_arg),
     )
     records = chain.from_iterable(map(read_records, find_inputs(inputs)))
     rendered = list(islice(render(islice(records, config.limit), teacher, config), rows))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
+from labeler.labeling.teacher.teacher_config import trusts_code
 from labeler.labeling.teacher.teacher_identity import Weights, local_weights, teacher_identity
 from schemas import Identity
 
@@ -23,7 +24,10 @@ def identify_teacher(
         SoftshardsError: the checkpoint is incomplete, or the server does not answer.
     """
     teacher = open_teacher(
-        config.model, max_length=config.max_length, chat_template=config.chat_template
+        config.model,
+        max_length=config.max_length,
+        chat_template=config.chat_template,
+        trust_code=trusts_code(config.engine_arg),
     )
     return teacher, teacher_identity(teacher, config, _weights(config, weights_digest))
 

@@ -35,6 +35,7 @@ class DryRun:
         bytes: of the label set; free_bytes: of its disk.
         memory: of the engine.
         timing: engine time for the whole plan.
+        dtype, context: of the teacher: the dtype that it runs in, and its longest sequence.
     """
 
     planned: Planned
@@ -42,6 +43,8 @@ class DryRun:
     free_bytes: int
     memory: Memory
     timing: Timing
+    dtype: str
+    context: int
 
 
 def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = False) -> DryRun:
@@ -78,6 +81,8 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
             free_bytes=free_bytes(config.out),
             memory=memory,
             timing=timing,
+            dtype=identity.dtype,
+            context=teacher.context,
         )
 
 
@@ -92,6 +97,8 @@ def print_plan(
             "units": planned.units,
             "rows": planned.rows,
             "tokens": planned.n_tokens,
+            "dtype": result.dtype,
+            "context": result.context,
             "labels": planned.n_labels,
             "rejects": planned.rejects,
             "estimated_bytes": result.bytes,
@@ -105,6 +112,7 @@ def print_plan(
     most = " at most" if config.mode == "generate" else ""
     out.print(f"rows          {planned.rows} in {planned.units} units")
     out.print(f"tokens        {planned.n_tokens}, labels {planned.n_labels}{most}")
+    out.print(f"teacher       {result.dtype}, context {result.context} tokens")
     out.print(f"rejects       {planned.rejects}")
     for reject in planned.first_rejects:
         out.print(f"              {reject.id}: {reject.reason}", markup=False)

@@ -50,6 +50,7 @@ TOGETHER = {
     "rank": {"world_size": 2},
     "min_k": {"top_p_labels": 0.5},
     "head_dtype": {"dtype": "bfloat16"},
+    "samples": {"temperature": 0.5},
 }
 """Settings that matter only beside others."""
 ELSEWHERE = ("model", "out", "mode", "engine", "server_url", "server_api", "served_model")

@@ -73,7 +73,7 @@ def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, run_labeler:
 
 
 def test_prompts_end_where_the_answer_begins(qwen: Path, chats: Path, run_labeler: Run) -> None:
-    flags = ("--mode", "generate", "--max-tokens", 5, "--samples", 3)
+    flags = ("--mode", "generate", "--max-tokens", 5, "--samples", 3, "--temperature", 1)
     done = run_labeler("preview", chats, "--model", qwen, *flags)
     assert done.returncode == 0, done.stderr
     assert "one: rejected: its last message is the assistant's" in done.stdout
