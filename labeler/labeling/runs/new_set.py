@@ -46,6 +46,8 @@ def new_set(
     with plan_input(files, config, teacher, config.out / SPOOL, k=identity.k) as planned:
         if not planned.templated:
             identity = identity.model_copy(update={"chat_template": None})
+        if teacher.clock is None or not teacher.clock.used:
+            identity = identity.model_copy(update={"template_time": None})
         require_room_for(planned, config, identity.k)
         rejects = map(vars, planned.all_rejects())
         write_rejects(plan_rejects_path(config.out, PLAN), rejects)

@@ -15,6 +15,7 @@ from labeler.labeling.teacher.teacher_config import (
     model_dtype,
     own_code,
 )
+from labeler.labeling.teacher.template_clock import TemplateClock
 from schemas import SoftshardsError
 from schemas.errors import first_line
 
@@ -36,6 +37,7 @@ class Teacher:
         context: longest sequence that the model supports, in tokens.
         dtype: the checkpoint's dtype, by torch's name.
         stop_ids: token ids that end a generation.
+        clock: the time that the chat template prints; by default now.
         trust_code: the checkpoint's own code may run.
     """
 
@@ -45,6 +47,7 @@ class Teacher:
     context: int
     dtype: str
     stop_ids: tuple[int, ...]
+    clock: TemplateClock | None = None
     trust_code: bool = False
 
     @property
