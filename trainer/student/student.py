@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from trainer.student.document_attention import DOCUMENT_ATTENTION, use_document_
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
 from trainer.student.lora import LoraSettings, add_lora
+from trainer.student.missing_weights import check_weights_loaded
 from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
 from trainer.student.top1 import find_top1
@@ -164,7 +166,8 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
     """Load a causal LM in float32, or make one with random weights.
 
     Raises:
-        SoftshardsError: the folder holds no model, or transformers cannot load it.
+        SoftshardsError: the folder holds no model, transformers cannot load it, or the tensors are
+            not those of its config.json.
     """
     check_model_folder(path)
     try:
@@ -177,9 +180,15 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
             )
             model.float()
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation=attention
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=torch.float32,
+                attn_implementation=attention,
+                ignore_mismatched_sizes=True,  # the next line names them
+                output_loading_info=True,
             )
+            model, found = loaded
+            check_weights_loaded(model, found, path)
     except (OSError, ValueError, KeyError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
