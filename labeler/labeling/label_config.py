@@ -51,7 +51,12 @@ class LabelConfig(
     """The settings of `labeler label`: the teacher, its input, and the labels to store."""
 
     model: Annotated[Path, WEIGHTS]
-    """Folder of the teacher: a Hugging Face checkpoint with its tokenizer."""
+    """Teacher: the folder of a Hugging Face checkpoint with its tokenizer, or OWNER/NAME of a model
+    on the Hub, which is downloaded into its cache (HF_HOME)."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a --model on the Hub; main by default. A label set that was begun
+    keeps its commit."""
 
     out: Path
     """Folder of the label set. An unfinished set there is resumed."""

@@ -58,7 +58,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
         last = read_lines(out / LOG)[-LAST_STEPS:]
         final = {n: sum(line[n] for line in last) / len(last) for n in ("loss", "kl", "ce")}
         result = RunResult(
-            config=run.config.to_dict(),
+            config=run.inputs.repeatable,
             facts=run.inputs.facts,
             steps=run.step,
             stopped_early=stopped_early,

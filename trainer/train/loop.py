@@ -61,6 +61,7 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
     """
     console = message_console()
     inputs = inputs or open_inputs(config)
+    config = inputs.config
     if config.eval_labels is not None:
         _ = inputs.held_out  # refused now rather than after the student was loaded
     accelerator = make_accelerator(config)
@@ -76,6 +77,8 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
     lock = run_lock(config.out, "trainer train") if is_main else contextlib.nullcontext()
     with lock, catch_signals() as caught:
         run = start_run(inputs, accelerator, console)
+        if is_main:
+            inputs.pin_student()
         stopped_by = _train_steps(run, caught, console)
         if stopped_by and is_main:
             console.print(

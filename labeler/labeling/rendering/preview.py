@@ -16,6 +16,7 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.preview_command import PreviewCommand
 from labeler.labeling.rendering.render import Sequence, render
 from labeler.labeling.rendering.spans import Span
+from labeler.labeling.teacher.locate_teacher import locate_teacher
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
 from labeler.labeling.teacher.teacher_config import trusts_code
 from schemas import SoftshardsError
@@ -39,6 +40,7 @@ def preview(
     Raises:
         SoftshardsError: the teacher or the input cannot be read, or the input is empty.
     """
+    config, _ = locate_teacher(config, weights=False)
     teacher = open_teacher(
         config.model,
         max_length=config.max_length,

@@ -18,12 +18,14 @@ from labeler.labeling.planning.engine_memory import (
     Memory,
     checkpoint_size,
     engine_memory,
+    remote_size,
     require_memory,
     step_tokens,
 )
 from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.plan_input import plan_input
 from labeler.labeling.runs.timing import Timing, measure_timing, rough_timing
+from labeler.labeling.teacher.locate_teacher import locate_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,15 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
         SoftshardsError: the input cannot be planned, or the teacher cannot fit in memory.
     """
     # Nothing is compared with this identity: the headers of the weights are enough.
-    teacher, identity = identify_teacher(config, weights_digest="header")
+    config, source = locate_teacher(config, weights=calibrate)
+    teacher, identity = identify_teacher(config, weights_digest="header", source=source)
     files = find_inputs(inputs)
     step = step_tokens(config, identity.vocab_size)
-    size = checkpoint_size(config.model, identity.dtype)
+    size = (
+        remote_size(source.missing_bytes, teacher.dtype, identity.dtype)
+        if source.missing_bytes
+        else checkpoint_size(config.model, identity.dtype)
+    )
     memory = engine_memory(config, size, vocab_size=identity.vocab_size, batched_tokens=step)
     with (
         tempfile.TemporaryDirectory() as folder,

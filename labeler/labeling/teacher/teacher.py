@@ -18,12 +18,16 @@ from labeler.labeling.teacher.teacher_config import (
 from labeler.labeling.teacher.template_clock import TemplateClock
 from schemas import SoftshardsError
 from schemas.errors import first_line
+from schemas.hub_model import ModelSource
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-CHECKPOINT = "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer"
+CHECKPOINT = (
+    "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer, or "
+    "OWNER/NAME of a model on the Hub"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,9 @@ class Teacher:
         context: longest sequence that the model supports, in tokens.
         dtype: the checkpoint's dtype, by torch's name.
         stop_ids: token ids that end a generation.
-        clock: the time that the chat template prints; by default now.
         trust_code: the checkpoint's own code may run.
+        source: where the folder comes from, if `--model` named it in another way.
+        clock: the time that the chat template prints; by default now.
     """
 
     path: Path
@@ -47,8 +52,9 @@ class Teacher:
     context: int
     dtype: str
     stop_ids: tuple[int, ...]
-    clock: TemplateClock | None = None
+    source: ModelSource | None = None
     trust_code: bool = False
+    clock: TemplateClock | None = None
 
     @property
     def chat_template(self) -> str | None:
