@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from schemas import __version__
 from trainer.file_digests import digest_files
 from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
+from trainer.student.load_model import load_model
 from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
-from trainer.student.student import count_parameters, load_model
+from trainer.student.student import count_parameters
 from trainer.train.run_record import FinalLosses, HeldOutRecord, RunResult, TrainingSet
 from trainer.train.run_state import Run
 from trainer.train.save_restore import gather_states

@@ -17,7 +17,7 @@ from trainer.console import ProgressBar, message_console
 from trainer.data.dataset import ReaderState
 from trainer.data.vocab_map import measure_coverage
 from trainer.run_files import EVAL_LOG, FINAL, LOG, LogLine, append_line, truncate_log
-from trainer.student.layers import decoder_layers
+from trainer.student.layers import decoder_layers, enable_gradient_checkpointing
 from trainer.student.student import Student, load_student
 from trainer.train.checkpoint import (
     Checkpoint,
@@ -196,7 +196,7 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
     student.train()
     student.chunk_bytes = config.chunk_bytes
     if config.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_gradient_checkpointing(student.model)
     if config.compile:
         if student.attention == "documents":
             student.attention = "mask"  # one shape, whatever the documents' lengths
