@@ -81,6 +81,7 @@ def row_facts(row: Sequence, teacher: Teacher) -> dict[str, object]:
     facts: dict[str, object] = {
         "id": row.id,
         "chunk": row.chunk,
+        "shape": row.shape,
         "labels": labels_by_kind(row.spans),
         "tokens": _tokens(row.input_ids, row.spans, teacher),
     }
@@ -120,7 +121,8 @@ def _print_row(row: Sequence, teacher: Teacher, config: LabelConfig) -> None:
     counts = ", ".join(f"{n} {kind}" for kind, n in labels_by_kind(row.spans).items())
     chunk = f", chunk {row.chunk}" if row.chunk else ""
     labels = f"labels: {counts}" if config.mode == "score" else f"at most {row.n_labels} labels"
-    out.print(Text(f"{row.id}{chunk}: {len(row.input_ids)} tokens, {labels}", style="bold"))
+    read = f"{row.shape}, {len(row.input_ids)} tokens"
+    out.print(Text(f"{row.id}{chunk}: {read}, {labels}", style="bold"))
     out.print(_colored(row.input_ids, row.spans, teacher, config))
     if row.student_input_ids is not None:
         tokens = f"the student sees {len(row.student_input_ids)} tokens:"
