@@ -87,7 +87,7 @@ def _check_values(student: Student, config: PretrainedConfig) -> None:
             logits = plain(input_ids=ids[None], use_cache=False).logits[0, :-1, :VOCAB]
             rows.append(logits.float().log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     found, expected = _packed(student), torch.cat(rows)
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     ours, theirs = (
         {name: p for name, p in model.named_parameters() if p.requires_grad}
         for model in (student.model, plain)
@@ -117,7 +117,8 @@ def _check_saved(student: Student, folder: Path) -> None:
 
 def _documents() -> list[Tensor]:
     gen = torch.Generator().manual_seed(3)
-    return list(torch.randint(1, VOCAB, (sum(LENGTHS),), generator=gen).split(LENGTHS))
+    tokens = torch.randint(1, VOCAB, (sum(LENGTHS),), generator=gen)
+    return list(torch.split(tokens, list(LENGTHS)))
 
 
 def _packed(student: Student) -> Tensor:
@@ -138,7 +139,7 @@ def _step(student: Student) -> None:
     with torch.no_grad():
         for weight, grad in zip(weights, gradients, strict=True):
             if grad is not None:
-                weight -= 0.05 / norm * grad
+                weight.sub_(0.05 / norm * grad)
 
 
 def table_row(family: str, outcome: Outcome) -> str:
