@@ -99,8 +99,8 @@ class TurnKinds:
         return parts
 
     def _split(self, text: str, region: Region) -> list[Region]:
-        if self.has_channels and (found := list(_channels(text, region))):
-            return found
+        if self.has_channels and (channels := list(_channels(text, region))):
+            return channels
         turn, done = text[region.start : region.stop], 0
         found: list[Region] = []
 
