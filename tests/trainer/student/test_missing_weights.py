@@ -21,7 +21,7 @@ from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.measure import measure_models
 from trainer.slice.slice_config import SliceConfig
 from trainer.slice.slice_teacher import slice_teacher
-from trainer.student.student import load_model
+from trainer.student.load_model import load_model
 from trainer.train.loop import train
 
 Weights = dict[str, Tensor]
