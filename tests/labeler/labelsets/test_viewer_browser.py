@@ -389,13 +389,16 @@ def test_a_damaged_row_is_named_and_the_others_are_shown(
     (copy / shard).write_bytes(data)
     command = [sys.executable, "-m", "labeler", "view", str(copy), "--no-open", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        tab = browser.new_page()
-        tab.goto(json.loads(server.stdout.readline())["url"])
-        expect(tab.get_by_role("alert")).to_contain_text(f"{shard}: row group 0 was altered")
-        for _ in range(open_label_set(copy).row_groups[0].rows):
-            tab.keyboard.press("j")
-        expect(tab.locator(".labeled").first).to_be_visible()
-        tab.close()
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=300) == 0
+        try:
+            assert server.stdout is not None
+            tab = browser.new_page()
+            tab.goto(json.loads(server.stdout.readline())["url"])
+            expect(tab.get_by_role("alert")).to_contain_text(f"{shard}: row group 0 was altered")
+            for _ in range(open_label_set(copy).row_groups[0].rows):
+                tab.keyboard.press("j")
+            expect(tab.locator(".labeled").first).to_be_visible()
+            tab.close()
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=300) == 0
+        finally:
+            server.kill()  # does nothing to a server that has ended
