@@ -7,7 +7,6 @@ from pathlib import Path
 
 from schemas import LabelSet, SoftshardsError
 from schemas.fingerprint import weights_digest
-from schemas.hub_model import ModelSource
 from schemas.manifest import Identity
 from trainer.evaluate.results import MeasuredTeacher
 from trainer.student.tokenizer_check import check_tokenizer
@@ -51,9 +50,7 @@ def is_the_teacher(path: Path, identity: Identity) -> bool | None:
     return weights_digest(path, full=identity.weights_scope == "full") == identity.weights
 
 
-def add_checkpoint(
-    teacher: MeasuredTeacher, source: ModelSource, labels: LabelSet
-) -> MeasuredTeacher:
+def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> MeasuredTeacher:
     """Add parameters and bytes of the teacher's checkpoint, read from its headers.
 
     If the labels only state their teacher, at least the tokenizer must be theirs.
@@ -61,7 +58,7 @@ def add_checkpoint(
     Raises:
         SoftshardsError: it is not the teacher that made the labels.
     """
-    identity, path = labels.manifest.identity, source.folder
+    identity = labels.manifest.identity
     try:
         proved = is_the_teacher(path, identity)
     except FileNotFoundError as error:
@@ -83,7 +80,7 @@ def add_checkpoint(
     with torch.device("meta"):  # shapes, no weights
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
     checkpoint = {
-        "path": str(source),
+        "path": str(path),
         "bytes": weight_bytes(path),
         "proved": bool(proved),
         **count_parameters(model),

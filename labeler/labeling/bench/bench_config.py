@@ -15,8 +15,7 @@ class BenchConfig:
     """The models to measure, and the workload."""
 
     model: tuple[str, ...]
-    """Models, each as FOLDER or NAME=FOLDER; instead of a folder, OWNER/MODEL[@REVISION] on the
-    Hub."""
+    """Folders of checkpoints, each as FOLDER or NAME=FOLDER."""
 
     _: KW_ONLY
 

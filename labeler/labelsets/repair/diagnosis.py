@@ -8,7 +8,6 @@ from typing import Literal
 
 import pyarrow as pa
 
-from labeler.labeling.teacher.locate_teacher import locate_named
 from labeler.labelsets.repair.salvage import (
     Footer,
     Ranges,
@@ -18,7 +17,7 @@ from labeler.labelsets.repair.salvage import (
     rebuild_entry,
     rebuild_manifest,
 )
-from schemas import LabelSetError, Manifest, SoftshardsError
+from schemas import LabelSetError, Manifest
 from schemas.atomic import TMP_PREFIX
 from schemas.fingerprint import sha256_file, tokenizer_digest
 from schemas.index import INDEX, read_index
@@ -244,15 +243,10 @@ def _check_tokenizer(found: Diagnosis, model: Path | None) -> None:
         return
     except (LabelSetError, OSError, ValueError):
         found.tokenizer_lost = True
-    try:
-        located = locate_named(manifest.provenance, model, None, weights=False)
-    except SoftshardsError:
-        if model is not None:
-            raise
-        return  # the set's own teacher is out of reach
-    if located is None:
+    named = model or manifest.provenance.get("teacher")
+    if named is None:
         return
-    source = located.folder
+    source = Path(str(named))
     try:
         if tokenizer_digest(source) == manifest.identity.tokenizer:
             found.tokenizer_source = source
