@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def test_trackio_keeps_steps_and_lineage(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The second of two runs finds the label set that was logged in between."""
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read at the first import
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)  # trackio reads its folder when it is imported
     settings: dict[str, Any] = {"tracker": "trackio", "max_steps": 3, "eval_labels": world.labels}
     known = facts(world.labels)
     train(config(world, tmp_path / "first", **settings))
