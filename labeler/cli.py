@@ -15,6 +15,7 @@ from labeler.console import err
 from schemas.errors import SoftshardsError
 from schemas.os_errors import as_user_error
 from schemas.version import __version__
+from schemas.whole_numbers import refuse_fractions
 
 app = App(
     name="labeler",
@@ -56,12 +57,13 @@ def _launch(
     Args:
         config: YAML file with the command's own flags as keys; flags on the command line win.
     """
-    app.config = None  # an earlier call in this process may have set it
+    app.config = (refuse_fractions,)  # without the file of an earlier call in this process
     if config is not None:
         if not config.is_file():
             raise SoftshardsError("no such file", path=config, hint="check --config")
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
+            refuse_fractions,
         )
     code: int | None = app(_name_stdin(tokens), result_action="return_value", exit_on_error=True)
     return code

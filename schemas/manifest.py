@@ -83,10 +83,12 @@ class Identity(LateFields):
         rendering: other rules of rendering (truncation, EOS, the student's context), where not
             the default.
         engine_args: engine arguments that can change labels.
+        template_time: the time that the chat template prints, if it prints one.
     """
 
     late: ClassVar[tuple[str, ...]] = (
         *("top_p_labels", "min_k", "draws", "spans", "rendering", "engine_args"),
+        "template_time",
     )
 
     weights: str
@@ -109,6 +111,7 @@ class Identity(LateFields):
     spans: str | None = None
     rendering: dict[str, Any] | None = None
     engine_args: dict[str, Any] | None = None
+    template_time: str | None = None
 
     @property
     def digest(self) -> str:

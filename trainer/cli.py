@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from schemas.errors import SoftshardsError
 from schemas.os_errors import as_user_error
 from schemas.version import __version__
+from schemas.whole_numbers import refuse_fractions
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.report.report_config import ReportConfig
 from trainer.slice.slice_config import SliceConfig
@@ -136,9 +137,10 @@ def launch(
         config: YAML file with flags of the command, one per line (`pack_tokens: 1024`). Flags on
             the command line win; unknown names are refused.
     """
-    app.config = None  # of an earlier call in the same process
+    app.config = (refuse_fractions,)  # without the file of an earlier call in the same process
     if config is not None:
-        app.config = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
+        file = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
+        app.config = (file, refuse_fractions)
     code: int | None = app(tokens, result_action="return_value", exit_on_error=True)
     return code
 

@@ -5,6 +5,7 @@ OUT/eval.jsonl           one line per held-out measurement
 OUT/checkpoints/step-*   what a killed run resumes from
 OUT/best, OUT/final      models: of the lowest held-out KL, and of the last step
 OUT/result.json          written last: a run that has it is finished
+OUT/student.json         name and commit of a student from the Hub
 OUT/.lock                held while a process writes here
 """
 
@@ -23,11 +24,14 @@ FINAL = "final"
 BEST = "best"
 ADAPTER = "adapter"
 """Folder beside a model's weights: its LoRA adapters alone."""
+STUDENT = "student.json"
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 META = "meta.json"
 """In each checkpoint, beside its tensors."""
+DIGESTS = "digests.json"
+"""In each checkpoint: the digests of its files."""
 
 LogLine = dict[str, float]
 """A line of log.jsonl or eval.jsonl; `step`, `tokens` and `labels` are integers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,6 +31,8 @@ POSITIVE = (
     *("k", "min_k", "samples", "max_tokens", "unit_labels", "row_group_labels"),
     *("max_batched_tokens", "max_sequences", "limit", "concurrency", "world_size"),
 )
+SMALLEST_TEMPERATURE = 0.01
+"""vLLM raises smaller ones to it, or takes them for 0."""
 SHARES = ("max_reject_share", "top_p_labels", "top_p", "min_p")
 
 
@@ -48,7 +51,12 @@ class LabelConfig(
     """The settings of `labeler label`: the teacher, its input, and the labels to store."""
 
     model: Annotated[Path, WEIGHTS]
-    """Folder of the teacher: a Hugging Face checkpoint with its tokenizer."""
+    """Teacher: the folder of a Hugging Face checkpoint with its tokenizer, or OWNER/NAME of a model
+    on the Hub, which is downloaded into its cache (HF_HOME)."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a --model on the Hub; main by default. A label set that was begun
+    keeps its commit."""
 
     out: Path
     """Folder of the label set. An unfinished set there is resumed."""
@@ -71,6 +79,7 @@ class LabelConfig(
                 "--capture public gives",
                 hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
+        self._require_sampling()
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 flag = name.replace("_", "-")
@@ -98,6 +107,28 @@ class LabelConfig(
                 f"--max-length {self.max_length}",
                 hint="raise --max-length or lower --max-tokens",
             )
+
+    def _require_sampling(self) -> None:
+        """Refuse settings that the engine would refuse once it is loaded, or would not follow."""
+        given = self.temperature
+        if not (given == 0 or SMALLEST_TEMPERATURE <= given < math.inf):
+            raise SoftshardsError(
+                f"--temperature is {given}; it must be 0 or at least {SMALLEST_TEMPERATURE}",
+                hint="0 is greedy; vLLM does not sample at lower temperatures",
+            )
+        if self.mode == "generate" and self.samples > 1 and given == 0:
+            raise SoftshardsError(
+                f"--samples {self.samples} at temperature 0 would give equal generations",
+                hint="pass a --temperature, such as 0.7, or leave out --samples",
+            )
+        if self.top_p == 0:
+            raise SoftshardsError(
+                "--top-p is 0; it must be more", hint="for greedy generations, pass --temperature 0"
+            )
+        if "" in self.stop:
+            raise SoftshardsError("--stop is empty: no generation could start")
+        if self.kv_cache_gb is not None and not 0 < self.kv_cache_gb < math.inf:
+            raise SoftshardsError(f"--kv-cache-gb is {self.kv_cache_gb}; it must be more than 0")
 
     @property
     def sampling(self) -> Sampling | None:

@@ -4,7 +4,7 @@ Annotations are evaluated here, not strings: `LabelConfig` inherits them into an
 cyclopts resolves them.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -65,7 +65,8 @@ def recorded_settings(settings: "DataclassInstance", part: Part) -> dict[str, An
     recorded = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
-        changed = value != each.default
+        factory = each.default_factory
+        changed = value != (each.default if factory is MISSING else factory())
         for mark in getattr(hints[each.name], "__metadata__", ()):
             if isinstance(mark, Recorded) and mark.part == part and (mark.always or changed):
                 recorded[each.name] = value
@@ -175,6 +176,30 @@ class ColumnNames:
     id_column: Annotated[str, Parameter(group=COLUMNS), PLAN] = "id"
     """Column with the record's id; without it, the id is `file:record number`."""
 
+    shape: Annotated[
+        Literal["auto", "ids", "messages", "text", "completion", "instruction"],
+        Parameter(group=COLUMNS),
+        PLAN_IF_CHANGED,
+    ] = "auto"
+    """What a record is. ids: token ids. messages: a chat. text: a document. completion: a prompt
+    and a completion. instruction: Alpaca's columns instruction, input and output. auto: the first
+    of these whose columns it has; `labeler preview` shows it."""
+
+    role_key: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "role"
+    """Key of a message's role. ShareGPT's `from` is known."""
+
+    content_key: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "content"
+    """Key of a message's content. ShareGPT's `value` is known."""
+
+    roles: Annotated[dict[str, str], Parameter(group=COLUMNS), PLAN_IF_CHANGED] = field(
+        default_factory=dict
+    )
+    """Roles by other names: `--roles.narrator user`. In chats without the role assistant, common
+    names (human, gpt, bot, model, ...) are known."""
+
+    drop_columns: Annotated[tuple[str, ...], Parameter(group=COLUMNS), PLAN_IF_CHANGED] = ()
+    """Unused columns to keep out of `meta`, by name or pattern (`*` for all)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatSettings:
@@ -193,6 +218,12 @@ class ChatSettings:
 
     raw_prompts: Annotated[bool, Parameter(group=CHAT)] = False
     """Mode generate: give plain prompts to the teacher as they are, without the chat template."""
+
+    chat_prompts: Annotated[bool, Parameter(group=CHAT), RENDERING] = False
+    """Mode score: put prompt and completion into the chat template, as question and answer."""
+
+    regenerate: Annotated[bool, Parameter(group=CHAT), RENDERING] = False
+    """Mode generate: leave out the last answer of a chat that ends with one, and answer again."""
 
     student_drop: Annotated[
         tuple[Literal["system", "thinking", "tools", "documents"], ...],

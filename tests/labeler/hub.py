@@ -1,7 +1,8 @@
 """A local stand-in for the Hugging Face Hub.
 
-It answers the requests of `huggingface_hub` about dataset repositories, and fails on demand. Large
-files travel by HTTP, or through Xet: then the real `hf_xet` stores them in a local folder.
+It answers the requests of `huggingface_hub` about repositories of datasets, and those that download
+models, and fails on demand. Large files travel by HTTP, or through Xet: then the real `hf_xet`
+stores them in a local folder.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Repo:
 
     private: bool
     branches: dict[str, list[dict[str, bytes]]]
+    gated: bool = False
 
     def commits(self) -> dict[str, dict[str, bytes]]:
         """Return all commits by id, which is a hash of the files and of the previous id."""
@@ -169,15 +171,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         routes = {
             r"POST /api/repos/create": self._create,
             r"POST /api/validate-yaml": self._validate_yaml,
-            r"GET /api/datasets/([^/]+/[^/]+)(?:/revision/(.+))?": self._info,
-            r"GET /api/datasets/([^/]+/[^/]+)/tree/([^/]+)": self._tree,
+            r"GET /api/(?:datasets|models)/([^/]+/[^/]+)(?:/revision/(.+))?": self._info,
+            r"GET /api/(?:datasets|models)/([^/]+/[^/]+)/tree/([^/]+)": self._tree,
             r"GET /api/datasets/([^/]+/[^/]+)/xet-(?:read|write)-token/(.+)": self._xet_token,
             r"POST /api/datasets/([^/]+/[^/]+)/branch/(.+)": self._branch,
             r"POST /api/datasets/([^/]+/[^/]+)/preupload/(.+)": self._preupload,
             r"POST /api/datasets/([^/]+/[^/]+)/commit/(.+)": self._commit,
             r"POST /datasets/([^/]+/[^/]+)\.git/info/lfs/objects/batch": self._lfs,
             r"PUT /upload/(\w+)": self._upload,
-            r"(?:GET|HEAD) /datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self._download,
+            r"(?:GET|HEAD) (?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self._download,
         }
         command = f"{self.command} {path}"
         for pattern, answer in routes.items():
@@ -225,7 +227,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _info(self, name: str, revision: str | None) -> None:
         sha, files = self._at(name, revision)
-        siblings = [{"rfilename": file} for file in files]
+        siblings = [{"rfilename": file, "size": len(data)} for file, data in files.items()]
         private = self._repo(name).private
         raise Answer(200, {"id": name, "sha": sha, "private": private, "siblings": siblings})
 
@@ -293,6 +295,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _download(self, name: str, revision: str, path: str) -> None:
         sha, files = self._at(name, revision)
+        if self.hub.repos[name].gated and not self._known():
+            code = {"X-Error-Code": "GatedRepo"}
+            raise Answer(401, {"error": f"Access to model {name} is restricted"}, **code)
         if path not in files:
             code = {"X-Error-Code": "EntryNotFound"}
             raise Answer(404, {"error": "Entry not found"}, **code)

@@ -15,13 +15,16 @@ from schemas.labeled_spans import positions
 from trainer.data.dataset import Pack
 from trainer.data.teacher_buckets import renormalize_teacher
 
-Attention = Literal["mask", "documents", "positions", "varlen"]
+Attention = Literal["mask", "additive", "documents", "positions", "layer_masks", "varlen"]
 """Ways to keep documents apart.
 
-mask: an explicit block-diagonal causal mask [1, 1, T, T], for SDPA and eager attention.
+mask: an explicit block-diagonal causal mask [1, 1, T, T], for SDPA.
+additive: the same mask as numbers to add to the scores, for eager attention.
 documents: one document at a time, by `trainer.student.document_attention`; the fastest on a CPU.
 positions: transformers derives the mask from position ids that restart; needed where some layers
     have a sliding window, which one explicit mask could not express.
+layer_masks: the same masks, made by `trainer.student.attention_ways` for architectures that do not
+    derive them.
 varlen: cu_seqlens for flash attention.
 """
 
@@ -41,16 +44,48 @@ class ModelInputs(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
-    """T tokens of consecutive documents, and n labels. Integers are int64, logprobs float32.
+class PackedTokens:
+    """T tokens of consecutive documents that cannot see each other. Integers are int64.
 
     Attributes:
         input_ids: [1, T].
         position_ids: [1, T]; positions restart with every document.
-        attention_mask: bool [1, 1, T, T], True where a query (third axis) sees a key, or None.
+        attention_mask: bool [1, 1, T, T], True where a query (third axis) sees a key; float32 with
+            0 and the lowest number instead ("additive"); or None.
         cu_seqlens: int32 [documents + 1], or None.
         max_length: tokens of the longest document.
         document_lengths: tokens of each document, or None.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    cu_seqlens: Tensor | None
+    max_length: int
+    document_lengths: list[int] | None
+
+    @property
+    def model_inputs(self) -> ModelInputs:
+        """Keyword arguments for a transformers decoder."""
+        inputs: ModelInputs = {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            "attention_mask": self.attention_mask,
+            "use_cache": False,
+        }
+        if self.cu_seqlens is not None:
+            inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = self.cu_seqlens
+            inputs["max_length_q"] = inputs["max_length_k"] = self.max_length
+        if self.document_lengths is not None:
+            inputs["document_lengths"] = self.document_lengths
+        return inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(PackedTokens):
+    """Packed tokens and n labels. Integers are int64, logprobs float32.
+
+    Attributes:
         rows: [n], index of the hidden state that predicts label j: the one *before* its token.
         targets: [n], the actual token at label j.
         topk_ids: [n, k], the teacher's, unique within a row, padded with -1.
@@ -65,12 +100,6 @@ class Batch:
         sources: input file of each row.
     """
 
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor | None
-    cu_seqlens: Tensor | None
-    max_length: int
-    document_lengths: list[int] | None
     rows: Tensor
     targets: Tensor
     topk_ids: Tensor
@@ -90,22 +119,6 @@ class Batch:
             value = getattr(self, f.name)
             moved[f.name] = value.to(device) if isinstance(value, Tensor) else value
         return Batch(**moved)
-
-    @property
-    def model_inputs(self) -> ModelInputs:
-        """Keyword arguments for a transformers decoder."""
-        inputs: ModelInputs = {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "attention_mask": self.attention_mask,
-            "use_cache": False,
-        }
-        if self.cu_seqlens is not None:
-            inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = self.cu_seqlens
-            inputs["max_length_q"] = inputs["max_length_k"] = self.max_length
-        if self.document_lengths is not None:
-            inputs["document_lengths"] = self.document_lengths
-        return inputs
 
 
 def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = None) -> Batch:
@@ -131,9 +144,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
     targets = tokens[at]
     if pad_to is not None and pad_to > len(tokens):
         lengths = np.append(lengths, pad_to - len(tokens))
-        starts = np.append(starts, len(tokens))
         tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
-    in_document = np.arange(len(tokens)) - np.repeat(starts, lengths)
     documents = np.repeat(np.arange(len(rows)), n_labels)
     for ids in (labels.topk_ids, labels.sample_ids):
         if ids is not None and (repeats := _has_repeats(ids)).any():
@@ -152,12 +163,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
             str(error), row=", ".join(pack.keys), hint="run `labeler verify` on the label set"
         ) from error
     return Batch(
-        input_ids=_long(tokens)[None],
-        position_ids=_long(in_document)[None],
-        attention_mask=block_causal_mask(lengths) if attention == "mask" else None,
-        cu_seqlens=_cu_seqlens(lengths) if attention == "varlen" else None,
-        max_length=int(lengths.max()),
-        document_lengths=lengths.tolist() if attention == "documents" else None,
+        **vars(lay_out(tokens, lengths, attention)),
         rows=_long(at - 1),
         targets=_long(targets),
         topk_ids=_long(labels.topk_ids),
@@ -169,6 +175,25 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         kinds=_long(window.kinds[picked]),
         documents=_long(documents),
         sources=[window.sources[row] for row in rows],
+    )
+
+
+def lay_out(
+    tokens: NDArray[np.int32], lengths: NDArray[np.int64], attention: Attention
+) -> PackedTokens:
+    """Return documents, given end to end, as inputs of a model."""
+    in_document = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    mask = block_causal_mask(lengths) if attention in ("mask", "additive") else None
+    if mask is not None and attention == "additive":
+        lowest = torch.finfo(torch.float32).min  # as in transformers: -inf would make NaN
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, lowest)
+    return PackedTokens(
+        input_ids=_long(tokens)[None],
+        position_ids=_long(in_document)[None],
+        attention_mask=mask,
+        cu_seqlens=_cu_seqlens(lengths) if attention == "varlen" else None,
+        max_length=int(lengths.max()),
+        document_lengths=lengths.tolist() if attention == "documents" else None,
     )
 
 

@@ -95,11 +95,12 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class PackCount:
-    """Packs and tokens of all epochs, and how full the packs are, from 0 to 1."""
+    """Packs and tokens of all epochs, how full the packs are, from 0 to 1, and the longest row."""
 
     packs: int
     tokens: int
     fill: float
+    longest: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +210,12 @@ class LabelDataset:
                 rows = np.concatenate([lengths[int(part), int(group)] for part, group in groups])
                 cut = self._pack(rows, epoch, window, partial(self._row_name, groups))
                 packs, tokens = packs + len(cut), tokens + int(rows.sum())
-        return PackCount(packs=packs, tokens=tokens, fill=tokens / max(1, packs * self.pack_tokens))
+        return PackCount(
+            packs=packs,
+            tokens=tokens,
+            fill=tokens / max(1, packs * self.pack_tokens),
+            longest=max((int(rows.max(initial=0)) for rows in lengths.values()), default=0),
+        )
 
     def _windows(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return (part, row group) [up to `window`, 2] of each window of an epoch.

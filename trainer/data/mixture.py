@@ -38,16 +38,25 @@ def open_mixture(
     for text in mix:
         path, weight = _split(text)
         other = open_label_set(path, allow_partial=allow_partial)
-        if other.manifest.identity.tokenizer != labels.manifest.identity.tokenizer:
-            raise SoftshardsError(
-                f"its tokenizer differs from the one of {labels.place}: ids mean different tokens",
-                path=path,
-                hint="mix label sets of teachers that share a tokenizer",
-            )
+        check_same_ids(other, labels, "mix label sets of teachers that share a tokenizer")
         if other.labels == 0:
             raise LabelSetError("the label set holds no labels", path=path)
         parts.append(Part(labels=other, weight=weight))
     return tuple(parts)
+
+
+def check_same_ids(other: LabelSet, labels: LabelSet, hint: str) -> None:
+    """Check that the token ids of two label sets mean the same tokens.
+
+    Raises:
+        SoftshardsError: their tokenizers differ.
+    """
+    if other.manifest.identity.tokenizer != labels.manifest.identity.tokenizer:
+        raise SoftshardsError(
+            f"its tokenizer differs from the one of {labels.place}: ids mean different tokens",
+            path=other.place,
+            hint=hint,
+        )
 
 
 def _split(text: str) -> tuple[str, float]:

@@ -18,13 +18,15 @@ class EvaluateConfig:
     """Held-out label set to measure on: a folder, a view, or the URL of either."""
 
     model: tuple[Path, ...]
-    """Checkpoint folder to measure; repeat for more."""
+    """Model to measure: a checkpoint folder, or OWNER/NAME[@REVISION] on the Hub; repeat for
+    more."""
 
     out: Path
     """JSON file for the results; models already in it are not measured again."""
 
     teacher: Path | None = None
-    """Teacher's checkpoint, only to count its parameters and bytes; it is not loaded."""
+    """Teacher's checkpoint (a folder, or OWNER/NAME[@REVISION] on the Hub), only to count its
+    parameters and bytes; it is not loaded."""
 
     pack_tokens: int | None = None
     """Tokens run at once; the default is 2048, or the length of the longest sequence if greater."""

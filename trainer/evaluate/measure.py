@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
+from schemas.hub_model import ModelSource, locate_model
 from trainer.console import ProgressBar, message_console, number_table, size, table_console
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
@@ -72,10 +73,14 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
         SoftshardsError: OUT belongs to a different label set, or a model does not fit it.
     """
     console = message_console()
+
+    def locate(model: Path) -> ModelSource:
+        return locate_model(model, say=lambda line: console.print(line, markup=False))
+
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     results = _open_results(config.out, labels)
     if config.teacher is not None:
-        results.teacher = add_checkpoint(results.teacher, config.teacher, labels)
+        results.teacher = add_checkpoint(results.teacher, locate(config.teacher), labels)
         if not results.teacher.proved:
             scope = labels.manifest.identity.weights_scope
             console.print(
@@ -84,19 +89,21 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models: list[ModelAt] = []
-    for path in config.model:
+    for model in config.model:
+        source = locate(model)
+        path, place = source.folder, str(source)
         digest = model_digest(path)
         entry = results.lookup(digest, dtype=config.dtype, vocab_map=config.vocab_map)
         if entry is not None:
-            console.print(f"{path}: reused")
-            if str(path) not in entry.paths:
-                entry.paths.append(str(path))
+            console.print(f"{place}: reused")
+            if place not in entry.paths:
+                entry.paths.append(place)
         else:
             student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
                 metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
             entry = MeasuredModel(
-                paths=[str(path)],
+                paths=[place],
                 weights=digest,
                 dtype=config.dtype,
                 vocab_map=config.vocab_map,
@@ -107,7 +114,7 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
             )
             results.models.append(entry)
             results.write(config.out)
-        models.append((path, entry))
+        models.append((model, entry))
     results.write(config.out)
     return results, models
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from schemas import LabelSet, SoftshardsError
 from schemas.fingerprint import weights_digest
+from schemas.hub_model import ModelSource
 from schemas.manifest import Identity
 from trainer.evaluate.results import MeasuredTeacher
 from trainer.student.tokenizer_check import check_tokenizer
@@ -50,7 +51,9 @@ def is_the_teacher(path: Path, identity: Identity) -> bool | None:
     return weights_digest(path, full=identity.weights_scope == "full") == identity.weights
 
 
-def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> MeasuredTeacher:
+def add_checkpoint(
+    teacher: MeasuredTeacher, source: ModelSource, labels: LabelSet
+) -> MeasuredTeacher:
     """Add parameters and bytes of the teacher's checkpoint, read from its headers.
 
     If the labels only state their teacher, at least the tokenizer must be theirs.
@@ -58,7 +61,7 @@ def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> Me
     Raises:
         SoftshardsError: it is not the teacher that made the labels.
     """
-    identity = labels.manifest.identity
+    identity, path = labels.manifest.identity, source.folder
     try:
         proved = is_the_teacher(path, identity)
     except FileNotFoundError as error:
@@ -80,7 +83,7 @@ def add_checkpoint(teacher: MeasuredTeacher, path: Path, labels: LabelSet) -> Me
     with torch.device("meta"):  # shapes, no weights
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
     checkpoint = {
-        "path": str(path),
+        "path": str(source),
         "bytes": weight_bytes(path),
         "proved": bool(proved),
         **count_parameters(model),

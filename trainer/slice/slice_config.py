@@ -17,7 +17,10 @@ class SliceConfig:
     """The settings of `trainer slice`."""
 
     teacher: Path
-    """Teacher to slice: a Hugging Face checkpoint folder."""
+    """Teacher to slice: the folder of a Hugging Face checkpoint, or OWNER/NAME on the Hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a --teacher on the Hub; main by default."""
 
     labels: str | Path
     """Label set of *training* data to measure on."""

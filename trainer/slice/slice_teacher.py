@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from pydantic import Field, JsonValue
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
+from schemas.hub_model import locate_model
 from trainer.console import message_console
 from trainer.data.collate import Attention, Batch, collate
 from trainer.data.dataset import LabelDataset
@@ -56,6 +58,12 @@ def slice_teacher(config: SliceConfig) -> int:
     """
     console = message_console()
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    source = locate_model(
+        config.teacher,
+        say=lambda line: console.print(line, markup=False),
+        revision=config.revision,
+    )
+    config = replace(config, teacher=source.folder, revision=None)
     asked = _asked(config, labels)
     if (config.out / SLICE).is_file():
         found = SliceResult.read(config.out / SLICE, "the result of `trainer slice`")
@@ -106,7 +114,7 @@ def slice_teacher(config: SliceConfig) -> int:
     dtype = _stored_dtype(config)
     student.to(dtype)
     student.model.config.dtype = dtype
-    files = {SLICE: result.to_dict()}
+    files = {SLICE: result.to_dict() | ({"source": named} if (named := source.as_json()) else {})}
     save_model(student.model, config.out, tokenizer_dir=config.teacher, json_files=files)
     return 0
 

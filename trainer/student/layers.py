@@ -11,23 +11,47 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from schemas.errors import SoftshardsError
 
-LAYER_LISTS = ("layers", "h")
-"""Attributes under which architectures keep their decoder layers."""
+
+def model_body(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model without its output head: it gives the final hidden states."""
+    body = model.base_model
+    if body is model:  # Llama 4 names another attribute as its body than the one it has
+        body = getattr(model, "model", model)
+    return cast(PreTrainedModel, body)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the decoder layers.
+    """Return the decoder layers: the first list with as many modules as the model has layers.
 
     Raises:
-        SoftshardsError: the model keeps them elsewhere than in `layers` or `h`.
+        SoftshardsError: the model has no such list.
     """
-    base = _base(model)
+    return _find_layers(model)[2]
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute the activations of every layer in the backward pass.
+
+    Raises:
+        SoftshardsError: the architecture does not support it.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise SoftshardsError(
+            f"--gradient-checkpointing: {type(model).__name__} does not support it",
+            hint="leave the flag out, or lower --pack-tokens",
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    """Return the module that holds the list of layers, the list's name there, and the list."""
+    body = model_body(model)
     count = _text_config(model).num_hidden_layers
-    for name in LAYER_LISTS:
-        stack = getattr(base, name, None)
-        if isinstance(stack, nn.ModuleList) and len(stack) == count:
-            return stack
-    raise SoftshardsError(f"no list of decoder layers was found in {type(base).__name__}")
+    for parent in body.modules():
+        for name, stack in parent.named_children():
+            if isinstance(stack, nn.ModuleList) and len(stack) == count:
+                return parent, name, stack
+    raise SoftshardsError(f"no list of decoder layers was found in {type(body).__name__}")
 
 
 @contextmanager
@@ -57,21 +81,16 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     _replace(model, [own[i] for i in kept], per_layer)
 
 
-def _base(model: PreTrainedModel) -> PreTrainedModel:
-    return cast(PreTrainedModel, model.base_model)
-
-
 def _text_config(model: PreTrainedModel) -> PretrainedConfig:
-    config: PretrainedConfig = _base(model).config.get_text_config()
+    config: PretrainedConfig = model_body(model).config.get_text_config()
     return config
 
 
 def _replace(
     model: PreTrainedModel, layers: Sequence[nn.Module], per_layer: Mapping[str, list[object]]
 ) -> None:
-    base = _base(model)
-    name = next(n for n in LAYER_LISTS if isinstance(getattr(base, n, None), nn.ModuleList))
-    setattr(base, name, nn.ModuleList(layers))
+    parent, name, _ = _find_layers(model)
+    setattr(parent, name, nn.ModuleList(layers))
     config = _text_config(model)
     config.num_hidden_layers = len(layers)
     for key, values in per_layer.items():

@@ -53,11 +53,13 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
             "--lora-r needs peft, which is not installed", hint="pip install 'softshards[lora]'"
         ) from error
     targets = list(settings.targets)
-    if "lm_head" in targets and model.config.get_text_config().tie_word_embeddings:
-        raise SoftshardsError(
-            "--lora-targets lm_head: the head is tied to the embeddings and cannot change alone",
-            hint="leave lm_head out of --lora-targets",
-        )
+    for target in targets:
+        if _is_tied(model, target):
+            raise SoftshardsError(
+                f"--lora-targets {target}: the head is tied to the embeddings and neither can "
+                "change alone",
+                hint=f"leave {target} out of --lora-targets",
+            )
     torch.manual_seed(settings.seed)
     config = LoraConfig(
         r=settings.rank,
@@ -73,6 +75,15 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
             hint=f"name linear layers of the student, such as q_proj and down_proj, or {ALL}",
         ) from error
     return wrapper
+
+
+def _is_tied(model: PreTrainedModel, target: str) -> bool:
+    """Return whether a target is the head or the embeddings, and they share their weights."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    if tables[0] is None or tables[1] is None or tables[0].weight is not tables[1].weight:
+        return False
+    names = [name for name, module in model.named_modules() if module in tables]
+    return any(f".{name}".endswith(f".{target}") for name in names)
 
 
 def merge_lora(

@@ -7,29 +7,30 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
 from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
-from trainer.data.collate import Attention, Batch
+from trainer.data.collate import Batch, PackedTokens
 from trainer.data.vocab_map import VocabMap, read_vocab_map
-from trainer.student.document_attention import DOCUMENT_ATTENTION, use_document_attention
+from trainer.student.attention_ways import choose_attention, layer_masks
+from trainer.student.document_attention import use_document_attention
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
+from trainer.student.layers import model_body
+from trainer.student.load_model import check_model_folder, load_model
 from trainer.student.lora import LoraSettings, add_lora
+from trainer.student.packing_check import settle_attention
 from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
 from trainer.student.top1 import find_top1
 
-PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 HEAD_CHECK_TOKENS = 16
 HEAD_CHECK_TOLERANCE = 2e-3
-
-disable_progress_bar()  # a bar of loaded tensors would only interrupt ours
 
 
 class Student(nn.Module):
@@ -66,8 +67,15 @@ class Student(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states [n, d] that predict the labeled tokens."""
-        states: Tensor = self.model.base_model(**batch.model_inputs).last_hidden_state
-        return states[0, batch.rows]
+        return self.states(batch)[batch.rows]
+
+    def states(self, packed: PackedTokens) -> Tensor:
+        """Return the final hidden states [T, d] of packed documents."""
+        inputs: dict[str, Any] = {**packed.model_inputs}
+        if self.attention == "layer_masks":
+            inputs["attention_mask"] = layer_masks(self.model, packed.position_ids)
+        states: Tensor = model_body(self.model)(**inputs).last_hidden_state
+        return states[0]
 
     def forward(
         self, batch: Batch, *, with_top1: bool = False
@@ -150,82 +158,30 @@ def load_student(
     if vocab_map is None:
         check_tokenizer(path, labels, required=not from_config)
     model = load_model(path, from_config=from_config, seed=seed)
+    vocab = vocab_map.student_vocab if vocab_map else labels.manifest.identity.vocab_size
+    return make_student(model, vocab, vocab_map, lora=lora)
+
+
+def make_student(
+    model: PreTrainedModel,
+    vocab: int,
+    vocab_map: VocabMap | None = None,
+    *,
+    lora: LoraSettings | None = None,
+) -> Student:
+    """Make a model a student, and check that it gives the plain model's values.
+
+    Raises:
+        SoftshardsError: it cannot be packed, or its head cannot be fused.
+    """
     if choose_attention(model) == "mask" and not torch.accelerator.is_available():
         use_document_attention(model)
     if lora is not None:
         add_lora(model, lora)
-    vocab = vocab_map.student_vocab if vocab_map else labels.manifest.identity.vocab_size
     student = Student(model, vocab, vocab_map)
     check_head(student)
+    settle_attention(student)
     return student
-
-
-def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTrainedModel:
-    """Load a causal LM in float32, or make one with random weights.
-
-    Raises:
-        SoftshardsError: the folder holds no model, or transformers cannot load it.
-    """
-    check_model_folder(path)
-    try:
-        attention = _attention_implementation()
-        if from_config:
-            torch.manual_seed(seed)
-            config = AutoConfig.from_pretrained(path)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, attn_implementation=attention
-            )
-            model.float()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation=attention
-            )
-    except (OSError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
-    return model
-
-
-def check_model_folder(path: Path) -> None:
-    """Check that a folder holds a model.
-
-    Raises:
-        SoftshardsError: it does not; the hint says where to get one.
-    """
-    if not (path / "config.json").is_file():
-        raise SoftshardsError(
-            "no model here: config.json is missing",
-            path=path,
-            hint="pass a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
-        )
-
-
-def choose_attention(model: PreTrainedModel) -> Attention:
-    """Choose the way to keep packed documents apart in a model.
-
-    Raises:
-        SoftshardsError: a layer carries state from token to token, whatever the mask.
-    """
-    text = model.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
-    if kinds - PACKABLE_LAYERS:
-        raise SoftshardsError(
-            f"the student has {', '.join(sorted(kinds - PACKABLE_LAYERS))} layers, which would "
-            "leak from one packed document into the next",
-            hint="use a student whose layers are all attention",
-        )
-    if text._attn_implementation == "flash_attention_2":
-        return "varlen"
-    if getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}:
-        return "positions"
-    return "documents" if text._attn_implementation == DOCUMENT_ATTENTION else "mask"
-
-
-def _attention_implementation() -> str:
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    usable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return "flash_attention_2" if usable and is_flash_attn_2_available() else "sdpa"
 
 
 @torch.no_grad()
@@ -241,12 +197,20 @@ def check_head(student: Student) -> None:
     ids = torch.arange(HEAD_CHECK_TOKENS)[None] * 7919 % vocab
     training = model.training
     model.eval()
-    logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    found = student.label_logprobs(states, ids[0, :, None], ids[0]).target_logp
-    model.train(training)
-    expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
-    gap = float((found - expected).abs().max())
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
+        states = model_body(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+        found = student.label_logprobs(states, ids[0, :, None], ids[0]).target_logp
+        expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
+        gap = float((found - expected).abs().max())
+    except Exception as error:  # code of any architecture
+        raise SoftshardsError(
+            f"the student, a {type(model).__name__}, fails on {len(ids[0])} tokens with "
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            hint="use a student of an architecture in docs/students.md",
+        ) from error
+    finally:
+        model.train(training)
     if not math.isfinite(gap):
         raise SoftshardsError("the student's logits are not finite: its weights are broken")
     if not gap < HEAD_CHECK_TOLERANCE:

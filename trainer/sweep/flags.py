@@ -13,6 +13,7 @@ from cyclopts.config import Dict
 from pydantic import JsonValue
 
 from schemas import SoftshardsError
+from schemas.whole_numbers import refuse_fractions
 from trainer.slice.slice_config import SliceConfig
 from trainer.train.train_config import TrainConfig
 
@@ -53,7 +54,7 @@ def parse_settings(
         return config
 
     take.__annotations__["config"] = kind
-    app = App(config=Dict(settings))
+    app = App(config=(Dict(settings), refuse_fractions))
     app.default(take)
     try:
         command, bound, _ = app.parse_args([], exit_on_error=False, print_error=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
 from schemas.bench_results import BenchResults, read_bench_results
+from schemas.hub_model import ModelSource
 from trainer.console import message_console, table_console
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.report.layout import check_matplotlib
@@ -20,7 +21,8 @@ from trainer.sweep.sweep_dry_run import show_plan
 from trainer.sweep.train_trials import train_all
 from trainer.sweep.trial_folder import STOPPED, Status, read_status
 from trainer.train.run_lock import run_lock
-from trainer.train.run_record import RunInputs, find_finished, open_inputs
+from trainer.train.run_record import RunInputs, find_finished, locate_student, open_inputs
+from trainer.train.train_config import TrainConfig
 
 EVAL = "eval.json"
 LEADERBOARD = "leaderboard"
@@ -42,13 +44,21 @@ def sweep(students: Path, config: SweepConfig) -> int:
     assert base.eval_labels is not None
     open_label_set(base.eval_labels)  # refused now, not after the training
     bench = read_bench_results(config.bench) if config.bench is not None else None
-    inputs = {trial.name: open_inputs(trial.config, labels) for trial in asked.trials}
+    made = {each.out for each in asked.slices}
+    inputs = {t.name: _open(t.config, labels, made, config) for t in asked.trials}
     if config.dry_run:
         return show_plan(asked, inputs, as_json=config.json)
     _check_early_stopping(asked.trials, config)
     check_matplotlib()
     with run_lock(config.out, "trainer sweep"):
         return _sweep(asked, config, labels, inputs, bench)
+
+
+def _open(trial: TrainConfig, labels: LabelSet, made: set[Path], config: SweepConfig) -> RunInputs:
+    """Open the inputs of a trial; a student that the sweep makes is not looked for."""
+    if trial.student in made:
+        return open_inputs(trial, labels, student=ModelSource(folder=trial.student))
+    return open_inputs(trial, labels, student=locate_student(trial, dry_run=config.dry_run))
 
 
 def _sweep(

@@ -48,7 +48,7 @@ def train_all(
     from trainer.sweep.schedule import run_trials
 
     for trial in left:
-        write_settings(trial)
+        write_settings(trial, inputs[trial.name].student)
     # A scheduler that compares trials must also know those that ended before.
     ended = [trial for trial in trials if trial not in left] if config.stop_early != "none" else []
     grace = config.asha_grace or min(trial.config.eval_every for trial in trials) or 1

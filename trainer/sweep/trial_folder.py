@@ -10,6 +10,7 @@ import yaml
 from schemas import SoftshardsError
 from schemas.atomic import write_atomic
 from schemas.errors import first_line
+from schemas.hub_model import ModelSource
 from trainer.record import Record
 from trainer.run_files import LOG, RESULT, checkpoint_folders, read_lines
 from trainer.sweep.grid import Trial
@@ -42,9 +43,16 @@ class Stopped(Record):
     last: HeldOutRecord
 
 
-def write_settings(trial: Trial) -> Path:
-    """Write OUT/trials/NAME/trial.yaml, a file for `trainer train --config`."""
-    content = trial.settings | {"out": str(trial.folder)}
+def write_settings(trial: Trial, student: ModelSource | None = None) -> Path:
+    """Write OUT/trials/NAME/trial.yaml, a file for `trainer train --config`.
+
+    Args:
+        trial: the trial.
+        student: where its student comes from: one of the Hub is written with its commit.
+    """
+    named = student.as_json() if student else {}
+    pinned = {"student": named["name"], "revision": named["commit"]} if named else {}
+    content = trial.settings | pinned | {"out": str(trial.folder)}
     path = trial.folder / SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
     head = f"# trainer train --config {path}\n"

@@ -15,8 +15,9 @@ from pydantic import Field
 
 from schemas.atomic import atomic_directory
 from schemas.errors import SoftshardsError
+from trainer.file_digests import check_digests, digest_files
 from trainer.record import Record
-from trainer.run_files import CHECKPOINTS, META, checkpoint_folders, checkpoint_name
+from trainer.run_files import CHECKPOINTS, DIGESTS, META, checkpoint_folders, checkpoint_name
 from trainer.train.run_record import Facts, HeldOutRecord
 
 CHECKPOINT_VERSION = 1
@@ -44,12 +45,23 @@ class CheckpointMeta(Record):
     evals: list[HeldOutRecord]
 
 
+class CheckpointDigests(Record):
+    """digests.json of a checkpoint: the SHA-256 of each of its other files."""
+
+    files: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint."""
+    """A complete checkpoint.
+
+    Attributes:
+        is_proved: its files have the digests they were written with; older ones have none.
+    """
 
     path: Path
     meta: CheckpointMeta
+    is_proved: bool
 
     def load(self, name: str) -> Any:
         """Return one of the states that `save_checkpoint` was given, on the CPU."""
@@ -75,25 +87,55 @@ def save_checkpoint(
         sizes = {path.name: path.stat().st_size for path in sorted(tmp.glob("*.pt"))}
         text = meta.model_copy(update={"files": sizes}).to_json()
         (tmp / META).write_text(text, encoding="utf-8")
+        CheckpointDigests(files=digest_files(tmp)).write(tmp / DIGESTS)
     for old in checkpoint_folders(out)[:-keep]:
         shutil.rmtree(old)
 
 
-def newest_checkpoint(out: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint of a run, or None."""
-    found = (read_checkpoint(path) for path in reversed(checkpoint_folders(out)))
-    return next((checkpoint for checkpoint in found if checkpoint), None)
+def newest_checkpoint(out: Path) -> tuple[Checkpoint | None, list[SoftshardsError]]:
+    """Return the newest complete checkpoint of a run, and the reasons against those after it.
+
+    Raises:
+        SoftshardsError: there are checkpoints, and all of them are damaged.
+    """
+    damaged: list[SoftshardsError] = []
+    for path in reversed(checkpoint_folders(out)):
+        try:
+            return read_checkpoint(path), damaged
+        except SoftshardsError as error:
+            damaged.append(error)
+    if damaged:
+        raise SoftshardsError(
+            "no checkpoint here can be resumed from:"
+            + "".join(f"\n  {error}" for error in damaged),
+            path=out,
+            hint=f"delete {out / CHECKPOINTS} to train from the start, or give another --out",
+        )
+    return None, []
 
 
-def read_checkpoint(path: Path) -> Checkpoint | None:
-    """Return a checkpoint, or None if it is incomplete."""
-    try:
-        meta = CheckpointMeta.read(path / META, "a checkpoint")
-        sizes = {name: (path / name).stat().st_size for name in meta.files}
-    except (OSError, SoftshardsError):
-        return None
-    is_complete = sizes == meta.files and meta.version == CHECKPOINT_VERSION
-    return Checkpoint(path, meta) if is_complete else None
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint, its files checked against their digests.
+
+    Raises:
+        SoftshardsError: it is incomplete, damaged or of another version; the message names a file.
+    """
+    meta = CheckpointMeta.read(path / META, "a checkpoint")
+    if meta.version != CHECKPOINT_VERSION:
+        raise SoftshardsError(
+            f"the checkpoint is of version {meta.version}, this softshards reads "
+            f"{CHECKPOINT_VERSION}",
+            path=path,
+        )
+    for name, size in meta.files.items():
+        found = (path / name).stat().st_size if (path / name).is_file() else 0
+        if found != size:
+            raise SoftshardsError(f"the file has {found} bytes instead of {size}", path=path / name)
+    is_proved = (path / DIGESTS).exists()
+    if is_proved:
+        digests = CheckpointDigests.read(path / DIGESTS, "the digests of a checkpoint")
+        check_digests(path, digests.files)
+    return Checkpoint(path, meta, is_proved)
 
 
 def delete_later_checkpoints(out: Path, step: int) -> None:

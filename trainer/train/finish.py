@@ -7,10 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from schemas import __version__
+from trainer.file_digests import digest_files
 from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
+from trainer.student.load_model import load_model
 from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
-from trainer.student.student import count_parameters, load_model
+from trainer.student.student import count_parameters
 from trainer.train.run_record import FinalLosses, HeldOutRecord, RunResult, TrainingSet
 from trainer.train.run_state import Run
 from trainer.train.save_restore import gather_states
@@ -57,7 +59,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
         last = read_lines(out / LOG)[-LAST_STEPS:]
         final = {n: sum(line[n] for line in last) / len(last) for n in ("loss", "kl", "ce")}
         result = RunResult(
-            config=run.config.to_dict(),
+            config=run.inputs.repeatable,
             facts=run.inputs.facts,
             steps=run.step,
             stopped_early=stopped_early,
@@ -69,6 +71,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
             **count_parameters(run.student.model),
             label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),
             softshards=__version__,
+            files=digest_files(out / FINAL),
         )
         result.write(out / RESULT)
     run.accelerator.wait_for_everyone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from trainer.console import ProgressBar, message_console
 from trainer.data.dataset import ReaderState
 from trainer.data.vocab_map import measure_coverage
 from trainer.run_files import EVAL_LOG, FINAL, LOG, LogLine, append_line, truncate_log
-from trainer.student.layers import decoder_layers
+from trainer.student.layers import decoder_layers, enable_gradient_checkpointing
 from trainer.student.student import Student, load_student
 from trainer.train.checkpoint import (
     Checkpoint,
@@ -38,6 +39,11 @@ from trainer.train.step import optimizer_step
 from trainer.train.trackers import log_step, start_tracker
 from trainer.train.train_config import TrainConfig
 
+NO_WEIGHT = (
+    "every label of step {} weighs 0, the student learns nothing from it: check --kind-weight, "
+    "--source-weight and --position-weight"
+)
+
 
 def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
     """Train a student on a label set; resume an earlier run with the same settings.
@@ -55,16 +61,24 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
     """
     console = message_console()
     inputs = inputs or open_inputs(config)
+    config = inputs.config
+    if config.eval_labels is not None:
+        _ = inputs.held_out  # refused now rather than after the student was loaded
     accelerator = make_accelerator(config)
     is_main = accelerator.is_main_process
     if config.dry_run:
         student = _load(config, inputs.labels)
         if is_main:
-            make_plan(config, inputs.parts, student, accelerator).show(as_json=config.json)
+            plan = make_plan(config, inputs.parts, student, accelerator)
+            plan.show(as_json=config.json)
+            for warning in plan.warnings:
+                console.print(f"warning: {warning}", markup=False)
         return 0
     lock = run_lock(config.out, "trainer train") if is_main else contextlib.nullcontext()
     with lock, catch_signals() as caught:
         run = start_run(inputs, accelerator, console)
+        if is_main:
+            inputs.pin_student()
         stopped_by = _train_steps(run, caught, console)
         if stopped_by and is_main:
             console.print(
@@ -82,7 +96,12 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
 def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> Run:
     """Return a run: a new one, or one restored from a checkpoint."""
     config, parts = inputs.config, inputs.parts
-    checkpoint = _find_checkpoint(inputs)
+
+    def warn(message: str) -> None:
+        if accelerator.is_main_process:
+            console.print(f"warning: {message}", markup=False)
+
+    checkpoint = _find_checkpoint(inputs, warn)
     steps = checkpoint.meta.total_steps if checkpoint else None
     student = _load(config, inputs.labels)
     plan = make_plan(config, parts, student, accelerator, steps=steps)
@@ -126,23 +145,26 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
     return run
 
 
-def _find_checkpoint(inputs: RunInputs) -> Checkpoint | None:
+def _find_checkpoint(inputs: RunInputs, warn: Callable[[str], None]) -> Checkpoint | None:
     """Return the checkpoint to resume from, if there is one.
 
     Raises:
-        SoftshardsError: it belongs to another run, or --resume never forbids it.
+        SoftshardsError: it is damaged, it belongs to another run, or --resume never forbids it.
     """
     config = inputs.config
+    damaged: list[SoftshardsError] = []
+    found: Checkpoint | None
     if isinstance(config.resume, Path):
-        found = read_checkpoint(config.resume)
-        if found is None:
+        try:
+            found = read_checkpoint(config.resume)
+        except SoftshardsError as error:
             raise SoftshardsError(
-                "--resume: there is no complete checkpoint here",
+                f"--resume: there is no complete checkpoint here: {error}",
                 path=config.resume,
                 hint="name a folder such as OUT/checkpoints/step-00000200",
-            )
+            ) from error
     else:
-        found = newest_checkpoint(config.out)
+        found, damaged = newest_checkpoint(config.out)
     if found and config.resume == "never":
         raise SoftshardsError(
             f"there is a checkpoint at step {found.meta.step} and --resume is never",
@@ -151,6 +173,13 @@ def _find_checkpoint(inputs: RunInputs) -> Checkpoint | None:
         )
     if found:
         check_same_run(found.meta.facts, inputs.facts, config.out)
+        for reason in damaged:
+            warn(f"a checkpoint is damaged, the run resumes from the one before it: {reason}")
+        if not found.is_proved:
+            warn(
+                f"{found.path} is of an earlier version without digests: damage to its files "
+                "would not be noticed"
+            )
     return found
 
 
@@ -167,7 +196,7 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
     student.train()
     student.chunk_bytes = config.chunk_bytes
     if config.gradient_checkpointing:
-        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_gradient_checkpointing(student.model)
     if config.compile:
         if student.attention == "documents":
             student.attention = "mask"  # one shape, whatever the documents' lengths
@@ -199,14 +228,15 @@ def _print_start(
         f"student {plan.parameters / 1e6:.1f} M parameters, {data}, "
         f"about {plan.memory.total / 1e9:.1f} GB{processes}; {what}"
     )
-    for warning in inputs.config.objective.warnings:
-        console.print(f"warning: {warning}")
+    for warning in (*inputs.config.objective.warnings, *plan.warnings):
+        console.print(f"warning: {warning}", markup=False)
 
 
 def _train_steps(run: Run, caught: list[int], console: Console) -> int:
     """Train to the end, or until a signal; return the signal's number or 0."""
     config, is_main = run.config, run.is_main
     packs = run.packs()
+    is_first = True
     with (
         ProgressBar("train", run.total_steps, run.step, enabled=is_main) as progress,
         contextlib.closing(packs),
@@ -222,6 +252,10 @@ def _train_steps(run: Run, caught: list[int], console: Console) -> int:
                 append_line(config.out / LOG, record)
                 progress.advance(note=_note(record, (run.tokens - before) / took))
             log_step(run, record)
+            if is_first and is_main and not run.weight:
+                with progress.paused():
+                    console.print(f"warning: {NO_WEIGHT.format(run.step)}", markup=False)
+            is_first = False
             _measure_if_due(run, progress, console)
             if run.step == run.total_steps or has_stalled(run):
                 return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -29,6 +30,7 @@ class Plan:
         packs, tokens, fill: of all epochs; None in a resumed run, which does not count them again.
         trained: parameters with a gradient.
         memory: the need of one process. available: bytes that it may use.
+        warnings: on settings that do not go with the data or the student.
     """
 
     steps: int
@@ -40,6 +42,7 @@ class Plan:
     memory: Memory
     available: int
     device: str
+    warnings: tuple[str, ...] = ()
 
     def show(self, *, as_json: bool) -> None:
         """Print to standard output."""
@@ -98,6 +101,7 @@ def make_plan(
         sharded=is_sharded(accelerator),
     )
     sizes = count_parameters(student.model)
+    longest = count.longest if count else 0
     return Plan(
         steps=steps,
         packs=count.packs if count else None,
@@ -108,7 +112,22 @@ def make_plan(
         memory=memory,
         available=_available(config.memory_gb, device, student),
         device=device.type,
+        warnings=tuple(_warnings(config, student, steps=steps, longest=longest)),
     )
+
+
+def _warnings(config: TrainConfig, student: Student, *, steps: int, longest: int) -> Iterator[str]:
+    if config.warmup >= 1 and config.warmup > steps:
+        yield (
+            f"--warmup {config.warmup:g} is longer than the run: after its {steps} steps the "
+            f"learning rate is {steps / config.warmup:.0%} of --lr"
+        )
+    context = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
+    if context and longest > context:
+        yield (
+            f"the longest row has {longest} tokens, the student's context {context} "
+            "(max_position_embeddings): it learns from positions that it does not support"
+        )
 
 
 def check_memory(config: TrainConfig, plan: Plan) -> None:

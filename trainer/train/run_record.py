@@ -6,19 +6,25 @@ result.json keep them; a folder with other facts is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import json
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.atomic import write_atomic
 from schemas.fingerprint import sha256_file, sha256_json, tokenizer_digest, weights_digest
-from trainer.data.mixture import Part, mixture_facts, open_mixture
+from schemas.hub_model import ModelSource, locate_model
+from trainer.console import message_console
+from trainer.data.mixture import Part, check_same_ids, mixture_facts, open_mixture
 from trainer.evaluate.results import Metrics
+from trainer.file_digests import check_digests
 from trainer.record import LabelSetRecord, Record
-from trainer.run_files import FINAL, RESULT
+from trainer.run_files import FINAL, RESULT, STUDENT
 from trainer.train.train_config import TrainConfig
 
 Facts = dict[str, dict[str, JsonValue]]
@@ -29,12 +35,15 @@ class RunInputs:
     """The label sets of a run, each opened once, and the run's facts, computed once.
 
     Attributes:
+        config: the settings, with the student's folder as `student`.
         parts: the set of --labels, then those of --mix.
+        student: where that folder comes from.
         extra: groups of facts beside those of `trainer train`.
     """
 
     config: TrainConfig
     parts: tuple[Part, ...]
+    student: ModelSource | None = None
     extra: Facts = field(default_factory=dict)
 
     @property
@@ -42,11 +51,29 @@ class RunInputs:
         """The set of --labels; all others have its tokenizer and vocabulary."""
         return self.parts[0].labels
 
+    @property
+    def repeatable(self) -> dict[str, JsonValue]:
+        """All settings as typed; a student from the Hub by its name and commit."""
+        named = self.student.as_json() if self.student else {}
+        typed = {"student": named["name"], "revision": named["commit"]} if named else {}
+        return self.config.to_dict() | typed
+
+    def pin_student(self) -> None:
+        """Record the commit of a student from the Hub in OUT: a resumed run keeps it."""
+        if self.student and (named := self.student.as_json()):
+            write_atomic(self.config.out / STUDENT, json.dumps(named) + "\n")
+
     @cached_property
     def held_out(self) -> LabelSet:
-        """The set of --eval-labels."""
+        """The set of --eval-labels.
+
+        Raises:
+            SoftshardsError: it cannot be opened, or its ids are not those of --labels.
+        """
         assert self.config.eval_labels is not None
-        return open_label_set(self.config.eval_labels)
+        held_out = open_label_set(self.config.eval_labels)
+        check_same_ids(held_out, self.labels, "measure on a label set of the same tokenizer")
+        return held_out
 
     @cached_property
     def facts(self) -> Facts:
@@ -70,22 +97,58 @@ class RunInputs:
 
 
 def open_inputs(
-    config: TrainConfig, labels: LabelSet | None = None, *, extra: Facts | None = None
+    config: TrainConfig,
+    labels: LabelSet | None = None,
+    *,
+    student: ModelSource | None = None,
+    extra: Facts | None = None,
 ) -> RunInputs:
-    """Open the label sets that a run trains on.
+    """Open the label sets that a run trains on, and download a student of the Hub.
 
     Args:
         config: the run's settings.
         labels: the set of `config.labels`, if it is open already.
+        student: `locate_student`, if it was called already.
         extra: groups of facts beside those of `trainer train`.
 
     Raises:
-        SoftshardsError: a set cannot be opened, or a set of --mix does not go with the others.
+        SoftshardsError: a set cannot be opened, a set of --mix does not go with the others, or the
+            student cannot be downloaded.
     """
+    student = student or locate_student(config)
+    config = replace(
+        config,
+        student=student.folder,
+        revision=None,
+        from_config=config.from_config or student.missing_bytes > 0,  # a dry run
+    )
     if labels is None:
         labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     parts = open_mixture(labels, config.mix, allow_partial=config.allow_partial)
-    return RunInputs(config=config, parts=parts, extra=extra or {})
+    return RunInputs(config=config, parts=parts, student=student, extra=extra or {})
+
+
+def locate_student(config: TrainConfig, *, dry_run: bool = False) -> ModelSource:
+    """Return the folder of --student; a model of the Hub is downloaded, at a resumed run's commit.
+
+    Args:
+        config: the run's settings.
+        dry_run: download no weights, as with --dry-run.
+
+    Raises:
+        SoftshardsError: as `locate_model`.
+    """
+    recorded: dict[str, str] | None = None
+    with contextlib.suppress(OSError, ValueError):
+        recorded = json.loads((config.out / STUDENT).read_text(encoding="utf-8"))
+    is_plan = (config.dry_run or dry_run) and not (config.out / FINAL / "config.json").is_file()
+    return locate_model(
+        config.student,
+        say=lambda line: message_console().print(line, markup=False),
+        revision=config.revision,
+        weights=not (config.from_config or is_plan),
+        recorded=recorded,
+    )
 
 
 def _student_digest(path: Path, *, from_config: bool) -> str:
@@ -98,7 +161,7 @@ def _student_digest(path: Path, *, from_config: bool) -> str:
         raise SoftshardsError(
             "no model here" if from_config else str(error).removeprefix(f"{path} "),
             path=path,
-            hint="give a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+            hint="give a Hugging Face checkpoint folder, or OWNER/NAME of a model on the Hub",
         ) from error
 
 
@@ -161,6 +224,7 @@ class RunResult(Record):
         best: the held-out measurement with the lowest KL.
         seconds: spent in steps.
         softshards: the version that trained.
+        files: digests of the files of OUT/final; older results have none.
     """
 
     config: dict[str, JsonValue]
@@ -176,13 +240,14 @@ class RunResult(Record):
     non_embedding: int
     label_set: TrainingSet
     softshards: str
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 def find_finished(inputs: RunInputs) -> RunResult | None:
     """Return the result of the run if it was trained to the end, else None.
 
     Raises:
-        SoftshardsError: the run in the folder has other settings or data.
+        SoftshardsError: the run in the folder has other settings or data, or its model was altered.
     """
     out = inputs.config.out
     if not (out / FINAL / "config.json").is_file():
@@ -192,4 +257,9 @@ def find_finished(inputs: RunInputs) -> RunResult | None:
     except SoftshardsError:  # missing, or damaged: the run ends once more
         return None
     check_same_run(result.facts, inputs.facts, out)
+    check_digests(
+        out / FINAL,
+        result.files,
+        hint=f"delete {out / FINAL}: the same command makes it again, from the last checkpoint",
+    )
     return result

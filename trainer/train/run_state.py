@@ -26,6 +26,7 @@ class Run:
     Attributes:
         model: the student as Accelerate wrapped it (DDP, FSDP2, or not at all).
         tokens: trained on so far. seconds: spent in steps so far.
+        weight: sum of the weights of the last step's labels.
         evals: the measurements on --eval-labels so far.
     """
 
@@ -40,6 +41,7 @@ class Run:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    weight: float = 0.0
     evals: list[HeldOutRecord] = field(default_factory=list)
 
     @property

@@ -42,15 +42,13 @@ def save_run(run: Run) -> None:
 
 def restore_run(run: Run, checkpoint: Checkpoint) -> None:
     """Set the run to a checkpoint; the number of processes may have changed since."""
-    model, optimizer = (checkpoint.load(name) for name in ("model", "optimizer"))
-    dcp.set_state_dict(
+    dcp.set_model_state_dict(
         run.model,
-        run.optimizer.optimizer,
-        model_state_dict=model,
-        optim_state_dict=optimizer,
+        checkpoint.load("model"),
         # With LoRA the checkpoint lacks the frozen weights: the student has them.
         options=dcp.StateDictOptions(full_state_dict=True, strict=run.config.lora is None),
     )
+    _restore_optimizer(run, checkpoint.load("optimizer"))
     run.scheduler.load_state_dict(checkpoint.load("scheduler"))
     generators = checkpoint.load("rng")
     if run.accelerator.process_index < len(generators):
@@ -58,6 +56,25 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
     meta = checkpoint.meta
     run.step, run.tokens, run.seconds = meta.step, meta.tokens, meta.seconds
     run.reader, run.evals = ReaderState.from_dict(meta.reader), meta.evals
+
+
+def _restore_optimizer(run: Run, saved: dict[str, Any]) -> None:
+    """Set the optimizer to its saved state; parameters that never had a gradient have none.
+
+    Such are the experts that no token chose, and biases that balance experts.
+    """
+    optimizer = run.optimizer.optimizer
+    dcp.set_optimizer_state_dict(
+        run.model,
+        optimizer,
+        saved,
+        options=dcp.StateDictOptions(full_state_dict=True, strict=False),
+    )
+    names = run.student.named_parameters(remove_duplicate=False)
+    known = {id(parameter) for name, parameter in names if name in saved["state"]}
+    for parameter in list(optimizer.state):
+        if id(parameter) not in known:  # made up while loading
+            del optimizer.state[parameter]
 
 
 def gather_states(run: Run) -> dict[str, Any]:

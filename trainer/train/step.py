@@ -66,6 +66,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[LogL
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), config.clip or math.inf))
     if broken or not math.isfinite(norm):
         _raise_not_finite(run, [pack for pack, _ in own], own_sums, norm)
+    run.weight = counted_labels
     lr = apply_gradients(run, packs)
     means = [term / (counted_labels or 1.0) for term in terms]
     record: LogLine = {

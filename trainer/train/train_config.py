@@ -39,7 +39,12 @@ class TrainConfig:
     passes over it per epoch (an epoch is one pass over --labels), such as 2 or 0.25."""
 
     student: Path
-    """Student to train: a Hugging Face checkpoint folder with the teacher's tokenizer."""
+    """Student to train, with the teacher's tokenizer: the folder of a Hugging Face checkpoint, or
+    OWNER/NAME of a model on the Hub, which is downloaded into its cache (HF_HOME)."""
+
+    revision: Annotated[str | None, MAY_CHANGE] = None
+    """Branch, tag or commit of a --student on the Hub; main by default. A run that was begun keeps
+    its commit."""
 
     out: Annotated[Path, MAY_CHANGE]
     """Folder for checkpoints, log and the trained model (OUT/final)."""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from labeler.console import err, out
 from labeler.labeling.bench.bench_config import BenchConfig
+from labeler.labeling.teacher.locate_teacher import say
 from schemas import SoftshardsError
 from schemas.bench_results import (
     BenchModel,
@@ -20,6 +21,7 @@ from schemas.bench_results import (
     write_bench_results,
 )
 from schemas.fingerprint import weights_digest
+from schemas.hub_model import ModelSource, locate_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +54,15 @@ def run_bench(config: BenchConfig) -> int:
     named = [_named(model) for model in config.model]
     known = _known(out_file, workload)
     measured: list[BenchModel] = []
-    for name, path in named:
+    for name, source in named:
+        path = source.folder
         try:
             weights = weights_digest(path)
         except FileNotFoundError as error:
             raise SoftshardsError(f"not a model: {error}", path=path) from error
         reused = known.get(weights)
         err.print(f"{name}: " + ("reusing its figures" if reused else "measuring"))
-        facts = {"name": name, "model": str(path), "weights": weights}
+        facts = {"name": name, "model": str(source), "weights": weights}
         measured.append(
             reused.model_copy(update=facts)
             if reused
@@ -83,9 +86,10 @@ def run_bench(config: BenchConfig) -> int:
     return 0
 
 
-def _named(model: str) -> tuple[str, Path]:
+def _named(model: str) -> tuple[str, ModelSource]:
     name, _, path = model.rpartition("=")
-    return (name or Path(path).name, Path(path))
+    source = locate_model(path, say=say)
+    return name or Path(source.name or path).name, source
 
 
 def _known(out_file: Path | None, workload: Workload) -> dict[str, BenchModel]:

@@ -15,7 +15,8 @@ class BenchConfig:
     """The models to measure, and the workload."""
 
     model: tuple[str, ...]
-    """Folders of checkpoints, each as FOLDER or NAME=FOLDER."""
+    """Models, each as FOLDER or NAME=FOLDER; instead of a folder, OWNER/MODEL[@REVISION] on the
+    Hub."""
 
     _: KW_ONLY
 

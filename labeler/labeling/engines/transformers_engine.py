@@ -55,7 +55,7 @@ class TransformersEngine:
         transformers.utils.logging.disable_progress_bar()
         try:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                teacher.path, dtype=getattr(torch, dtype)
+                teacher.path, dtype=getattr(torch, dtype), trust_remote_code=teacher.trust_code
             )
         except Exception as error:  # weights, settings, memory: each raises what it likes
             raise SoftshardsError(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
-from labeler.labeling.inputs.zstd_stream import ZstdStream
-from schemas import SoftshardsError
+from labeler.labeling.inputs.arrow_values import to_python
+from labeler.labeling.inputs.json_items import BadJson, JsonItems, read_value
+from labeler.labeling.inputs.packed_stream import UNPACK_ERRORS, PackedStream
 
-SUFFIX = re.compile(r"\.((jsonl|json|csv|txt)(\.(gz|zst))?|parquet|arrow)$")
-KNOWN_SUFFIXES = ".jsonl, .json, .csv, .txt (each also .gz, .zst), .parquet, .arrow"
+SUFFIX = re.compile(
+    r"\.((jsonl|ndjson|json|csv|txt)(\.(gz|zst|bz2|xz))?|parquet|arrow)$", re.IGNORECASE
+)
+KNOWN_SUFFIXES = (
+    ".jsonl, .ndjson, .json, .csv, .txt (each also .gz, .zst, .bz2, .xz), .parquet, .arrow"
+)
 SEEKABLE = (".parquet", ".arrow")
 """Suffixes of files that cannot be read from a stream."""
 
@@ -26,7 +28,8 @@ ROWS = 256
 FIELD_LIMIT = 1 << 28
 ARROW_FILE = b"ARROW1"
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
-BOM = b"\xef\xbb\xbf"
+WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+"""First bytes of UTF-16 and UTF-32."""
 
 Columns = dict[str, object]
 """A record's values by column."""
@@ -39,16 +42,19 @@ class BadFile(ValueError):
 
 
 READ_ERRORS = (
-    *(OSError, pa.ArrowException, zstandard.ZstdError),
-    *(BadFile, csv.Error, RecursionError),
+    *(OSError, pa.ArrowException, *UNPACK_ERRORS),
+    *(BadFile, BadJson, UnicodeDecodeError, csv.Error, RecursionError),
 )
 """Errors that a reader raises if the file as a whole is bad."""
 
 
 def suffix_of(name: str) -> str | None:
-    """Return the suffix of `name` that names its format (`.jsonl`, `.csv.gz`), or None."""
+    """Return the suffix of `name` that names its format (`.jsonl`, `.csv.gz`), or None.
+
+    `.JSONL` and `.ndjson` are `.jsonl`.
+    """
     found = SUFFIX.search(name)
-    return found and found[0]
+    return found and found[0].lower().replace(".ndjson", ".jsonl")
 
 
 def read_items(stream: io.BufferedReader, suffix: str) -> Iterator[Item]:
@@ -62,13 +68,12 @@ def read_items(stream: io.BufferedReader, suffix: str) -> Iterator[Item]:
 
     Raises:
         READ_ERRORS: the file as a whole is damaged, or its suffix is wrong.
-        SoftshardsError: the package for this format is not installed.
     """
     kind, _, packing = suffix[1:].partition(".")
-    if packing == "zst":
-        stream = io.BufferedReader(ZstdStream(stream), BLOCK)
-    elif packing == "gz":  # unlike Python's reader, Arrow's reports truncation
-        stream = io.BufferedReader(pa.CompressedInputStream(stream, "gzip"), BLOCK)
+    if packing:
+        stream = io.BufferedReader(PackedStream(stream, packing), BLOCK)
+    if kind in ("jsonl", "json", "csv") and (wide := _wide(stream.peek(4)[:4])):
+        raise BadFile(f"{wide}; convert it with `iconv -f {wide.split()[-1]} -t UTF-8`")
     match kind:
         case "jsonl":
             return _json_lines(stream)
@@ -84,6 +89,14 @@ def read_items(stream: io.BufferedReader, suffix: str) -> Iterator[Item]:
             return _rows(_arrow(stream))
 
 
+def _wide(start: bytes) -> str | None:
+    """Return the reason why a text that starts with these bytes is not UTF-8, if they show it."""
+    if not start.startswith(WIDE_BOMS) and b"\0" not in start:
+        return None
+    wide = start.startswith(b"\0\0") or start.endswith(b"\0\0")
+    return f"the text is not UTF-8 but UTF-{32 if wide else 16}"
+
+
 def _json_lines(stream: io.BufferedReader) -> Iterator[Item]:
     for number, line in enumerate(stream):
         if line.strip():
@@ -92,9 +105,7 @@ def _json_lines(stream: io.BufferedReader) -> Iterator[Item]:
 
 def _json_line(line: bytes, what: str) -> Columns | str:
     try:
-        value: object = json.loads(line.decode("utf-8-sig"))
-        if b"\\ud" in line or b"\\uD" in line:  # an escape may be half of a surrogate pair
-            json.dumps(value, ensure_ascii=False).encode()
+        value = read_value(line.decode("utf-8-sig"))
     except UnicodeError as error:
         return f"{what} is not UTF-8: {error}"
     except (ValueError, RecursionError) as error:
@@ -110,45 +121,20 @@ def _object(value: object, what: str) -> Columns | str:
 
 def _json(stream: io.BufferedReader) -> Iterator[Item]:
     """Read the items of a top-level array, or a sequence of objects."""
-    try:
-        import ijson
-        from ijson.common import JSONError
-    except ImportError as error:
-        raise SoftshardsError(
-            "reading .json needs the package ijson, which is not installed",
-            hint="pip install ijson, or convert the file to JSON lines (.jsonl)",
-        ) from error
-
-    if stream.peek(len(BOM)).startswith(BOM):
-        stream.read(len(BOM))
-    while stream.peek(1)[:1].isspace():
-        stream.read(1)
-    array = stream.peek(1).startswith(b"[")
-    # Not `use_float`: it rejects integers of more than 64 bits.
-    items = ijson.items(stream, "item" if array else "", multiple_values=not array)
-    try:
-        for number, value in enumerate(items):
-            yield number, _object(_decimals_to_floats(value), f"item {number + 1}")
-    except JSONError as error:
-        raise BadFile(str(error)) from error
-
-
-def _decimals_to_floats(value: object) -> object:
-    """Replace the decimals that ijson reads with floats."""
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, dict):
-        return {name: _decimals_to_floats(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_decimals_to_floats(part) for part in value]
-    return value
+    for number, value in enumerate(JsonItems(stream)):
+        what = f"item {number + 1}"
+        if isinstance(value, UnicodeError):
+            yield number, f"{what} is not UTF-8: {value}"
+        else:
+            yield number, _object(value, what)
 
 
 def _text(stream: io.BufferedReader) -> Iterator[Item]:
+    wide = _wide(stream.peek(4)[:4])
     try:
         item: Columns | str = {"text": io.TextIOWrapper(stream, "utf-8-sig").read()}
     except UnicodeDecodeError as error:
-        item = f"not UTF-8: {error}"
+        item = wide or f"not UTF-8: {error}"
     yield 0, item
 
 
@@ -204,25 +190,6 @@ def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, ROWS):
-            for item in _to_python(_nanoseconds_to_text(batch.slice(start, ROWS))):
+            for item in to_python(batch.slice(start, ROWS)):
                 yield number, item
                 number += 1
-
-
-def _nanoseconds_to_text(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Convert times that Python's datetime cannot represent to strings."""
-    for index, field in enumerate(batch.schema):
-        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
-            batch = batch.set_column(index, field.name, batch[index].cast(pa.string()))
-    return batch
-
-
-def _to_python(batch: pa.RecordBatch) -> list[Columns | str]:
-    """Convert rows to Python values; one that cannot be converted does not affect the others."""
-    try:
-        rows: list[Columns | str] = batch.to_pylist()
-        return rows
-    except ValueError as error:  # such as a string that is not UTF-8
-        if batch.num_rows > 1:
-            return [row for i in range(batch.num_rows) for row in _to_python(batch.slice(i, 1))]
-        return [f"a column cannot be read: {error}"]

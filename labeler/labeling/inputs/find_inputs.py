@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from labeler.console import err
 from labeler.labeling.inputs.file_formats import KNOWN_SUFFIXES, suffix_of
 from labeler.labeling.inputs.locations import (
     as_input_errors,
@@ -35,6 +36,8 @@ STDIN = "/dev/stdin"
 DATASET = {"dataset_info.json", "state.json"}
 """Files that `datasets.Dataset.save_to_disk` writes beside the data."""
 SPLITS = "dataset_dict.json"
+NAMED = 5
+"""Skipped entries of a folder that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ def find_inputs(inputs: Sequence[str]) -> list[Input]:
     """Return the inputs behind paths, folders, patterns, URLs and `-`, in reading order.
 
     Folders are searched recursively, sorted by name, without hidden files, links to folders, label
-    sets and views of them. A Hugging Face dataset on disk is one input per split.
+    sets and views of them. What is skipped is named on standard error, hidden files excepted. A
+    Hugging Face dataset on disk is one input per split.
 
     Raises:
         SoftshardsError: an input is missing, its format is unknown, or a driver is missing.
@@ -168,7 +172,8 @@ def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[
         return [_label_set(fs, path, name)]
     if entries.keys() >= DATASET:
         return [_dataset(fs, path, name)]
-    found = list(_search(fs, path, base))
+    skipped: list[str] = []
+    found = list(_search(fs, path, base, skipped))
     if not found:
         raise SoftshardsError(
             "no file in this folder can be read",
@@ -176,12 +181,22 @@ def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[
             hint=f"the known formats are {KNOWN_SUFFIXES}; "
             "name a label set itself, not the folder that it is in",
         )
+    if skipped:
+        _print_skipped(display_path(fs, path), skipped)
     return found
 
 
-def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[Input]:
+def _print_skipped(folder: str, skipped: Sequence[str]) -> None:
+    names = ", ".join(skipped[:NAMED]) + (", ..." if skipped[NAMED:] else "")
+    what = "1 entry is" if len(skipped) == 1 else f"{len(skipped)} entries are"
+    err.print(f"{folder}: {what} skipped: {names}", markup=False)
+
+
+def _search(fs: AbstractFileSystem, folder: str, base: str, skipped: list[str]) -> Iterator[Input]:
+    """Yield the inputs in a folder; add the names of all other entries to `skipped`."""
     entries = _entries(fs, folder)
     if _is_label_set(entries):  # it may be the one that is being written
+        skipped.append(f"{_relative(folder, base)} (a label set)")
         return
     if entries.keys() >= DATASET:
         yield _dataset(fs, folder, _relative(folder, base))
@@ -198,11 +213,15 @@ def _search(fs: AbstractFileSystem, folder: str, base: str) -> Iterator[Input]:
     for name, entry in entries.items():
         path = entry["name"]
         if entry["type"] == "directory":
-            yield from _search(fs, path, base)
+            yield from _search(fs, path, base, skipped)
         elif name.endswith(VIEW_SUFFIX):  # like a label set: only if named itself
-            continue
+            skipped.append(f"{_relative(path, base)} (a view)")
+        elif entry["type"] == "other" and fs.isdir(path):
+            skipped.append(f"{_relative(path, base)} (a link to a folder)")
         elif suffix_of(name) and (entry["type"] == "file" or fs.isfile(path)):  # or a link
             yield _file(fs, path, _relative(path, base))
+        else:
+            skipped.append(_relative(path, base))
 
 
 def _label_set(fs: AbstractFileSystem, path: str, name: str) -> InputSet:

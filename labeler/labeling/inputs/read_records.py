@@ -15,6 +15,10 @@ CARRIED = ("prompt", "generation", "input_ids", "spans", "student_input_ids", "s
 """Columns of a label set's row that become columns of the record."""
 
 
+class ArrowColumns(Columns):
+    """Columns of a row of Parquet or Arrow, where a null in a struct may be a key that it lacks."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One input record.
@@ -68,7 +72,8 @@ def _file_records(file: DataFile) -> Iterator[Record | Reject]:
             for number, item in read_items(stream, file.suffix):
                 name = f"{file.name}:{first + number}"
                 if isinstance(item, dict):
-                    yield Record(id=name, source=file.name, columns=item)
+                    columns = ArrowColumns(item) if seekable else item
+                    yield Record(id=name, source=file.name, columns=columns)
                 else:
                     yield Reject(id=name, source=file.name, reason=item)
         first += number + 1

@@ -192,6 +192,20 @@ def checkpoint_size(model: Path, dtype: str) -> CheckpointSize:
     return CheckpointSize(parameters=parameters, bytes=size)
 
 
+def remote_size(size: int, stored: str, dtype: str) -> CheckpointSize:
+    """Estimate the size of a checkpoint from the bytes of its files, which are elsewhere.
+
+    Args:
+        size: bytes of the weights.
+        stored: dtype that they are stored in.
+        dtype: dtype that it runs in.
+    """
+    import torch
+
+    parameters = size // getattr(torch, stored).itemsize
+    return CheckpointSize(parameters=parameters, bytes=parameters * getattr(torch, dtype).itemsize)
+
+
 def require_memory(memory: Memory, model: Path) -> None:
     """Refuse, before it is loaded, a teacher that can never fit in memory.
 

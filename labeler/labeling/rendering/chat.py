@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message
-from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
+from labeler.labeling.rendering.dropped_parts import message_text, require_others, require_parts
+from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message, is_labeled
+from labeler.labeling.rendering.spans import BadRecord, Tokens
+from labeler.labeling.rendering.token_places import fill_with_prompt, own_offsets, token_spans
+from labeler.labeling.rendering.turn_kinds import Region, TurnKinds, turn_kinds
 from labeler.labeling.rendering.turns import (
     EARLIER_MARK,
     MARK,
     Conversation,
     find_content,
+    find_thinking,
     find_turn,
+    is_thinking_rendered,
     render_through,
 )
 from labeler.labeling.teacher.teacher import Teacher
 from schemas.errors import first_line
 
+THINKING_ARGUMENTS = ("enable_thinking", "thinking")
+"""Arguments that turn thinking off in templates."""
+SKIPPED = "skipped"
+"""Kind of a turn that gets no labels where everything else does."""
 GENERATION_BLOCK = re.compile(r"{%-?\s*generation\s*-?%}")
-THINKING = ("<think>", "[THINK]")
-PARTS = re.compile(
-    r"(?P<thinking>(?:<think>|\[THINK\]).*?(?:</think>|\[/THINK\])\n*|^\s*(?:<think>|\[THINK\]).*)"
-    r"|(?P<tool_call><tool_call>.*?</tool_call>\n*|(?:\[TOOL_CALLS\]|<\|python_tag\|>).*)",
-    re.DOTALL,
-)
-"""The parts of a turn other than the answer; the line feeds after a block belong to it."""
-REST_OF_THINKING = re.compile(r".*?(?:</think>|\[/THINK\])\n*|.*", re.DOTALL)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    """Characters start <= c < stop of a rendering, all of one kind."""
-
-    start: int
-    stop: int
-    kind: str
 
 
 def prompt_tokens(teacher: Teacher, chat: Chat, arguments: Mapping[str, object]) -> Tokens:
@@ -76,15 +67,27 @@ def chat_tokens(
         SoftshardsError: the tokenizer gives no character offsets.
     """
     text, blocks = _render(teacher, chat, arguments)
-    ids, offsets = teacher.encode_with_offsets(text)
+    ids, offsets = own_offsets(teacher, text)
     turns = _turns(teacher, chat, arguments, spans, text, blocks)
     starts, stops = [o[0] for o in offsets], [o[1] for o in offsets]
-    found = [span for turn in turns for span in _spans(text, turn, starts, stops)]
+    found = [span for parts in turns for span in token_spans(parts, starts, stops)]
     if spans == "everything":
-        found = list(_fill_with_prompt(found, len(ids)))
+        found = [s for s in fill_with_prompt(found, len(ids)) if s.kind != SKIPPED]
     if not found:
-        raise BadRecord(f"it has nothing to label with --spans {spans}")
+        roles = ", ".join(dict.fromkeys(message["role"] for message in chat.messages))
+        raise BadRecord(f"it has nothing to label with --spans {spans}; its roles: {roles}")
     return Tokens(ids=ids, spans=tuple(found))
+
+
+def render_chat(
+    teacher: Teacher, chat: Chat, arguments: Mapping[str, object], *, prompt: bool = False
+) -> str:
+    """Return the template's text of a chat, with a generation prompt if asked.
+
+    Raises:
+        BadRecord: the template refuses the chat.
+    """
+    return _render(teacher, chat, arguments, prompt=prompt)[0]
 
 
 def _render(
@@ -95,7 +98,8 @@ def _render(
 
     if not teacher.chat_template:
         raise BadRecord("it has messages, but the teacher has no chat template")
-    tokenizer = teacher.tokenizer
+    tokenizer, clock = teacher.tokenizer, teacher.clock
+    dated = {"strftime_now": clock.strftime_now} if clock else {}
     try:
         template = tokenizer.get_chat_template(tools=chat.tools)
         rendered: Any = render_jinja_template(
@@ -105,7 +109,7 @@ def _render(
             chat_template=template,
             add_generation_prompt=prompt,
             return_assistant_tokens_mask=bool(GENERATION_BLOCK.search(template)),
-            **{**tokenizer.special_tokens_map, **arguments},
+            **{**tokenizer.special_tokens_map, **dated, **arguments},
         )
     except Exception as error:  # templates raise any type
         raise BadRecord(f"the chat template refuses its messages: {first_line(error)}") from error
@@ -120,8 +124,8 @@ def _turns(
     spans: str,
     text: str,
     blocks: list[tuple[int, int]],
-) -> list[Region]:
-    """Return the regions to label, in order: `answer` for assistant turns, `prompt` for others."""
+) -> list[list[Region]]:
+    """Return what to label, in order: the parts of assistant turns, `prompt` for other turns."""
 
     def render(messages: list[Message], prompt: bool) -> str:
         return _render(teacher, replace(chat, messages=messages), arguments, prompt=prompt)[0]
@@ -131,29 +135,124 @@ def _turns(
     messages = chat.messages
     indices = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT]
     conversation = Conversation(
-        messages=messages, render=render, text=text, ends=teacher.stop_tokens
+        messages=messages,
+        render=render,
+        text=text,
+        ends=teacher.stop_tokens,
+        specials=teacher.special_tokens,
     )
     if indices:
         answered = render_through(conversation, indices[-1]) or ""
         conversation = replace(conversation, ends=_end_tokens(teacher, answered))
     if spans == "completion":
         indices = indices[-1:]
+    unlabeled = [i for i, message in enumerate(messages) if not is_labeled(message)]
+    indices = [i for i in indices if i not in unlabeled]
     found = {index: find_turn(conversation, index) for index in indices}
     exact = [place for place in found.values() if place is not None]
+    if len(exact) < len(found) and (unlabeled or not blocks):
+        raise BadRecord(_not_located([i for i, at in found.items() if at is None], indices[-1]))
     if blocks:
         if spans == "completion" and not exact:
             blocks = blocks[-1:]
         exact = [*_intersect(blocks, exact if len(exact) == len(found) else [(0, len(text))])]
-    elif len(exact) < len(found):
-        raise BadRecord(_not_located([i for i, at in found.items() if at is None], indices[-1]))
+    kinds = turn_kinds(teacher)
+    thinks = not any(arguments.get(name) is False for name in THINKING_ARGUMENTS)
+    thoughts = []
+    for index, place in found.items():
+        start, stop = place or (0, len(text))
+        require_parts(conversation, index, text[start:stop], kinds, thinks=thinks)
+        thoughts += _own_thinking(conversation, index, (start, stop), kinds)
     regions = [Region(start=start, stop=stop, kind="answer") for start, stop in exact]
     if spans == "turns":
-        others = [find_content(conversation, i) for i in range(len(messages)) if i not in found]
-        regions += [Region(start=o[0], stop=o[1], kind="prompt") for o in others if o]
+        skipped = {i for i in range(len(messages)) if messages[i]["role"] == ASSISTANT}
+        others = [i for i in range(len(messages)) if i not in skipped.union(unlabeled)]
+        regions += [
+            Region(start=a, stop=b, kind="prompt") for a, b in _contents(conversation, others)
+        ]
+    if spans == "everything":
+        require_others(conversation)
+        regions += _skipped(conversation, unlabeled)
+    _refuse_other_turns(conversation, regions)
     regions.sort(key=lambda region: (region.start, region.stop))
     if any(a.stop > b.start for a, b in pairwise(regions)):
         raise BadRecord("the chat template renders two of its messages in the same place")
-    return regions
+    return [
+        [region] if region.kind in ("prompt", SKIPPED) else kinds.split(text, region, thoughts)
+        for region in regions
+    ]
+
+
+def _refuse_other_turns(chat: Conversation, turns: list[Region]) -> None:
+    """Refuse a chat whose template puts another role's content into an assistant's turn.
+
+    Raises:
+        BadRecord: names the message.
+    """
+    for index, message in enumerate(chat.messages):
+        content = message_text(message).strip()
+        if message["role"] == ASSISTANT or not content:
+            continue
+        if not any(t.kind == "answer" and content in chat.text[t.start : t.stop] for t in turns):
+            continue
+        place = find_content(chat, index)
+        if place and any(
+            turn.kind == "answer" and turn.start < place[1] and place[0] < turn.stop
+            for turn in turns
+        ):
+            raise BadRecord(
+                f"the chat template puts message {index} into an assistant's turn, where it would "
+                "be labeled"
+            )
+
+
+def _contents(chat: Conversation, indices: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the places of messages' contents; those without text may be missing."""
+    for index in indices:
+        place = find_content(chat, index)
+        if place is not None:
+            yield place
+        elif message_text(chat.messages[index]).strip():
+            raise BadRecord(
+                f"the chat template does not render the content of message {index} as it is; "
+                "`--spans assistant` does not need it"
+            )
+
+
+def _skipped(chat: Conversation, indices: list[int]) -> Iterator[Region]:
+    """Yield the places of turns without labels.
+
+    Raises:
+        BadRecord: one cannot be located.
+    """
+    for index in indices:
+        assistant = chat.messages[index]["role"] == ASSISTANT
+        place = (find_turn if assistant else find_content)(chat, index)
+        if place is None and assistant:
+            raise BadRecord(_not_located([index], index))
+        if place is not None:
+            yield Region(start=place[0], stop=place[1], kind=SKIPPED)
+
+
+def _own_thinking(
+    chat: Conversation, index: int, place: tuple[int, int], kinds: TurnKinds
+) -> list[Region]:
+    """Return a message's thinking if the template writes it between marks of its own.
+
+    Raises:
+        BadRecord: it is in the turn, but cannot be separated from the answer.
+    """
+    turn = Region(start=place[0], stop=place[1], kind="answer")
+    if not is_thinking_rendered(chat, index, place) or any(
+        part.kind == "thinking" for part in kinds.split(chat.text, turn)
+    ):
+        return []
+    if (found := find_thinking(chat, index, place)) is None:
+        raise BadRecord(
+            f"the chat template writes the thinking of message {index} so that it cannot be told "
+            "from the answer; leave it out of the record, or give another template"
+        )
+    return [Region(start=found[0], stop=found[1], kind="thinking")]
 
 
 def _not_located(lost: list[int], last: int) -> str:
@@ -187,57 +286,3 @@ def _end_tokens(teacher: Teacher, answered: str) -> tuple[str, ...]:
     """
     special = [t for t in teacher.special_tokens if answered.rstrip().endswith(t)]
     return tuple(dict.fromkeys([*teacher.stop_tokens, *special]))
-
-
-def _spans(text: str, region: Region, starts: list[int], stops: list[int]) -> Iterator[Span]:
-    """Yield the token spans of a region.
-
-    A token at the edge of the region counts only if it lies inside completely. Between two kinds
-    inside the region, a token with characters of both gets the second kind.
-
-    Args:
-        text: the rendered chat.
-        region: the characters to label.
-        starts: first character of each token.
-        stops: character after each token.
-    """
-    first = max(1, bisect_left(starts, region.start))
-    end = bisect_right(stops, region.stop)
-    parts = [region] if region.kind == "prompt" else _parts(text, region)
-    for part in parts:
-        last = part.stop == region.stop
-        stop = end if last else min(end, max(first, bisect_right(stops, part.stop)))
-        if first < stop:
-            yield Span(start=first, stop=stop, kind=part.kind)
-        first = max(first, stop)
-
-
-def _parts(text: str, region: Region) -> Iterator[Region]:
-    """Cut an assistant turn into answer, thinking and tool calls."""
-    place = region.start
-    if text[:place].rstrip().endswith(THINKING):  # the generation prompt opened it
-        match = REST_OF_THINKING.match(text, place, region.stop)
-        assert match is not None
-        yield Region(start=place, stop=match.end(), kind="thinking")
-        place = match.end()
-    done = 0
-    for match in PARTS.finditer(text[place : region.stop]):
-        if match.start() > done:
-            yield Region(start=place + done, stop=place + match.start(), kind="answer")
-        assert match.lastgroup is not None
-        yield Region(start=place + match.start(), stop=place + match.end(), kind=match.lastgroup)
-        done = match.end()
-    if place + done < region.stop:
-        yield Region(start=place + done, stop=region.stop, kind="answer")
-
-
-def _fill_with_prompt(spans: list[Span], length: int) -> Iterator[Span]:
-    """Yield the spans, and spans of kind `prompt` over all other tokens but the first."""
-    done = 1
-    for span in spans:
-        if done < span.start:
-            yield Span(start=done, stop=span.start, kind="prompt")
-        yield span
-        done = span.stop
-    if done < length:
-        yield Span(start=done, stop=length, kind="prompt")

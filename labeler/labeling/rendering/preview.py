@@ -16,7 +16,9 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.preview_command import PreviewCommand
 from labeler.labeling.rendering.render import Sequence, render
 from labeler.labeling.rendering.spans import Span
+from labeler.labeling.teacher.locate_teacher import locate_teacher
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
+from labeler.labeling.teacher.teacher_config import trusts_code
 from schemas import SoftshardsError
 from schemas.arrow import SPAN_KINDS
 
@@ -38,8 +40,12 @@ def preview(
     Raises:
         SoftshardsError: the teacher or the input cannot be read, or the input is empty.
     """
+    config, _ = locate_teacher(config, weights=False)
     teacher = open_teacher(
-        config.model, max_length=config.max_length, chat_template=config.chat_template
+        config.model,
+        max_length=config.max_length,
+        chat_template=config.chat_template,
+        trust_code=trusts_code(config.engine_arg),
     )
     records = chain.from_iterable(map(read_records, find_inputs(inputs)))
     rendered = list(islice(render(islice(records, config.limit), teacher, config), rows))
@@ -75,6 +81,7 @@ def row_facts(row: Sequence, teacher: Teacher) -> dict[str, object]:
     facts: dict[str, object] = {
         "id": row.id,
         "chunk": row.chunk,
+        "shape": row.shape,
         "labels": labels_by_kind(row.spans),
         "tokens": _tokens(row.input_ids, row.spans, teacher),
     }
@@ -114,7 +121,8 @@ def _print_row(row: Sequence, teacher: Teacher, config: LabelConfig) -> None:
     counts = ", ".join(f"{n} {kind}" for kind, n in labels_by_kind(row.spans).items())
     chunk = f", chunk {row.chunk}" if row.chunk else ""
     labels = f"labels: {counts}" if config.mode == "score" else f"at most {row.n_labels} labels"
-    out.print(Text(f"{row.id}{chunk}: {len(row.input_ids)} tokens, {labels}", style="bold"))
+    read = f"{row.shape}, {len(row.input_ids)} tokens"
+    out.print(Text(f"{row.id}{chunk}: {read}, {labels}", style="bold"))
     out.print(_colored(row.input_ids, row.spans, teacher, config))
     if row.student_input_ids is not None:
         tokens = f"the student sees {len(row.student_input_ids)} tokens:"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.label_settings import ColumnNames
-from labeler.labeling.rendering.chat import chat_tokens, prompt_tokens
-from labeler.labeling.rendering.messages import ASSISTANT, Chat, read_chat
+from labeler.labeling.rendering.chat import chat_tokens, prompt_tokens, render_chat
+from labeler.labeling.rendering.fit_template import fit_template
+from labeler.labeling.rendering.messages import ASSISTANT, Chat
+from labeler.labeling.rendering.record_shapes import FoundChat, find_chat, find_shape
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
 from labeler.labeling.rendering.student_context import pair_spans, shows_thinking, student_chat
 from labeler.labeling.rendering.token_ids import STUDENT_IDS, STUDENT_SPANS, read_ids, read_tokens
+from labeler.labeling.rendering.turn_kinds import turn_kinds
 from labeler.labeling.teacher.teacher import Teacher
 
 
@@ -27,6 +29,7 @@ class Rendered:
         prompt: the prompt as text, for people.
         document: it may be cut into chunks.
         templated: the chat template was applied.
+        shape: what the record is, for people.
     """
 
     tokens: Tokens
@@ -35,6 +38,7 @@ class Rendered:
     prompt: str | None = None
     document: bool = False
     templated: bool = False
+    shape: str = ""
 
 
 def render_scored(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
@@ -44,27 +48,21 @@ def render_scored(columns: Columns, teacher: Teacher, config: LabelConfig) -> Re
         BadRecord: the record has no such column, or one that cannot be rendered.
         SoftshardsError: the tokenizer does not support the settings.
     """
-
-    def has(*names: str) -> bool:
-        return all(columns.get(name) is not None for name in names)
-
-    if has(config.ids_column):
+    shape = find_shape(columns, config)
+    if found := find_chat(columns, config, shape):
+        return _render_chat(found, columns, teacher, config)
+    if shape == "ids":
         return _render_ids(columns, teacher, config)
-    if has(config.messages_column):
-        return _render_chat(columns, teacher, config)
-    if has(config.text_column):
-        ids = teacher.encode(_text(columns, config.text_column))
-        if config.append_eos:
-            ids = _append_eos(ids, teacher)
-        return Rendered(
-            tokens=_label_all_but_first(ids), columns=(config.text_column,), document=True
-        )
-    if has(config.prompt_column, config.completion_column):
+    if shape == "completion":
         return _render_completion(columns, teacher, config)
-    raise BadRecord(
-        f"it has neither a column {config.text_column!r} nor both {config.prompt_column!r} and "
-        f"{config.completion_column!r}, nor {config.messages_column!r} nor "
-        f"{config.ids_column!r}; its columns are {', '.join(map(repr, columns)) or 'none'}"
+    ids = teacher.encode(_text(columns, config.text_column))
+    if config.append_eos:
+        ids = _append_eos(ids, teacher)
+    return Rendered(
+        tokens=_label_all_but_first(ids),
+        columns=(config.text_column,),
+        document=True,
+        shape="text",
     )
 
 
@@ -74,7 +72,8 @@ def _render_ids(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rend
         if config.append_eos:
             ids = _append_eos(ids, teacher)
         names = (config.ids_column, config.spans_column)
-        return Rendered(tokens=_label_all_but_first(ids), columns=names, document=True)
+        tokens = _label_all_but_first(ids)
+        return Rendered(tokens=tokens, columns=names, document=True, shape="token ids")
     tokens = read_tokens(columns, config.ids_column, config.spans_column, teacher.vocab_size)
     student = None
     if columns.get(STUDENT_IDS) is not None and columns.get(STUDENT_SPANS) is not None:
@@ -89,25 +88,64 @@ def _render_ids(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rend
             *([config.prompt_column] if isinstance(prompt, str) else []),
         ),
         prompt=prompt if isinstance(prompt, str) else None,
+        shape="token ids and spans",
     )
 
 
-def _render_chat(columns: Columns, teacher: Teacher, config: LabelConfig) -> Rendered:
-    chat, other = _chats(columns, config)
+def _render_chat(
+    found: FoundChat, columns: Columns, teacher: Teacher, config: LabelConfig
+) -> Rendered:
+    chat, other = _chats(found, columns, teacher, config)
     tokens, student = _tokenize_chat(chat, teacher, config), None
     if other is not None:
-        unseen = shows_thinking(chat) and not shows_thinking(other)
+        kinds = turn_kinds(teacher)
+        unseen = shows_thinking(chat, kinds) and not shows_thinking(other, kinds)
         hidden = frozenset({"thinking"} if unseen else ())
         student = _tokenize_chat(other, teacher, config)
         tokens, student = pair_spans(tokens, student, hidden=hidden)
-    return _rendered_chat(chat, tokens, student, config)
+    return _rendered_chat(found, chat, tokens, student)
 
 
-def _chats(columns: Columns, config: LabelConfig) -> tuple[Chat, Chat | None]:
-    """Return the teacher's chat, and the student's if it is different."""
-    chat = read_chat(columns, config)
-    column, drop = config.student_messages_column, config.student_drop
-    return chat, student_chat(chat, columns, messages_column=column, drop=drop)
+def _chats(
+    found: FoundChat, columns: Columns, teacher: Teacher, config: LabelConfig
+) -> tuple[Chat, Chat | None]:
+    """Return the teacher's chat, and the student's if it is different, as the template reads them.
+
+    Raises:
+        BadRecord: a chat cannot be read.
+    """
+    chat = found.chat
+    other = student_chat(
+        found.student, columns, names=config, drop=config.student_drop, kinds=turn_kinds(teacher)
+    )
+    if other is None and found.student != chat:
+        other = found.student
+    generate = config.mode == "generate"
+
+    def render(changed: Chat) -> str:
+        return render_chat(teacher, changed, config.template_arguments, prompt=generate)
+
+    def fit(given: Chat) -> Chat:
+        return fit_template(_asked(given, config) if generate else given, render)
+
+    return fit(chat), None if other is None else fit(other)
+
+
+def _asked(chat: Chat, config: LabelConfig) -> Chat:
+    """Return a chat up to what the teacher answers.
+
+    Raises:
+        BadRecord: it ends with an answer, and `--regenerate` was not given; or it is only answers.
+    """
+    messages = chat.messages
+    while config.regenerate and messages and messages[-1]["role"] == ASSISTANT:
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] == ASSISTANT:
+        raise BadRecord(
+            "its last message is the assistant's: there is nothing to answer"
+            + ("" if config.regenerate else "; --regenerate leaves it out")
+        )
+    return replace(chat, messages=messages)
 
 
 def _tokenize_chat(chat: Chat, teacher: Teacher, config: LabelConfig) -> Tokens:
@@ -128,7 +166,13 @@ def _render_completion(columns: Columns, teacher: Teacher, config: LabelConfig) 
     if not tokens.spans:
         raise BadRecord("prompt and completion have one token; a label needs a token before it")
     names = (config.prompt_column, config.completion_column, config.student_prompt_column)
-    return Rendered(tokens=tokens, student=student, columns=names, prompt=prompt)
+    return Rendered(
+        tokens=tokens,
+        student=student,
+        columns=names,
+        prompt=prompt,
+        shape="prompt and completion",
+    )
 
 
 def _join(prompt: list[int], completion: list[int], spans: str) -> Tokens:
@@ -146,27 +190,20 @@ def render_prompt(columns: Columns, teacher: Teacher, config: LabelConfig) -> Re
     Raises:
         BadRecord: the record has no prompt, or it cannot be rendered.
     """
-    arguments = config.template_arguments
-    if columns.get(config.ids_column) is not None:
+    arguments, shape = config.template_arguments, find_shape(columns, config)
+    if shape == "ids":
         if columns.get(config.spans_column) is not None:
             raise BadRecord(
                 f"it has a column {config.spans_column!r}, but mode generate labels only the "
                 "tokens that it generates"
             )
         ids = read_ids(columns, config.ids_column, teacher.vocab_size)
-        return Rendered(tokens=Tokens(ids=ids), columns=(config.ids_column, config.spans_column))
-    if columns.get(config.messages_column) is not None:
-        chat, other = _chats(columns, config)
-        for messages in [c.messages for c in (chat, other) if c]:
-            if messages[-1]["role"] == ASSISTANT:
-                raise BadRecord("its last message is the assistant's: there is nothing to answer")
+        names = (config.ids_column, config.spans_column)
+        return Rendered(tokens=Tokens(ids=ids), columns=names, shape="token ids")
+    if found := find_chat(columns, config, shape):
+        chat, other = _chats(found, columns, teacher, config)
         student = prompt_tokens(teacher, other, arguments) if other else None
-        return _rendered_chat(chat, prompt_tokens(teacher, chat, arguments), student, config)
-    if columns.get(config.prompt_column) is None:
-        raise BadRecord(
-            f"it has neither {config.prompt_column!r} nor {config.messages_column!r} nor "
-            f"{config.ids_column!r}; its columns are {', '.join(map(repr, columns)) or 'none'}"
-        )
+        return _rendered_chat(found, chat, prompt_tokens(teacher, chat, arguments), student)
     templated = bool(teacher.chat_template) and not config.raw_prompts
 
     def tokenize(name: str) -> Tokens:
@@ -182,23 +219,20 @@ def render_prompt(columns: Columns, teacher: Teacher, config: LabelConfig) -> Re
         columns=(config.prompt_column, config.student_prompt_column),
         prompt=_text(columns, config.prompt_column),
         templated=templated,
+        shape="prompt",
     )
 
 
 def _rendered_chat(
-    chat: Chat, tokens: Tokens, student: Tokens | None, names: ColumnNames
+    found: FoundChat, chat: Chat, tokens: Tokens, student: Tokens | None
 ) -> Rendered:
     return Rendered(
         tokens=tokens,
         student=student,
-        columns=(
-            names.messages_column,
-            names.tools_column,
-            names.documents_column,
-            names.student_messages_column,
-        ),
+        columns=found.columns,
         prompt=json.dumps(chat.messages, ensure_ascii=False),
         templated=True,
+        shape=found.shape,
     )
 
 

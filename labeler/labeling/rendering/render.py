@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from labeler.labeling.inputs.read_records import Record, Reject
 from labeler.labeling.label_config import LabelConfig
@@ -28,7 +29,7 @@ class Sequence:
         id: the record's id.
         chunk: number of the chunk, for documents that were cut.
         source: name of the input file.
-        meta: the unused columns as JSON.
+        meta: the unused columns as JSON; NaN and infinities are null.
         prompt: the prompt as text, for people.
         input_ids: the teacher's tokens: the sequence (score) or the prompt (generate).
         spans: the tokens to label; empty in mode generate.
@@ -38,6 +39,7 @@ class Sequence:
         student_spans: the place of each of `spans` in the student's tokens, with the same length
             (empty in mode generate).
         templated: the chat template was applied.
+        shape: what the record is, for people.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Sequence:
     student_input_ids: list[int] | None = None
     student_spans: tuple[Span, ...] | None = None
     templated: bool = False
+    shape: str = ""
 
 
 def render(
@@ -148,7 +151,7 @@ def _sequence(record: Record, config: LabelConfig, rendered: Rendered, chunk: in
         id=_id(record, config),
         chunk=chunk,
         source=record.source,
-        meta=_meta(record, {*rendered.columns, config.id_column}),
+        meta=_meta(record, {*rendered.columns, config.id_column}, config.drop_columns),
         prompt=rendered.prompt,
         input_ids=tokens.ids,
         spans=tokens.spans,
@@ -157,6 +160,7 @@ def _sequence(record: Record, config: LabelConfig, rendered: Rendered, chunk: in
         student_input_ids=None if student is None else student.ids,
         student_spans=None if student is None else student.spans,
         templated=rendered.templated,
+        shape=rendered.shape,
     )
 
 
@@ -165,6 +169,16 @@ def _id(record: Record, config: LabelConfig) -> str:
     return record.id if own is None else str(own)
 
 
-def _meta(record: Record, used: set[str]) -> str | None:
-    rest = {name: value for name, value in record.columns.items() if name not in used}
-    return json.dumps(rest, ensure_ascii=False, default=str) if rest else None
+def _meta(record: Record, used: set[str], drop: tuple[str, ...]) -> str | None:
+    rest = {
+        name: value
+        for name, value in record.columns.items()
+        if name not in used and not any(fnmatchcase(name, pattern) for pattern in drop)
+    }
+    if not rest:
+        return None
+    try:
+        return json.dumps(rest, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:  # NaN or Infinity, which JSON does not have
+        text = json.dumps(rest, ensure_ascii=False, default=str)
+        return json.dumps(json.loads(text, parse_constant=lambda _: None), ensure_ascii=False)

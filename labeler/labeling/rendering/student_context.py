@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import replace
 
 from labeler.labeling.inputs.file_formats import Columns
+from labeler.labeling.label_settings import ColumnNames
 from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message, read_messages
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
+from labeler.labeling.rendering.turn_kinds import TurnKinds
 
 SYSTEM_ROLES = ("system", "developer")
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-THINKING_TEXT = re.compile(r"(?:<think>.*?</think>|\[THINK\].*?\[/THINK\])\n*", re.DOTALL)
 
 
 def student_chat(
-    chat: Chat, columns: Columns, *, messages_column: str, drop: Collection[str]
+    chat: Chat, columns: Columns, *, names: ColumnNames, drop: Collection[str], kinds: TurnKinds
 ) -> Chat | None:
     """Return the chat that the student sees; None if it is the teacher's.
 
     Args:
         chat: the teacher's chat.
         columns: the record.
-        messages_column: column with the student's messages, if the record has any.
+        names: the columns; one may hold the student's messages.
         drop: parts that the student does not see (`--student-drop`).
+        kinds: tells thinking from the answer.
 
     Raises:
         BadRecord: the column holds no messages, or no message is left.
     """
     messages = chat.messages
-    if columns.get(messages_column) is not None:
-        messages = read_messages(columns, messages_column)
+    if columns.get(names.student_messages_column) is not None:
+        messages = read_messages(columns, names.student_messages_column, names)
     if "system" in drop:
         messages = [m for m in messages if m["role"] not in SYSTEM_ROLES]
     if "thinking" in drop:
-        messages = [without_thinking(m) for m in messages]
+        messages = [without_thinking(m, kinds) for m in messages]
     if not messages:
         raise BadRecord("no message is left for the student to see")
     student = Chat(
@@ -46,22 +47,26 @@ def student_chat(
     return None if student == chat else student
 
 
-def without_thinking(message: Message) -> Message:
+def without_thinking(message: Message, kinds: TurnKinds) -> Message:
     """Return an assistant's message without its thinking, and any other message as it is."""
     if message["role"] != ASSISTANT:
         return message
     kept = {name: value for name, value in message.items() if name not in THINKING_KEYS}
     content = kept["content"]
     if isinstance(content, str):
-        kept["content"] = THINKING_TEXT.sub("", content)
+        kept["content"] = kinds.without_thinking(content)
     elif isinstance(content, list):
-        kept["content"] = [part for part in content if part.get("type") not in THINKING_KEYS]
+        kept["content"] = [
+            part | {"text": kinds.without_thinking(part["text"])} if "text" in part else part
+            for part in content
+            if part.get("type") not in THINKING_KEYS
+        ]
     return kept
 
 
-def shows_thinking(chat: Chat) -> bool:
+def shows_thinking(chat: Chat, kinds: TurnKinds) -> bool:
     """Return whether a message of the chat contains an assistant's thinking."""
-    return any(without_thinking(message) != message for message in chat.messages)
+    return any(without_thinking(message, kinds) != message for message in chat.messages)
 
 
 def pair_spans(

@@ -12,14 +12,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from labeler.labeling.rendering.messages import Message
+from labeler.labeling.rendering.messages import ASSISTANT, Message
 from labeler.labeling.rendering.spans import BadRecord
+from labeler.labeling.rendering.student_context import THINKING_KEYS
+from labeler.labeling.rendering.turn_kinds import TURN_START
 
 Render = Callable[[list[Message], bool], str]
 """(messages, add_generation_prompt) -> text; raises BadRecord if the template refuses."""
 
-TURN_START = re.compile(r"\s*(<think>|\[THINK\]|<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)")
-"""Markup that the assistant itself writes at the start of a turn, even one without content."""
 MARK, EARLIER_MARK = "\ue0f0", "\ue0f1"
 """Private-use characters that stand for a turn."""
 
@@ -33,12 +33,14 @@ class Conversation:
         render: the template.
         text: the rendering of the messages, without a generation prompt.
         ends: end-of-turn tokens.
+        specials: tokens that are markup.
     """
 
     messages: list[Message]
     render: Render
     text: str
     ends: tuple[str, ...]
+    specials: tuple[str, ...] = ()
 
 
 def find_turn(chat: Conversation, index: int) -> tuple[int, int] | None:
@@ -77,6 +79,56 @@ def find_content(chat: Conversation, index: int) -> tuple[int, int] | None:
             "the text around it; `--spans assistant` does not need it"
         )
     return len(before), stop
+
+
+def find_thinking(chat: Conversation, index: int, place: tuple[int, int]) -> tuple[int, int] | None:
+    """Return (start, stop) of what the thinking of message `index` adds to its turn at `place`.
+
+    The chat is rendered without it. If that text can begin in more than one place, as between two
+    headers that are alike, it begins at the first.
+
+    Returns:
+        None if the template writes something else instead.
+    """
+    message = {k: v for k, v in chat.messages[index].items() if k not in THINKING_KEYS}
+    without = _try(chat, [*chat.messages[:index], message, *chat.messages[index + 1 :]])
+    if without is None or len(without) >= len(chat.text):
+        return None
+    same_end = shared_length(chat.text[::-1], without[::-1])
+    start = max(place[0], len(without) - same_end)
+    stop = start + len(chat.text) - len(without)
+    if chat.text[:start] != without[:start] or stop > place[1]:
+        return None
+    return start, stop
+
+
+def shared_length(a: str, b: str) -> int:
+    """Return the number of characters at which two texts begin alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def is_thinking_rendered(chat: Conversation, index: int, place: tuple[int, int]) -> bool:
+    """Return whether the thinking under a key of message `index` is in its turn at `place`."""
+    thoughts = [chat.messages[index].get(key) for key in THINKING_KEYS]
+    return any(
+        isinstance(t, str) and t.strip() and chat.text.find(t.strip(), *place) >= 0
+        for t in thoughts
+    )
+
+
+def is_content_rendered(chat: Conversation, index: int) -> bool:
+    """Return whether the template writes message `index`'s content; true if it refuses to tell."""
+    marked = _try(chat, _with_mark(chat.messages, index, MARK))
+    return marked is None or MARK in marked
+
+
+def with_content(chat: Conversation, index: int, word: str) -> str | None:
+    """Render the chat with `word` as message `index`'s content; None if that is not rendered."""
+    marked = _try(chat, _with_mark(chat.messages, index, MARK))
+    if marked is None or MARK not in marked:
+        return None
+    quoted = f'"{MARK}"' in marked  # the template writes JSON
+    return marked.replace(f'"{MARK}"' if quoted else MARK, word)
 
 
 def _start(chat: Conversation, index: int) -> int | None:
@@ -121,7 +173,11 @@ def _after_prompt(chat: Conversation, index: int, turn: Message) -> str:
 def _stop(chat: Conversation, index: int) -> int | None:
     """Return the end of an assistant turn, with its end-of-turn token."""
     done = render_through(chat, index)
-    if done is not None and chat.text.startswith(done) and done.rstrip().endswith(chat.ends):
+    if (
+        done is not None
+        and chat.text.startswith(done)
+        and done.rstrip().endswith((*chat.ends, *chat.specials))
+    ):
         return len(done.rstrip())
     end = re.compile("|".join(map(re.escape, chat.ends)) or "(?!)")
     for turn, _, after in _marked(chat, index):
@@ -133,8 +189,21 @@ def _stop(chat: Conversation, index: int) -> int | None:
             if chat.text.endswith(rest) and through.endswith(chat.ends):
                 return len(through)
         elif not turn.get("tool_calls") and chat.text.endswith(after):
-            return len(chat.text) - len(after)
+            return len(chat.text) - len(after) + len(_shared_end(chat, after))
     return None
+
+
+def _shared_end(chat: Conversation, after: str) -> str:
+    """Return the token at the start of `after` if it also ends another role's message.
+
+    Some templates end the turns of history with a token that the model itself does not write.
+    """
+    token = next((t for t in chat.specials if after.startswith(t)), "")
+    others = [i for i, m in enumerate(chat.messages) if m["role"] != ASSISTANT]
+    if not token or not others:
+        return ""
+    marked = _try(chat, _with_mark(chat.messages, others[0], MARK)) or ""
+    return token if marked.partition(MARK)[2].startswith(token) else ""
 
 
 def _closes(chat: Conversation, index: int, turn: Message, closing: str) -> bool:
@@ -152,7 +221,8 @@ def _marked(chat: Conversation, index: int) -> Iterator[tuple[Message, str, str]
     message = chat.messages[index]
     turns = [_with_mark([{"role": message["role"], "content": message["content"]}], 0, MARK)[0]]
     if calls := message.get("tool_calls"):
-        function = {"name": MARK, "arguments": {}}
+        given = calls[0].get("function", calls[0]).get("arguments")
+        function = {"name": MARK, "arguments": "{}" if isinstance(given, str) else {}}
         turns.append(message | {"tool_calls": [calls[0] | {"function": function}]})
     for turn in turns:
         text = _try(chat, [*chat.messages[:index], turn, *chat.messages[index + 1 :]])

@@ -9,6 +9,7 @@ from labeler.labeling.runs.append import append, is_recorded, known_rows
 from labeler.labeling.runs.new_set import SPOOL, new_set, require_room_for
 from labeler.labeling.runs.plan_input import plan_input, report_rejects, require_parents
 from labeler.labeling.runs.plan_settings import (
+    pin_template_time,
     plan_settings,
     require_same_codec,
     require_same_plan,
@@ -37,8 +38,10 @@ def begin(
             raise SoftshardsError(
                 "there is no label set to append to", path=config.out, hint="leave out --append"
             )
+        teacher, identity = pin_template_time(teacher, identity, None)
         return new_set(files, config, teacher, identity, settings)
     manifest = read_manifest(config.out)
+    teacher, identity = pin_template_time(teacher, identity, manifest)
     if manifest.plan is None:
         raise SoftshardsError(
             "this label set was derived from others, so it has nothing left to label",

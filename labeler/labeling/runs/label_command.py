@@ -23,10 +23,10 @@ class LabelCommand:
     """The input, the settings of the label set, and the kind of run."""
 
     inputs: tuple[str, ...]
-    """Files (.jsonl, .json, .csv, .txt, each also .gz or .zst; .parquet, .arrow), folders of them,
-    patterns ('data/*.jsonl'), URLs of any of these (https://, s3://, gs://, hf://, ...), - for JSON
-    lines on standard input, Hugging Face datasets on disk, and label sets, whose rows are labeled
-    again."""
+    """Files (.jsonl, .ndjson, .json, .csv, .txt, each also .gz, .zst, .bz2 or .xz; .parquet,
+    .arrow), folders of them, patterns ('data/*.jsonl'), URLs of any of these (https://, s3://,
+    gs://, hf://, ...), - for JSON lines on standard input, Hugging Face datasets on disk, and label
+    sets, whose rows are labeled again."""
 
     _: KW_ONLY
 

@@ -18,12 +18,14 @@ from labeler.labeling.planning.engine_memory import (
     Memory,
     checkpoint_size,
     engine_memory,
+    remote_size,
     require_memory,
     step_tokens,
 )
 from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.plan_input import plan_input
 from labeler.labeling.runs.timing import Timing, measure_timing, rough_timing
+from labeler.labeling.teacher.locate_teacher import locate_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class DryRun:
         bytes: of the label set; free_bytes: of its disk.
         memory: of the engine.
         timing: engine time for the whole plan.
+        dtype, context: of the teacher: the dtype that it runs in, and its longest sequence.
     """
 
     planned: Planned
@@ -42,6 +45,8 @@ class DryRun:
     free_bytes: int
     memory: Memory
     timing: Timing
+    dtype: str
+    context: int
 
 
 def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = False) -> DryRun:
@@ -56,10 +61,15 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
         SoftshardsError: the input cannot be planned, or the teacher cannot fit in memory.
     """
     # Nothing is compared with this identity: the headers of the weights are enough.
-    teacher, identity = identify_teacher(config, weights_digest="header")
+    config, source = locate_teacher(config, weights=calibrate)
+    teacher, identity = identify_teacher(config, weights_digest="header", source=source)
     files = find_inputs(inputs)
     step = step_tokens(config, identity.vocab_size)
-    size = checkpoint_size(config.model, identity.dtype)
+    size = (
+        remote_size(source.missing_bytes, teacher.dtype, identity.dtype)
+        if source.missing_bytes
+        else checkpoint_size(config.model, identity.dtype)
+    )
     memory = engine_memory(config, size, vocab_size=identity.vocab_size, batched_tokens=step)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -78,6 +88,8 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
             free_bytes=free_bytes(config.out),
             memory=memory,
             timing=timing,
+            dtype=identity.dtype,
+            context=teacher.context,
         )
 
 
@@ -92,6 +104,8 @@ def print_plan(
             "units": planned.units,
             "rows": planned.rows,
             "tokens": planned.n_tokens,
+            "dtype": result.dtype,
+            "context": result.context,
             "labels": planned.n_labels,
             "rejects": planned.rejects,
             "estimated_bytes": result.bytes,
@@ -105,6 +119,7 @@ def print_plan(
     most = " at most" if config.mode == "generate" else ""
     out.print(f"rows          {planned.rows} in {planned.units} units")
     out.print(f"tokens        {planned.n_tokens}, labels {planned.n_labels}{most}")
+    out.print(f"teacher       {result.dtype}, context {result.context} tokens")
     out.print(f"rejects       {planned.rejects}")
     for reject in planned.first_rejects:
         out.print(f"              {reject.id}: {reject.reason}", markup=False)

@@ -21,6 +21,7 @@ from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.label_units import label_units
 from labeler.labeling.runs.locks import rank_lock, remove_abandoned_files, set_lock
 from labeler.labeling.runs.stopping import Stop, stop_on_signals
+from labeler.labeling.teacher.locate_teacher import locate_teacher
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.finalize import close
 from schemas import Manifest
@@ -61,7 +62,10 @@ def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
         Interrupted: by a signal while no unit was in progress, or by a second one.
     """
     started = time.perf_counter()
-    teacher, identity = identify_teacher(config, weights_digest=config.weights_digest)
+    config, source = locate_teacher(config, weights=True)
+    teacher, identity = identify_teacher(
+        config, weights_digest=config.weights_digest, source=source
+    )
     files = find_inputs(inputs)
     with stop_on_signals() as stop, rank_lock(config.out, config.rank, config.world_size):
         with set_lock(config.out, "plan"), explain_full_disk("the plan", config.out):

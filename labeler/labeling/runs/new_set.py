@@ -10,10 +10,12 @@ from labeler.labeling.planning.budget import estimate_bytes, require_space
 from labeler.labeling.planning.cut import Planned
 from labeler.labeling.planning.engine_memory import step_tokens
 from labeler.labeling.runs.plan_input import plan_input, report_rejects, require_parents
+from labeler.labeling.teacher.locate_teacher import source_provenance
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from schemas import Identity, Manifest, __version__
 from schemas.atomic import TMP_PREFIX
+from schemas.hub_model import ModelSource
 from schemas.journal import plan_rejects_path, write_rejects
 from schemas.manifest import write_manifest
 from schemas.plan import PLAN, write_plan
@@ -46,6 +48,8 @@ def new_set(
     with plan_input(files, config, teacher, config.out / SPOOL, k=identity.k) as planned:
         if not planned.templated:
             identity = identity.model_copy(update={"chat_template": None})
+        if teacher.clock is None or not teacher.clock.used:
+            identity = identity.model_copy(update={"template_time": None})
         require_room_for(planned, config, identity.k)
         rejects = map(vars, planned.all_rejects())
         write_rejects(plan_rejects_path(config.out, PLAN), rejects)
@@ -61,7 +65,7 @@ def new_set(
         tokenizer_files=copy_tokenizer(teacher.path, config.out),
         provenance={
             "softshards": __version__,
-            "teacher": str(teacher.path),
+            **source_provenance(teacher.source or ModelSource(folder=teacher.path)),
             "plan": settings,
             "planned_rows": planned.rows,
             "planned_tokens": planned.n_tokens,

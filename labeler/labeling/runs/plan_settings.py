@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from labeler.labeling.inputs.find_inputs import Input
 from labeler.labeling.inputs.input_identity import input_digests
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.label_settings import recorded_settings
+from labeler.labeling.teacher.teacher import Teacher
+from labeler.labeling.teacher.template_clock import TemplateClock, new_clock
 from schemas import Identity, Manifest, SoftshardsError
 from schemas.manifest import differences, require_same_identity
 from schemas.version import CODECS
@@ -16,6 +19,31 @@ from schemas.version import CODECS
 def plan_settings(files: list[Input], config: LabelConfig) -> dict[str, object]:
     """Return the settings that, beside the identity, must not change between calls of one run."""
     return recorded_settings(config, "plan") | {"inputs": input_digests(files)}
+
+
+def pin_template_time(
+    teacher: Teacher, identity: Identity, manifest: Manifest | None
+) -> tuple[Teacher, Identity]:
+    """Pin the time that a chat template prints: to this moment, or to the one of an older set.
+
+    A set that was made without one prints the time of each call, as it always did.
+
+    Args:
+        teacher: the teacher.
+        identity: of this call.
+        manifest: of the set, if there is one.
+
+    Returns:
+        Both with the time, if the template may print it.
+    """
+    if "strftime_now" not in str(teacher.chat_template):
+        return teacher, identity
+    clock = new_clock() if manifest is None else None
+    if manifest is not None and manifest.identity.template_time:
+        clock = TemplateClock(manifest.identity.template_time)
+    moment = clock and clock.moment
+    pinned = identity.model_copy(update={"template_time": moment})
+    return dataclasses.replace(teacher, clock=clock), pinned
 
 
 def require_same_teacher(

@@ -7,14 +7,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labeler.console import err
+from labeler.labeling.teacher.teacher_config import (
+    GENERATION,
+    generation_stop_ids,
+    model_context,
+    model_dtype,
+    own_code,
+)
+from labeler.labeling.teacher.template_clock import TemplateClock
 from schemas import SoftshardsError
 from schemas.errors import first_line
+from schemas.hub_model import ModelSource
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-CHECKPOINT = "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer"
+CHECKPOINT = (
+    "give the folder of a Hugging Face causal LM with config.json, weights and tokenizer, or "
+    "OWNER/NAME of a model on the Hub"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +41,9 @@ class Teacher:
         context: longest sequence that the model supports, in tokens.
         dtype: the checkpoint's dtype, by torch's name.
         stop_ids: token ids that end a generation.
+        trust_code: the checkpoint's own code may run.
+        source: where the folder comes from, if `--model` named it in another way.
+        clock: the time that the chat template prints; by default now.
     """
 
     path: Path
@@ -36,6 +52,9 @@ class Teacher:
     context: int
     dtype: str
     stop_ids: tuple[int, ...]
+    source: ModelSource | None = None
+    trust_code: bool = False
+    clock: TemplateClock | None = None
 
     @property
     def chat_template(self) -> str | None:
@@ -123,49 +142,64 @@ def require_checkpoint(path: Path) -> None:
         raise SoftshardsError("not a model: config.json is missing", path=path, hint=CHECKPOINT)
 
 
-def open_teacher(path: Path, *, max_length: int, chat_template: Path | None = None) -> Teacher:
+def open_teacher(
+    path: Path, *, max_length: int, chat_template: Path | None = None, trust_code: bool = False
+) -> Teacher:
     """Load a teacher's tokenizer and configuration.
 
     Args:
         path: the teacher's folder.
         max_length: longest sequence that it must support, in tokens.
         chat_template: Jinja file that replaces the tokenizer's own template.
+        trust_code: run the checkpoint's own code, if it has some.
 
     Raises:
-        SoftshardsError: the folder is not a checkpoint, has no tokenizer or a shorter context, or
-            the template cannot be read.
+        SoftshardsError: the folder is not a checkpoint or needs code of its own, has no tokenizer
+            or a shorter context, or the template cannot be read.
     """
     require_checkpoint(path)
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
-        model_config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        # True or False: without a value, transformers asks on the terminal.
+        model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_code)
+        context = model_context(model_config) or max_length
+        dtype = model_dtype(model_config, path)
+        stop_ids = {tokenizer.eos_token_id, *generation_stop_ids(path)} - {None}
+    except SoftshardsError:
+        raise
     except Exception as error:  # parsers raise many types
+        file = None if trust_code else own_code(path)
+        if file is not None and "trust_remote_code" in str(error):
+            raise SoftshardsError(
+                f"the model needs code of its own ({file} names it under `auto_map`)",
+                path=path,
+                hint="read that code; if you trust it, pass --engine-arg.trust-remote-code true",
+            ) from error
         raise SoftshardsError(
             f"the model cannot be opened: {first_line(error)}", path=path, hint=CHECKPOINT
         ) from error
     if chat_template is not None:
         tokenizer.chat_template = _read_template(chat_template)
-    text_config = model_config.get_text_config()
-    context = int(getattr(text_config, "max_position_embeddings", None) or max_length)
     if max_length > context:
         raise SoftshardsError(
             f"--max-length {max_length} is more than the model's context of {context} tokens",
             path=path,
             hint=f"pass --max-length {context} or less",
         )
-    stop_ids = [tokenizer.eos_token_id]
-    if (path / "generation_config.json").is_file():
-        eos = GenerationConfig.from_pretrained(path).eos_token_id
-        stop_ids += eos if isinstance(eos, list) else [eos]
+    unknown = sorted(token for token in stop_ids if token >= len(tokenizer))
+    if unknown:
+        beyond = f"stop ids beyond the tokenizer's {len(tokenizer)} ids are ignored"
+        err.print(f"{path / GENERATION}: {beyond}: {str(unknown)[1:-1]}", markup=False)
     return Teacher(
         path=path,
         tokenizer=tokenizer,
         vocab_size=len(tokenizer),
         context=context,
-        dtype=str(text_config.dtype or "float32").removeprefix("torch."),
-        stop_ids=tuple(sorted({i for i in stop_ids if i is not None})),
+        dtype=dtype,
+        stop_ids=tuple(sorted(stop_ids - set(unknown))),
+        trust_code=trust_code,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from labeler.labeling.teacher.locate_teacher import locate_named
 from labeler.labelsets.repair.salvage import (
     Footer,
     Ranges,
@@ -17,7 +18,7 @@ from labeler.labelsets.repair.salvage import (
     rebuild_entry,
     rebuild_manifest,
 )
-from schemas import LabelSetError, Manifest
+from schemas import LabelSetError, Manifest, SoftshardsError
 from schemas.atomic import TMP_PREFIX
 from schemas.fingerprint import sha256_file, tokenizer_digest
 from schemas.index import INDEX, read_index
@@ -243,10 +244,15 @@ def _check_tokenizer(found: Diagnosis, model: Path | None) -> None:
         return
     except (LabelSetError, OSError, ValueError):
         found.tokenizer_lost = True
-    named = model or manifest.provenance.get("teacher")
-    if named is None:
+    try:
+        located = locate_named(manifest.provenance, model, None, weights=False)
+    except SoftshardsError:
+        if model is not None:
+            raise
+        return  # the set's own teacher is out of reach
+    if located is None:
         return
-    source = Path(str(named))
+    source = located.folder
     try:
         if tokenizer_digest(source) == manifest.identity.tokenizer:
             found.tokenizer_source = source

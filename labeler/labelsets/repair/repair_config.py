@@ -20,7 +20,8 @@ class RepairConfig:
     _: KW_ONLY
 
     model: Path | None = None
-    """Folder of the teacher, to copy tokenizer files from; by default the one the set names."""
+    """Folder of the teacher, or its OWNER/NAME[@REVISION] on the Hub, to copy tokenizer files from;
+    by default the one the set names."""
 
     dry_run: bool = False
     """Print what would be done; change nothing."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from labeler.console import progress
+from labeler.labeling.teacher.locate_teacher import locate_named
 from labeler.labelsets.verify.classify import Fault, find_faults
 from labeler.labelsets.verify.differences import compare_labels
 from labeler.labelsets.verify.fault_messages import fault_findings
@@ -62,7 +63,7 @@ class Rescore:
 
 
 def rescore_rows(
-    labels: LabelSet, count: int | None, model: Path | None, *, tolerance: float, seed: int
+    labels: LabelSet, count: int | None, path: Path, *, tolerance: float, seed: int
 ) -> Rescore:
     """Label `count` rows (None: all) again with the reference engine, and compare.
 
@@ -72,7 +73,7 @@ def rescore_rows(
     Args:
         labels: the set.
         count: number of rows, chosen by a seeded hash of their place.
-        model: the teacher's folder; by default the one that the set names.
+        path: the teacher's folder.
         tolerance: largest difference of a logprob that counts as equal, in nats, on top of the
             rounding of storage.
         seed: seed for the choice of rows.
@@ -87,7 +88,6 @@ def rescore_rows(
     from labeler.labeling.teacher.teacher import open_teacher
 
     identity, codec = labels.manifest.identity, labels.manifest.codec
-    path = teacher_path(labels, model)
     teacher = open_teacher(path, max_length=identity.max_length)
     dtype, head = identity.dtype, identity.head_dtype
     if "unknown" in (dtype, head):  # an imported set that does not record them
@@ -108,20 +108,20 @@ def rescore_rows(
     return sums.rescore(tolerance)
 
 
-def teacher_path(labels: LabelSet, model: Path | None) -> Path:
+def teacher_path(labels: LabelSet, model: Path | None, revision: str | None = None) -> Path:
     """Return the folder of the teacher to compare with.
 
     Raises:
         SoftshardsError: neither `model` nor the set names one.
     """
-    named = model or labels.manifest.provenance.get("teacher")
-    if named is None:
+    source = locate_named(labels.manifest.provenance, model, revision)
+    if source is None:
         raise SoftshardsError(
             "the label set does not name its teacher's folder",
             path=labels.path,
             hint="give the folder with --model",
         )
-    return Path(str(named))
+    return source.folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from labeler.labeling.teacher.teacher import (
     open_teacher,
     require_checkpoint,
 )
+from labeler.labeling.teacher.template_clock import TemplateClock
 from labeler.labelsets.common.tokenizer_file import (
     TOKENIZER_JSON,
     TextTokenizer,
@@ -248,6 +250,8 @@ def _check_template(
     template = find_template(manifest, teacher.chat_template)
     tried = template or Template(text=teacher.chat_template or "", arguments={})
     teacher.tokenizer.chat_template = tried.text or None
+    if moment := manifest.identity.template_time:
+        teacher = replace(teacher, clock=TemplateClock(moment))
     fits = [
         (row, fit)
         for row in rows

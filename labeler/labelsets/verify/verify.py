@@ -52,14 +52,13 @@ def _check(labels: LabelSet, config: VerifyConfig) -> tuple[list[Finding], Resco
     findings += check_text(labels)
     if config.rescore == 0 and config.model is None:
         return findings, None
-    of_teacher = list(check_teacher(labels, teacher_path(labels, config.model)))
+    teacher = teacher_path(labels, config.model, config.revision)
+    of_teacher = list(check_teacher(labels, teacher))
     findings += of_teacher
     if config.rescore == 0 or any(finding.kind == "tokenizer" for finding in of_teacher):
         return findings, None
     count = None if config.rescore == "all" else config.rescore
-    rescore = rescore_rows(
-        labels, count, config.model, tolerance=config.tolerance, seed=config.seed
-    )
+    rescore = rescore_rows(labels, count, teacher, tolerance=config.tolerance, seed=config.seed)
     return [*findings, *rescore.findings], rescore
 
 

@@ -30,8 +30,11 @@ class VerifyConfig:
     single wrong label."""
 
     model: Path | None = None
-    """Folder of the teacher; by default, for --rescore, the one that made the set. Its weights,
-    tokenizer and chat template are compared with the set's, too."""
+    """Folder of the teacher, or its OWNER/NAME on the Hub; by default, for --rescore, the one that
+    made the set. Its weights, tokenizer and chat template are compared with the set's, too."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a --model on the Hub; by default the set's."""
 
     tolerance: float = 1e-3
     """Largest difference of a logprob that counts as equal, in nats, on top of the rounding of

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from labeler.labeling.inputs.read_records import ArrowColumns
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.chat import chat_tokens, prompt_tokens
 from labeler.labeling.rendering.messages import read_chat
@@ -545,7 +546,8 @@ def test_messages_from_parquet_and_json(teachers: dict[str, Teacher]) -> None:
         for m in TOOL_CHAT
     ]
     expected = rendered(teacher, plain)
-    assert rendered(teacher, {"messages": structs, "tools": TOOLS}) == expected
+    columns = ArrowColumns({"messages": structs, "tools": TOOLS})
+    assert rendered(teacher, columns) == expected
     assert rendered(teacher, {"messages": as_json, "tools": json.dumps(TOOLS)}) == expected
     assert rendered(teacher, {n: json.dumps(v) for n, v in plain.items()}) == expected
 

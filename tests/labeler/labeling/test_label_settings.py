@@ -22,8 +22,10 @@ OTHER: dict[str, Any] = {
     "append": True,
     "append_eos": True,
     "capture": "public",
+    "chat_prompts": True,
     "codec": "compact",
     "deterministic": False,
+    "drop_columns": ("a",),
     "dtype": "bfloat16",
     "engine_arg": {"rope-theta": "1"},
     "head_dtype": "model",
@@ -34,6 +36,9 @@ OTHER: dict[str, Any] = {
     "min_p": 0.1,
     "quantization": "fp8",
     "raw_prompts": True,
+    "regenerate": True,
+    "roles": {"narrator": "user"},
+    "shape": "text",
     "spans": "turns",
     "stop": ("x",),
     "strict": True,
@@ -50,9 +55,13 @@ TOGETHER = {
     "rank": {"world_size": 2},
     "min_k": {"top_p_labels": 0.5},
     "head_dtype": {"dtype": "bfloat16"},
+    "samples": {"temperature": 0.5},
 }
 """Settings that matter only beside others."""
-ELSEWHERE = ("model", "out", "mode", "engine", "server_url", "server_api", "served_model")
+ELSEWHERE = (
+    *("model", "revision", "out", "mode", "engine"),
+    *("server_url", "server_api", "served_model"),
+)
 """Settings that take another teacher, server or form of input to change."""
 
 

@@ -63,7 +63,9 @@ def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, run_labeler:
     done = run_labeler("preview", chats, "--model", qwen, "--rows", 2, "--json")
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout)
-    assert second == {"id": "two", "reject": "it has nothing to label with --spans assistant"}
+    reason = "it has nothing to label with --spans assistant; its roles: system, user"
+    assert second == {"id": "two", "reject": reason}
+    assert first["shape"] == "messages"
     tokens = first["tokens"]
     answer = "".join(token["text"] for token in tokens if token["kind"] == "answer")
     assert answer == "[b]the\tcat[/b]\n<|im_end|>"
@@ -73,7 +75,7 @@ def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, run_labeler:
 
 
 def test_prompts_end_where_the_answer_begins(qwen: Path, chats: Path, run_labeler: Run) -> None:
-    flags = ("--mode", "generate", "--max-tokens", 5, "--samples", 3)
+    flags = ("--mode", "generate", "--max-tokens", 5, "--samples", 3, "--temperature", 1)
     done = run_labeler("preview", chats, "--model", qwen, *flags)
     assert done.returncode == 0, done.stderr
     assert "one: rejected: its last message is the assistant's" in done.stdout

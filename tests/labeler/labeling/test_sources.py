@@ -243,7 +243,10 @@ def test_chunks_samples_and_meta_of_a_label_set(
     settings: Callable[..., LabelConfig], tmp_path: Path
 ) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "a", "prompt": "the cat sat", "topic": "cats"}\n')
-    label([str(tmp_path / "a.jsonl")], settings(mode="generate", samples=2, max_tokens=4))
+    label(
+        [str(tmp_path / "a.jsonl")],
+        settings(mode="generate", samples=2, temperature=1.0, max_tokens=4),
+    )
     found = read(tmp_path / "labels")
     assert {(r.id, r.parent_id) for r in found if isinstance(r, Record)} == {
         ("a", "a/0/0"),

@@ -83,7 +83,8 @@ def test_documents_are_dropped(tmp_path: Path) -> None:
     path = make_chat_teacher(tmp_path, STYLES["chatml"])
     (path / "chat_template.jinja").write_text(template)
     teacher = open_teacher(path, max_length=1024)
-    columns = {"messages": CHAT, "documents": [{"title": "T", "text": "U"}]}
+    chat = [*QUESTION, {"role": "assistant", "content": "sat"}]
+    columns = {"messages": chat, "documents": [{"title": "T", "text": "U"}]}
     row = rendered(teacher, columns, student_drop=("documents",))
     assert seen(teacher, row)[0].startswith("<|im_start|>system\nbe brief")
     assert isinstance(row, Sequence)

@@ -69,7 +69,13 @@ def test_adapter_on_the_head(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "message"), [(("lm_head",), "tied to the embeddings"), (("qq_proj",), "qq_proj")]
+    ("targets", "message"),
+    [
+        (("lm_head",), "tied to the embeddings"),
+        (("q_proj", "embed_tokens"), "embed_tokens: the head is tied to the embeddings"),
+        (("model.embed_tokens",), "tied to the embeddings"),
+        (("qq_proj",), "qq_proj"),
+    ],
 )
 def test_invalid_targets_are_refused(
     world: World, tmp_path: Path, targets: tuple[str, ...], message: str

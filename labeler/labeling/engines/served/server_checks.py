@@ -62,7 +62,9 @@ def head_size(teacher: Teacher) -> int:
     """Return the rows of the output projection from config.json."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(teacher.path).get_text_config()
+    config = AutoConfig.from_pretrained(
+        teacher.path, trust_remote_code=teacher.trust_code
+    ).get_text_config()
     return max(teacher.vocab_size, int(getattr(config, "vocab_size", 0)))
 
 

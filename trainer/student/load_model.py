@@ -1,0 +1,93 @@
+"""Load a causal language model from a folder, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from schemas.errors import SoftshardsError
+from trainer.student.attention_ways import attention_implementation
+from trainer.student.missing_weights import check_weights_loaded
+
+disable_progress_bar()  # a bar of loaded tensors would only interrupt ours
+
+LOAD_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError),
+    SafetensorError,
+)
+"""Errors that transformers raises for folders that it cannot load."""
+
+
+def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTrainedModel:
+    """Load a causal LM in float32, or make one with random weights.
+
+    Raises:
+        SoftshardsError: the folder holds no model, transformers cannot load it, or the tensors are
+            not those of its config.json.
+    """
+    check_model_folder(path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        _check_quantization(path, config)
+        try:
+            return _load(path, config, attention_implementation(), from_config, seed)
+        except ValueError as error:
+            if "does not support an attention implementation" not in str(error):
+                raise
+            return _load(path, config, "eager", from_config, seed)
+    except LOAD_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
+
+
+def _load(
+    path: Path, config: PretrainedConfig, attention: str, from_config: bool, seed: int
+) -> PreTrainedModel:
+    model: PreTrainedModel
+    if not from_config:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            ignore_mismatched_sizes=True,  # the next line names them
+            output_loading_info=True,
+        )
+        model, found = loaded
+        check_weights_loaded(model, found, path)
+        return model
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model.float()
+    return model
+
+
+def check_model_folder(path: Path) -> None:
+    """Check that a folder holds a model.
+
+    Raises:
+        SoftshardsError: it does not; the hint says where to get one.
+    """
+    if not (path / "config.json").is_file():
+        raise SoftshardsError(
+            "no model here: config.json is missing",
+            path=path,
+            hint="pass a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+        )
+
+
+def _check_quantization(path: Path, config: PretrainedConfig) -> None:
+    settings = getattr(config, "quantization_config", None)
+    if settings is None:
+        return
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    raise SoftshardsError(
+        f"the student is quantized ({method or 'by an unknown method'}) and cannot be trained",
+        path=path,
+        hint="use the checkpoint it was quantized from, or remove quantization_config from a "
+        "config.json whose weights are plain",
+    )

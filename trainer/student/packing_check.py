@@ -1,0 +1,174 @@
+"""Check at load that packed documents get the values of each alone, and of the plain model.
+
+The plain model is the student with eager attention, run on one document without any of the
+arguments that training passes. Compared are the log-probabilities at the labels and the gradient
+of their sum with respect to the embedded tokens, which passes through every layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from schemas.errors import SoftshardsError
+from trainer.data.collate import Attention, PackedTokens, lay_out
+from trainer.student.attention_ways import AttentionWay, other_ways
+from trainer.student.layers import decoder_layers, keep_layers
+from trainer.student.student_output import StudentOutput
+
+LENGTHS = (21, 27)
+"""Tokens of the documents."""
+
+TOLERANCE = 1e-3
+"""Largest difference of a log-probability, and of the gradient relative to its norm."""
+
+FAILS = "it fails with"
+
+WHOLE_PARAMETERS = 100_000_000
+"""Larger students are checked on their first layers, one of each kind at least."""
+
+
+class PackedStudent(Protocol):
+    """The parts of a `Student` that the check runs."""
+
+    model: PreTrainedModel
+    attention: Attention
+    valid_vocab: int
+
+    def states(self, packed: PackedTokens) -> Tensor:
+        """Return the final hidden states [T, d]."""
+        ...
+
+    def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
+        """Return log-probabilities from hidden states."""
+        ...
+
+
+class _Values(NamedTuple):
+    logprobs: Tensor  # [labels]
+    gradient: Tensor  # [T, width]
+
+
+def settle_attention(student: PackedStudent) -> None:
+    """Check the student's way to keep documents apart, or find another that passes.
+
+    Raises:
+        SoftshardsError: no way gives the values of the plain model.
+    """
+    if student.attention == "varlen":
+        return  # flash attention runs neither on the CPU nor in float32
+    own = AttentionWay(student.attention, student.model.config._attn_implementation)
+    faults: list[str] = []
+    for way in [own, *(way for way in other_ways(student.model) if way != own)]:
+        fault = find_fault(student, way)
+        if fault is None:
+            if way != own:
+                student.model.set_attn_implementation(way.implementation)
+                student.attention = way.attention
+            return
+        faults.append(fault)
+    first = next((fault for fault in faults if not fault.startswith(FAILS)), faults[0])
+    raise SoftshardsError(
+        f"the student, a {type(student.model).__name__}, cannot be packed: {first}",
+        hint="use a student of an architecture in docs/students.md",
+    )
+
+
+def find_fault(student: PackedStudent, way: AttentionWay) -> str | None:
+    """Return how packing in a certain way goes wrong in a student, or None if it does not."""
+    try:
+        tried, plain = _part(student, way.implementation), _part(student, "eager")
+        tried.attention = way.attention
+        tokens = ((1 + np.arange(sum(LENGTHS)) * 7919) % student.valid_vocab).astype(np.int32)
+        documents = np.split(tokens, np.cumsum(LENGTHS)[:-1])
+        packed = _values(tried, [(tokens, LENGTHS)])
+        alone = _values(tried, [(t, (len(t),)) for t in documents])
+        expected = _values(plain, [(t, None) for t in documents])
+    except Exception as error:  # code of any architecture
+        reason = next(iter(str(error).splitlines()), "")
+        return f"{FAILS} {type(error).__name__}: {reason}"
+    if difference := _difference(packed, alone):
+        return f"packed documents see each other ({difference})"
+    if difference := _difference(alone, expected):
+        return f"{way.implementation} attention is not its own, eager attention ({difference})"
+    return None
+
+
+def _part(student: PackedStudent, implementation: str) -> PackedStudent:
+    """Return a student that shares the weights, without most layers of a large model."""
+    weights = list(student.model.parameters())
+    part = copy.deepcopy(student, {id(tensor): tensor for tensor in weights})
+    part.model.eval()
+    part.model.set_attn_implementation(implementation)
+    if sum(tensor.numel() for tensor in weights) > WHOLE_PARAMETERS:
+        layers = list(decoder_layers(part.model))
+        kinds = list(zip(_layer_types(part.model, len(layers)), map(_shape_of, layers)))
+        keep_layers(part.model, range(max(2, *(kinds.index(kind) + 1 for kind in kinds))))
+    return part
+
+
+def _layer_types(model: PreTrainedModel, count: int) -> list[str]:
+    types = getattr(model.config.get_text_config(), "layer_types", None)
+    return types if types and len(types) == count else [""] * count
+
+
+def _shape_of(layer: nn.Module) -> tuple[str, ...]:
+    return tuple(type(module).__name__ for module in layer.modules())
+
+
+def _values(
+    student: PackedStudent, inputs: list[tuple[NDArray[np.int32], tuple[int, ...] | None]]
+) -> _Values:
+    """Run the student on tokens and the lengths of their documents, or without lengths plainly."""
+    embedded: list[Tensor] = []
+    logprobs, gradients = [], []
+
+    def note(_: object, __: object, output: Tensor) -> Tensor:
+        embedded.append(output if output.requires_grad else output.requires_grad_())
+        return output
+
+    with _hooked(student.model.get_input_embeddings(), note):
+        for tokens, lengths in inputs:
+            ids = torch.from_numpy(tokens).long()
+            embedded.clear()
+            if lengths is None:
+                logits = student.model(input_ids=ids[None], use_cache=False).logits[0]
+                logp = logits[:-1, : student.valid_vocab].float().log_softmax(-1)
+                found = logp.gather(1, ids[1:, None])[:, 0]
+            else:
+                packed = lay_out(tokens, np.array(lengths), student.attention)
+                states = student.states(packed)[:-1]
+                found = student.label_logprobs(states, ids[1:, None], ids[1:]).target_logp
+            if lengths == LENGTHS:  # the first token of a document has no label
+                found = torch.cat([found[: LENGTHS[0] - 1], found[LENGTHS[0] :]])
+            logprobs.append(found.detach())
+            gradients.append(torch.autograd.grad(found.sum(), embedded[0])[0][0])
+    return _Values(torch.cat(logprobs), torch.cat(gradients))
+
+
+@contextmanager
+def _hooked(module: nn.Module, hook: Callable[..., Tensor]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _difference(found: _Values, expected: _Values) -> str:
+    """Return the difference in words, empty if it is within the tolerance."""
+    if found.gradient.shape != expected.gradient.shape:
+        return f"{len(found.gradient)} embedded tokens for {len(expected.gradient)}"
+    values = float((found.logprobs - expected.logprobs).abs().max())
+    gradient = float((found.gradient - expected.gradient).norm() / expected.gradient.norm())
+    if values < TOLERANCE and gradient < TOLERANCE:  # NaN is a difference
+        return ""
+    return f"log-probabilities differ by {values:.2g} nats, gradients by {gradient:.2g} of the norm"
