@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labeler.labelsets.verify.rescore import rescore_rows
+from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import open_label_set, scan, validate_label_set
 from schemas.journal import read_entries, read_rejects
 from tests.fork_server import fork_server
@@ -61,7 +61,9 @@ def test_out_of_memory_halves_the_step_and_continues(
     assert (steps[0], steps[-1]) == ("256", "128")
     labels = open_label_set(out)
     assert list(validate_label_set(labels)) == []
-    assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
+    assert rescore_rows(
+        labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0
+    ).good
 
 
 def test_a_crashed_engine_is_an_error_and_the_same_command_resumes(
@@ -89,7 +91,9 @@ def test_a_row_with_missing_positions_is_a_reject(
     assert all("positions, expected" in reason for reason in reasons)
     labels = open_label_set(out)
     assert list(validate_label_set(labels)) == []
-    assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
+    assert rescore_rows(
+        labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0
+    ).good
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,9 @@ def test_tensors_that_fail_the_self_test_are_not_used(
     assert all(reason in facts["settings"]["capture"] for facts in facts_of(out))
     labels = open_label_set(out)
     assert list(validate_label_set(labels)) == []
-    assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
+    assert rescore_rows(
+        labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0
+    ).good
     assert scan(out).select(pl.col("entropy").null_count()).collect().item() == labels.rows
 
 
@@ -135,7 +141,9 @@ def test_rows_with_nan_logits_are_rejects_and_too_many_end_the_run(
     labels = open_label_set(out)
     assert labels.rows == len(rows)
     assert list(validate_label_set(labels)) == []
-    assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
+    assert rescore_rows(
+        labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0
+    ).good
     source.write_text("".join(json.dumps(row) + "\n" for row in bad))
     failed = run_labeler("label", source, *small(path, tmp_path / "none"))
     assert failed.returncode == 2

@@ -18,7 +18,7 @@ from labeler.labeling.runs.label_units import load_engine
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labeling.teacher.teacher_identity import local_weights, teacher_identity
 from labeler.labelsets.verify.differences import compare_labels
-from labeler.labelsets.verify.rescore import rescore_rows
+from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import open_label_set, validate_label_set
 from tests.labeler.forging import relabel, reseal, rolled
 
@@ -61,7 +61,7 @@ def test_labels_are_the_teachers_and_shifted_ones_are_not(
     assert done.returncode == 0, done.stderr
     labels = open_label_set(out)
     assert list(validate_label_set(labels)) == []
-    result = rescore_rows(labels, 3, None, tolerance=1e-3, seed=0)
+    result = rescore_rows(labels, 3, teacher_path(labels, None), tolerance=1e-3, seed=0)
     print(result)
     assert result.good, result.verdict
     assert result.positions >= 512
@@ -69,6 +69,6 @@ def test_labels_are_the_teachers_and_shifted_ones_are_not(
     assert result.beyond_rounding <= 1e-3
     assert result.argmax_agreement[0] > 0.99
     moved = reseal(labels, lambda table: relabel(table, rolled(1)))
-    shifted = rescore_rows(moved, 3, None, tolerance=1e-3, seed=0)
+    shifted = rescore_rows(moved, 3, teacher_path(moved, None), tolerance=1e-3, seed=0)
     assert not shifted.good
     assert "shifted by -1" in shifted.verdict

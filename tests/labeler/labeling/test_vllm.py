@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labeler.labelsets.verify.rescore import rescore_rows
+from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import open_label_set, scan, validate_label_set
 from tests.tiny_model import TEXT
 
@@ -37,7 +37,7 @@ def test_labels_equal_the_reference(
     labels = open_label_set(tmp_path / "vllm")
     assert list(validate_label_set(labels)) == []
     assert labels.labels > 512
-    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    result = rescore_rows(labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0)
     assert result.good, result.verdict
     assert result.positions == labels.labels
     again = run_labeler("label", corpus, *small(teacher, tmp_path / "vllm"), "--json")
@@ -59,5 +59,5 @@ def test_generations_are_labeled_like_scored_text(
     assert frame.height == 2 * len(TEXT)
     assert frame["generation"].n_unique() > len(TEXT)
     assert set(frame["spans"].list.get(0).struct.field("kind")) == {"answer"}
-    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    result = rescore_rows(labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0)
     assert result.good, result.verdict

@@ -23,7 +23,7 @@ from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import open_teacher
-from labeler.labelsets.verify.rescore import rescore_rows
+from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import Labels, open_label_set, scan, validate_label_set
 from schemas.journal import read_entries
 from tests.labeler.labeling.test_vllm import small
@@ -135,7 +135,9 @@ def test_a_vocabulary_of_140_000_under_a_padded_head(run_labeler: Run, tmp_path:
         assert 131_072 < ids.max() < words
         assert frame["input_ids"].explode().max() < words
         assert frame["topk_ids"].explode().list.len().unique().to_list() == [8]
-        result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+        result = rescore_rows(
+            labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0
+        )
         assert result.good, result.verdict
 
 
@@ -165,7 +167,7 @@ def test_constrained_generations_are_labeled_without_the_constraint(
     assert labels.manifest.identity.sampling is not None
     assert labels.manifest.identity.sampling.structured == {"regex": "[a-e ]{4,8}"}
     # Rescored without the constraint, under which all other ids would have no mass.
-    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    result = rescore_rows(labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0)
     assert result.good, result.verdict
 
 
@@ -185,7 +187,9 @@ def test_nucleus_labels_keep_the_requested_mass(
     logprobs = rows["topk_logprobs"].cast(pl.List(pl.Float64))
     mass = logprobs.list.eval(pl.element().exp()).list.sum()
     assert ((mass >= 0.0599) | (kept == 8)).all()
-    assert rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0).good
+    assert rescore_rows(
+        labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0
+    ).good
 
 
 def test_tensors_come_through_tensor_parallel_workers(
@@ -200,7 +204,7 @@ def test_tensors_come_through_tensor_parallel_workers(
     assert {entry.provenance["settings"]["capture"] for entry in entries} == {"tensors"}
     assert {entry.provenance["settings"]["tensor_parallel_size"] for entry in entries} == {"2"}
     assert labels.manifest.identity.engine_args is None  # where it runs does not change labels
-    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    result = rescore_rows(labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0)
     assert result.good, result.verdict
 
 
@@ -217,5 +221,5 @@ def test_sampled_answers_to_prompts_longer_than_a_step(
     assert done.returncode == 0, done.stderr
     labels = open_label_set(out)
     assert labels.rows == len(rows)
-    result = rescore_rows(labels, labels.rows, None, tolerance=1e-3, seed=0)
+    result = rescore_rows(labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0)
     assert result.good, result.verdict
