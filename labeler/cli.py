@@ -14,6 +14,7 @@ from labeler.commands import checking, exchanging, labeling, looking, making
 from labeler.console import err
 from schemas.errors import SoftshardsError
 from schemas.os_errors import as_user_error
+from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
 
@@ -28,6 +29,7 @@ app = App(
     Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted
     (143 by SIGTERM).""",
     default_parameter=Parameter(negative_iterable=()),  # no --empty-... flag for each list
+    error_console=DataConsole(stderr=True, soft_wrap=False),
 )
 # `main` catches the interrupt: it says what is safe and what to do.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
@@ -98,5 +100,5 @@ def main() -> None:
 
 
 def _refuse(error: SoftshardsError) -> NoReturn:
-    err.print(f"error: {error}", style="red", markup=False)
+    err.print(f"error: {error}", style="red")
     sys.exit(2)

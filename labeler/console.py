@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
+from schemas.terminal import DataConsole
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 T = TypeVar("T")
 
-out = Console(highlight=False, soft_wrap=True)
+out = DataConsole()
 """Results: standard output."""
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = DataConsole(stderr=True)
 """Progress and notes: standard error, so that the output of `--json` can be piped."""
 
 
@@ -39,11 +39,11 @@ def progress(unit: str, *, note: bool = False) -> Progress:
 
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}", justify="right") if note else TextColumn(""),
+        TextColumn(unit, markup=False),
+        TextColumn("{task.fields[note]}" if note else "", justify="right", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from schemas.printable import one_line
+
 
 class SoftshardsError(Exception):
     """An error that the user can act on.
@@ -24,7 +26,9 @@ class SoftshardsError(Exception):
         hint: str | None = None,
     ) -> None:
         self.what, self.path, self.row, self.hint = what, path, row, hint
-        where = [str(part) for part in (path, None if row is None else f"row {row}") if part]
+        where = [
+            one_line(str(part)) for part in (path, None if row is None else f"row {row}") if part
+        ]
         message = f"{', '.join(where)}: {what}" if where else what
         super().__init__(f"{message}\n  hint: {hint}" if hint else message)
 

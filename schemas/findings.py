@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from schemas.printable import one_line
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -25,7 +27,7 @@ class Finding:
     note: bool = False
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}" if self.where else self.what
+        return f"{one_line(self.where)}: {self.what}" if self.where else self.what
 
     def inside(self, outer: str) -> Finding:
         """Return the same finding, placed inside a file or row group."""

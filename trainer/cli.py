@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from schemas.errors import SoftshardsError
 from schemas.os_errors import as_user_error
+from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
 from trainer.evaluate.evaluate_config import EvaluateConfig
@@ -29,6 +30,7 @@ app = App(
     help="Train students on a label set: no teacher in memory. See also `labeler --help`.",
     help_format="markdown",
     default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
+    error_console=DataConsole(stderr=True, soft_wrap=False),
 )
 # `main` decides what an interruption prints.
 app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
@@ -52,7 +54,7 @@ def train(config: TrainConfig) -> int:
 
     inputs = open_inputs(config)
     if find_finished(inputs):
-        message_console().print(f"finished: reused {config.out / RESULT}", markup=False)
+        message_console().print(f"finished: reused {config.out / RESULT}")
         return 0
     from trainer.train.loop import train as run
 
@@ -166,5 +168,5 @@ def main(arguments: list[str] | None = None) -> None:
 def _refuse(error: SoftshardsError) -> NoReturn:
     from trainer.console import message_console
 
-    message_console().print(f"error: {error}", markup=False)
+    message_console().print(f"error: {error}")
     sys.exit(USER_ERROR)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich import box
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,19 +18,22 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from schemas.terminal import DataConsole
+
 SECONDS_BETWEEN_LINES = 15.0
 TABLE_WIDTH = 100
 
 
-def message_console() -> Console:
-    """Return the console for messages: stderr, lines unbroken, no colored numbers."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+def message_console() -> DataConsole:
+    """Return the console for messages: stderr, lines unbroken."""
+    return DataConsole(stderr=True)
 
 
-def table_console() -> Console:
+def table_console() -> DataConsole:
     """Return the console for tables: stdout; a pipe has no width, so numbers are never cut off."""
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_WIDTH)
+    console = DataConsole(soft_wrap=False)
+    wide = DataConsole(width=TABLE_WIDTH, soft_wrap=False)
+    return console if console.is_terminal else wide
 
 
 class ProgressBar:
@@ -47,15 +49,15 @@ class ProgressBar:
 
     def __init__(self, what: str, total: int, done: int = 0, *, enabled: bool = True) -> None:
         self.what, self.total, self.done = what, total, done
-        self.console = Console(stderr=True)
+        self.console = DataConsole(stderr=True)
         self.lines = enabled and not self.console.is_terminal
         self._first, self._began = done, time.monotonic()
         self._printed = self._began
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -96,7 +98,7 @@ class ProgressBar:
             left = (now - self._began) / max(1, self.done - self._first) * (self.total - self.done)
             eta = "" if finished else f", {left:.0f} s left"
             text = f"{self.what} {self.done}/{self.total} {note}{eta}"
-            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+            self.console.print(text)
 
 
 def number_table(title: str, *columns: str, caption: str | None = None) -> Table:

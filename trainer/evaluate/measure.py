@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from accelerate.accelerator import Accelerator
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -75,7 +74,7 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
     console = message_console()
 
     def locate(model: Path) -> ModelSource:
-        return locate_model(model, say=lambda line: console.print(line, markup=False))
+        return locate_model(model, say=lambda line: console.print(line))
 
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     results = _open_results(config.out, labels)
@@ -192,7 +191,7 @@ def _table(models: list[ModelAt], teacher: MeasuredTeacher) -> Table:
     table.add_row("teacher", ppl, *["–"] * 3, size(teacher.parameters, ""))
     for path, model in models:
         cells = [quality.text(getattr(model.all, quality.name)) for quality in QUALITY]
-        table.add_row(escape(str(path)), *cells, size(model.parameters, ""))
+        table.add_row(str(path), *cells, size(model.parameters, ""))
     return table
 
 

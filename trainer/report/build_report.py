@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from markupsafe import Markup
-from rich.markup import escape
 from rich.table import Table
 
 from schemas import Identity, LabelSet, SoftshardsError, __version__, open_label_set
@@ -99,7 +98,7 @@ def report(config: ReportConfig) -> int:
     write_atomic(config.out, html)
     console = table_console()
     console.print(_table(lines))
-    console.print(f"report: {config.out}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"report: {config.out}", soft_wrap=True)
     return 0
 
 
@@ -228,5 +227,5 @@ def _table(lines: list[Line]) -> Table:
         ]
         cells += [size(line.parameters, ""), size(line.bytes, "B")]
         cells += [number(line.reading, 0), number(line.generating, 0), times(line.speedup)]
-        table.add_row(escape(line.name), *cells)
+        table.add_row(line.name, *cells)
     return table

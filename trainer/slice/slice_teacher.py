@@ -60,7 +60,7 @@ def slice_teacher(config: SliceConfig) -> int:
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
     source = locate_model(
         config.teacher,
-        say=lambda line: console.print(line, markup=False),
+        say=lambda line: console.print(line),
         revision=config.revision,
     )
     config = replace(config, teacher=source.folder, revision=None)

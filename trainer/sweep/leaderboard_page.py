@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from markupsafe import Markup
 from rich.console import Console
-from rich.markup import escape
 
 from schemas import __version__
 from trainer.console import number, number_table, size
@@ -51,7 +50,7 @@ def print_tables(console: Console, rows: list[Row], groups: list[Group]) -> None
         star = "* " if row.name in front else "  "
         cells = [quality.text(getattr(row, quality.name)) for quality in BY_KL]
         cells += [size(row.parameters, ""), size(row.bytes, "B"), number(row.generating, 0)]
-        table.add_row(escape(star + row.name), *cells, row.status)
+        table.add_row(star + row.name, *cells, row.status)
     console.print(table)
     if _several(groups):
         caption = "mean ± standard deviation"
@@ -62,7 +61,7 @@ def print_tables(console: Console, rows: list[Row], groups: list[Group]) -> None
                 _spread(getattr(group, quality.name), SPREAD_DECIMALS[quality.name])
                 for quality in BY_KL
             ]
-            table.add_row(escape(star + group.label), str(len(group.names)), *cells)
+            table.add_row(star + group.label, str(len(group.names)), *cells)
         console.print(table)
     for row in rows:
         if row.status != "finished":
@@ -70,7 +69,6 @@ def print_tables(console: Console, rows: list[Row], groups: list[Group]) -> None
                 f"{row.status}: {row.name}: {row.note}",
                 soft_wrap=True,
                 highlight=False,
-                markup=False,
             )
 
 

@@ -75,9 +75,9 @@ def train_all(
         text = _text(event, report, config.stop_early)
         if text:
             line = f"{trial.name}: {text}"
-            bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            bar.console.print(line)
 
-    bar.console.print("starting Ray", highlight=False)
+    bar.console.print("starting Ray")
     with bar:
         return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, on_event)
 

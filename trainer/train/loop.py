@@ -72,7 +72,7 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
             plan = make_plan(config, inputs.parts, student, accelerator)
             plan.show(as_json=config.json)
             for warning in plan.warnings:
-                console.print(f"warning: {warning}", markup=False)
+                console.print(f"warning: {warning}")
         return 0
     lock = run_lock(config.out, "trainer train") if is_main else contextlib.nullcontext()
     with lock, catch_signals() as caught:
@@ -99,7 +99,7 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
 
     def warn(message: str) -> None:
         if accelerator.is_main_process:
-            console.print(f"warning: {message}", markup=False)
+            console.print(f"warning: {message}")
 
     checkpoint = _find_checkpoint(inputs, warn)
     steps = checkpoint.meta.total_steps if checkpoint else None
@@ -229,7 +229,7 @@ def _print_start(
         f"about {plan.memory.total / 1e9:.1f} GB{processes}; {what}"
     )
     for warning in (*inputs.config.objective.warnings, *plan.warnings):
-        console.print(f"warning: {warning}", markup=False)
+        console.print(f"warning: {warning}")
 
 
 def _train_steps(run: Run, caught: list[int], console: Console) -> int:
@@ -254,7 +254,7 @@ def _train_steps(run: Run, caught: list[int], console: Console) -> int:
             log_step(run, record)
             if is_first and is_main and not run.weight:
                 with progress.paused():
-                    console.print(f"warning: {NO_WEIGHT.format(run.step)}", markup=False)
+                    console.print(f"warning: {NO_WEIGHT.format(run.step)}")
             is_first = False
             _measure_if_due(run, progress, console)
             if run.step == run.total_steps or has_stalled(run):

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 from accelerate.accelerator import Accelerator
-from rich.console import Console
 
 from schemas import SoftshardsError
+from schemas.terminal import DataConsole
 from trainer.data.dataset import ReaderState
 from trainer.data.mixture import Part
 from trainer.student.student import Student, count_parameters
@@ -58,7 +58,7 @@ class Plan:
             f"memory      about {_gb(self.memory.total)} of {_gb(self.available)} on {self.device}",
             *(f"  {name:<12}{_gb(size)}" for name, size in asdict(self.memory).items()),
         ]
-        Console(highlight=False, soft_wrap=True).print("\n".join(lines))
+        DataConsole().print("\n".join(lines))
 
 
 def make_plan(

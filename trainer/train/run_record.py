@@ -144,7 +144,7 @@ def locate_student(config: TrainConfig, *, dry_run: bool = False) -> ModelSource
     is_plan = (config.dry_run or dry_run) and not (config.out / FINAL / "config.json").is_file()
     return locate_model(
         config.student,
-        say=lambda line: message_console().print(line, markup=False),
+        say=lambda line: message_console().print(line),
         revision=config.revision,
         weights=not (config.from_config or is_plan),
         recorded=recorded,

@@ -27,8 +27,8 @@ from labeler.labeling.inputs.locations import (
     open_location,
 )
 from schemas import LabelSet, SoftshardsError, open_label_set
+from schemas.file_names import is_plan
 from schemas.manifest import MANIFEST
-from schemas.plan import is_plan
 from schemas.view import VIEW_SUFFIX
 
 STDIN = "/dev/stdin"
@@ -189,7 +189,7 @@ def _folder(fs: AbstractFileSystem, path: str, *, name: str, base: str) -> list[
 def _print_skipped(folder: str, skipped: Sequence[str]) -> None:
     names = ", ".join(skipped[:NAMED]) + (", ..." if skipped[NAMED:] else "")
     what = "1 entry is" if len(skipped) == 1 else f"{len(skipped)} entries are"
-    err.print(f"{folder}: {what} skipped: {names}", markup=False)
+    err.print(f"{folder}: {what} skipped: {names}")
 
 
 def _search(fs: AbstractFileSystem, folder: str, base: str, skipped: list[str]) -> Iterator[Input]:

@@ -21,6 +21,7 @@ from labeler.labeling.teacher.teacher import Teacher, open_teacher
 from labeler.labeling.teacher.teacher_config import trusts_code
 from schemas import SoftshardsError
 from schemas.arrow import SPAN_KINDS
+from schemas.printable import one_line
 
 STYLES = dict(
     zip(
@@ -64,13 +65,13 @@ def run_preview(config: PreviewCommand) -> int:
             else row_facts(item, teacher)
             for item in rendered
         ]
-        print(json.dumps(items, ensure_ascii=False))
+        print(json.dumps(items))
         return 0
     _print_legend(rendered)
     for item in rendered:
         out.print()
         if isinstance(item, Reject):
-            out.print(Text(f"{item.id}: rejected: {item.reason}", style="red"))
+            out.print(f"{one_line(item.id)}: rejected: {one_line(item.reason)}", style="red")
         else:
             _print_row(item, teacher, config.settings)
     return 0
@@ -122,11 +123,11 @@ def _print_row(row: Sequence, teacher: Teacher, config: LabelConfig) -> None:
     chunk = f", chunk {row.chunk}" if row.chunk else ""
     labels = f"labels: {counts}" if config.mode == "score" else f"at most {row.n_labels} labels"
     read = f"{row.shape}, {len(row.input_ids)} tokens"
-    out.print(Text(f"{row.id}{chunk}: {read}, {labels}", style="bold"))
+    out.print(f"{one_line(row.id)}{chunk}: {read}, {labels}", style="bold")
     out.print(_colored(row.input_ids, row.spans, teacher, config))
     if row.student_input_ids is not None:
         tokens = f"the student sees {len(row.student_input_ids)} tokens:"
-        out.print(Text(tokens, style="bold"))
+        out.print(tokens, style="bold")
         out.print(_colored(row.student_input_ids, row.student_spans or (), teacher, config))
 
 

@@ -122,7 +122,7 @@ def print_plan(
     out.print(f"teacher       {result.dtype}, context {result.context} tokens")
     out.print(f"rejects       {planned.rejects}")
     for reject in planned.first_rejects:
-        out.print(f"              {reject.id}: {reject.reason}", markup=False)
+        out.print(f"              {reject.id}: {reject.reason}")
     out.print(f"size          about {human_bytes(result.bytes)}{most}")
     out.print(f"free disk     {human_bytes(result.free_bytes)}")
     if config.engine == "served":

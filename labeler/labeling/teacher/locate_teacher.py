@@ -78,4 +78,4 @@ def locate_named(
 
 def say(line: str) -> None:
     """Print a note."""
-    err.print(line, markup=False)
+    err.print(line)

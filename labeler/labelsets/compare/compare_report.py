@@ -12,7 +12,6 @@ from typing import TypedDict
 
 import yaml
 from rich.table import Table
-from rich.text import Text
 
 from labeler.console import err, out
 from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenizer
@@ -84,7 +83,7 @@ def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
             path=settings,
             hint="add a line `out: FOLDER`, with a different folder in each file",
         )
-    err.print(f"labeling {rows} records with {settings}", markup=False)
+    err.print(f"labeling {rows} records with {settings}")
     command = [sys.executable, "-m", "labeler", "label", *inputs, "--config", str(settings)]
     # Standard output is for this command's result, which may be JSON.
     done = subprocess.run([*command, "--limit", str(rows)], stdout=sys.stderr, check=False)
@@ -143,7 +142,6 @@ def _print(found: Comparison, worst: list[PositionText]) -> None:
             f"  KL {line['kl']:.2e}, {key} at {line['position']}: {before!r} -> {token!r}\n"
             f"    A  {_tops(line['top_a'])}\n"
             f"    B  {_tops(line['top_b'])}",
-            markup=False,
         )
 
 
@@ -167,7 +165,7 @@ def _sides(a: Side, b: Side) -> Table:
         "bytes per label": [f"{side.bytes_per_label}" for side in (a, b)],
     }
     for name, (left, right) in lines.items():
-        table.add_row(name, Text(left), Text(right))
+        table.add_row(name, left, right)
     return table
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rich.table import Table
-from rich.text import Text
 
 from labeler.console import out
+from schemas.printable import one_line
 
 SHOWN = 160
 """Characters of an example."""
@@ -80,7 +80,7 @@ def print_report(report: Report) -> None:
     for one in report.rules:
         alone = "–" if one.alone is None else f"{one.alone.rows:,}"
         cells = [f"-{cell}" if cell != "0" else cell for cell in _cells(one.removed)]
-        table.add_row(Text(one.rule), Text(escaped(one.setting)), *cells, alone)
+        table.add_row(one.rule, one_line(one.setting), *cells, alone)
     table.add_row("left", "", *_cells(report.after), "")
     if len(report.parts) > 1:
         for name, part in report.parts.items():
@@ -88,15 +88,15 @@ def print_report(report: Report) -> None:
     out.print(table)
     for one in report.rules:
         if one.examples:
-            out.print(f"\nremoved by {one.rule} {escaped(one.setting)}", markup=False)
+            out.print(f"\nremoved by {one.rule} {one_line(one.setting)}")
         for example in one.examples:
-            reason = f" ({escaped(example.why)})" if example.why else ""
-            out.print(f"  {escaped(example.row)}{reason}", markup=False)
-            out.print(f"    {escaped(example.answer)}", markup=False, style="dim")
+            reason = f" ({one_line(example.why)})" if example.why else ""
+            out.print(f"  {one_line(example.row)}{reason}")
+            out.print(f"    {one_line(example.answer)}", style="dim")
         if one.faults:
-            out.print(f"\n{len(one.faults)} rows could not be judged by {one.rule}", markup=False)
+            out.print(f"\n{len(one.faults)} rows could not be judged by {one.rule}")
             for row, fault in list(one.faults.items())[:10]:
-                out.print(f"  {escaped(row)}: {escaped(fault)}", markup=False)
+                out.print(f"  {one_line(row)}: {one_line(fault)}")
 
 
 def _cells(count: Count) -> list[str]:
@@ -106,8 +106,3 @@ def _cells(count: Count) -> list[str]:
 def shortened(text: str) -> str:
     """Return the beginning of a text."""
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
-
-
-def escaped(text: str) -> str:
-    """Return text without control sequences: non-printable characters become backslash codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -80,10 +80,10 @@ def run_export(config: ExportConfig) -> int:
         print(json.dumps(facts))
         return 0
     size = human_bytes(facts["file"]["bytes"])
-    out.print(f"{file}: {facts['rows']} rows, {facts['labels']} labels, {size}", markup=False)
-    out.print(f"alignment: {facts['alignment']}", markup=False)
+    out.print(f"{file}: {facts['rows']} rows, {facts['labels']} labels, {size}")
+    out.print(f"alignment: {facts['alignment']}")
     for lost in facts["loses"]:
-        out.print(f"not included: {lost}", markup=False)
+        out.print(f"not included: {lost}")
     if facts["rows_left_out"]:
         out.print(f"{facts['rows_left_out']} rows without a label were left out")
     if facts["rows_of_other_ids"]:
@@ -91,7 +91,7 @@ def run_export(config: ExportConfig) -> int:
             f"{facts['rows_of_other_ids']} of {facts['rows']} rows: their text, tokenized again, "
             "gives different ids than the teacher saw"
         )
-    out.print(f"facts of the label set: {file}{SIDECAR}", markup=False)
+    out.print(f"facts of the label set: {file}{SIDECAR}")
     return 0
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypedDict
 
 from rich.table import Table
-from rich.text import Text
 
 from labeler.console import out
 from labeler.labelsets.exchange.convert_rows import ConvertedRow, ImportCounts, convert_rows
@@ -172,31 +171,28 @@ def _print(facts: DryRun) -> None:
         f"format {facts['format']}, shift {facts['shift']}: {facts['rows_read']} rows, "
         f"{facts['labels_read']} labels of at most {facts['k']} ids read; "
         f"{facts['rejects']} rejects",
-        markup=False,
     )
     for reject in facts["first_rejects"]:
-        out.print(f"  {reject['row']}: {reject['reason']}", markup=False)
-    out.print(
-        f"teacher {facts['teacher']} ({facts['teacher_is']}), dtype {facts['dtype']}", markup=False
-    )
-    out.print(f"tail: {facts['tail_source']}", markup=False)
+        out.print(f"  {reject['row']}: {reject['reason']}")
+    out.print(f"teacher {facts['teacher']} ({facts['teacher_is']}), dtype {facts['dtype']}")
+    out.print(f"tail: {facts['tail_source']}")
     shares = ", ".join(
         f"{share:.1%} with --shift {shift}"
         for shift, share in facts["actual_token_in_top_k"].items()
     )
-    out.print(f"actual token in the top-k: {shares}", markup=False)
+    out.print(f"actual token in the top-k: {shares}")
     if facts["first_row"] is not None:
         _print_row(facts["first_row"])
 
 
 def _print_row(row: ShownRow) -> None:
     spans = ", ".join(f"{s['start']} to {s['stop']} {s['kind']}" for s in row["spans"][:5])
-    out.print(f"\nrow {row['id']}: {row['tokens']} tokens, spans {spans}", markup=False)
+    out.print(f"\nrow {row['id']}: {row['tokens']} tokens, spans {spans}")
     table = Table(box=None)
     for name in ("position", "before", "token", f"top {TOP}", "tail"):
         table.add_column(name)
     for label in row["labels"]:
         top = "  ".join(f"{t['text']!r} {t['logprob']:.2f}" for t in label["top"])
         cells = (str(label["position"]), repr(label["before"]), repr(label["token"]), top)
-        table.add_row(*map(Text, cells), f"{label['tail_logprob']:.2f}")
+        table.add_row(*cells, f"{label['tail_logprob']:.2f}")
     out.print(table)

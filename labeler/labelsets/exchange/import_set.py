@@ -66,13 +66,12 @@ def run_import(config: ImportConfig) -> int:
     out.print(
         f"{config.out_dir}: {totals.rows} rows, {totals.labels} labels of at most {facts['k']} ids "
         f"from format {facts['format']}, {human_bytes(totals.bytes)}; {totals.rejects} rejects",
-        markup=False,
     )
-    out.print(f"tail: {facts['tail_source']}", markup=False)
+    out.print(f"tail: {facts['tail_source']}")
     if unknown := facts["unknown_token_logprobs"]:
-        out.print(f"{unknown} of {totals.labels} labels: {UNKNOWN_TOKEN}", markup=False)
+        out.print(f"{unknown} of {totals.labels} labels: {UNKNOWN_TOKEN}")
     if totals.rejects:
-        out.print(f"see `labeler inspect {config.out_dir} --rejects`", markup=False)
+        out.print(f"see `labeler inspect {config.out_dir} --rejects`")
     return 0
 
 
@@ -89,7 +88,7 @@ def import_labels(config: ImportConfig, out_dir: Path) -> Manifest:
     source = open_source(config)
     derived = _derived_facts(source, config)
     if (finished := _finished_import(out_dir, derived)) is not None:
-        err.print(f"{out_dir} holds this import, finished; nothing to do", markup=False)
+        err.print(f"{out_dir} holds this import, finished; nothing to do")
         return finished
     counts = ImportCounts()
     spool = Spool(out_dir.parent, source.layout.vocab_size, LabelConfig.unit_labels)

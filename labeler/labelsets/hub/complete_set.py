@@ -50,7 +50,7 @@ class CompleteSet:
         """Name the files in the folder that are left out, so that nobody expects them shared."""
         if self.extra_files:
             shown = ", ".join(self.extra_files[:5]) + (", ..." if len(self.extra_files) > 5 else "")
-            err.print(f"not part of the label set, left out: {shown}", markup=False)
+            err.print(f"not part of the label set, left out: {shown}")
 
 
 def open_complete_set(path: Path) -> CompleteSet:

@@ -38,7 +38,7 @@ def run_pull(config: PullConfig) -> int:
         print(json.dumps(dataclasses.asdict(shared)))
     else:
         source = f"{shared.url} at {shared.commit}"
-        out.print(f"{shared.path}: pulled from {source}, good: {shared.sentence()}", markup=False)
+        out.print(f"{shared.path}: pulled from {source}, good: {shared.sentence()}")
     return 0
 
 

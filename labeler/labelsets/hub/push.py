@@ -49,11 +49,11 @@ def run_push(config: PushConfig) -> int:
     if config.as_json:
         print(json.dumps(dataclasses.asdict(shared) | {"card": card}))
     elif config.dry_run:
-        print(card)
+        out.print(card)
         visibility = "private" if config.private else "public"
         err.print(f"would go to {shared.url} ({visibility} if it is new): {shared.sentence()}")
     else:
-        out.print(f"pushed to {shared.url} at {shared.commit}: {shared.sentence()}", markup=False)
+        out.print(f"pushed to {shared.url} at {shared.commit}: {shared.sentence()}")
     return 0
 
 

@@ -92,13 +92,12 @@ def run_artifact(config: ArtifactConfig) -> int:
     verb = "uploaded" if logged.uploaded else "referenced"
     aliases = ", ".join(logged.aliases)
     where = f"{logged.to}, project {logged.project}, run {logged.run}"
-    out.print(f"{logged.name} ({aliases}): {logged.files} files {verb}, {where}", markup=False)
+    out.print(f"{logged.name} ({aliases}): {logged.files} files {verb}, {where}")
     for parent in logged.parents:
-        out.print(f"made from {parent}", markup=False)
+        out.print(f"made from {parent}")
     for parent in logged.unknown_parents:
         out.print(
             f"made from {parent}, which {logged.to} could not look up: only the metadata names it",
-            markup=False,
         )
     return 0
 

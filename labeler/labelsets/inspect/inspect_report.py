@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from labeler.console import human_bytes, out
 from labeler.labelsets.common.vocabulary import open_vocabulary
@@ -18,6 +17,7 @@ from labeler.labelsets.inspect.row_view import print_row
 from labeler.labelsets.inspect.summary import QUANTILES, Group, Summary, summarize
 from schemas import LabelSet, open_label_set
 from schemas.journal import read_rejects
+from schemas.printable import one_line
 
 SOURCES = 10
 """Sources printed; `--json` prints all."""
@@ -160,7 +160,7 @@ def _groups(title: str, name: str, groups: list[Group]) -> Table:
         table.add_column(column.replace("mean_", "").replace("nll", "NLL"), justify="right")
     for group in groups[:SOURCES]:
         label = "(none)" if group[name] is None else str(group[name])
-        table.add_row(Text(label), *(_figure(group[column]) for column in shown))
+        table.add_row(one_line(label), *(_figure(group[column]) for column in shown))
     if len(groups) > SOURCES:
         table.add_row(f"... {len(groups) - SOURCES} more, all in --json")
     return table
@@ -186,12 +186,12 @@ def _print_outliers(outliers: dict[str, list[OutlierRow]], labels: LabelSet) -> 
             [text] = vocabulary.decode([row["tokens"]])
             table.add_row(
                 kind if row is rows[0] else "",
-                Text(row_argument(row["id"], row["chunk"], row["sample"])),
+                row_argument(row["id"], row["chunk"], row["sample"]),
                 _figure(row["n_tokens"]),
                 _figure(row["mean_nll"]),
                 _figure(row["coverage"]),
                 f"{100 * row['repetition']:.0f}%",
-                Text(" ".join(text.split())[: max(10, out.width - BESIDE)]),
+                " ".join(text.split())[: max(10, out.width - BESIDE)],
             )
     out.print()
     out.print(table)
@@ -206,6 +206,9 @@ def print_rejects(path: Path, *, as_json: bool) -> None:
     labels = open_label_set(path, allow_partial=True)
     rejects = read_rejects(labels.path).to_pylist()
     for reject in rejects:
-        out.print(json.dumps(reject) if as_json else f"{reject['id']}: {reject['reason']}")
+        if as_json:
+            print(json.dumps(reject))
+        else:
+            out.print(f"{one_line(reject['id'])}: {one_line(reject['reason'])}")
     if not as_json:
         out.print(f"{len(rejects)} rejects")

@@ -72,7 +72,7 @@ def print_row(labels: LabelSet, name: str, *, start: int, count: int, as_json: b
         print(json.dumps({**key, "labels": lines[start : start + count]}))
         return
     title = f"{key['id']} (chunk {key['chunk']}, sample {key['sample']}): {len(lines)} labels"
-    out.print(Text(title, style="bold"))
+    out.print(title, style="bold")
     if out.is_terminal and not out.no_color:
         out.print(_legend())
     out.print()

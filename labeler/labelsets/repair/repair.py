@@ -134,16 +134,15 @@ def _numbers(units: list[int]) -> str:
 def _print(result: Repair) -> None:
     would = "would be " if result.dry_run else ""
     for name, reason in result.moved.items():
-        console.print(f"{would}moved to {QUARANTINE}/: {name} ({reason})", markup=False)
+        console.print(f"{would}moved to {QUARANTINE}/: {name} ({reason})")
     for what in result.rebuilt:
-        console.print(f"{would}rebuilt: {what}", markup=False)
+        console.print(f"{would}rebuilt: {what}")
     for what in result.left:
-        console.print(f"left: {what}", style="red", markup=False)
+        console.print(f"left: {what}", style="red")
     if result.redo:
         console.print(
             f"units to redo: {_numbers(result.redo)}; the same `labeler label` command labels "
             "only these",
-            markup=False,
         )
     if not (result.moved or result.rebuilt or result.redo or result.left):
         console.print(f"{result.path}: nothing to repair")

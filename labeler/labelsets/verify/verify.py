@@ -83,7 +83,7 @@ def _print_report(
         word = "note" if finding.note else f"problem ({finding.kind})"
         hint = f"\n  hint: {finding.hint}" if finding.hint else ""
         style = None if finding.note else "red"
-        out.print(f"{word}: {finding}{hint}", style=style, markup=False)
+        out.print(f"{word}: {finding}{hint}", style=style)
     if rescore is not None:
         out.print(
             f"rescored {rescore.positions} labels of {rescore.rows} rows with transformers: "

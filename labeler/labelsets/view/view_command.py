@@ -31,7 +31,6 @@ def run_view(config: ViewConfig) -> int:
         err.print(
             f"note: {config.labels} and {config.other} have no row in common "
             "(by id, chunk and sample)",
-            markup=False,
         )
     if out_file is None:
         serve(
