@@ -51,9 +51,11 @@ def convert(folder: Path, out: Path) -> None:
         gguf_file=GGUF,
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.float32,
+        trust_remote_code=False,
     )
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(folder, gguf_file=GGUF).save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF, trust_remote_code=False)
+    tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -76,12 +76,13 @@ def add_checkpoint(
             hint="give the folder that the set was labeled from, or leave --teacher out",
         )
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    from trainer.student.load_model import read_config
     from trainer.student.student import count_parameters
 
     with torch.device("meta"):  # shapes, no weights
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+        model = AutoModelForCausalLM.from_config(read_config(path), trust_remote_code=False)
     checkpoint = {
         "path": str(source),
         "bytes": weight_bytes(path),

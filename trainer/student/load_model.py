@@ -32,7 +32,7 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
     """
     check_model_folder(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = read_config(path)
         _check_quantization(path, config)
         try:
             return _load(path, config, attention_implementation(), from_config, seed)
@@ -56,14 +56,39 @@ def _load(
             attn_implementation=attention,
             ignore_mismatched_sizes=True,  # the next line names them
             output_loading_info=True,
+            trust_remote_code=False,
         )
         model, found = loaded
         check_weights_loaded(model, found, path)
         return model
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, trust_remote_code=False
+    )
     model.float()
     return model
+
+
+def read_config(path: Path) -> PretrainedConfig:
+    """Read a model's config.json.
+
+    Raises:
+        SoftshardsError: the model needs code of its own, which the trainer never runs.
+        ValueError: transformers cannot read it.
+        OSError: transformers cannot read it.
+    """
+    try:
+        # Without a value, transformers asks on the terminal whether to run the folder's code.
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise SoftshardsError(
+            "the model needs code of its own (`auto_map` in config.json), which is never run here",
+            path=path,
+            hint="give a model whose architecture transformers knows",
+        ) from error
+    return config
 
 
 def check_model_folder(path: Path) -> None:

@@ -73,6 +73,7 @@ def new_set(
             "plan_rejects": planned.rejects,
             "max_batched_tokens": batched_tokens,
         }
+        | ({"trust_remote_code": True} if teacher.trust_code else {})
         | ({"parents": parents} if parents else {})
         | _template_provenance(
             identity, teacher.chat_template, config.chat_template, config.template_arguments

@@ -175,7 +175,8 @@ def open_teacher(
             raise SoftshardsError(
                 f"the model needs code of its own ({file} names it under `auto_map`)",
                 path=path,
-                hint="read that code; if you trust it, pass --engine-arg.trust-remote-code true",
+                hint="read that code; if you trust it, `label`, `preview` and `bench` run it with "
+                "--engine-arg.trust-remote-code true",
             ) from error
         raise SoftshardsError(
             f"the model cannot be opened: {first_line(error)}", path=path, hint=CHECKPOINT
@@ -191,7 +192,7 @@ def open_teacher(
     unknown = sorted(token for token in stop_ids if token >= len(tokenizer))
     if unknown:
         beyond = f"stop ids beyond the tokenizer's {len(tokenizer)} ids are ignored"
-        err.print(f"{path / GENERATION}: {beyond}: {str(unknown)[1:-1]}", markup=False)
+        err.print(f"{path / GENERATION}: {beyond}: {str(unknown)[1:-1]}")
     return Teacher(
         path=path,
         tokenizer=tokenizer,

@@ -5,11 +5,15 @@ Importing transformers takes seconds, reading the file a fraction of one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
 from tokenizers import Tokenizer
+
+from schemas import SoftshardsError
+from schemas.errors import first_line
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -67,13 +71,47 @@ class TokenizerFile:
 
 
 def open_tokenizer(directory: Path) -> TextTokenizer:
-    """Open the tokenizer of a folder: its `tokenizer.json`, or by transformers without one."""
+    """Open the tokenizer of a folder: its `tokenizer.json`, or by transformers without one.
+
+    Raises:
+        SoftshardsError: it cannot be loaded, or it is code.
+    """
     file = directory / TOKENIZER_JSON
-    return TokenizerFile(file) if file.is_file() else load_with_transformers(directory)
+    with as_tokenizer_errors(directory):
+        return TokenizerFile(file) if file.is_file() else load_with_transformers(directory)
+
+
+@contextmanager
+def as_tokenizer_errors(directory: Path) -> Iterator[None]:
+    """Turn what tokenizers and transformers raise about a folder's files into one error.
+
+    Raises:
+        SoftshardsError: the tokenizer cannot be loaded, or it is code.
+    """
+    try:
+        yield
+    except BaseException as error:  # tokenizers raises nothing narrower, and panics in Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        what = f"the tokenizer cannot be loaded: {first_line(error)}"
+        if "trust_remote_code" in str(error):
+            what = "the tokenizer needs code of its own (`auto_map`), which is never run here"
+        raise SoftshardsError(
+            what,
+            path=directory,
+            hint="copy the tokenizer files again from the teacher's checkpoint",
+        ) from error
 
 
 def load_with_transformers(directory: Path) -> TextTokenizer:
-    """Load the tokenizer of a folder by transformers, with its own class."""
+    """Load the tokenizer of a folder by transformers, with its own class.
+
+    Raises:
+        ValueError: its class is code in the folder (`auto_map`), which comes from whoever made the
+            set and never runs.
+    """
     from transformers import AutoTokenizer
 
-    return cast(TextTokenizer, AutoTokenizer.from_pretrained(directory))
+    # Without a value, transformers asks on the terminal.
+    loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    return cast(TextTokenizer, loaded)

@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from tokenizers import Tokenizer
 
-from labeler.labelsets.common.tokenizer_file import TOKENIZER_JSON
-from schemas import SoftshardsError
+from labeler.labelsets.common.tokenizer_file import (
+    TOKENIZER_JSON,
+    as_tokenizer_errors,
+    load_with_transformers,
+)
 
 CUT = "\ufffd"
 """The character that incomplete bytes are decoded to."""
@@ -111,19 +114,12 @@ def open_vocabulary(directory: Path, size: int) -> Vocabulary:
 def _load(directory: Path) -> Tokenizer:
     """Load tokenizer.json in a tenth of a second; without one, use transformers, in seconds."""
     file = directory / TOKENIZER_JSON
-    try:
+    with as_tokenizer_errors(directory):
         if file.is_file():
             return Tokenizer.from_file(str(file))
-        from transformers import AutoTokenizer
-
-        backend: Tokenizer = AutoTokenizer.from_pretrained(directory).backend_tokenizer
+        loaded: Any = load_with_transformers(directory)
+        backend: Tokenizer = loaded.backend_tokenizer
         return backend
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise SoftshardsError(
-            f"the tokenizer cannot be loaded: {error}",
-            path=directory,
-            hint="copy the tokenizer files again from the teacher's checkpoint",
-        ) from error
 
 
 def _characters(data: bytes) -> str | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from labeler.labelsets.common.tokenizer_file import TOKENIZER_JSON, TokenizerFile
+from labeler.labelsets.common.tokenizer_file import (
+    TOKENIZER_JSON,
+    TokenizerFile,
+    as_tokenizer_errors,
+)
 from schemas.errors import SoftshardsError
 
 
@@ -21,7 +25,5 @@ def load_tokenizer(directory: Path) -> TokenizerFile:
             path=directory,
             hint="give the folder of a fast tokenizer, such as the teacher's checkpoint",
         )
-    try:
+    with as_tokenizer_errors(directory):
         return TokenizerFile(file)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise SoftshardsError(f"not a tokenizer: {error}", path=file) from error

@@ -25,6 +25,7 @@ from labeler.labelsets.common.tokenizer_file import (
     TOKENIZER_JSON,
     TextTokenizer,
     TokenizerFile,
+    as_tokenizer_errors,
     load_with_transformers,
 )
 from labeler.labelsets.verify.template_fit import (
@@ -61,9 +62,10 @@ def check_text(labels: LabelSet) -> list[Finding]:
     found: list[Finding] = []
     for open_tokenizer in _tokenizer_loaders(labels):
         try:
-            tokenizer = open_tokenizer()
-        except Exception as error:  # parsers raise many types
-            what = f"the tokenizer cannot be loaded, so no text was checked: {first_line(error)}"
+            with as_tokenizer_errors(labels.tokenizer_dir):
+                tokenizer = open_tokenizer()
+        except SoftshardsError as error:
+            what = f"no text was checked: {error.what}"
             found = [Finding(kind="tokenizer", where="tokenizer", what=what)]
         else:
             found = list(_check_rows(labels, rows, _as_teacher(labels, tokenizer)))
@@ -90,7 +92,9 @@ def _tokenizer_loaders(labels: LabelSet) -> Iterator[Callable[[], TextTokenizer]
 def _load_with_template(directory: Path) -> TextTokenizer:
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer: TextTokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer: TextTokenizer = PreTrainedTokenizerFast.from_pretrained(
+        directory, trust_remote_code=False
+    )
     return tokenizer
 
 
