@@ -77,6 +77,17 @@ def test_labels_are_those_of_the_folder(
     assert "wrong teacher" in wrong.out
 
 
+def test_repair_takes_the_tokenizer_of_the_commit(
+    labeler: CommandLine, commits: list[str], corpus: Path
+) -> None:
+    given = [corpus, *SMALL, "--model", NAME, "--revision", commits[0]]
+    good(labeler, "label", *given, "--out", "hub")
+    Path("hub/tokenizer/tokenizer.json").write_bytes(b"{}")
+    assert labeler("verify", "hub").code == 1
+    good(labeler, "repair", "hub")
+    good(labeler, "verify", "hub")
+
+
 def test_preview_and_dry_run_download_no_weights(
     labeler: CommandLine, commits: list[str], corpus: Path, models: Hub
 ) -> None:
