@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
 from schemas import SoftshardsError
@@ -18,8 +19,12 @@ from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.measure import measure_models
 from trainer.slice.slice_config import SliceConfig
 from trainer.slice.slice_teacher import slice_teacher
+from trainer.sweep.grid import read_sweep
+from trainer.sweep.run_sweep import sweep
+from trainer.sweep.sweep_config import SweepConfig
+from trainer.sweep.trial_folder import write_settings
 from trainer.train.loop import train
-from trainer.train.run_record import find_finished, open_inputs
+from trainer.train.run_record import find_finished, locate_student, open_inputs
 
 __all__ = ["models"]
 
@@ -99,6 +104,22 @@ def test_slice_names_its_commit(world: World, models: Hub, tmp_path: Path) -> No
     written = json.loads((out / "slice.json").read_bytes())
     assert written["source"] == {"name": "lab/big", "commit": commit}
     assert slice_teacher(asked) == 0
+
+
+def test_a_sweep_pins_the_commit(
+    world: World, commits: list[str], tmp_path: Path, models: Hub
+) -> None:
+    base = {"labels": str(world.labels), "eval_labels": str(world.labels), "student": NAME}
+    students = tmp_path / "students.yaml"
+    students.write_text(yaml.safe_dump({"base": base, "grid": {"seed": [0, 1]}}))
+    asked = read_sweep(students, tmp_path / "out")
+    for trial in asked.trials:
+        source = locate_student(trial.config, dry_run=True)
+        written = yaml.safe_load(write_settings(trial, source).read_text())
+        assert (written["student"], written["revision"]) == (NAME, commits[1])
+    config = SweepConfig(out=tmp_path / "out", dry_run=True)
+    assert sweep(students, config) == 0
+    assert "model.safetensors" not in downloads(models)
 
 
 @pytest.mark.parametrize(
