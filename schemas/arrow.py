@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -208,15 +208,6 @@ def parquet_options(schema: pa.Schema, *, dictionary: list[str]) -> ParquetOptio
         "write_page_index": False,
         "store_schema": True,
     }
-
-
-def read_parquet(source: Path | pa.NativeFile, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns, and verify its page checksums.
-
-    `pq.read_table` does the same, but first imports pyarrow.dataset and with it pandas: 0.4 s.
-    """
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        return file.read(columns)
 
 
 def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:

@@ -92,9 +92,11 @@ def order_from_text(text: str, vocab_size: int) -> NDArray[np.int32]:
         ValueError: the text is not an order of ids below `vocab_size`.
     """
     try:
-        raw = zstandard.ZstdDecompressor().decompress(
-            base64.b64decode(text, validate=True), max_output_size=4 * vocab_size
-        )
+        frame = base64.b64decode(text, validate=True)
+        # The frame states its size, which the library allocates whatever the limit.
+        if zstandard.frame_content_size(frame) > 4 * vocab_size:
+            raise ValueError(f"more than {vocab_size} ids")
+        raw = zstandard.ZstdDecompressor().decompress(frame, max_output_size=4 * vocab_size)
     except (ValueError, zstandard.ZstdError) as error:
         raise ValueError(f"the footer's order of ids cannot be read: {error}") from error
     if len(raw) % 4:
@@ -173,7 +175,11 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     floor = one_array(table["topk_floor"]).flatten().to_numpy()
     gaps = _unescaped(table, "topk_gaps", "topk_far")
     steps = _unescaped(table, "topk_steps", "topk_deep")
-    if not lengths.sum() == len(gaps) == len(steps) or len(floor) != len(lengths):
+    if lengths.min(initial=0) < 0 or not np.array_equal(
+        rows, list_offsets(one_array(table["topk_floor"]))
+    ):
+        raise ValueError("the top-k columns differ in the number of positions")
+    if not lengths.sum() == len(gaps) == len(steps):
         raise ValueError("the top-k columns differ in the number of ids")
     inner = np.concatenate([[0], np.cumsum(lengths)])
     ids = empty(gaps.shape, id_type(len(order)).to_pandas_dtype())

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from schemas.json_values import parse_object
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,6 +53,7 @@ def tokenizer_digest(tokenizer_dir: Path) -> str:
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer file.
+        ValueError: its `tokenizer.json` is not a JSON object.
     """
     fast = tokenizer_dir / "tokenizer.json"
     if fast.exists():
@@ -69,7 +72,7 @@ _FAST_TOKENIZERS: dict[str, str] = {}
 def _fast_tokenizer_digest(file: bytes) -> str:
     key = sha256_bytes(file)
     if key not in _FAST_TOKENIZERS:
-        content = json.loads(file)
+        content = parse_object(file)
         content.pop("padding", None)
         content.pop("truncation", None)
         _FAST_TOKENIZERS[key] = sha256_json(content)

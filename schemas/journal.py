@@ -5,6 +5,7 @@ A unit is done when its entry is on disk and its shard is in place (`finished_un
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,43 +13,70 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import model_validator
 
-from schemas.arrow import REJECT_SCHEMA, parquet_options, read_parquet
+from schemas.arrow import REJECT_SCHEMA, parquet_options
 from schemas.atomic import atomic_path, write_atomic
 from schemas.errors import LabelSetError
+from schemas.file_names import JOURNAL, entry_name, rejects_name, shard_name
 from schemas.fingerprint import sha256_file, sha256_json
-from schemas.manifest import Model
+from schemas.manifest import Count, Digest, Model
+from schemas.parquet_sizes import read_parquet
+from schemas.set_paths import set_file
 
-JOURNAL = "journal"
 REJECTS_PER_ROW_GROUP = 10_000
 
 
 class ByteRange(Model):
     """Bytes [start, stop) of a shard file and their hash; the counts are 0 for the footer."""
 
-    start: int
-    stop: int
-    sha256: str
-    rows: int = 0
-    labels: int = 0
-    tokens: int = 0
+    start: Count
+    stop: Count
+    sha256: Digest
+    rows: Count = 0
+    labels: Count = 0
+    tokens: Count = 0
+
+
+def require_tiling(groups: Sequence[ByteRange], footer: ByteRange) -> None:
+    """Check that byte ranges follow each other from the first byte of a shard to its last.
+
+    Each row has at least one byte, so that no count is larger than the file.
+
+    Raises:
+        ValueError: they leave a gap or overlap, or state more rows than bytes.
+    """
+    at = 0
+    for part in (*groups, footer):
+        if part.start != at or part.stop <= at:
+            raise ValueError(f"bytes {part.start} to {part.stop} do not follow byte {at}")
+        at = part.stop
+        if part.rows > part.stop - part.start:
+            raise ValueError(f"{part.rows} rows do not fit {part.stop - part.start} bytes")
 
 
 class UnitEntry(Model):
     """The record of one finished work unit. `row_groups` and `footer` tile the shard file."""
 
-    unit: int
+    unit: Count
     shard: str
-    rows: int
-    labels: int
-    tokens: int
-    rejects: int
+    rows: Count
+    labels: Count
+    tokens: Count
+    rejects: Count
     row_groups: tuple[ByteRange, ...]
     footer: ByteRange
     rejects_sha256: str
     provenance: dict[str, Any]
     self_digest: str = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> UnitEntry:
+        """Refuse another unit's shard, and byte ranges that do not tile one."""
+        if self.shard != shard_name(self.unit):
+            raise ValueError(f"unit {self.unit} has its shard elsewhere: {self.shard!r}")
+        require_tiling(self.row_groups, self.footer)
+        return self
 
     @property
     def bytes(self) -> int:
@@ -61,19 +89,14 @@ class UnitEntry(Model):
         return self.model_copy(update={"self_digest": sha256_json(content)})
 
 
-def shard_name(unit: int) -> str:
-    """Return the path of a unit's shard, relative to the set."""
-    return f"shards/part-{unit:06d}.parquet"
-
-
 def entry_path(directory: Path, unit: int) -> Path:
     """Return the path of a unit's journal entry."""
-    return directory / JOURNAL / f"unit-{unit:06d}.json"
+    return directory / entry_name(unit)
 
 
 def rejects_path(directory: Path, unit: int) -> Path:
     """Return the path of a unit's rejects."""
-    return directory / JOURNAL / f"unit-{unit:06d}.rejects.parquet"
+    return directory / rejects_name(unit)
 
 
 def plan_rejects_path(directory: Path, plan: str) -> Path:
@@ -94,7 +117,7 @@ def write_rejects(path: Path, rejects: Iterable[Mapping[str, object]]) -> str:
 def read_rejects(directory: Path) -> pa.Table:
     """Return all rejects of a set: first the plans', then the units'."""
     files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
-    tables = [read_parquet(path) for path in files]
+    tables = [read_parquet(set_file(directory, f"{JOURNAL}/{path.name}")) for path in files]
     # An empty table imports pandas, so there is one only where it is needed.
     return pa.concat_tables(tables or [REJECT_SCHEMA.empty_table()])
 
@@ -146,15 +169,16 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     Raises:
         LabelSetError: the entry was altered.
     """
-    path = entry_path(directory, unit)
+    path = set_file(directory, entry_name(unit))
     if not path.exists():
         return None
     hint = "delete the entry and run the same `labeler label` command: it labels the unit again"
     try:
-        entry = UnitEntry.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        entry = UnitEntry.model_validate_json(path.read_bytes())
+        digest = entry.sealed().self_digest
+    except (ValueError, RecursionError) as error:  # the digest prints numbers of any length
         raise LabelSetError("the journal entry cannot be read", path=path, hint=hint) from error
-    if entry.sealed().self_digest != entry.self_digest or entry.unit != unit:
+    if digest != entry.self_digest or entry.unit != unit:
         raise LabelSetError("the journal entry was altered", path=path, hint=hint)
     return entry
 
@@ -168,10 +192,21 @@ def finished_unit(directory: Path, unit: int) -> UnitEntry | None:
     entry = read_entry(directory, unit)
     if entry is None:
         return None
-    shard = directory / entry.shard
+    shard = set_file(directory, entry.shard)
     return entry if shard.is_file() and shard.stat().st_size == entry.bytes else None
 
 
 def read_entries(directory: Path, units: int) -> list[UnitEntry]:
     """Return the entries that exist for the first `units` units, by unit number."""
-    return [e for unit in range(units) if (e := read_entry(directory, unit)) is not None]
+    return [
+        entry
+        for unit in journaled_units(directory)
+        if unit < units and (entry := read_entry(directory, unit)) is not None
+    ]
+
+
+def journaled_units(directory: Path) -> list[int]:
+    """Return the numbers of the units that have an entry: as many as there are files."""
+    names = (re.fullmatch(r"unit-(\d{6,})\.json", p.name) for p in (directory / JOURNAL).glob("*"))
+    numbers = (int(name[1]) for name in names if name is not None and len(name[1]) < 16)
+    return sorted(unit for unit in numbers if entry_path(directory, unit).exists())

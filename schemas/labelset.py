@@ -11,18 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.arrow import COLUMN_ORDER
-from schemas.errors import LabelSetError
+from schemas.errors import LabelSetError, first_line
+from schemas.file_names import TOKENIZER
 from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import read_entries
 from schemas.manifest import Manifest, read_manifest
-from schemas.remote import Remote, is_url, join_path
+from schemas.remote import Remote, is_url
 from schemas.remote_metadata import copy_metadata, copy_view
 from schemas.row_group import RowGroup
+from schemas.set_paths import set_file
 from schemas.shard_reader import ShardReader
-from schemas.view import VIEW_SUFFIX, View, read_view
-
-TOKENIZER = "tokenizer"
+from schemas.view import VIEW_SUFFIX, View, read_view, view_target
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,11 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
     manifest = read_manifest(directory)
     if manifest.status == "complete":
         shards = read_index(directory, manifest.index_pages)
+        if len(shards) != manifest.planned_units:
+            raise LabelSetError(
+                f"the manifest says {manifest.planned_units} units, the index has {len(shards)}",
+                path=remote.url if remote else directory,
+            )
     elif allow_partial:
         entries = read_entries(directory, manifest.planned_units)
         shards = {entry.shard: (list(entry.row_groups), entry.footer) for entry in entries}
@@ -196,7 +201,7 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
         options: options of the set's filesystem.
     """
     view = read_view(path)
-    location = join_path(place, view.label_set)
+    location = view_target(place, view.label_set)
     labels = open_label_set(location, allow_partial=True, storage_options=options)
     hint = "make the view again with `labeler curate`"
     if labels.manifest.identity_digest != view.identity_digest:
@@ -227,7 +232,7 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
         LabelSetError: names the file concerned.
     """
     for file in manifest.tokenizer_files:
-        path = directory / file.path
+        path = set_file(directory, file.path)
         if not path.is_file() or sha256_bytes(path.read_bytes()) != file.sha256:
             state = "altered" if path.is_file() else "missing"
             raise LabelSetError(
@@ -235,5 +240,11 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
                 path=path,
                 hint="copy it again from the teacher's checkpoint",
             )
-    if tokenizer_digest(directory / TOKENIZER) != manifest.identity.tokenizer:
+    try:
+        found = tokenizer_digest(directory / TOKENIZER)
+    except (OSError, ValueError) as error:
+        raise LabelSetError(
+            f"the tokenizer cannot be read: {first_line(error)}", path=directory / TOKENIZER
+        ) from error
+    if found != manifest.identity.tokenizer:
         raise LabelSetError("the tokenizer is not the teacher's", path=directory / TOKENIZER)

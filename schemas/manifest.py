@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from schemas.atomic import write_atomic
 from schemas.errors import IdentityError, LabelSetError
+from schemas.file_names import is_index_page, is_plan, is_plan_rejects, is_tokenizer_file
 from schemas.fingerprint import sha256_json
+from schemas.set_paths import inside_name, set_file
+from schemas.size_limits import LARGEST_COUNT, LARGEST_VOCABULARY
 from schemas.version import FORMAT_MAJOR, FORMAT_VERSION, KNOWN_CODECS, PLAIN_1
 
 MANIFEST = "manifest.json"
@@ -95,19 +106,19 @@ class Identity(LateFields):
     weights_scope: Literal["full", "header", "served", "stated"] = "full"
     model_config_digest: str
     tokenizer: str
-    vocab_size: int
+    vocab_size: Annotated[int, Field(ge=1, le=LARGEST_VOCABULARY)]
     chat_template: str | None
     dtype: str
     head_dtype: str
     quantization: str | None = None
     mode: Literal["score", "generate"]
-    k: int
+    k: Annotated[int, Field(ge=0, le=LARGEST_VOCABULARY)]
     max_length: int
     overlap: int
     sampling: Sampling | None = None
     top_p_labels: float | None = None
     min_k: int | None = None
-    draws: int | None = None
+    draws: Annotated[int, Field(ge=0, lt=1 << 16)] | None = None
     spans: str | None = None
     rendering: dict[str, Any] | None = None
     engine_args: dict[str, Any] | None = None
@@ -119,36 +130,37 @@ class Identity(LateFields):
         return sha256_json(self.model_dump(mode="json"))
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A hex SHA-256. It also names files of the cache, so it must not be anything else."""
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+"""A number of things, which every JSON parser keeps."""
+
+
 class FileDigest(Model):
     """A file of the set, by its path relative to the set's folder and inside it."""
 
-    path: str
-    sha256: str
-
-    @field_validator("path")
-    @classmethod
-    def _inside(cls, path: str) -> str:
-        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-            raise ValueError(f"{path} is not inside the set's folder")
-        return path
+    path: Annotated[str, AfterValidator(inside_name)]
+    sha256: Digest
 
 
 class Totals(Model):
     """Sums over all shards, counted when the set is finalized."""
 
-    units: int
-    rows: int
-    tokens: int
-    labels: int
-    rejects: int
-    bytes: int
+    units: Count
+    rows: Count
+    tokens: Count
+    labels: Count
+    rejects: Count
+    bytes: Count
 
 
-class Manifest(Model):
+class Manifest(LateFields):
     """The first file that a reader opens; everything else is found and checked from here.
 
     A derived set (`provenance.derived`) has no plan: nothing is left to label.
     """
+
+    late: ClassVar[tuple[str, ...]] = ("plan_rejects",)
 
     format_version: str = FORMAT_VERSION
     codec: str = PLAIN_1
@@ -156,12 +168,29 @@ class Manifest(Model):
     identity: Identity
     identity_digest: str
     plan: FileDigest | None
-    planned_units: int
+    planned_units: Count
     tokenizer_files: tuple[FileDigest, ...]
     index_pages: tuple[FileDigest, ...] = ()
+    plan_rejects: tuple[FileDigest, ...] | None = None
     totals: Totals | None = None
     provenance: dict[str, Any]
     self_digest: str = ""
+
+    @model_validator(mode="after")
+    def _right_names(self) -> Manifest:
+        """Refuse files under the name of another one: writers replace files by these names."""
+        for names, fits in (
+            ([file.path for file in self.tokenizer_files], is_tokenizer_file),
+            ([file.path for file in self.index_pages], is_index_page),
+            ([file.path for file in self.plan_rejects or ()], is_plan_rejects),
+            ([] if self.plan is None else [self.plan.path], is_plan),
+        ):
+            for name in names:
+                if not fits(name):
+                    raise ValueError(f"{name!r} is not the name of such a file")
+            if len(set(names)) != len(names):
+                raise ValueError("a file is named twice")
+        return self
 
     def sealed(self) -> Manifest:
         """Return the same manifest with its own digest filled in."""
@@ -180,7 +209,7 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         LabelSetError: it is missing, not JSON, altered, or of an unknown version or codec.
     """
-    path = directory / MANIFEST
+    path = set_file(directory, MANIFEST)
     if not path.is_file():
         raise LabelSetError(
             "no label set here: "
@@ -189,9 +218,9 @@ def read_manifest(directory: Path) -> Manifest:
             hint="give the folder that `labeler label --out` wrote",
         )
     try:
-        raw = path.read_text(encoding="utf-8")
-        content = Manifest.model_validate_json(raw)
-    except (ValidationError, UnicodeDecodeError) as error:
+        content = Manifest.model_validate_json(path.read_bytes())
+        digests = content.sealed().self_digest, content.identity.digest
+    except (ValueError, RecursionError) as error:  # digests print numbers of any length
         _refuse_unknown_version(path)
         raise LabelSetError(
             f"the manifest cannot be read: {_first_line(error)}",
@@ -199,13 +228,13 @@ def read_manifest(directory: Path) -> Manifest:
             hint="run the same `labeler label` command again, or restore the file from a copy",
         ) from error
     _check_version(content.format_version, content.codec, path)
-    if content.sealed().self_digest != content.self_digest:
+    if content.self_digest != digests[0]:
         raise LabelSetError(
             "the manifest was altered: its digest differs",
             path=path,
             hint="restore the file from a copy; never edit a manifest by hand",
         )
-    if content.identity.digest != content.identity_digest:
+    if content.identity_digest != digests[1]:
         raise LabelSetError("the identity and its digest differ", path=path)
     return content
 

@@ -10,7 +10,6 @@ append. Old row groups keep their place, so a unit has the same number in all of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,9 +18,12 @@ import pyarrow.parquet as pq
 
 from schemas.arrow import PLAN_SCHEMA, parquet_options
 from schemas.atomic import atomic_path
-from schemas.errors import LabelSetError
+from schemas.errors import LabelSetError, first_line
+from schemas.file_names import is_plan
 from schemas.fingerprint import sha256_file
 from schemas.manifest import FileDigest
+from schemas.parquet_sizes import checked_parquet
+from schemas.set_paths import set_file
 
 PLAN = "plan.parquet"
 
@@ -42,18 +44,24 @@ def open_plan(directory: Path, expected: FileDigest | None) -> pq.ParquetFile:
     """Open a plan to read it unit by unit (row group i is unit i).
 
     Raises:
-        LabelSetError: the plan is missing or altered, or the set has none.
+        LabelSetError: the plan is missing, altered or not a plan, or the set has none.
     """
     if expected is None:
         raise LabelSetError("a derived set has no plan", path=directory)
-    path = directory / expected.path
+    path = set_file(directory, expected.path)
     if not path.is_file() or sha256_file(path) != expected.sha256:
         raise LabelSetError(
             f"the plan is {'altered' if path.is_file() else 'missing'}",
             path=path,
             hint="restore the file from a copy, or label into a new folder",
         )
-    return pq.ParquetFile(path, page_checksum_verification=True)
+    try:
+        with checked_parquet(path) as file:
+            if not file.schema_arrow.remove_metadata().equals(PLAN_SCHEMA):
+                raise ValueError("its columns differ")
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise LabelSetError(f"this is not a plan: {first_line(error)}", path=path) from error
 
 
 def read_unit(plan: pq.ParquetFile, unit: int) -> pa.Table:
@@ -64,11 +72,6 @@ def read_unit(plan: pq.ParquetFile, unit: int) -> pa.Table:
 def read_units(plan: pq.ParquetFile) -> Iterator[pa.Table]:
     """Iterate over the planned rows, one unit at a time."""
     return (plan.read_row_group(unit) for unit in range(plan.num_row_groups))
-
-
-def is_plan(name: str) -> bool:
-    """Check whether a file of this name in a label set is a plan."""
-    return re.fullmatch(r"plan(-\d{4,})?\.parquet", name) is not None
 
 
 def next_plan(current: str) -> str:

@@ -1,26 +1,27 @@
 """A label set behind a URL: byte ranges of its files, fetched once and cached on this machine.
 
-Byte ranges are cached under their hashes, which the label set's index states. So the cache is
-verified on every use, shared by all runs and processes of a machine, and never stale.
+Byte ranges are cached under their hashes, which the label set's index states (`range_cache`).
+Options (headers, keys) go to the URL's own host and nowhere else.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import posixpath
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from schemas.errors import LabelSetError, SoftshardsError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
+from schemas.range_cache import RangeCache, open_range_cache
 
 if TYPE_CHECKING:
-    import diskcache
     from fsspec import AbstractFileSystem
 
 CACHE = "SOFTSHARDS_CACHE"
@@ -53,29 +54,45 @@ class Remote:
     def _filesystem(self) -> AbstractFileSystem:
         import fsspec
 
-        filesystem: AbstractFileSystem = fsspec.core.url_to_fs(self.url, **self.options)[0]
+        options = dict(self.options)
+        if options and self.url.startswith(("http://", "https://")):
+            options |= {"skip_instance_cache": True, "client_kwargs": self._client_options()}
+        filesystem: AbstractFileSystem = fsspec.core.url_to_fs(self.url, **options)[0]
         return filesystem
 
+    def _client_options(self) -> dict[str, Any]:
+        """Return HTTP options under which no redirect takes the options to another origin."""
+        import aiohttp
+
+        url = self.url
+
+        async def check(
+            _: object, __: object, redirect: aiohttp.TraceRequestRedirectParams
+        ) -> None:
+            target = urljoin(url, redirect.response.headers.get("Location", ""))
+            if origin(target) != origin(url):
+                raise ValueError(
+                    f"the server redirects to {urlsplit(target).netloc}, and the options given for "
+                    f"{urlsplit(url).netloc} are not sent there"
+                )
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(check)
+        given = dict(self.options.get("client_kwargs") or {})
+        return given | {"trace_configs": [*given.get("trace_configs", []), trace]}
+
     @cached_property
-    def _cache(self) -> diskcache.Cache | None:
-        """The cache; None where it is disabled or cannot be opened."""
+    def _cache(self) -> RangeCache | None:
+        """The cache; None where it is disabled or cannot be used."""
         limit = _cache_bytes()
         if limit == 0:
             return None
-        import diskcache
-
         folder = os.environ.get(CACHE) or Path.home() / ".cache" / "softshards"
         try:
-            return diskcache.Cache(folder, size_limit=limit, eviction_policy="least-recently-used")
-        except (OSError, diskcache.Timeout) as error:
+            return open_range_cache(Path(folder), limit)
+        except OSError as error:
             warnings.warn(f"{folder}: not used as a cache: {error}", stacklevel=2)
             return None
-
-    def open(self, url: str) -> BinaryIO:
-        """Open a file whose bytes are fetched as they are read."""
-        path = _filesystem_path(self._filesystem, url)
-        file: BinaryIO = self._filesystem.open(path, "rb", cache_type="none")
-        return file
 
     def names(self, folder: str, pattern: str) -> list[str]:
         """Return the names of files in a folder of the set that match a glob pattern."""
@@ -116,8 +133,7 @@ class Remote:
 
     def cached(self, byte_range: ByteRange) -> bytes | None:
         """Return the bytes of a range where the cache holds them intact."""
-        data = None if self._cache is None else self._cache.get(byte_range.sha256)
-        return data if data is not None and sha256_bytes(data) == byte_range.sha256 else None
+        return None if self._cache is None else self._cache.get(byte_range.sha256)
 
     def fetch(self, name: str, byte_range: ByteRange) -> bytes:
         """Return a byte range of a file, from the cache or the URL. The caller must verify it.
@@ -130,27 +146,36 @@ class Remote:
         if data is None:
             data = self.read(name, byte_range.start, byte_range.stop)
             if self._cache is not None and sha256_bytes(data) == byte_range.sha256:
-                self._store(self._cache, byte_range.sha256, data)
+                try:
+                    self._cache.put(byte_range.sha256, data)
+                except OSError as error:  # a full disk: the run needs the bytes, not the copy
+                    warnings.warn(f"{self._cache.folder}: cannot cache: {error}", stacklevel=2)
         return data
-
-    def _store(self, cache: diskcache.Cache, digest: str, data: bytes) -> None:
-        try:
-            cache.set(digest, data, retry=True)
-        except OSError as error:  # a full disk: the run needs the bytes, not the copy
-            warnings.warn(f"{cache.directory}: cannot cache: {error}", stacklevel=2)
 
 
 class PartialFile(io.RawIOBase):
-    """A read-only file of which one byte range is in memory.
+    """A read-only file of which parts of one byte range are in memory, or can be fetched.
 
     Args:
-        data: the bytes of the range.
+        data: the bytes at the start of the range.
         start: offset of the range in the file.
         size: size of the whole file in bytes.
+        stop: end of the range; by default the end of `data`.
+        fetch: returns bytes [start, stop) of the file.
     """
 
-    def __init__(self, data: bytes, start: int, size: int) -> None:
-        self._data, self._start, self._size, self._at = memoryview(data), start, size, 0
+    def __init__(
+        self,
+        data: bytes | memoryview,
+        start: int,
+        size: int,
+        *,
+        stop: int | None = None,
+        fetch: Callable[[int, int], bytes] | None = None,
+    ) -> None:
+        self._parts = [(start, memoryview(data))]
+        self._start, self._stop = start, start + len(data) if stop is None else stop
+        self._size, self._at, self._fetch = size, 0, fetch
 
     def readable(self) -> bool:
         """Return True."""
@@ -174,31 +199,56 @@ class PartialFile(io.RawIOBase):
         """Return the size of the whole file in bytes."""
         return self._size
 
+    def load(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Fetch byte ranges that are not in memory, each in one request.
+
+        Raises:
+            ValueError: a range is outside the row group.
+        """
+        for start, stop in ranges:
+            if not self._start <= start <= stop <= self._stop:
+                raise ValueError(f"bytes {start} to {stop} are outside the row group")
+            if self._fetch is not None and self._find(start, stop) is None:
+                self._parts.append((start, memoryview(self._fetch(start, stop))))
+
+    def view(self, start: int, stop: int) -> memoryview:
+        """Return bytes [start, stop), which must be in memory.
+
+        Raises:
+            ValueError: they are not.
+        """
+        found = self._find(start, stop)
+        if found is None:
+            raise ValueError(f"bytes {start} to {stop} are outside the row group")
+        return found
+
     def read(self, size: int = -1) -> bytes:
         """Read bytes at the read position.
 
         Raises:
-            ValueError: the bytes are outside the range.
+            ValueError: the bytes are not in memory.
         """
-        start = self._at - self._start
-        stop = len(self._data) if size < 0 else start + size
-        if start < 0 or stop > len(self._data):
-            raise ValueError(f"bytes {self._at} to {self._at + size} are outside the row group")
-        self._at += stop - start
-        return bytes(self._data[start:stop])
+        stop = self._stop if size < 0 else self._at + size
+        data = bytes(self.view(self._at, stop))
+        self._at = stop
+        return data
 
-
-def join_path(place: str, relative: str) -> str:
-    """Return the path or URL of `relative` as seen from the file `place`; URLs are absolute."""
-    if is_url(relative) or not is_url(place):
-        return relative if is_url(relative) else str(Path(place).parent / relative)
-    protocol, _, rest = place.partition("://")
-    return f"{protocol}://{posixpath.normpath(posixpath.join(posixpath.dirname(rest), relative))}"
+    def _find(self, start: int, stop: int) -> memoryview | None:
+        for at, part in self._parts:
+            if at <= start <= stop <= at + len(part):
+                return part[start - at : stop - at]
+        return None
 
 
 def is_url(path: Path | str) -> bool:
     """Check whether a path is a URL, for fsspec."""
     return isinstance(path, str) and "://" in path
+
+
+def origin(url: str) -> tuple[str, str]:
+    """Return the scheme and the host or bucket of a URL."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _filesystem_path(filesystem: AbstractFileSystem, url: str) -> str:

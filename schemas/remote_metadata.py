@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import LabelSetError
-from schemas.journal import JOURNAL
+from schemas.file_names import JOURNAL
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.remote import FETCH_THREADS, Remote
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError
 from schemas.fingerprint import canonical_json, sha256_bytes
 from schemas.journal import ByteRange
+from schemas.json_values import parse_object
 from schemas.manifest import Identity, Manifest
+from schemas.size_limits import LARGEST_VOCABULARY
 from schemas.version import COMPACT_1, FORMAT_VERSION, PLAIN_1
 
 ORDER = "topk_order"
@@ -152,10 +153,15 @@ def stored_order(metadata: dict[bytes, bytes] | None) -> NDArray[np.int32] | Non
     raw = (metadata or {}).get(FOOTER_KEY)
     if raw is None:
         raise ValueError("not a softshards shard: its metadata has no identity")
-    content = json.loads(raw)
+    content = parse_object(raw)
     if ORDER not in content:
         return None
-    return compact.order_from_text(content[ORDER], content["vocab_size"])
+    text, vocab_size = content[ORDER], content.get("vocab_size")
+    if not isinstance(text, str) or not isinstance(vocab_size, int):
+        raise ValueError("the footer's order of ids is not one")
+    if not 1 <= vocab_size <= LARGEST_VOCABULARY:
+        raise ValueError(f"the footer states {vocab_size} ids")
+    return compact.order_from_text(text, vocab_size)
 
 
 def to_plain(table: pa.Table) -> pa.Table:
@@ -177,24 +183,32 @@ def to_plain(table: pa.Table) -> pa.Table:
 
 
 def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str) -> None:
-    """Refuse a shard whose footer names a different teacher, tokenizer or setting.
+    """Refuse a shard whose footer names a different teacher, tokenizer or setting, or columns.
 
     Raises:
         LabelSetError: the footer is not a shard's, or its identity is not the manifest's.
+        ValueError: its facts or its columns are not those of a shard.
     """
     raw = (metadata.metadata or {}).get(FOOTER_KEY)
     if raw is None:
         raise LabelSetError("not a softshards shard: its footer has no identity", path=path)
-    found = json.loads(raw)
+    found = parse_object(raw)
     for name, expected in (
         ("format_version", manifest.format_version),
         ("codec", manifest.codec),
         ("identity_digest", manifest.identity_digest),
+        ("vocab_size", manifest.identity.vocab_size),
     ):
-        if found[name] != expected:
+        if found.get(name) != expected:
             raise LabelSetError(
-                f"the shard belongs to a different label set: {name} is {found[name]!r}, "
+                f"the shard belongs to a different label set: {name} is {found.get(name)!r}, "
                 f"the manifest has {expected!r}",
                 path=path,
                 hint="put the shard back where it came from and run `labeler label` again",
             )
+    for name in ("tail_source", "entropy_source"):
+        if not isinstance(found.get(name), str):
+            raise ValueError(f"the footer has no {name}")
+    schema = row_schema(manifest.identity.vocab_size, manifest.codec)
+    if not metadata.schema.to_arrow_schema().remove_metadata().equals(schema):
+        raise ValueError("the schema is not that of format version 1")

@@ -6,7 +6,6 @@ by their checksums (`"read"`), or the whole row group is first checked by its ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,14 +19,18 @@ from numpy.typing import NDArray
 
 from schemas import compact
 from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS
-from schemas.codec import list_offsets
+from schemas.codec import list_offsets, one_array
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
+from schemas.json_values import parse_object
 from schemas.manifest import Manifest
+from schemas.parquet_sizes import chunk_range, read_metadata, require_plausible
 from schemas.remote import PartialFile, Remote, is_url
 from schemas.row_group import RowGroup
+from schemas.set_paths import set_file
 from schemas.shard import check_footer, stored_order
+from schemas.size_limits import require_cells
 from schemas.version import PLAIN_1
 
 Verify = Literal["read", "full", "none"]
@@ -62,29 +65,35 @@ class ShardReader:
         columns that are read are fetched, unless the row group is cached.
 
         Raises:
-            LabelSetError: the shard is missing, of a different size, from a different set,
+            LabelSetError: the shard is missing, a link, of a different size, from a different set,
                 altered (found on opening or on reading), or cannot be read.
         """
         path = self.path(group.shard)
         with as_damage_error(group, path):
-            file = self._file(group, path, verify)
+            file, content = self._file(group, path, verify)
         with file:
             with as_damage_error(group, path):
                 footer = self._footer(group, path)
+                _require_counts(footer, group)
                 if verify == "full" and self.remote is None:
                     _read_verified(file, group.bytes, f"row group {group.index}", path)
                 parquet = pq.ParquetFile(
                     file,
                     metadata=footer,
                     page_checksum_verification=verify == "read",  # the hash covers the pages, too
-                    pre_buffer=self.remote is not None,
                 )
                 order = self._order(group, footer)
-            yield OpenGroup(path, parquet, group, order, verify)
+            identity = self.manifest.identity
+            widest = identity.k, identity.draws or 0
+            yield OpenGroup(path, parquet, group, content, order, widest, verify)
 
     def path(self, shard: str) -> str:
-        """Return the path or URL of a shard."""
-        return f"{self.remote.url if self.remote else self.folder}/{shard}"
+        """Return the path or URL of a shard.
+
+        Raises:
+            LabelSetError: the shard, or the folder of shards, is a link.
+        """
+        return f"{self.remote.url}/{shard}" if self.remote else str(set_file(self.folder, shard))
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:
         """Return the JSON object in the footer of a row group's shard.
@@ -94,24 +103,36 @@ class ShardReader:
         """
         path = self.path(group.shard)
         with as_damage_error(group, path):
-            facts: dict[str, Any] = json.loads(self._footer(group, path).metadata[FOOTER_KEY])
-            return facts
+            return parse_object(self._footer(group, path).metadata[FOOTER_KEY])
 
-    def _file(self, group: RowGroup, path: str, verify: Verify) -> pa.NativeFile:
-        """Open the shard, or from a URL the part that is needed, verified if `"full"`."""
+    def _file(
+        self, group: RowGroup, path: str, verify: Verify
+    ) -> tuple[pa.NativeFile, PartialFile]:
+        """Open the shard, or from a URL the part that is needed, verified if `"full"`.
+
+        Returns:
+            The file for Parquet, and the same bytes of this row group for checks.
+        """
         size, byte_range = group.footer.stop, group.bytes
+        start, stop = byte_range.start, byte_range.stop
         if self.remote is None:
             file = pa.memory_map(path)
             if file.size() != size:
                 raise damaged(f"the shard has {file.size()} bytes, the index says {size}", path)
-            return file
+            file.seek(start)
+            return file, PartialFile(memoryview(file.read_buffer(stop - start)), start, size)
         data = self.remote.cached(byte_range)
         if data is None and verify == "full":
             data = self.remote.fetch(group.shard, byte_range)
             _require_hash(data, byte_range, f"row group {group.index}", path)
         if data is None:
-            return pa.PythonFile(self.remote.open(path), mode="r")
-        return pa.PythonFile(PartialFile(data, byte_range.start, size), mode="r")
+            remote, shard = self.remote, group.shard
+            content = PartialFile(
+                b"", start, size, stop=stop, fetch=lambda a, b: remote.read(shard, a, b)
+            )
+        else:
+            content = PartialFile(data, start, size)
+        return pa.PythonFile(content, mode="r"), content
 
     def _footer(self, group: RowGroup, path: str) -> pq.FileMetaData:
         known = self._footers.get(group.shard)
@@ -123,7 +144,7 @@ class ShardReader:
         else:
             data = pa.py_buffer(self.remote.fetch(group.shard, group.footer))
             _require_hash(data, group.footer, "the footer", path)
-        metadata = pq.read_metadata(pa.BufferReader(data))
+        metadata = read_metadata(pa.BufferReader(data))
         check_footer(metadata, self.manifest, path)
         _remember(self._footers, group.shard, metadata)
         return metadata
@@ -155,14 +176,18 @@ class OpenGroup:
         path: path or URL of the shard.
         parquet: the open shard.
         group: the row group.
+        content: its bytes.
         order: the order of ids, in codec `compact/1`.
+        widest: most ids and most drawn ids per position.
         verify: the data to verify.
     """
 
     path: str
     parquet: pq.ParquetFile
     group: RowGroup
+    content: PartialFile
     order: NDArray[np.int32] | None
+    widest: tuple[int, int]
     verify: Verify
 
     def read(self, columns: Sequence[str], rows: NDArray[np.bool_] | None = None) -> pa.Table:
@@ -173,7 +198,8 @@ class OpenGroup:
             rows: bool [group.rows], the rows to read; all by default. Other rows are not decoded.
 
         Raises:
-            LabelSetError: a page or the whole row group is altered.
+            LabelSetError: a page or the whole row group is altered, or would take more memory than
+                `schemas.size_limits` allows.
         """
         if not columns:
             return pa.table({})
@@ -181,12 +207,14 @@ class OpenGroup:
         coded = self.order is not None and len(others) < len(columns)
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
         with as_damage_error(self.group, self.path):
+            self._require_sizes(names)
             several = pa.cpu_count() > 1  # a pool of one thread only costs context switches
             table = self.parquet.read_row_group(
                 self.group.index, columns=names, use_threads=several
             )
             if self.verify == "read":
                 _require_all_values(table, self.parquet.metadata.row_group(self.group.index))
+            self._require_lists(table)
             if self.group.kept is not None:
                 table = table.filter(pa.array(self.group.kept.mask(table.num_rows)))
             if rows is not None:
@@ -194,6 +222,83 @@ class OpenGroup:
             if coded and self.order is not None:
                 table = compact.unpack(table, self.order)
         return table.select(list(columns))
+
+    def _require_sizes(self, names: Sequence[str]) -> None:
+        """Check the sizes that footer and pages state, before memory is taken for them."""
+        metadata, stored = self.parquet.metadata, self.group.bytes.stop - self.group.bytes.start
+        self.content.load(_chunk_ranges(metadata.row_group(self.group.index), names))
+        counts = require_plausible(
+            metadata,
+            [self.group.index],
+            names,
+            read=self.content.view,
+            stored=stored,
+        )
+        positions = [counts[name] for name in POSITION_COLUMNS if name in counts]
+        if positions:
+            require_cells(min(positions), sum(self.widest) + SPARE_WIDTH, stored)
+
+    def _require_lists(self, table: pa.Table) -> None:
+        """Check what decoding relies on: no nulls inside lists, no list and no span too long."""
+        for name in table.column_names:
+            for chunk in table[name].chunks:
+                _require_no_nulls(chunk, name)
+        k, draws = self.widest
+        for name, longest in (("topk_ids", k), ("topk_k", k), ("sample_ids", draws)):
+            if name in table.column_names:
+                lists = one_array(table[name]).flatten()
+                lengths = lists.to_numpy() if name == "topk_k" else np.diff(lists.offsets)
+                if lengths.max(initial=0) > longest or lengths.min(initial=0) < 0:
+                    raise ValueError(f"{lengths.max()} ids per position, more than {longest}")
+        stored = self.group.bytes.stop - self.group.bytes.start
+        for name in ("spans", "student_spans"):
+            if name in table.column_names:
+                spans = one_array(table[name]).flatten()
+                start, stop = (spans.field(n).to_numpy() for n in ("start", "stop"))
+                lengths = np.maximum(stop.astype(np.int64) - start, 0)
+                require_cells(int(lengths.sum()), SPARE_WIDTH, stored)
+
+
+POSITION_COLUMNS = (
+    *("topk_k", "topk_floor", "topk_ids", "topk_logprobs"),
+    *("tail_logprob", "token_logprob", "sample_ids"),
+)
+"""Columns with at least one value per labeled position."""
+SPARE_WIDTH = 8
+"""What a position takes besides its ids, in cells."""
+GAP = 8192
+"""Bytes between two columns that are fetched with them: less than the time of a request."""
+
+
+def _require_counts(footer: pq.FileMetaData, group: RowGroup) -> None:
+    """Compare the index with the footer."""
+    number = footer.num_row_groups
+    if group.index >= number:
+        raise ValueError(f"the shard has {number} row groups")
+    rows = footer.row_group(group.index).num_rows
+    if rows != group.bytes.rows:
+        raise ValueError(f"it has {rows} rows, the index says {group.bytes.rows}")
+
+
+def _chunk_ranges(group: pq.RowGroupMetaData, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the bytes of columns; neighbors are joined."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    wanted = sorted(chunk_range(c) for c in chunks if c.path_in_schema.split(".")[0] in names)
+    joined: list[tuple[int, int]] = []
+    for start, stop in wanted:
+        if joined and start - joined[-1][1] <= GAP:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _require_no_nulls(array: pa.Array, name: str) -> None:
+    """Refuse nulls inside lists; whole lists of optional columns may be null."""
+    if pa.types.is_list(array.type):
+        if array.values.null_count:
+            raise ValueError(f"column {name} has nulls inside its lists")
+        _require_no_nulls(array.values, name)
 
 
 def _require_all_values(table: pa.Table, group: pq.RowGroupMetaData) -> None:
@@ -224,7 +329,7 @@ def as_damage_error(group: RowGroup, path: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise damaged("the shard is missing", path) from error
-    except (ValueError, OSError, pa.ArrowException) as error:
+    except (ValueError, OSError, pa.ArrowException, MemoryError) as error:
         cannot = " (or it cannot be read)" if is_url(path) else ""
         raise damaged(f"row group {group.index} was altered{cannot}: {error}", path) from error
 

@@ -6,15 +6,18 @@ group's bytes. So a view is refused where its rows changed, and stays valid wher
 
 from __future__ import annotations
 
+import os
+import posixpath
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from schemas.atomic import write_atomic
-from schemas.errors import LabelSetError
+from schemas.errors import LabelSetError, first_line
 from schemas.fingerprint import sha256_json
 from schemas.manifest import Model, check_version
+from schemas.remote import is_url, origin
 from schemas.row_group import Kept
 from schemas.version import FORMAT_VERSION
 
@@ -39,8 +42,12 @@ class View(Model):
 
 
 def write_view(path: Path, view: View) -> None:
-    """Write a view atomically, sealed. Its `label_set` is relative to the folder of `path`."""
-    write_atomic(path, view.sealed().model_dump_json(indent=1) + "\n")
+    """Write a view atomically, sealed, with the place of its set relative to its own folder."""
+    place = view.label_set
+    if Path(place).is_absolute():
+        place = os.path.relpath(Path(place).resolve(), path.parent.resolve())
+    sealed = view.model_copy(update={"label_set": place}).sealed()
+    write_atomic(path, sealed.model_dump_json(indent=1) + "\n")
 
 
 def read_view(path: Path) -> View:
@@ -52,11 +59,57 @@ def read_view(path: Path) -> View:
     hint = "give the folder of a label set, or make the view again with `labeler curate`"
     try:
         view = View.model_validate_json(path.read_bytes())
+        digest = view.sealed().self_digest
     except ValidationError as error:
         first = error.errors()[0]
         what = ": ".join(["not a view of a label set", *map(str, first["loc"]), first["msg"]])
         raise LabelSetError(what, path=path, hint=hint) from error
+    except (ValueError, RecursionError) as error:  # the digest prints numbers of any length
+        what = f"not a view of a label set: {first_line(error)}"
+        raise LabelSetError(what, path=path, hint=hint) from error
     check_version(view.format_version, path)
-    if view.sealed().self_digest != view.self_digest:
+    if digest != view.self_digest:
         raise LabelSetError("the view was altered: its digest differs", path=path, hint=hint)
     return view
+
+
+def view_target(place: str, label_set: str) -> str:
+    """Return the path or URL of the set that a view names, relative to the view's own place.
+
+    A view may come from a stranger, and is opened with the reader's credentials. So it names a
+    path: never a URL, a chain of filesystems (`reference::http://...`, which can run code), or
+    another host or bucket than its own.
+
+    Args:
+        place: path or URL of the view.
+        label_set: `View.label_set`.
+
+    Raises:
+        LabelSetError: it names anything else.
+    """
+    remote = is_url(place)
+    forbidden = "\\?#" if remote else "\\"
+    path = label_set.removesuffix("/")
+    problem = None
+    if not path or not path.isprintable() or path.startswith(("/", "~")):
+        problem = "not a relative path"
+    elif "::" in path or "://" in path or any(sign in path for sign in forbidden):
+        problem = "not a plain path"
+    elif "::" in place:
+        problem = "unknown: the view is behind a chain of filesystems"
+    if problem is None and not remote:
+        return str(Path(place).parent / path)
+    found = ""
+    if problem is None:
+        scheme, _, rest = place.partition("://")
+        found = f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(rest), path))}"
+        if origin(found) != origin(place):
+            problem = "outside the view's own host or bucket"
+    if problem is not None:
+        raise LabelSetError(
+            f"the view's label set is {problem}: {label_set!r}",
+            path=place,
+            hint="a view lies below or beside its set: copy the set there, and make the view again "
+            "with `labeler curate`",
+        )
+    return found

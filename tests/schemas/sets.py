@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from schemas import LabelSet
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
+from schemas.file_names import shard_name
 from schemas.index import write_index
-from schemas.journal import journal_unit, shard_name
+from schemas.journal import journal_unit
 from schemas.manifest import read_manifest, write_manifest
 from schemas.row_group import Kept
 from schemas.shard import write_shard

@@ -19,6 +19,7 @@ from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
 from schemas.atomic import atomic_path
 from schemas.codec import Labels, encode
 from schemas.draws import count_draws
+from schemas.file_names import shard_name
 from schemas.fingerprint import (
     TOKENIZER_FILES,
     sha256_file,
@@ -26,7 +27,7 @@ from schemas.fingerprint import (
     weights_digest,
 )
 from schemas.index import write_index
-from schemas.journal import UnitEntry, rejects_path, shard_name, write_entry, write_rejects
+from schemas.journal import UnitEntry, rejects_path, write_entry, write_rejects
 from schemas.manifest import FileDigest, Identity, Manifest, Totals, write_manifest
 from schemas.plan import write_plan
 from schemas.shard import byte_ranges, footer_metadata

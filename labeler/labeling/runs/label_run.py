@@ -25,7 +25,8 @@ from labeler.labeling.teacher.locate_teacher import locate_teacher
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.finalize import close
 from schemas import Manifest
-from schemas.journal import entry_path, finished_unit, shard_name
+from schemas.file_names import shard_name
+from schemas.journal import entry_path, finished_unit
 from schemas.os_errors import explain_full_disk
 
 

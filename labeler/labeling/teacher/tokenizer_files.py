@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from schemas.file_names import TOKENIZER
 from schemas.fingerprint import TOKENIZER_FILES, sha256_file
-from schemas.labelset import TOKENIZER
 from schemas.manifest import FileDigest
 
 

@@ -15,7 +15,8 @@ from labeler.labeling.planning.planned_row import PlannedRow, SpanFields
 from schemas import PAD_ID, Identity, bucketed_entropy, encode
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
-from schemas.journal import UnitEntry, journal_unit, shard_name
+from schemas.file_names import shard_name
+from schemas.journal import UnitEntry, journal_unit
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1, PLAIN_1
 

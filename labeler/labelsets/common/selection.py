@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,5 @@ def select_rows(
 def save_view(path: Path, labels: LabelSet) -> None:
     """Write the view that `select_rows` made."""
     assert labels.view is not None, "made by select_rows"
-    place = os.path.relpath(labels.path.resolve(), path.parent.resolve())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_view(path, labels.view.model_copy(update={"label_set": place}))
+    write_view(path, labels.view.model_copy(update={"label_set": str(labels.path.resolve())}))

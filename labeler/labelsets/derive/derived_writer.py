@@ -20,8 +20,8 @@ from labeler.labeling.runs.stopping import stop_on_signals
 from labeler.labeling.writing.finalize import close
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
-from schemas.journal import finished_unit, journal_unit, shard_name
-from schemas.labelset import TOKENIZER
+from schemas.file_names import TOKENIZER, shard_name
+from schemas.journal import finished_unit, journal_unit
 from schemas.manifest import (
     MANIFEST,
     FileDigest,

@@ -15,9 +15,9 @@ from labeler.console import progress
 from labeler.labelsets.derive.derived_writer import FinishedUnit, write_derived
 from schemas import LabelSet, Manifest, RowGroup, SoftshardsError, decode, rounding, to_plain
 from schemas.arrow import KEY_COLUMNS, TOPK_COLUMNS
+from schemas.file_names import TOKENIZER, shard_name
 from schemas.fingerprint import sha256_file
-from schemas.journal import read_entry, shard_name
-from schemas.labelset import TOKENIZER
+from schemas.journal import read_entry
 from schemas.manifest import FileDigest, require_same_identity
 from schemas.version import PLAIN_1
 

@@ -20,12 +20,13 @@ from labeler.labelsets.repair.salvage import (
 )
 from schemas import LabelSetError, Manifest, SoftshardsError
 from schemas.atomic import TMP_PREFIX
+from schemas.file_names import INDEX, is_plan, shard_name
 from schemas.fingerprint import sha256_file, tokenizer_digest
-from schemas.index import INDEX, read_index
-from schemas.journal import UnitEntry, entry_path, read_entry, rejects_path, shard_name
+from schemas.index import read_index
+from schemas.journal import UnitEntry, entry_path, read_entry, rejects_path
 from schemas.labelset import check_tokenizer
 from schemas.manifest import MANIFEST, FileDigest, read_manifest
-from schemas.plan import is_plan, open_plan
+from schemas.plan import open_plan
 
 QUARANTINE = "quarantine"
 FROM_FILE = "the file itself"

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas import Identity
-from schemas.arrow import KEY_COLUMNS, PLAN_SCHEMA, read_parquet
+from schemas.arrow import KEY_COLUMNS, PLAN_SCHEMA
 from schemas.journal import UnitEntry
+from schemas.parquet_sizes import read_parquet
 from schemas.plan import read_unit
 
 COLUMNS = [name for name in PLAN_SCHEMA.names if name != "unit"]

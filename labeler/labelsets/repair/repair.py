@@ -24,9 +24,8 @@ from labeler.labelsets.repair.rebuild_plan import rebuild_rejects, rebuild_units
 from labeler.labelsets.repair.repair_config import RepairConfig
 from labeler.labelsets.repair.salvage import tokenizer_digests
 from schemas import Manifest
-from schemas.index import INDEX
+from schemas.file_names import INDEX, TOKENIZER
 from schemas.journal import rejects_path, write_entry, write_rejects
-from schemas.labelset import TOKENIZER
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST, write_manifest
 from schemas.plan import open_plan, write_plan

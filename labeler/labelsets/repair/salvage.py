@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from schemas import Identity, Manifest, SoftshardsError, __version__, to_plain
-from schemas.arrow import FOOTER_KEY, read_parquet
+from schemas.arrow import FOOTER_KEY
 from schemas.errors import first_line
+from schemas.file_names import JOURNAL, TOKENIZER, is_plan, shard_name
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
 from schemas.invariants import validate_table
-from schemas.journal import JOURNAL, ByteRange, UnitEntry, rejects_path, shard_name
-from schemas.labelset import TOKENIZER
+from schemas.journal import ByteRange, UnitEntry, rejects_path
 from schemas.manifest import MANIFEST, FileDigest
-from schemas.plan import is_plan
+from schemas.parquet_sizes import read_parquet
 from schemas.shard import byte_ranges
 
 Ranges = tuple[Sequence[ByteRange], ByteRange]

@@ -1,0 +1,45 @@
+"""Names of the files of a label set, relative to its folder (docs/format.md)."""
+
+from __future__ import annotations
+
+import re
+
+TOKENIZER = "tokenizer"
+INDEX = "index"
+JOURNAL = "journal"
+SHARDS = "shards"
+
+
+def shard_name(unit: int) -> str:
+    """Return the path of a unit's shard."""
+    return f"{SHARDS}/part-{unit:06d}.parquet"
+
+
+def entry_name(unit: int) -> str:
+    """Return the path of a unit's journal entry."""
+    return f"{JOURNAL}/unit-{unit:06d}.json"
+
+
+def rejects_name(unit: int) -> str:
+    """Return the path of a unit's rejects."""
+    return f"{JOURNAL}/unit-{unit:06d}.rejects.parquet"
+
+
+def is_plan(name: str) -> bool:
+    """Check whether a file of this name is a plan."""
+    return re.fullmatch(r"plan(-\d{4,})?\.parquet", name) is not None
+
+
+def is_plan_rejects(name: str) -> bool:
+    """Check whether a file of this name holds the records that a plan rejected."""
+    return re.fullmatch(JOURNAL + r"/plan(-\d{4,})?\.rejects\.parquet", name) is not None
+
+
+def is_index_page(name: str) -> bool:
+    """Check whether a file of this name is a page of the index."""
+    return re.fullmatch(INDEX + r"/page-\d{6,}\.parquet", name) is not None
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Check whether a file of this name is directly in the tokenizer's folder."""
+    return re.fullmatch(TOKENIZER + r"/[^/]+", name) is not None
