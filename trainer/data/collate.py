@@ -1,4 +1,4 @@
-"""Turn a pack into tensors: a sequence of documents that cannot see each other, and its labels."""
+"""Turn a pack into tensors: documents that cannot see each other, and their labels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from schemas.labeled_spans import positions
 from trainer.data.dataset import Pack
 from trainer.data.teacher_buckets import renormalize_teacher
 
-Attention = Literal["mask", "additive", "documents", "positions", "layer_masks", "varlen"]
+Attention = Literal["mask", "additive", "documents", "positions", "layer_masks", "varlen", "padded"]
 """Ways to keep documents apart.
 
 mask: an explicit block-diagonal causal mask [1, 1, T, T], for SDPA.
@@ -26,6 +26,8 @@ positions: transformers derives the mask from position ids that restart; needed 
 layer_masks: the same masks, made by `trainer.student.attention_ways` for architectures that do not
     derive them.
 varlen: cu_seqlens for flash attention.
+padded: one document per row, padded at its end, for models that cannot be packed. There is no mask:
+    what comes after a document changes nothing in a causal model.
 """
 
 
@@ -33,9 +35,9 @@ class ModelInputs(TypedDict):
     """Keyword arguments of a transformers decoder."""
 
     input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor | None
     use_cache: bool
+    position_ids: NotRequired[Tensor]
+    attention_mask: NotRequired[Tensor | None]
     cu_seq_lens_q: NotRequired[Tensor]
     cu_seq_lens_k: NotRequired[Tensor]
     max_length_q: NotRequired[int]
@@ -47,9 +49,12 @@ class ModelInputs(TypedDict):
 class PackedTokens:
     """T tokens of consecutive documents that cannot see each other. Integers are int64.
 
+    Padded, each document is a row of its own: [documents, longest] instead of [1, T].
+
     Attributes:
         input_ids: [1, T].
         position_ids: [1, T]; positions restart with every document.
+        real: bool [documents, longest], False at padding; None if packed.
         attention_mask: bool [1, 1, T, T], True where a query (third axis) sees a key; float32 with
             0 and the lowest number instead ("additive"); or None.
         cu_seqlens: int32 [documents + 1], or None.
@@ -59,6 +64,7 @@ class PackedTokens:
 
     input_ids: Tensor
     position_ids: Tensor
+    real: Tensor | None
     attention_mask: Tensor | None
     cu_seqlens: Tensor | None
     max_length: int
@@ -67,12 +73,11 @@ class PackedTokens:
     @property
     def model_inputs(self) -> ModelInputs:
         """Keyword arguments for a transformers decoder."""
-        inputs: ModelInputs = {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "attention_mask": self.attention_mask,
-            "use_cache": False,
-        }
+        inputs: ModelInputs = {"input_ids": self.input_ids, "use_cache": False}
+        if self.real is not None:
+            return inputs
+        inputs["position_ids"] = self.position_ids
+        inputs["attention_mask"] = self.attention_mask
         if self.cu_seqlens is not None:
             inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = self.cu_seqlens
             inputs["max_length_q"] = inputs["max_length_k"] = self.max_length
@@ -86,7 +91,8 @@ class Batch(PackedTokens):
     """Packed tokens and n labels. Integers are int64, logprobs float32.
 
     Attributes:
-        rows: [n], index of the hidden state that predicts label j: the one *before* its token.
+        rows: [n], index of the hidden state that predicts label j, the one *before* its token, in
+            all of the batch.
         targets: [n], the actual token at label j.
         topk_ids: [n, k], the teacher's, unique within a row, padded with -1.
         topk_logprobs: [n, k], padded with -inf.
@@ -122,10 +128,10 @@ class Batch(PackedTokens):
 
 
 def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = None) -> Batch:
-    """Lay the rows of a pack end to end.
+    """Lay the rows of a pack end to end, or pad them.
 
     Args:
-        pack: an item of `LabelDataset`.
+        pack: an item of `LabelDataset`, of a padded one if `attention` is "padded".
         attention: the way to keep documents apart.
         pad_to: pad to this many tokens with one more document without labels (for torch.compile,
             which needs one shape).
@@ -138,10 +144,10 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
     tokens = window.tokens[positions(window.token_offsets[rows], window.token_offsets[rows + 1])]
     n_labels = window.label_offsets[rows + 1] - window.label_offsets[rows]
     picked = positions(window.label_offsets[rows], window.label_offsets[rows + 1])
-    starts = np.cumsum(lengths) - lengths
-    at = window.positions[picked] + np.repeat(starts, n_labels)
+    in_row = window.positions[picked]
+    targets = tokens[in_row + np.repeat(np.cumsum(lengths) - lengths, n_labels)]
+    before = in_row - 1 + np.repeat(document_starts(lengths, attention), n_labels)
     labels = window.labels[picked]
-    targets = tokens[at]
     if pad_to is not None and pad_to > len(tokens):
         lengths = np.append(lengths, pad_to - len(tokens))
         tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
@@ -164,7 +170,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         ) from error
     return Batch(
         **vars(lay_out(tokens, lengths, attention)),
-        rows=_long(at - 1),
+        rows=_long(before),
         targets=_long(targets),
         topk_ids=_long(labels.topk_ids),
         topk_logprobs=topk,
@@ -178,10 +184,19 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
     )
 
 
+def document_starts(lengths: NDArray[np.int64], attention: Attention) -> NDArray[np.int64]:
+    """Return the index of each document's first token in a batch of `lay_out`, flattened."""
+    if attention == "padded":
+        return np.arange(len(lengths), dtype=np.int64) * int(lengths.max())
+    return np.cumsum(lengths) - lengths
+
+
 def lay_out(
     tokens: NDArray[np.int32], lengths: NDArray[np.int64], attention: Attention
 ) -> PackedTokens:
     """Return documents, given end to end, as inputs of a model."""
+    if attention == "padded":
+        return _pad(tokens, lengths)
     in_document = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     mask = block_causal_mask(lengths) if attention in ("mask", "additive") else None
     if mask is not None and attention == "additive":
@@ -190,10 +205,27 @@ def lay_out(
     return PackedTokens(
         input_ids=_long(tokens)[None],
         position_ids=_long(in_document)[None],
+        real=None,
         attention_mask=mask,
         cu_seqlens=_cu_seqlens(lengths) if attention == "varlen" else None,
         max_length=int(lengths.max()),
         document_lengths=lengths.tolist() if attention == "documents" else None,
+    )
+
+
+def _pad(tokens: NDArray[np.int32], lengths: NDArray[np.int64]) -> PackedTokens:
+    at = np.arange(lengths.max())
+    real = at < lengths[:, None]
+    ids = np.zeros(real.shape, tokens.dtype)
+    ids[real] = tokens
+    return PackedTokens(
+        input_ids=_long(ids),
+        position_ids=_long(at).expand(real.shape),
+        real=torch.from_numpy(real),
+        attention_mask=None,
+        cu_seqlens=None,
+        max_length=len(at),
+        document_lengths=None,
     )
 
 

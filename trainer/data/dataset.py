@@ -69,7 +69,7 @@ class ReaderState:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Rows that are trained on as one sequence. `state` is the place right after it."""
+    """Rows that are trained on as one sequence or batch. `state` is the place right after it."""
 
     window: Window
     rows: NDArray[np.int64]
@@ -123,6 +123,7 @@ class LabelDataset:
         labels: an opened label set; the folder, view or URL of a complete one; or a mixture of
             several (`trainer.data.mixture.open_mixture`).
         pack_tokens: the maximum number of tokens in a pack; no row may be longer.
+        padded: packs are batches of rows of similar length, and `pack_tokens` counts their padding.
         seed: decides the order, with the epoch.
         window: row groups that are shuffled together and held in memory (twice: one window ahead).
         epochs: passes over the set; None never ends.
@@ -141,6 +142,7 @@ class LabelDataset:
         labels: LabelSet | Path | str | tuple[Part, ...],
         *,
         pack_tokens: int,
+        padded: bool = False,
         seed: int = 0,
         window: int = 8,
         epochs: int | None = 1,
@@ -170,6 +172,7 @@ class LabelDataset:
             raise ValueError(f"the state belongs to seed {self.state.seed}, not {seed}")
         self.pack_tokens, self.seed, self.window, self.epochs = pack_tokens, seed, window, epochs
         self.rank, self.world_size, self.vocab_map = rank, world_size, vocab_map
+        self.padded = padded
 
     def __iter__(self) -> Generator[Pack]:
         """Yield this rank's packs from `self.state` on, and keep `self.state` up to date."""
@@ -247,6 +250,7 @@ class LabelDataset:
             seed=self.seed,
             epoch=epoch,
             window=window,
+            padded=self.padded,
             row_name=row_name,
         )
 

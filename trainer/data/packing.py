@@ -1,4 +1,4 @@
-"""Pack rows into sequences of a token budget, from their lengths alone."""
+"""Pack rows into sequences of a token budget, or pad them to it, from their lengths alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def pack_window(
     seed: int,
     epoch: int,
     window: int,
+    padded: bool = False,
     row_name: Callable[[int], str] = str,
 ) -> list[NDArray[np.int64]]:
     """Return the packs of one window in training order, each an array of row numbers.
@@ -29,6 +30,7 @@ def pack_window(
         seed: decides the order, with the epoch and the window.
         epoch: counted from 0.
         window: counted from 0, within the epoch.
+        padded: a pack is a padded batch, and its padding counts.
         row_name: gives the name of a row, for the error if it does not fit.
 
     Raises:
@@ -44,7 +46,8 @@ def pack_window(
         )
     # Permuted before the stable sort by length, so that rows of one length mix anew each epoch.
     order = row_order(len(lengths), seed, epoch, window)
-    packs = [order[pack] for pack in best_fit_decreasing(lengths[order], budget)]
+    divide = batches_by_length if padded else best_fit_decreasing
+    packs = [order[pack] for pack in divide(lengths[order], budget)]
     return [packs[i] for i in pack_order(len(packs), seed, epoch, window)]
 
 
@@ -74,3 +77,17 @@ def best_fit_decreasing(lengths: NDArray[np.int64], budget: int) -> list[NDArray
             insort(sizes, left)
         room[left].append(pack)
     return [np.array(pack, dtype=np.int64) for pack in packs]
+
+
+def batches_by_length(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
+    """Cut rows, longest first, into batches: rows times the longest of them is within the budget.
+
+    Deterministic: rows of one length stay in the order given.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    while len(order):
+        count = max(1, budget // int(lengths[order[0]]))
+        batches.append(order[:count].astype(np.int64))
+        order = order[count:]
+    return batches

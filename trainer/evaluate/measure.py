@@ -99,6 +99,8 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
                 entry.paths.append(place)
         else:
             student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
+            for note in student.notes:
+                console.print(f"{place}: {note}")
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
                 metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
             entry = MeasuredModel(
@@ -142,7 +144,15 @@ def measure(
     sums = torch.zeros(len(SPAN_KINDS), 5, dtype=torch.float64)
     bins = torch.zeros(len(SPAN_KINDS) * BINS, 3, dtype=torch.float64)
     rank, world = (among.process_index, among.num_processes) if among else (0, 1)
-    packs = iter(LabelDataset(labels, pack_tokens=budget, window=1, vocab_map=student.vocab_map))
+    packs = iter(
+        LabelDataset(
+            labels,
+            pack_tokens=budget,
+            padded=student.attention == "padded",
+            window=1,
+            vocab_map=student.vocab_map,
+        )
+    )
     with ProgressBar("measure", labels.labels, enabled=rank == 0) as progress:
         while group := list(islice(packs, world)):
             # Under FSDP every rank must run as often as the others: a rank without a pack of its

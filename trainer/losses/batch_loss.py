@@ -37,7 +37,7 @@ def token_weights(weighting: TokenWeighting, batch: Batch) -> Tensor:
         share = entropy / math.log(teacher.shape[1])
         weights = weights * (1 + weighting.entropy * share).clamp_min(0)
     start, length = weighting.position
-    context = batch.position_ids[0, batch.rows] + 1
+    context = batch.position_ids.flatten()[batch.rows] + 1
     return weights * (start + (1 - start) * (context / length).clamp_max(1))
 
 

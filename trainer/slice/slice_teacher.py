@@ -139,7 +139,10 @@ def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iter
     packs = LabelDataset(labels, pack_tokens=budget, seed=config.seed, window=1)
     total = 0
     for pack in packs:
-        yield collate(pack, attention=attention)
+        # Padded, each row is a batch: what is averaged over tokens has no padding among them.
+        parts = pack.rows[:, None] if attention == "padded" else [pack.rows]
+        for rows in parts:
+            yield collate(replace(pack, rows=rows), attention=attention)
         total += pack.n_labels
         if total >= config.sample_tokens:
             return

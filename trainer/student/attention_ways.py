@@ -1,17 +1,19 @@
-"""Ways to keep packed documents apart in a model, the fastest first."""
+"""Ways to keep documents apart in a model, the fastest first."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_masks_for_generate
 
-from schemas.errors import SoftshardsError
 from trainer.data.collate import Attention
 from trainer.student.document_attention import DOCUMENT_ATTENTION
+
+Packing = Literal["auto", "on", "off"]
+"""Values of --packing."""
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -23,23 +25,22 @@ class AttentionWay(NamedTuple):
     implementation: str
 
 
-def choose_attention(model: PreTrainedModel) -> Attention:
-    """Choose the way to keep packed documents apart in a model.
-
-    Raises:
-        SoftshardsError: a layer carries state from token to token, whatever the mask.
-    """
+def leaking_layers(model: PreTrainedModel) -> list[str]:
+    """Return the kinds of layers that carry state from token to token, whatever the mask."""
     text = model.config.get_text_config()
     unnamed = "recurrent" if getattr(model, "_is_stateful", False) else "full_attention"
     kinds = set(getattr(text, "layer_types", None) or {unnamed})
-    if others := sorted(kinds - PACKABLE_LAYERS):
-        raise SoftshardsError(
-            f"the student, a {type(model).__name__}, has {', '.join(others)} layers, which would "
-            "leak from one packed document into the next",
-            hint="use a student whose layers are all full or sliding attention",
-        )
+    return sorted(kinds - PACKABLE_LAYERS)
+
+
+def choose_attention(model: PreTrainedModel) -> Attention:
+    """Choose the way to keep documents apart in a model: the fastest one that suits its layers."""
+    if leaking_layers(model):
+        return "padded"
+    text = model.config.get_text_config()
     if text._attn_implementation == "flash_attention_2":
         return "varlen"
+    kinds = set(getattr(text, "layer_types", None) or {"full_attention"})
     if getattr(text, "sliding_window", None) is not None or kinds != {"full_attention"}:
         return "positions"
     if text._attn_implementation == "eager":
@@ -47,19 +48,33 @@ def choose_attention(model: PreTrainedModel) -> Attention:
     return "documents" if text._attn_implementation == DOCUMENT_ATTENTION else "mask"
 
 
-def other_ways(model: PreTrainedModel) -> list[AttentionWay]:
-    """Return the ways that a model may be packed in, where `choose_attention`'s is not right.
+def packed_ways(model: PreTrainedModel) -> list[AttentionWay]:
+    """Return the ways that a model without leaking layers may be packed in.
 
     Derived masks know sliding windows; an explicit one would override them.
     """
+    own = AttentionWay(choose_attention(model), model.config._attn_implementation)
     derived: list[Attention] = ["positions", "layer_masks"]
-    has_windows = choose_attention(model) == "positions"
-    sdpa: list[Attention] = derived if has_windows else ["mask", *derived]
-    eager: list[Attention] = derived if has_windows else ["additive", *derived]
+    explicit: list[list[Attention]] = [["mask"], ["additive"]]
+    sdpa, eager = ([*(way if own.attention != "positions" else []), *derived] for way in explicit)
     ways = [AttentionWay(attention, "eager") for attention in eager]
     if getattr(model, "_supports_sdpa", False):
         ways = [*(AttentionWay(attention, "sdpa") for attention in sdpa), *ways]
-    return ways
+    return [own, *(way for way in ways if way != own)]
+
+
+def padded_ways(model: PreTrainedModel) -> list[AttentionWay]:
+    """Return the ways that a model may be given padded documents in."""
+    names = ["sdpa", "eager"] if getattr(model, "_supports_sdpa", False) else ["eager"]
+    return [AttentionWay("padded", name) for name in names]
+
+
+def set_attention(model: PreTrainedModel, implementation: str) -> None:
+    """Set a model's attention, also where transformers would only warn: older code reads it too."""
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(implementation)
+    else:
+        model.config._attn_implementation = implementation
 
 
 def layer_masks(model: PreTrainedModel, position_ids: Tensor) -> Any:

@@ -34,6 +34,7 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
     try:
         config = read_config(path)
         _check_quantization(path, config)
+        _check_alibi(path, config)
         try:
             return _load(path, config, attention_implementation(), from_config, seed)
         except ValueError as error:
@@ -116,3 +117,13 @@ def _check_quantization(path: Path, config: PretrainedConfig) -> None:
         hint="use the checkpoint it was quantized from, or remove quantization_config from a "
         "config.json whose weights are plain",
     )
+
+
+def _check_alibi(path: Path, config: PretrainedConfig) -> None:
+    if config.model_type == "falcon" and getattr(config, "alibi", False):
+        raise SoftshardsError(
+            "the student is a Falcon with alibi, which eager attention of transformers adds twice "
+            "and the other attentions once: its values depend on who runs it",
+            path=path,
+            hint="use a Falcon with rotary positions, such as Falcon3",
+        )

@@ -1,4 +1,4 @@
-"""Check at load that packed documents get the values of each alone, and of the plain model.
+"""Check at load that documents in a batch get the values of each alone, and of the plain model.
 
 The plain model is the student with eager attention, run on one document without any of the
 arguments that training passes. Compared are the log-probabilities at the labels and the gradient
@@ -19,8 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from schemas.errors import SoftshardsError
-from trainer.data.collate import Attention, PackedTokens, lay_out
-from trainer.student.attention_ways import AttentionWay, other_ways
+from trainer.data.collate import Attention, PackedTokens, document_starts, lay_out
+from trainer.student.attention_ways import (
+    AttentionWay,
+    Packing,
+    leaking_layers,
+    packed_ways,
+    padded_ways,
+    set_attention,
+)
 from trainer.student.layers import decoder_layers, keep_layers
 from trainer.student.student_output import StudentOutput
 
@@ -31,6 +38,7 @@ TOLERANCE = 1e-3
 """Largest difference of a log-probability, and of the gradient relative to its norm."""
 
 FAILS = "it fails with"
+SEE_EACH_OTHER = "packed documents see each other"
 
 WHOLE_PARAMETERS = 100_000_000
 """Larger students are checked on their first layers, one of each kind at least."""
@@ -44,7 +52,7 @@ class PackedStudent(Protocol):
     valid_vocab: int
 
     def states(self, packed: PackedTokens) -> Tensor:
-        """Return the final hidden states [T, d]."""
+        """Return the final hidden states [tokens, d]."""
         ...
 
     def label_logprobs(self, hidden: Tensor, ids: Tensor, target: Tensor) -> StudentOutput:
@@ -57,33 +65,68 @@ class _Values(NamedTuple):
     gradient: Tensor  # [T, width]
 
 
-def settle_attention(student: PackedStudent) -> None:
-    """Check the student's way to keep documents apart, or find another that passes.
+def settle_attention(student: PackedStudent, packing: Packing = "auto") -> list[str]:
+    """Set the student to the fastest way to keep documents apart that passes the check.
+
+    Returns:
+        What differs from the usual way, a line each.
 
     Raises:
-        SoftshardsError: no way gives the values of the plain model.
+        SoftshardsError: no way that `packing` allows gives the values of the plain model.
     """
-    if student.attention == "varlen":
-        return  # flash attention runs neither on the CPU nor in float32
-    own = AttentionWay(student.attention, student.model.config._attn_implementation)
+    if student.attention == "varlen" and packing != "off":
+        return []  # flash attention runs neither on the CPU nor in float32
+    name = type(student.model).__name__
+    reason: str | None = ""
+    if packing != "off":
+        if kinds := leaking_layers(student.model):
+            reason = f"its {', '.join(kinds)} layers would leak from one document into the next"
+        else:
+            reason = _take_first(student, packed_ways(student.model))
+        if reason is None:
+            return _notes_on_attention(student)
+        if packing == "on":
+            raise SoftshardsError(
+                f"the student, a {name}, cannot be packed: {reason}",
+                hint="--packing auto pads its documents instead",
+            )
+    if fault := _take_first(student, padded_ways(student.model)):
+        raise SoftshardsError(
+            f"the student, a {name}, can be neither packed nor padded: {reason or fault}"
+            + (f"; padded, {fault}" if reason and reason != fault else ""),
+            hint="use a student of an architecture in docs/students.md",
+        )
+    notes = [f"documents are padded, not packed: {reason}"] if reason else []
+    return notes + _notes_on_attention(student)
+
+
+def _take_first(student: PackedStudent, ways: list[AttentionWay]) -> str | None:
+    """Set the student to the first way that passes the check, or return the fault of the first."""
+    own = student.model.config._attn_implementation
     faults: list[str] = []
-    for way in [own, *(way for way in other_ways(student.model) if way != own)]:
+    for way in ways:
         fault = find_fault(student, way)
         if fault is None:
-            if way != own:
-                student.model.set_attn_implementation(way.implementation)
-                student.attention = way.attention
-            return
+            student.attention = way.attention
+            if way.implementation != own:
+                set_attention(student.model, way.implementation)
+            return None
         faults.append(fault)
-    first = next((fault for fault in faults if not fault.startswith(FAILS)), faults[0])
-    raise SoftshardsError(
-        f"the student, a {type(student.model).__name__}, cannot be packed: {first}",
-        hint="use a student of an architecture in docs/students.md",
-    )
+    return next((fault for fault in faults if not fault.startswith(FAILS)), faults[0])
+
+
+def _notes_on_attention(student: PackedStudent) -> list[str]:
+    if student.model.config._attn_implementation != "eager" or leaking_layers(student.model):
+        return []
+    length = "row" if student.attention == "padded" else "pack"
+    return [
+        "attention is transformers' eager one, the only one that gives this student's values: its "
+        f"memory grows with the square of the {length}"
+    ]
 
 
 def find_fault(student: PackedStudent, way: AttentionWay) -> str | None:
-    """Return how packing in a certain way goes wrong in a student, or None if it does not."""
+    """Return how a way to keep documents apart goes wrong in a student, or None if it does not."""
     try:
         tried, plain = _part(student, way.implementation), _part(student, "eager")
         tried.attention = way.attention
@@ -96,7 +139,8 @@ def find_fault(student: PackedStudent, way: AttentionWay) -> str | None:
         reason = next(iter(str(error).splitlines()), "")
         return f"{FAILS} {type(error).__name__}: {reason}"
     if difference := _difference(packed, alone):
-        return f"packed documents see each other ({difference})"
+        kind = "padding changes a document" if way.attention == "padded" else SEE_EACH_OTHER
+        return f"{kind} ({difference})"
     if difference := _difference(alone, expected):
         return f"{way.implementation} attention is not its own, eager attention ({difference})"
     return None
@@ -107,7 +151,7 @@ def _part(student: PackedStudent, implementation: str) -> PackedStudent:
     weights = list(student.model.parameters())
     part = copy.deepcopy(student, {id(tensor): tensor for tensor in weights})
     part.model.eval()
-    part.model.set_attn_implementation(implementation)
+    set_attention(part.model, implementation)
     if sum(tensor.numel() for tensor in weights) > WHOLE_PARAMETERS:
         layers = list(decoder_layers(part.model))
         kinds = list(zip(_layer_types(part.model, len(layers)), map(_shape_of, layers)))
@@ -139,18 +183,26 @@ def _values(
         for tokens, lengths in inputs:
             ids = torch.from_numpy(tokens).long()
             embedded.clear()
+            places = None
             if lengths is None:
                 logits = student.model(input_ids=ids[None], use_cache=False).logits[0]
                 logp = logits[:-1, : student.valid_vocab].float().log_softmax(-1)
                 found = logp.gather(1, ids[1:, None])[:, 0]
             else:
-                packed = lay_out(tokens, np.array(lengths), student.attention)
-                states = student.states(packed)[:-1]
-                found = student.label_logprobs(states, ids[1:, None], ids[1:]).target_logp
-            if lengths == LENGTHS:  # the first token of a document has no label
-                found = torch.cat([found[: LENGTHS[0] - 1], found[LENGTHS[0] :]])
+                sizes = np.array(lengths)
+                states = student.states(lay_out(tokens, sizes, student.attention))
+                starts = document_starts(sizes, student.attention)
+                places = np.concatenate([s + np.arange(n) for s, n in zip(starts, lengths)])
+                is_last = np.isin(np.arange(len(ids)), np.cumsum(sizes) - 1)
+                labels = ids.roll(-1)[~torch.from_numpy(is_last)]
+                found = student.label_logprobs(
+                    states[places[~is_last]], labels[:, None], labels
+                ).target_logp
+            gradient = torch.autograd.grad(found.sum(), embedded[0])[0].flatten(0, 1)
+            if places is not None and len(gradient) == len(states):
+                gradient = gradient[places]
             logprobs.append(found.detach())
-            gradients.append(torch.autograd.grad(found.sum(), embedded[0])[0][0])
+            gradients.append(gradient)
     return _Values(torch.cat(logprobs), torch.cat(gradients))
 
 

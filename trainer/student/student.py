@@ -17,7 +17,7 @@ from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
 from trainer.data.collate import Batch, PackedTokens
 from trainer.data.vocab_map import VocabMap, read_vocab_map
-from trainer.student.attention_ways import choose_attention, layer_masks
+from trainer.student.attention_ways import Packing, choose_attention, layer_masks
 from trainer.student.document_attention import use_document_attention
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
@@ -29,6 +29,8 @@ from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
 from trainer.student.top1 import find_top1
 
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names that configurations have for it."""
 HEAD_CHECK_TOKENS = 16
 HEAD_CHECK_TOLERANCE = 2e-3
 
@@ -42,6 +44,8 @@ class Student(nn.Module):
         vocab_map: from the teacher's ids to the student's, where they differ.
 
     Attributes:
+        attention: the way to keep documents apart.
+        notes: lines for the user on how the student is run.
         chunk_bytes: budget of the head's op (see `linear_label_logprobs`); None for its default.
     """
 
@@ -59,23 +63,28 @@ class Student(nn.Module):
         self.model, self.valid_vocab, self.vocab_map = model, valid_vocab, vocab_map
         self.chunk_bytes: int | None = None
         text = model.config.get_text_config()
-        self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
-        # Cohere multiplies its logits, Granite divides them.
+        softcaps = [getattr(text, name, None) for name in SOFTCAPS]
+        self.softcap: float | None = next((cap for cap in softcaps if cap), None)
+        # Cohere and Falcon-H1 multiply their logits, Granite divides them, and HyperCLOVA X
+        # multiplies them by what has the same name.
         self.scale = float(getattr(text, "logit_scale", None) or 1.0)
-        self.scale /= float(getattr(text, "logits_scaling", None) or 1.0)
+        self.scale *= float(getattr(text, "lm_head_multiplier", None) or 1.0)
+        scaling = float(getattr(text, "logits_scaling", None) or 1.0)
+        self.scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling
         self.attention = choose_attention(model)
+        self.notes: list[str] = []
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states [n, d] that predict the labeled tokens."""
         return self.states(batch)[batch.rows]
 
     def states(self, packed: PackedTokens) -> Tensor:
-        """Return the final hidden states [T, d] of packed documents."""
+        """Return the final hidden states [tokens, d] of documents, padding included."""
         inputs: dict[str, Any] = {**packed.model_inputs}
         if self.attention == "layer_masks":
             inputs["attention_mask"] = layer_masks(self.model, packed.position_ids)
         states: Tensor = model_body(self.model)(**inputs).last_hidden_state
-        return states[0]
+        return states.flatten(0, 1)
 
     def forward(
         self, batch: Batch, *, with_top1: bool = False
@@ -139,6 +148,7 @@ def load_student(
     seed: int = 0,
     map_vocab: bool = False,
     lora: LoraSettings | None = None,
+    packing: Packing = "auto",
 ) -> Student:
     """Load a student in float32 and check that it fits the label set.
 
@@ -148,10 +158,11 @@ def load_student(
         from_config: draw random weights from `seed` instead of loading any.
         map_vocab: accept a tokenizer that shares almost all tokens with the teacher's.
         lora: adapters to add to the model.
+        packing: pack documents ("on"), pad them ("off"), or pad where packing is not possible.
 
     Raises:
         IdentityError: its tokenizer is not the teacher's.
-        SoftshardsError: it cannot be loaded or packed, or its head cannot be fused.
+        SoftshardsError: it cannot be loaded or given batches, or its head cannot be fused.
     """
     check_model_folder(path)
     vocab_map = read_vocab_map(labels, path) if map_vocab else None
@@ -159,7 +170,7 @@ def load_student(
         check_tokenizer(path, labels, required=not from_config)
     model = load_model(path, from_config=from_config, seed=seed)
     vocab = vocab_map.student_vocab if vocab_map else labels.manifest.identity.vocab_size
-    return make_student(model, vocab, vocab_map, lora=lora)
+    return make_student(model, vocab, vocab_map, lora=lora, packing=packing)
 
 
 def make_student(
@@ -168,19 +179,21 @@ def make_student(
     vocab_map: VocabMap | None = None,
     *,
     lora: LoraSettings | None = None,
+    packing: Packing = "auto",
 ) -> Student:
     """Make a model a student, and check that it gives the plain model's values.
 
     Raises:
-        SoftshardsError: it cannot be packed, or its head cannot be fused.
+        SoftshardsError: it cannot be given batches, or its head cannot be fused.
     """
-    if choose_attention(model) == "mask" and not torch.accelerator.is_available():
+    is_packed = packing != "off" and choose_attention(model) == "mask"
+    if is_packed and not torch.accelerator.is_available():
         use_document_attention(model)
     if lora is not None:
         add_lora(model, lora)
     student = Student(model, vocab, vocab_map)
     check_head(student)
-    settle_attention(student)
+    student.notes = settle_attention(student, packing)
     return student
 
 

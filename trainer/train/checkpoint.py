@@ -32,6 +32,7 @@ class CheckpointMeta(Record):
         reader: state of the reader (`ReaderState.to_dict`).
         seconds: spent in steps so far.
         evals: the held-out measurements so far.
+        packed: documents are packed; else padded.
     """
 
     version: int = CHECKPOINT_VERSION
@@ -43,6 +44,7 @@ class CheckpointMeta(Record):
     tokens: int
     seconds: float
     evals: list[HeldOutRecord]
+    packed: bool = True
 
 
 class CheckpointDigests(Record):

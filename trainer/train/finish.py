@@ -67,6 +67,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
             tokens=run.tokens,
             seconds=round(run.seconds, 3),
             tokens_per_s=round(run.tokens / max(run.seconds, 1e-9), 1),
+            packed=run.is_packed,
             final=FinalLosses(**final),
             **count_parameters(run.student.model),
             label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),

@@ -33,7 +33,7 @@ from trainer.train.preflight import Plan, check_memory, make_plan
 from trainer.train.run_lock import run_lock
 from trainer.train.run_record import RunInputs, check_same_run, open_inputs
 from trainer.train.run_state import Run
-from trainer.train.save_restore import restore_run, save_run
+from trainer.train.save_restore import check_same_packing, restore_run, save_run
 from trainer.train.signals import catch_signals
 from trainer.train.step import optimizer_step
 from trainer.train.trackers import log_step, start_tracker
@@ -71,6 +71,8 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
         if is_main:
             plan = make_plan(config, inputs.parts, student, accelerator)
             plan.show(as_json=config.json)
+            for note in student.notes:
+                console.print(f"student: {note}")
             for warning in plan.warnings:
                 console.print(f"warning: {warning}")
         return 0
@@ -104,6 +106,8 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
     checkpoint = _find_checkpoint(inputs, warn)
     steps = checkpoint.meta.total_steps if checkpoint else None
     student = _load(config, inputs.labels)
+    if checkpoint:
+        check_same_packing(checkpoint, student.attention != "padded")
     plan = make_plan(config, parts, student, accelerator, steps=steps)
     check_memory(config, plan)
     if accelerator.is_main_process:
@@ -192,12 +196,18 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
         seed=config.seed,
         map_vocab=config.vocab_map,
         lora=config.lora,
+        packing=config.packing,
     )
     student.train()
     student.chunk_bytes = config.chunk_bytes
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(student.model)
     if config.compile:
+        if student.attention == "padded":
+            raise SoftshardsError(
+                f"--compile needs packed documents, all packs of one shape: {student.notes[0]}",
+                hint="leave --compile out",
+            )
         if student.attention == "documents":
             student.attention = "mask"  # one shape, whatever the documents' lengths
         for layer in decoder_layers(student.model):  # alike, so they share one compilation
@@ -213,6 +223,8 @@ def _print_start(
     processes: str,
     console: Console,
 ) -> None:
+    for note in student.notes:
+        console.print(f"student: {note}")
     if student.vocab_map is not None:
         for part in inputs.parts:
             console.print(f"vocabulary map: {measure_coverage(student.vocab_map, part.labels)}")

@@ -223,6 +223,7 @@ class RunResult(Record):
         config: all settings, as typed.
         best: the held-out measurement with the lowest KL.
         seconds: spent in steps.
+        packed: documents were packed; else padded.
         softshards: the version that trained.
         files: digests of the files of OUT/final; older results have none.
     """
@@ -235,6 +236,7 @@ class RunResult(Record):
     tokens: int
     seconds: float
     tokens_per_s: float
+    packed: bool = True
     final: FinalLosses
     parameters: int
     non_embedding: int

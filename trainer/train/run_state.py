@@ -64,6 +64,11 @@ class Run:
         """True in the process that writes and prints."""
         return bool(self.accelerator.is_main_process)
 
+    @property
+    def is_packed(self) -> bool:
+        """True if documents are packed, False if they are padded."""
+        return self.student.attention != "padded"
+
     def packs(self) -> Generator[Pack]:
         """Yield the remaining packs of all ranks."""
         dataset = open_dataset(self.config, self.inputs.parts, self.student, self.reader)
@@ -77,6 +82,7 @@ def open_dataset(
     return LabelDataset(
         parts,
         pack_tokens=config.pack_tokens,
+        padded=student.attention == "padded",
         seed=config.seed,
         window=config.window,
         epochs=config.epochs,

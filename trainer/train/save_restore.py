@@ -8,6 +8,7 @@ from accelerate.utils.operations import gather_object
 from torch.distributed.checkpoint import state_dict as dcp
 
 from schemas.atomic import fsync
+from schemas.errors import SoftshardsError
 from trainer.data.dataset import ReaderState
 from trainer.run_files import LOG
 from trainer.train.checkpoint import (
@@ -34,10 +35,26 @@ def save_run(run: Run) -> None:
             tokens=run.tokens,
             seconds=run.seconds,
             evals=run.evals,
+            packed=run.is_packed,
         )
         fsync(run.config.out / LOG)
         save_checkpoint(run.config.out, meta, states, keep=run.config.keep_checkpoints)
     run.accelerator.wait_for_everyone()
+
+
+def check_same_packing(checkpoint: Checkpoint, packed: bool) -> None:
+    """Refuse to resume where --packing auto chooses otherwise than before: the order would differ.
+
+    Raises:
+        SoftshardsError: the run began with packed documents and they are padded now, or vice versa.
+    """
+    if checkpoint.meta.packed != packed:
+        then, now = ("packed", "padded") if checkpoint.meta.packed else ("padded", "packed")
+        raise SoftshardsError(
+            f"the run began with {then} documents, and on this machine they are {now}",
+            path=checkpoint.path,
+            hint="resume on a machine like the one that began the run, or give another --out",
+        )
 
 
 def restore_run(run: Run, checkpoint: Checkpoint) -> None:

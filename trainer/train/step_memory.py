@@ -14,11 +14,14 @@ import psutil
 import torch
 from torch import Tensor
 
+from trainer.student.attention_ways import leaking_layers
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student
 
 PROBES = (32, 64, 128)
 """Lengths of the measured documents: three, because some bytes grow with the square."""
+CHUNK_PROBES = (256, 512, 768)
+"""The same for layers that carry state: they compute whole chunks, of up to 256 tokens."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_fused": 8.0, "adamw_8bit": 2.1}
 """Bytes of state per trained number."""
 CHUNK_BUFFERS = 3
@@ -106,10 +109,11 @@ def estimate(
 
 def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
     """Return the bytes that autograd saves of the student's body for one document of `tokens`."""
-    measured = [saved_bytes(student, length, bf16=bf16) for length in PROBES]
+    probes = CHUNK_PROBES if leaking_layers(student.model) else PROBES
+    measured = [saved_bytes(student, length, bf16=bf16) for length in probes]
     # A parabola through three points: constants (weights cast to bf16), bytes that grow with the
     # tokens, and bytes that grow with their square (attention that saves its scores).
-    x = torch.tensor(PROBES, dtype=torch.float64)
+    x = torch.tensor(probes, dtype=torch.float64)
     powers = torch.stack([torch.ones_like(x), x, x * x], 1)
     constant, line, square = torch.linalg.solve(
         powers, torch.tensor(measured, dtype=torch.float64)

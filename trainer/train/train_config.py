@@ -133,7 +133,12 @@ class TrainConfig:
     """Largest gradient norm; 0 disables clipping."""
 
     pack_tokens: int = 2048
-    """Tokens in one packed sequence, the micro-batch. No row may be longer."""
+    """Tokens in one packed sequence, the micro-batch, or in one padded batch (see --packing). No
+    row may be longer."""
+
+    packing: Literal["auto", "on", "off"] = "auto"
+    """on: pack documents into one sequence, in which they cannot see each other. off: pad them, one
+    per row. auto packs, and pads students that cannot be packed, such as state-space models."""
 
     packs_per_step: int = 8
     """Packs per optimizer step over all ranks, by gradient accumulation: the global batch."""
@@ -235,6 +240,11 @@ class TrainConfig:
             raise SoftshardsError(
                 f"--tracker {self.tracker}: it is not installed",
                 hint="pip install 'softshards[trackers]', or rely on OUT/log.jsonl",
+            )
+        if self.compile and self.packing == "off":
+            raise SoftshardsError(
+                "--compile needs packed documents, all packs of one shape, and --packing is off",
+                hint="leave out one of the two",
             )
 
     @cached_property

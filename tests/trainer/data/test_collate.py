@@ -56,6 +56,24 @@ def test_batch_follows_the_rows(world: World, packs: list[Pack]) -> None:
         assert (start, label) == (batch.input_ids.shape[1], len(batch.targets))
 
 
+def test_padded_batch_follows_the_rows(world: World) -> None:
+    rows = {f"{row.id} (chunk 0, sample 0)": row for row in world.rows}
+    for pack in LabelDataset(world.labels, pack_tokens=160, padded=True, window=4):
+        batch = collate(pack, attention="padded")
+        assert batch.real is not None
+        lengths = [len(rows[key].input_ids) for key in pack.keys]
+        assert batch.input_ids.shape == batch.position_ids.shape == (len(lengths), max(lengths))
+        assert batch.input_ids.numel() <= 160
+        assert batch.real.sum(1).tolist() == lengths
+        labels = iter(zip(batch.rows.tolist(), batch.targets.tolist(), strict=True))
+        for index, key in enumerate(pack.keys):
+            row = rows[key]
+            assert batch.input_ids[index][batch.real[index]].tolist() == row.input_ids
+            for t in (t for a, b, _ in row.spans for t in range(a, b)):
+                assert next(labels) == (index * max(lengths) + t - 1, row.input_ids[t])
+        assert not list(labels)
+
+
 def test_teacher_sums_to_one(packs: list[Pack]) -> None:
     batch = collate(packs[0])
     total = batch.topk_logprobs.exp().sum(1) + batch.tail_logprob.exp()
@@ -97,14 +115,19 @@ def test_no_cross_document_attention(
     assert not same[inside].any()
 
 
-@pytest.mark.parametrize("attention", ["mask", "documents", "positions"])
-@pytest.mark.parametrize("pad_to", [None, 200])
+@pytest.mark.parametrize(
+    ("attention", "pad_to"),
+    [
+        *((name, to) for name in ("mask", "documents", "positions") for to in (None, 200)),
+        ("padded", None),
+    ],
+)
 def test_packed_loss_equals_unpacked_loss(
     world: World, student: Student, packs: list[Pack], attention: str, pad_to: int | None
 ) -> None:
     rows = {f"{row.id} (chunk 0, sample 0)": row for row in world.rows}
     teacher = LlamaForCausalLM.from_pretrained(world.teacher).eval()
-    if attention == "positions":
+    if attention in ("positions", "padded"):
         student = Student(LlamaForCausalLM.from_pretrained(world.student), world.vocab_size)
     pack = packs[0]
     batch = collate(pack, attention=attention, pad_to=pad_to)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from schemas import SoftshardsError
-from trainer.data.collate import lay_out
+from trainer.data.collate import document_starts, lay_out
 from trainer.student.load_model import load_model
 from trainer.student.save_model import save_model
 from trainer.student.student import Student, make_student
@@ -48,6 +48,14 @@ class Outcome(NamedTuple):
     how: str
 
 
+def family_config(family: str, *, vocab_size: int = ROWS) -> PretrainedConfig:
+    """Return the configuration of a family's tiny model."""
+    name, *common, settings = FAMILIES[family]
+    settings = (_FILE["common"] if common else {}) | settings | {"vocab_size": vocab_size}
+    config: PretrainedConfig = getattr(transformers, f"{name}Config")(**settings)
+    return config
+
+
 def try_family(family: str, folder: Path) -> Outcome:
     """Train a family for two steps, or see it refused.
 
@@ -58,9 +66,8 @@ def try_family(family: str, folder: Path) -> Outcome:
     Raises:
         AssertionError: a value differs from the plain model's, or a saved model's from the trained.
     """
-    name, *common, settings = FAMILIES[family]
-    settings = (_FILE["common"] if common else {}) | settings | {"vocab_size": ROWS}
-    config: PretrainedConfig = getattr(transformers, f"{name}Config")(**settings)
+    name = FAMILIES[family][0]
+    config = family_config(family)
     config.save_pretrained(folder)
     try:
         model = load_model(folder, from_config=True, seed=1)
@@ -69,7 +76,7 @@ def try_family(family: str, folder: Path) -> Outcome:
     except SoftshardsError as error:
         # Differences are rounded otherwise on another machine.
         reason = re.sub(r" \([^()]* differ [^)]*\)", "", str(error).splitlines()[0])
-        return Outcome(name, f"refused: {reason.replace(str(folder), 'STUDENT')}")
+        return Outcome(name, f"refused: {reason.removeprefix(f'{folder}: ')}")
     _check_values(student, config)
     _check_saved(student, folder)
     return Outcome(name, f"{student.attention}, {model.config._attn_implementation}")
@@ -122,13 +129,14 @@ def _documents() -> list[Tensor]:
 
 
 def _packed(student: Student) -> Tensor:
-    """Return the log-probabilities of all tokens but each document's first, from one pack."""
-    tokens = torch.cat(_documents())
-    starts = [sum(LENGTHS[:i]) for i in range(len(LENGTHS))]
-    at = torch.tensor([s + i for s, n in zip(starts, LENGTHS, strict=True) for i in range(1, n)])
-    packed = lay_out(tokens.numpy().astype(np.int32), np.array(LENGTHS), student.attention)
-    states = student.states(packed)[at - 1]
-    return student.label_logprobs(states, tokens[at][:, None], tokens[at]).target_logp
+    """Return the log-probabilities of all tokens but each document's first, from one batch."""
+    lengths = np.array(LENGTHS)
+    tokens = torch.cat(_documents()).numpy().astype(np.int32)
+    states = student.states(lay_out(tokens, lengths, student.attention))
+    starts = document_starts(lengths, student.attention)
+    rows = [start + t - 1 for start, n in zip(starts, LENGTHS, strict=True) for t in range(1, n)]
+    targets = torch.cat([ids[1:] for ids in _documents()])
+    return student.label_logprobs(states[rows], targets[:, None], targets).target_logp
 
 
 def _step(student: Student) -> None:
