@@ -16,8 +16,9 @@ from labeler.labelsets.curate.conditions import Condition
 from labeler.labelsets.curate.curate_config import CurateConfig
 from labeler.labelsets.curate.duplicates import Choice, choose_exact, choose_near
 from labeler.labelsets.curate.row_facts import NUMBERS, RowFacts
+from labeler.labelsets.curate.verdict import Verdict
 from labeler.labelsets.curate.verdict_store import VerdictStore, verify_rows
-from labeler.labelsets.curate.verifier import Verdict, Verifier
+from labeler.labelsets.curate.verifier import Verifier
 from schemas.arrow import KEY_COLUMNS
 
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from labeler.console import progress
 from labeler.labelsets.common.rows import Mask, Rows
-from labeler.labelsets.curate.verifier import Verdict, Verifier
+from labeler.labelsets.curate.verdict import Verdict
+from labeler.labelsets.curate.verifier import Verifier
 from schemas.errors import SoftshardsError
 
 BATCH = 256
