@@ -186,10 +186,10 @@ class ColumnNames:
     of these whose columns it has; `labeler preview` shows it."""
 
     role_key: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "role"
-    """Key of a message's role. ShareGPT's `from` is known."""
+    """Key of a message's role. `from` (ShareGPT) is known."""
 
     content_key: Annotated[str, Parameter(group=COLUMNS), PLAN_IF_CHANGED] = "content"
-    """Key of a message's content. ShareGPT's `value` is known."""
+    """Key of a message's content. `value` (ShareGPT), `text` and `parts` are known."""
 
     roles: Annotated[dict[str, str], Parameter(group=COLUMNS), PLAN_IF_CHANGED] = field(
         default_factory=dict

@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from labeler.labeling.rendering.message_content import THINKING_KEYS
 from labeler.labeling.rendering.messages import ASSISTANT, Message
 from labeler.labeling.rendering.spans import BadRecord
-from labeler.labeling.rendering.student_context import THINKING_KEYS
 from labeler.labeling.rendering.turn_kinds import TurnKinds
 from labeler.labeling.rendering.turns import (
     Conversation,

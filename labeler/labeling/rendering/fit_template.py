@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from labeler.labeling.rendering.message_content import join_text, join_thinking
+from labeler.labeling.rendering.message_content import THINKING_KEYS, join_text, join_thinking
 from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message
 from labeler.labeling.rendering.spans import BadRecord
 from labeler.labeling.rendering.tool_calls import LEGACY, calls_as_text, wrap_calls
 
-THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
-"""Keys of an assistant's thinking: of most templates, of vLLM, and of gpt-oss."""
 PRINTED = "\ue0f2"
 """What a list or an object prints here."""
 

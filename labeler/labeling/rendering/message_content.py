@@ -9,6 +9,8 @@ from labeler.labeling.rendering.spans import BadRecord
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of parts that are text, by OpenAI's two interfaces."""
 THINKING = "thinking"
+THINKING_KEYS = ("reasoning_content", "reasoning", THINKING)
+"""Keys of an assistant's thinking: of most templates, of vLLM, and of gpt-oss."""
 RESULT_ROLES = ("tool", "ipython", "function", "observation")
 """Roles whose content may be an object, if the template writes objects."""
 NAMES = {bool: "a boolean", int: "a number", float: "a number", dict: "an object"}

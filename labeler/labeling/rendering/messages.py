@@ -9,7 +9,7 @@ from typing import Any
 from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.inputs.read_records import ArrowColumns
 from labeler.labeling.label_settings import ColumnNames
-from labeler.labeling.rendering.message_content import read_content
+from labeler.labeling.rendering.message_content import THINKING_KEYS, read_content
 from labeler.labeling.rendering.message_roles import (
     ASSISTANT,
     SHAREGPT_CALL,
@@ -103,6 +103,8 @@ def _message(message: Message, where: str) -> Message:
             )
     # Templates recognize a turn of only tool calls by its null content; elsewhere they print it.
     content = clean.setdefault("content", None if calls else "")
+    if content == "" and "content" not in message and not clean.keys() & set(THINKING_KEYS):
+        raise BadRecord(f"{where} has no content; its keys are {', '.join(map(repr, message))}")
     if content is not None:
         clean["content"] = read_content(content, clean["role"], where)
     return clean

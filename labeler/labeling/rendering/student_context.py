@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from labeler.labeling.inputs.file_formats import Columns
 from labeler.labeling.label_settings import ColumnNames
+from labeler.labeling.rendering.message_content import THINKING_KEYS
 from labeler.labeling.rendering.messages import ASSISTANT, Chat, Message, read_messages
 from labeler.labeling.rendering.spans import BadRecord, Span, Tokens
 from labeler.labeling.rendering.turn_kinds import TurnKinds
 
 SYSTEM_ROLES = ("system", "developer")
-THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 def student_chat(

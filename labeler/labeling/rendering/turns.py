@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from labeler.labeling.rendering.message_content import THINKING_KEYS
 from labeler.labeling.rendering.messages import ASSISTANT, Message
 from labeler.labeling.rendering.spans import BadRecord
-from labeler.labeling.rendering.student_context import THINKING_KEYS
 from labeler.labeling.rendering.turn_kinds import TURN_START
 
 Render = Callable[[list[Message], bool], str]

@@ -132,6 +132,34 @@ def test_roles_by_other_names(teacher: Teacher, asks: str, answers: str) -> None
     assert text_of(teacher, read(teacher, {"messages": messages})) == CHAT
 
 
+@pytest.mark.parametrize(
+    ("asks", "answers", "keys"),
+    [
+        ("prompter", "assistant", ("role", "text")),
+        ("human", "assistant", ("role", "value")),
+        ("human", "gpt", ("from", "text")),
+        ("user", "assistant", ("from", "content")),
+        ("user", "model", ("role", "parts")),
+    ],
+)
+def test_keys_by_other_names(
+    teacher: Teacher, asks: str, answers: str, keys: tuple[str, str]
+) -> None:
+    texts: list[Any] = ["What is 2+2?", "4."]
+    if keys[1] == "parts":
+        texts = [[{"text": text}] for text in texts]
+    messages = turns((asks, texts[0]), (answers, texts[1]), keys=keys)
+    assert text_of(teacher, read(teacher, {"messages": messages})) == CHAT
+
+
+@pytest.mark.parametrize("broken", [{"words": "4."}, {"content": None}, {}])
+def test_a_message_without_content_is_refused(teacher: Teacher, broken: dict[str, Any]) -> None:
+    messages = [USER, {"role": "assistant", **broken}]
+    assert "message 1 (assistant) has no content" in reason(teacher, {"messages": messages})
+    thoughts = {"role": "assistant", "content": None, "reasoning": "hm"}
+    assert "no content" not in reason(teacher, {"messages": [USER, thoughts]})
+
+
 def test_roles_by_flags(teacher: Teacher) -> None:
     messages = turns(("Q", "What is 2+2?"), ("A", "4."), keys=("role", "content"))
     why = reason(teacher, {"messages": messages})
