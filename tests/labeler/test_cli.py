@@ -26,6 +26,7 @@ def assert_one_error(done: subprocess.CompletedProcess[str], message: str) -> No
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -60,6 +61,7 @@ def test_bad_model(run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
     assert_one_error(run_labeler("label", corpus, *too_long), "context of 256 tokens")
 
 
+@pytest.mark.slow
 def test_label_inspect_verify(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -113,6 +115,7 @@ def test_dry_run_estimates_the_cost(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_each_help_has_an_example(labeler: CommandLine) -> None:
     """The help of every command, and the help of `labeler` itself."""
     for command in ("", *(name for name in app if not name.startswith("-"))):

@@ -87,6 +87,7 @@ def copy_of(codec: str, tmp_path: Path) -> Path:
     return labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("pattern", FILES)
 def test_altered_files_are_detected(pattern: str, codec: str, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def rows(labels: LabelSet) -> pa.Table:
     return pa.concat_tables(labels.read_row_group(group) for group in labels.row_groups)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_store", "cache")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_set_in_an_object_store_reads_like_a_local_one(name: str, sets: dict[str, Path]) -> None:
@@ -90,6 +91,7 @@ def test_the_cache_is_verified_on_each_use(sets: dict[str, Path], cache: Path) -
     assert all(sha256_bytes(path.read_bytes()) == path.name for path in ranges(cache))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_store")
 def test_an_altered_row_group_is_neither_used_nor_cached(
     sets: dict[str, Path], cache: Path
@@ -110,6 +112,7 @@ def test_an_altered_row_group_is_neither_used_nor_cached(
         open_label_set(url).read_row_group(group)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_store")
 def test_the_cache_stays_within_its_limit(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch

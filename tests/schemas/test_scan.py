@@ -72,6 +72,7 @@ COLUMNS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(["plain", "compact", "plain-view", "compact-view"]),
     steps=st.lists(STEPS, max_size=4),

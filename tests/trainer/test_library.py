@@ -34,6 +34,7 @@ def logged(trainer: Any) -> list[float]:
     return [line["loss"] for line in trainer.state.log_history if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_plain_loop_ends_at_the_last_pack(ran: dict[str, Any]) -> None:
     whole = list(ran["LabelDataset"](ran["LABELS"], pack_tokens=256, epochs=1, seed=0))
     assert ran["state"] == whole[-1].state.to_dict()

@@ -48,6 +48,7 @@ def test_the_dense_online_loop_equals_the_offline_loop_on_labels_of_every_id(
     assert (runs[1].out / FINAL / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["dense", "sampled"])
 def test_a_killed_online_run_resumes_the_same(
     world: World, tmp_path: Path, objective: Any, monkeypatch: pytest.MonkeyPatch

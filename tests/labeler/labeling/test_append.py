@@ -46,6 +46,7 @@ def files_of(out: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_new_records_become_units_after_the_old(
     corpus: Path, more: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_file_that_has_grown_adds_its_new_records(corpus: Path, settings: Sett
     assert "late" in set(scan(config.out).collect()["id"])
 
 
+@pytest.mark.slow
 def test_an_unfinished_set_can_be_appended_to(
     corpus: Path, more: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_full_disk_is_refused_before_anything_runs(tmp_path: Path) -> None:
         budget.require_space(needed, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_fit_is_refused_before_it_is_loaded(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ DOG = [
 ]
 
 
+@pytest.mark.slow
 def test_the_assistants_turns_are_labeled(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
     source, out = chats(tmp_path / "chats.parquet"), tmp_path / "labels"
     done = run_labeler("label", source, "--model", qwen, "--out", out, *FLAGS)
@@ -127,6 +128,7 @@ def test_the_student_sees_less(qwen: Path, tmp_path: Path, run_labeler: Run) -> 
     assert "rendering" in other.stderr
 
 
+@pytest.mark.slow
 def test_generations_follow_the_students_prompt(
     qwen: Path, tmp_path: Path, run_labeler: Run
 ) -> None:

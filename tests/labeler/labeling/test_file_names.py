@@ -137,6 +137,7 @@ def test_zstd_frames_that_are_to_be_skipped(tmp_path: Path) -> None:
     assert texts(tmp_path) == TEXTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["bz2", "xz"])
 def test_a_tiny_file_of_many_bytes_does_not_fill_the_memory(tmp_path: Path, packing: str) -> None:
     many = b'{"text":"x"}\n' * 2_000_000

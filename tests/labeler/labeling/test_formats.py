@@ -250,6 +250,7 @@ def test_a_long_document_in_csv(tmp_path: Path) -> None:
     assert columns(tmp_path / "a.csv") == [{"text": long}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.json.gz", "a.csv.zst"]
 )

@@ -47,6 +47,7 @@ def manifest(folder: str) -> dict[str, Any]:
     return dict(json.loads(Path(folder, "manifest.json").read_bytes()))
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_folder(
     labeler: CommandLine, commits: list[str], corpus: Path, teacher: Path, models: Hub
 ) -> None:
@@ -99,6 +100,7 @@ def test_preview_and_dry_run_download_no_weights(
     assert not Path("x").exists()
 
 
+@pytest.mark.slow
 def test_offline(
     labeler: CommandLine, commits: list[str], corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

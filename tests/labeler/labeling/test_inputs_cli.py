@@ -64,6 +64,7 @@ def test_every_format_in_one_folder(run_labeler: Run, teacher: Path, tmp_path: P
     assert "picture" in json.loads(meta)
 
 
+@pytest.mark.slow
 def test_patterns_urls_datasets_and_standard_input_in_one_run(
     run_labeler: Run, teacher: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_patterns_urls_datasets_and_standard_input_in_one_run(
     assert list(temp.glob("softshards-*")) == []
 
 
+@pytest.mark.slow
 def test_generations_of_one_set_scored_as_another(
     run_labeler: Run, teacher: Path, tmp_path: Path
 ) -> None:

@@ -259,6 +259,7 @@ def test_a_tokenizer_with_code_of_its_own(folder: Path, monkeypatch: pytest.Monk
         assert "tokenizer_config.json" in str(error)  # noqa: PT017
 
 
+@pytest.mark.slow
 def test_the_dry_run_shows_dtype_and_context(
     folder: Path, labeler: CommandLine, tmp_path: Path
 ) -> None:

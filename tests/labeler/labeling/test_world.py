@@ -38,6 +38,7 @@ def run_at_once(commands: list[list[object]]) -> None:
         assert process.returncode == 0, messages
 
 
+@pytest.mark.slow
 def test_ranks_label_their_own_units_and_the_last_one_closes(
     corpus: Path, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +62,7 @@ def test_ranks_label_their_own_units_and_the_last_one_closes(
     assert list(validate_label_set(open_label_set(out))) == []
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_plan_once_and_finish_one_set(
     corpus: Path, settings: Settings, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def make_set(
     return make
 
 
+@pytest.mark.slow
 def test_two_teachers_over_the_same_rows(
     run_labeler: Run, make_set: Callable[..., Path], teacher: Path, other_teacher: Path
 ) -> None:
@@ -184,6 +185,7 @@ def test_two_teachers_over_the_same_rows(
     assert worst[0]["row"] in shown
 
 
+@pytest.mark.slow
 def test_settings_are_labeled_first_and_a_dtype_is_closer_than_another_teacher(
     run_labeler: Run,
     make_set: Callable[..., Path],
@@ -219,6 +221,7 @@ def test_a_set_against_itself_is_zero(make_set: Callable[..., Path]) -> None:
     assert found.positions == labels.labels
 
 
+@pytest.mark.slow
 def test_a_set_labeled_again_by_another_teacher_is_compared_whole(
     make_set: Callable[..., Path],
     other_teacher: Path,
@@ -239,6 +242,7 @@ def chunks(labels: LabelSet, group: RowGroup) -> list[int]:
     return labels.read_row_group(group, ["chunk"])["chunk"].to_pylist()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(
     run_labeler: Run, make_set: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -300,6 +300,7 @@ def slow(row):
 """
 
 
+@pytest.mark.slow
 def test_a_verifier_selects_the_best_and_its_faults_cost_one_row(
     samples: Path, labeler: CommandLine
 ) -> None:
@@ -329,6 +330,7 @@ def test_a_verifier_selects_the_best_and_its_faults_cost_one_row(
     assert labeler(*command).json["rules"][1]["removed"]["rows"] == 12, "a new verifier runs"
 
 
+@pytest.mark.slow
 def test_an_interrupted_verification_resumes(samples: Path, tmp_path: Path) -> None:
     (tmp_path / "judge.py").write_text(VERIFIER)
     command = [sys.executable, "-m", "labeler", "curate", str(samples), "--out", "v.view.json"]
@@ -407,6 +409,7 @@ def test_a_split_is_by_id_and_stable_when_rows_are_added(
         assert name == "test" or len(later) > len(old), "new rows are distributed, too"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 def test_the_materialized_set_is_the_view(codec: str, labels: Path, labeler: CommandLine) -> None:
     command = ("curate", labels, "--out", "v.view.json", "--where", "n_tokens > 30", "--json")
@@ -428,6 +431,7 @@ def tables(labels: LabelSet, drop: tuple[str, ...]) -> list[Row]:
     return [row for group in groups for row in group.to_pylist()]
 
 
+@pytest.mark.slow
 def test_the_other_commands_take_a_view(labels: Path, teacher: Path, labeler: CommandLine) -> None:
     labeler("curate", labels, "--out", "v.view.json", "--where", "n_tokens > 30")
     view = Path("v.view.json")

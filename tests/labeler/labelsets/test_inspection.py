@@ -155,6 +155,7 @@ def test_rows_without_a_label(tmp_path: Path, run_labeler: Run) -> None:
     assert facts["outliers"]["longest"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compact", "view"])
 def test_the_printed_summary(sets: dict[str, Path], run_labeler: Run, name: str) -> None:
     done = run_labeler("inspect", sets[name], env={"COLUMNS": "100", "PATH": "/usr/bin"})
@@ -168,6 +169,7 @@ def test_the_printed_summary(sets: dict[str, Path], run_labeler: Run, name: str)
     assert max(map(len, done.stdout.splitlines())) <= 100 + len(str(sets[name]))
 
 
+@pytest.mark.slow
 def test_a_row_is_shown_token_by_token(sets: dict[str, Path], run_labeler: Run) -> None:
     labels = open_label_set(sets["compact"])
     rows, _ = everything(sets["compact"])

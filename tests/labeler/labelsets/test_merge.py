@@ -50,6 +50,7 @@ def rows(path: Path | str) -> list[Row]:
     return [r for g in labels.row_groups for r in labels.read_row_group(g).to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_merged_set_has_the_rows_of_both_and_records_its_sources(
     sets: dict[str, Path], labeler: CommandLine
 ) -> None:
@@ -97,6 +98,7 @@ def test_duplicate_keys(sets: dict[str, Path], labeler: CommandLine) -> None:
     assert rows("ac") == a + new
 
 
+@pytest.mark.slow
 def test_views_are_merged_by_their_rows(sets: dict[str, Path], labeler: CommandLine) -> None:
     for name, where in (("even", "<"), ("odd", ">=")):
         flags = ("--where", f"n_labels {where} 60")
@@ -122,6 +124,7 @@ def test_refusals(sets: dict[str, Path], labeler: CommandLine) -> None:
         assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_merge_resumes_after_kill_9(
     sets: dict[str, Path], labeler: CommandLine, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_dry_run_changes_nothing(labels: Path, command: Command) -> None:
     assert contents(labels) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "another's"])
 def test_a_bad_shard_is_quarantined_and_only_its_unit_labeled_again(
     labels: Path, source: Path, teacher: Path, command: Command, damage: str
@@ -131,6 +132,7 @@ def test_a_bad_shard_is_quarantined_and_only_its_unit_labeled_again(
     assert verified(labels, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "cut", "flipped in a value", "not JSON"])
 def test_a_lost_manifest_is_rebuilt_from_the_shards(
     labels: Path, source: Path, teacher: Path, command: Command, damage: str

@@ -120,6 +120,7 @@ def assert_same_set(pulled: Path, labels: Path) -> None:
     assert not list(validate_label_set(opened))
 
 
+@pytest.mark.slow
 def test_round_trip(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     copy = tmp_path / "labels"
     shutil.copytree(labels, copy)
@@ -147,6 +148,7 @@ def test_round_trip(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None
     assert not moved, "existing files were sent again"
 
 
+@pytest.mark.slow
 def test_through_xet(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     server.xet = tmp_path / "xet"
     server.know(labels)
@@ -189,6 +191,7 @@ def test_card(labeler: Run, server: Hub, labels: Path, tmp_path: Path, teacher: 
     assert "not stated" in unnamed
 
 
+@pytest.mark.slow
 def test_killed_push_resumes(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -220,6 +223,7 @@ def wait_until_recorded(folder: Path, names: set[str]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_pull_resumes(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -268,6 +272,7 @@ def test_broken_connections(labeler: Run, server: Hub, labels: Path, tmp_path: P
     assert_same_set(tmp_path / "pulled", labels)
 
 
+@pytest.mark.slow
 def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     good(labeler(*push(labels)))
     whole = server.repos[REPO].head()
@@ -292,6 +297,7 @@ def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: P
     assert_same_set(tmp_path / "flipped", labels)
 
 
+@pytest.mark.slow
 def test_newer_state_replaces_older(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_naively_shifted_labels_are_named_without_a_model(
     assert "row doc" in shifts[0]["where"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "codec"), [(1, "plain"), (-1, "compact"), (3, "plain")])
 def test_labels_shifted_without_contradiction_are_named_by_rescoring(
     texts: Any, verify: Verify, by: int, codec: str

@@ -36,6 +36,7 @@ def flags(world: World, labels: object, out: Path) -> list[object]:
     return ["train", *content, "--pack-tokens", 128, "--packs-per-step", 4, "--window", 4]
 
 
+@pytest.mark.slow
 def test_the_loss_curve_equals_the_local_one(world: World, tmp_path: Path) -> None:
     url = upload(world.labels, "labels")
     more = ["--mix", f"{url}=0.5", "--eval-labels", url]
@@ -58,6 +59,7 @@ def test_the_loss_curve_equals_the_local_one(world: World, tmp_path: Path) -> No
     assert url in page.read_text()
 
 
+@pytest.mark.slow
 def test_the_next_student_downloads_no_labels(world: World, tmp_path: Path) -> None:
     url = upload(world.labels, "once")
     assert run(*flags(world, url, tmp_path / "first")) == 0
@@ -67,6 +69,7 @@ def test_the_next_student_downloads_no_labels(world: World, tmp_path: Path) -> N
     assert seen[0] == seen[1] > 0
 
 
+@pytest.mark.slow
 def test_row_groups_are_fetched_ahead_and_several_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from trainer.slice.slice_config import SliceConfig
 from trainer.slice.slice_teacher import slice_teacher
 
 
+@pytest.mark.slow
 def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -> None:
     out = tmp_path / "eval.json"
     models = (world.student, world.teacher)

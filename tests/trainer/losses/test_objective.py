@@ -197,6 +197,7 @@ def test_a_weighted_step_is_the_gradient_of_the_weighted_mean(
     assert line["loss/ce"] != pytest.approx(line["ce"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_weigh_as_one_does_from_the_command_line(
     world: World, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_with_the_whole_vocabulary_stored_as_well(world: World, tmp_path: Path) 
     assert all(g.isfinite().all() for g in grads if g is not None)
 
 
+@pytest.mark.slow
 def test_training_on_draws_approaches_the_teacher(
     world: World, drawn: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def test_tied_weight_adds_both_gradients() -> None:
     torch.testing.assert_close(got, want, atol=1e-11, rtol=0)
 
 
+@pytest.mark.slow
 def test_breaks_a_compiled_graph_once() -> None:
     """Compile a step, layers before the op and a loss after it: two graphs, same gradients."""
     case = make_case()

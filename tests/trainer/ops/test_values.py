@@ -43,6 +43,7 @@ def test_values_and_gradients_equal_dense(settings: dict[str, Any], has: dict[st
         torch.testing.assert_close(g, w, atol=1e-11, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("settings", "has"), SETTINGS)
 def test_gradcheck(settings: dict[str, Any], has: dict[str, bool]) -> None:
     case = make_case(n=3, d=3, v=9, k=3)

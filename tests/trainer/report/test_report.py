@@ -46,6 +46,7 @@ def measured(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_report_shows_everything_and_escapes_it(
     world: World, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

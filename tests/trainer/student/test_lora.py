@@ -19,6 +19,7 @@ from tests.trainer.running import config, log
 from trainer.train.loop import train
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_merged_and_saved(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"lora_r": 4, "lr": 1e-2, "epochs": 4, "save_every": 5}
     run = tmp_path / "run"

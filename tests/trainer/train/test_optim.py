@@ -19,6 +19,7 @@ def rates(world: World, out: Path, **settings: Any) -> list[float]:
     return [line["lr"] / 1e-3 for line in log(out)]
 
 
+@pytest.mark.slow
 def test_schedules(world: World, tmp_path: Path) -> None:
     """8 places, the last unused; 2 steps of warm-up, whose place 0 (rate 0) is skipped."""
     place = [1, 2, 3, 4, 5, 6, 7]

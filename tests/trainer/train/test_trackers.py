@@ -43,6 +43,7 @@ def test_tensorboard(world: World, tmp_path: Path) -> None:
     assert {"teacher_tail", "student_rest", "lr", "grad_norm"} <= set(events.Tags()["scalars"])
 
 
+@pytest.mark.slow
 def test_wandb_offline(
     world: World,
     tmp_path: Path,

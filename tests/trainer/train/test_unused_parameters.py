@@ -63,6 +63,7 @@ def add_parameter(monkeypatch: pytest.MonkeyPatch, use: Callable[[int], bool]) -
     monkeypatch.setattr(loop, "_load", patched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_fused"])
 def test_a_parameter_that_is_never_used(
     optimizer: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -73,6 +74,7 @@ def test_a_parameter_that_is_never_used(
     assert "model.norm.weight" in {name.removeprefix("model.") for name in state}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [4, 6, 12], ids=lambda step: f"first used in pass {step}")
 def test_a_parameter_that_is_used_late(
     first: int, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -96,6 +98,7 @@ def test_a_parameter_that_is_used_late(
         assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ernie4_5_moe", "mixtral"])
 def test_mixtures_of_experts(kind: str, world: World, tmp_path: Path) -> None:
     student = tmp_path / "student"
