@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from schemas.atomic import write_atomic
 from schemas.errors import LabelSetError
+from schemas.journal import UnitEntry
+from schemas.json_values import parse_object
 from schemas.manifest import ExtensibleModel
+from schemas.set_paths import set_file
 
 LEDGER = "ledger.json"
 
@@ -40,22 +44,95 @@ class Ledger(ExtensibleModel):
     engines: dict[str, EngineCost]
 
 
+class LedgerSums:
+    """The ledger of journal entries, summed while they are read once."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, EngineCost] = {}
+
+    def add(self, entry: UnitEntry) -> None:
+        """Add the cost of a unit.
+
+        Raises:
+            KeyError, TypeError: the entry does not record its engine.
+        """
+        facts = entry.provenance
+        name = f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
+        known = self._engines.get(name) or EngineCost(
+            engine_seconds=0.0,
+            energy_joules=0.0,
+            tokens=0,
+            labels=0,
+            energy_source=facts.get("energy_source"),
+            tokens_per_s=0.0,
+        )
+        joules = facts.get("energy_joules")
+        if joules is not None and known.energy_joules is not None:
+            joules += known.energy_joules
+        else:
+            joules = None  # not all of it was measured
+        changes = {
+            "engine_seconds": known.engine_seconds + facts["engine_seconds"],
+            "energy_joules": joules,
+            "tokens": known.tokens + entry.tokens,
+            "labels": known.labels + entry.labels,
+        }
+        self._engines[name] = known.model_copy(update=changes)
+
+    def ledger(self) -> Ledger:
+        """Return engine seconds, energy, tokens and labels by engine and device."""
+        engines = {}
+        for name, cost in self._engines.items():
+            seconds = round(cost.engine_seconds, 3)
+            speed = round(cost.tokens / max(seconds, 1e-9), 1)
+            changes = {"engine_seconds": seconds, "tokens_per_s": speed}
+            engines[name] = cost.model_copy(update=changes)
+        return Ledger(engines=engines)
+
+
+def is_ledger_of(raw: bytes, expected: Ledger) -> bool:
+    """Check whether the bytes of a ledger are the ones that its journal adds up to.
+
+    Older versions left out fields that are empty.
+    """
+    try:
+        content = parse_object(raw)
+    except ValueError:
+        return False
+    if raw != _as_text(content).encode():
+        return False
+    full: dict[str, dict[str, Any]] = expected.model_dump(mode="json")["engines"]
+    found = content.get("engines")
+    if content.keys() != {"engines"} or not isinstance(found, dict):
+        return False
+    for name, cost in full.items():
+        here = found.get(name)
+        if not isinstance(here, dict) or here.keys() - cost.keys():
+            return False
+        if any(here.get(field) != value for field, value in cost.items()):
+            return False
+    return found.keys() == full.keys()
+
+
 def write_ledger(directory: Path, ledger: Ledger) -> None:
     """Write a set's ledger atomically."""
-    text = json.dumps(ledger.model_dump(mode="json"), indent=2) + "\n"
-    write_atomic(directory / LEDGER, text)
+    write_atomic(directory / LEDGER, _as_text(ledger.model_dump(mode="json")))
 
 
 def read_ledger(directory: Path) -> Ledger | None:
     """Read a set's ledger; None where there is none.
 
     Raises:
-        LabelSetError: the file is not a ledger.
+        LabelSetError: the file is a link, or not a ledger.
     """
-    path = directory / LEDGER
+    path = set_file(directory, LEDGER)
     if not path.is_file():
         return None
     try:
         return Ledger.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise LabelSetError("cannot be read as a label set's ledger", path=path) from error
+
+
+def _as_text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

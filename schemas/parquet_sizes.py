@@ -134,6 +134,8 @@ def _needed(
 ) -> int:
     """Return an upper bound of the memory that a column chunk takes, from its pages."""
     values = chunk.num_values
+    if values == 0:  # no page is read
+        return 0
     start, stop = chunk_range(chunk)
     if start < 0 or stop < start or chunk.file_path:
         raise ValueError(f"column {name} is outside the file")

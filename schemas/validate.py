@@ -10,15 +10,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from schemas.arrow import KEY_COLUMNS
-from schemas.errors import LabelSetError
+from schemas.arrow import KEY_COLUMNS, REJECT_SCHEMA
+from schemas.errors import LabelSetError, first_line
+from schemas.file_names import rejects_name
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_file
 from schemas.invariants import Key, row_name, validate_table
-from schemas.journal import entry_path, read_entry, rejects_path
+from schemas.journal import ByteRange, entry_path, journaled_units, read_entry
 from schemas.labelset import LabelSet
+from schemas.ledger import LEDGER, LedgerSums, is_ledger_of
+from schemas.parquet_sizes import checked_parquet
 from schemas.plan import open_plan
 from schemas.row_group import RowGroup
+from schemas.set_files import extra_files, is_set_file
+from schemas.set_paths import set_file
 
 DUPLICATES_NAMED = 5
 """Duplicates that findings name; the others are only counted."""
@@ -35,8 +40,8 @@ def examine(
     """Read every row group, verified, and yield the findings.
 
     Checks hashes, schema, counts, everything in `validate_table` and keys that occur twice; of a
-    set, as opposed to a view, also the plan, the journal, the totals and files in `shards/` that
-    the index does not name. Rows with equal tokens under different keys are a note. One row group
+    set, as opposed to a view, also the plan, the journal, the ledger, the totals and files that
+    the set does not declare. Rows with equal tokens under different keys are a note. One row group
     is in memory at a time, and 16 bytes per row of the set (32 while they are sorted).
 
     Args:
@@ -54,15 +59,20 @@ def examine(
             what, hint = getattr(error, "what", str(error)), getattr(error, "hint", None)
             yield Finding(kind="damage", where=where, what=what, hint=hint)
             continue
-        found = list(
-            validate_table(
-                table,
-                vocab_size=identity.vocab_size,
-                k=identity.k,
-                codec=manifest.codec,
-                draws=identity.draws,
+        try:
+            table.validate(full=True)
+            found = list(
+                validate_table(
+                    table,
+                    vocab_size=identity.vocab_size,
+                    k=identity.k,
+                    codec=manifest.codec,
+                    draws=identity.draws,
+                )
             )
-        )
+        except Exception as error:  # rows that no writer makes may break any of the checks
+            what = f"the rows cannot be checked: {first_line(error)}"
+            found = [Finding(kind="schema", what=what)]
         yield from (finding.inside(where) for finding in found)
         if any(finding.kind == "schema" for finding in found):
             continue
@@ -84,15 +94,22 @@ def examine(
 
 
 def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
-    """Check the files of a set that its views do not cover: plan, journal, totals, stray shards."""
+    """Check the files of a set that its views do not cover: plan, journal, totals, stray files."""
     yield from examine_other_files(labels)
     totals = labels.manifest.totals
-    if totals and (totals.rows, totals.labels) != (labels.rows, labels.labels):
-        what = (
-            f"the manifest says {totals.rows} rows and {totals.labels} labels, "
-            f"the index {labels.rows} and {labels.labels}"
-        )
-        yield Finding(kind="count", where="manifest.json", what=what)
+    if totals is None:
+        return
+    for name, found in (
+        ("units", labels.manifest.planned_units),
+        ("rows", labels.rows),
+        ("labels", labels.labels),
+        ("tokens", labels.tokens),
+        ("bytes", labels.stored_bytes),
+    ):
+        stated = getattr(totals, name)
+        if stated != found:
+            what = f"the manifest says {stated} {name}, the index {found}"
+            yield Finding(kind="count", where="manifest.json", what=what)
 
 
 class _Rows:
@@ -154,37 +171,115 @@ def _pairs(parts: list[NDArray[np.uint64]]) -> list[tuple[int, int]]:
 
 
 def examine_other_files(labels: LabelSet) -> Iterator[Finding]:
-    """Yield problems of the files beside the shards, and shards that the index does not name."""
-    yield from _side_files(labels)
-    yield from _stray_shards(labels)
+    """Yield problems of the files beside the shards, and files that the set does not declare.
+
+    After this, every file of a complete set is covered by a hash, or is named in a finding.
+    """
+    yield from _plan_files(labels)
+    yield from _journal_files(labels)
+    if labels.manifest.status == "complete":
+        yield from _undeclared_files(labels)
 
 
-def _side_files(labels: LabelSet) -> Iterator[Finding]:
-    """Check plan and journal, which a resumed run or an append relies on."""
+def _plan_files(labels: LabelSet) -> Iterator[Finding]:
+    """Check the plan, which a resumed run or an append relies on, and the plans' rejects."""
+    manifest = labels.manifest
     try:
-        if labels.manifest.plan is not None:
-            open_plan(labels.path, labels.manifest.plan)
+        if manifest.plan is not None:
+            open_plan(labels.path, manifest.plan).close()
     except LabelSetError as error:
         yield Finding(kind="plan", where=str(error.path), what=error.what, hint=error.hint)
-    for unit in range(labels.manifest.planned_units):
+    for file in manifest.plan_rejects or ():
         try:
-            entry = read_entry(labels.path, unit)
-        except LabelSetError as error:
-            yield Finding(kind="journal", where=str(error.path), what=error.what, hint=error.hint)
+            path = set_file(labels.path, file.path)
+            if not path.is_file() or sha256_file(path) != file.sha256:
+                yield Finding(kind="plan", where=file.path, what="the rejects of the plan changed")
+        except (LabelSetError, OSError) as error:
+            yield Finding(kind="plan", where=file.path, what=first_line(error))
+    if manifest.plan is not None and manifest.plan_rejects is None:
+        what = (
+            "an older version made the set: no hash covers the records that the plan rejected "
+            "(journal/plan.rejects.parquet)"
+        )
+        if manifest.status == "complete":
+            yield Finding(kind="plan", what=what, note=True)
+
+
+def _journal_files(labels: LabelSet) -> Iterator[Finding]:
+    """Check the journal against the index, and the ledger against the journal."""
+    manifest, path = labels.manifest, labels.path
+    complete = manifest.status == "complete"
+    indexed: dict[str, list[ByteRange]] = {}
+    for group in labels.row_groups:
+        indexed.setdefault(group.shard, []).append(group.bytes)
+    costs: LedgerSums | None = LedgerSums()
+    for unit in range(manifest.planned_units) if complete else journaled_units(path):
+        where = str(entry_path(path, unit))
+        try:
+            entry = read_entry(path, unit)
+            rejects = set_file(path, rejects_name(unit))
+        except (LabelSetError, OSError) as error:
+            what, hint = getattr(error, "what", str(error)), getattr(error, "hint", None)
+            yield Finding(kind="journal", where=where, what=what, hint=hint)
+            costs = None
             continue
-        rejects = rejects_path(labels.path, unit)
         if entry is None:
-            if labels.manifest.status == "complete":
-                where = str(entry_path(labels.path, unit))
+            if complete:
                 yield Finding(kind="journal", where=where, what="the journal entry is missing")
-        elif not rejects.is_file() or sha256_file(rejects) != entry.rejects_sha256:
+            costs = None
+            continue
+        if not rejects.is_file() or sha256_file(rejects) != entry.rejects_sha256:
             what = "the rejects are missing or altered"
             yield Finding(kind="journal", where=str(rejects), what=what)
+        elif problem := _rejects_problem(rejects, entry.rejects):
+            yield Finding(kind="journal", where=str(rejects), what=problem)
+        if indexed.get(entry.shard, []) != list(entry.row_groups):
+            what = "the journal entry and the index differ"
+            yield Finding(kind="journal", where=where, what=what)
+        try:
+            if costs is not None:
+                costs.add(entry)
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            what = "the journal entry does not say which engine made the unit, and in which time"
+            yield Finding(kind="journal", where=where, what=what)
+            costs = None
+    if complete and costs is not None:
+        yield from _ledger_file(path, costs)
 
 
-def _stray_shards(labels: LabelSet) -> Iterator[Finding]:
-    known = {labels.path / shard for shard in labels.shards}
-    for path in sorted((labels.path / "shards").glob("*.parquet")):
-        if path not in known and labels.manifest.status == "complete":
-            what = "not in the index (a raw glob would read it)"
-            yield Finding(kind="stray", where=str(Path("shards") / path.name), what=what)
+def _rejects_problem(path: Path, count: int) -> str | None:
+    try:
+        with checked_parquet(path) as file:
+            if not file.schema_arrow.remove_metadata().equals(REJECT_SCHEMA):
+                return "this is not a file of rejects: its columns differ"
+            if file.metadata.num_rows != count:
+                return f"{file.metadata.num_rows} rejects, the journal says {count}"
+    except (ValueError, OSError, pa.ArrowException) as error:
+        return f"this is not a file of rejects: {first_line(error)}"
+    return None
+
+
+def _ledger_file(path: Path, costs: LedgerSums) -> Iterator[Finding]:
+    hint = f"`labeler repair {path}` writes it anew"
+    try:
+        file = set_file(path, LEDGER)
+        if not file.is_file():
+            yield Finding(kind="ledger", where=LEDGER, what="the ledger is missing", hint=hint)
+        elif not is_ledger_of(file.read_bytes(), costs.ledger()):
+            what = "the ledger is not the sum of the journal's entries"
+            yield Finding(kind="ledger", where=LEDGER, what=what, hint=hint)
+    except (LabelSetError, OSError, ValueError, ArithmeticError) as error:
+        what = getattr(error, "what", first_line(error))
+        yield Finding(kind="ledger", where=LEDGER, what=what)
+
+
+def _undeclared_files(labels: LabelSet) -> Iterator[Finding]:
+    for name in extra_files(labels):
+        if (labels.path / name).is_symlink():
+            yield Finding(kind="stray", where=name, what="a symbolic link, not part of the set")
+        elif is_set_file(name):
+            glob = " (a raw glob would read it)" if name.startswith("shards/") else ""
+            what = f"not declared by the manifest or the index{glob}"
+            yield Finding(kind="stray", where=name, what=what)
+        else:
+            yield Finding(kind="stray", where=name, what="not part of the set", note=True)

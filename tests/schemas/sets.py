@@ -15,7 +15,8 @@ from schemas.arrow import row_schema
 from schemas.compact import frequency_order
 from schemas.file_names import shard_name
 from schemas.index import write_index
-from schemas.journal import journal_unit
+from schemas.journal import UnitEntry, journal_unit
+from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import read_manifest, write_manifest
 from schemas.row_group import Kept
 from schemas.shard import write_shard
@@ -25,6 +26,7 @@ from tests.schemas.samples import shard_table
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1-plain-1"
 CODECS = (PLAIN_1, COMPACT_1)
+ENGINE = {"engine": "test", "engine_version": "1", "device": "cpu", "engine_seconds": 1.0}
 
 
 def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> Path:
@@ -51,7 +53,8 @@ def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> P
             entropy_source="full",
             order=None if codec == PLAIN_1 else frequency_order(np.bincount(ids)),
         )
-        entries.append(journal_unit(path, unit, groups, footer, rejects=[], provenance={}))
+        entries.append(journal_unit(path, unit, groups, footer, rejects=[], provenance=ENGINE))
+    write_costs(path, entries)
     write_manifest(
         path,
         manifest.model_copy(
@@ -65,6 +68,14 @@ def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> P
         ),
     )
     return path
+
+
+def write_costs(path: Path, entries: Sequence[UnitEntry]) -> None:
+    """Write the ledger of a set's journal."""
+    costs = LedgerSums()
+    for entry in entries:
+        costs.add(entry)
+    write_ledger(path, costs.ledger())
 
 
 def varied_table(first: int, rows: int, *, longest: int = 25, vocab: int = 300) -> pa.Table:

@@ -15,6 +15,7 @@ import filelock
 from labeler.console import err
 from schemas import SoftshardsError
 from schemas.atomic import remove_leftovers
+from schemas.set_paths import require_no_links
 
 
 @contextlib.contextmanager
@@ -22,9 +23,10 @@ def rank_lock(out: Path, rank: int, world_size: int) -> Iterator[None]:
     """Hold the lock of one rank; only one process of a rank labels at a time.
 
     Raises:
-        SoftshardsError: another process holds it.
+        SoftshardsError: another process holds it, or the folder holds a link.
     """
     out.mkdir(parents=True, exist_ok=True)
+    require_no_links(out)
     lock = filelock.FileLock(out / _rank_file(rank, world_size), blocking=False)
     try:
         lock.acquire()
@@ -47,6 +49,7 @@ def set_lock(out: Path, purpose: str) -> Iterator[None]:
         out: the set's folder.
         purpose: what the lock is for, as a verb, for the message while waiting.
     """
+    require_no_links(out)
     lock = filelock.FileLock(out / ".lock")
     try:
         lock.acquire(blocking=False)

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from schemas import Manifest
+from schemas.file_names import JOURNAL, is_plan_rejects
+from schemas.fingerprint import sha256_file
 from schemas.index import write_index
 from schemas.journal import UnitEntry, finished_unit
-from schemas.ledger import EngineCost, Ledger, write_ledger
-from schemas.manifest import Totals, read_manifest, write_manifest
+from schemas.ledger import LedgerSums, write_ledger
+from schemas.manifest import FileDigest, Totals, read_manifest, write_manifest
+from schemas.set_paths import set_file
 
 
 def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
@@ -38,11 +41,26 @@ def finalize(out: Path, manifest: Manifest) -> Manifest:
     """Index the finished units and close the set. Any process may do it, any number of times."""
     sums = _Sums()
     pages = write_index(out, sums.over(out, manifest))
-    changes = {"status": "complete", "index_pages": pages, "totals": sums.totals(manifest)}
+    changes = {
+        "status": "complete",
+        "index_pages": pages,
+        "totals": sums.totals(manifest),
+        "plan_rejects": _plan_rejects(out),
+    }
     complete = manifest.model_copy(update=changes)
-    write_ledger(out, sums.ledger())
+    write_ledger(out, sums.costs.ledger())
     write_manifest(out, complete)
     return complete
+
+
+def _plan_rejects(out: Path) -> tuple[FileDigest, ...]:
+    """Return the digests of the records that the plans rejected: nothing else covers them."""
+    names = [f"{JOURNAL}/{path.name}" for path in (out / JOURNAL).glob("plan*.rejects.parquet")]
+    return tuple(
+        FileDigest(path=name, sha256=sha256_file(set_file(out, name)))
+        for name in sorted(names)
+        if is_plan_rejects(name)
+    )
 
 
 def _is_closed(out: Path, manifest: Manifest) -> bool:
@@ -57,54 +75,20 @@ class _Sums:
     def __init__(self) -> None:
         names = ("units", "rows", "tokens", "labels", "rejects", "bytes")
         self._sums = dict.fromkeys(names, 0)
-        self._engines: dict[str, EngineCost] = {}
+        self.costs = LedgerSums()
 
     def over(self, out: Path, manifest: Manifest) -> Iterator[UnitEntry]:
         """Yield the entries of all finished units, by unit; add each up as it passes."""
         for unit in range(manifest.planned_units):
             entry = finished_unit(out, unit)
             if entry is not None:
-                self._add(entry)
+                self._sums["units"] += 1
+                for name in ("rows", "tokens", "labels", "rejects", "bytes"):
+                    self._sums[name] += getattr(entry, name)
+                self.costs.add(entry)
                 yield entry
-
-    def _add(self, entry: UnitEntry) -> None:
-        self._sums["units"] += 1
-        for name in ("rows", "tokens", "labels", "rejects", "bytes"):
-            self._sums[name] += getattr(entry, name)
-        facts = entry.provenance
-        name = f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
-        known = self._engines.get(name) or EngineCost(
-            engine_seconds=0.0,
-            energy_joules=0.0,
-            tokens=0,
-            labels=0,
-            energy_source=facts.get("energy_source"),
-            tokens_per_s=0.0,
-        )
-        joules = facts.get("energy_joules")
-        if joules is not None and known.energy_joules is not None:
-            joules += known.energy_joules
-        else:
-            joules = None  # not all of it was measured
-        changes = {
-            "engine_seconds": known.engine_seconds + facts["engine_seconds"],
-            "energy_joules": joules,
-            "tokens": known.tokens + entry.tokens,
-            "labels": known.labels + entry.labels,
-        }
-        self._engines[name] = known.model_copy(update=changes)
 
     def totals(self, manifest: Manifest) -> Totals:
         """Return the sums for the manifest; its rejects are the plan's and the units'."""
         rejects = self._sums["rejects"] + manifest.provenance.get("plan_rejects", 0)
         return Totals(**self._sums | {"rejects": rejects})
-
-    def ledger(self) -> Ledger:
-        """Return engine seconds, energy, tokens and labels by engine and device."""
-        engines = {}
-        for name, cost in self._engines.items():
-            seconds = round(cost.engine_seconds, 3)
-            speed = round(cost.tokens / max(seconds, 1e-9), 1)
-            changes = {"engine_seconds": seconds, "tokens_per_s": speed}
-            engines[name] = cost.model_copy(update=changes)
-        return Ledger(engines=engines)

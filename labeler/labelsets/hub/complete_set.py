@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from labeler.console import err, progress
-from schemas.atomic import TMP_PREFIX
 from schemas.errors import LabelSetError
 from schemas.labelset import LabelSet, open_label_set
+from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST
+from schemas.set_files import FOLDERS, declared_files, extra_files
+from schemas.set_paths import set_file
 from schemas.validate import examine_other_files
 
 PARTS = (
     MANIFEST,
-    "ledger.json",
+    LEDGER,
     "plan*.parquet",
-    *(f"{folder}/*" for folder in ("index", "journal", "shards", "tokenizer", "hidden", "head")),
+    *(f"{folder}/*" for folder in FOLDERS),
 )
-"""Files of a label set (docs/format.md), as patterns in which `*` crosses folders."""
-LEFTOVERS = (f"{TMP_PREFIX}*", f"*/{TMP_PREFIX}*")
-CARD = "README.md"
-"""The dataset card of a pulled set; a push writes it anew."""
+"""Files that a set can have, as patterns in which `*` crosses folders: what a pull asks for."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class CompleteSet:
 
     Attributes:
         labels: the opened set.
-        files: its files, relative to the folder, sorted.
+        files: the files that it declares, relative to the folder, sorted: regular files, no links.
         extra_files: other files in the folder, which are not shared.
         bytes: total size of `files`.
     """
@@ -60,8 +58,8 @@ def open_complete_set(path: Path) -> CompleteSet:
         path: the set's folder.
 
     Raises:
-        LabelSetError: the path is a view, the set is unfinished, or a file is missing, altered or
-            superfluous.
+        LabelSetError: the path is a view, the set is unfinished, or a file is missing, altered,
+            superfluous or a link.
     """
     if path.is_file():
         raise LabelSetError(
@@ -72,28 +70,13 @@ def open_complete_set(path: Path) -> CompleteSet:
         )
     labels = open_label_set(path)
     require_intact(labels)
-    found = [
-        file.relative_to(path).as_posix() for file in sorted(path.rglob("*")) if file.is_file()
-    ]
-    files = [file for file in found if is_set_file(file)]
+    files = declared_files(labels)
     return CompleteSet(
         labels,
         files=tuple(files),
-        extra_files=tuple(f for f in found if not is_set_file(f) and not _is_tool_file(f)),
-        bytes=sum((path / file).stat().st_size for file in files),
+        extra_files=tuple(extra_files(labels)),
+        bytes=sum(set_file(path, file).stat().st_size for file in files),
     )
-
-
-def is_set_file(file: str) -> bool:
-    """Return whether a file, by its path relative to the folder, is part of a label set."""
-    return any(fnmatch(file, part) for part in PARTS) and not any(
-        fnmatch(file, leftover) for leftover in LEFTOVERS
-    )
-
-
-def _is_tool_file(file: str) -> bool:
-    """Recognize locks, leftovers of killed writers, a pulled card, and the Hub library's cache."""
-    return file == CARD or file.startswith((".lock", ".cache/")) or TMP_PREFIX in file
 
 
 def require_intact(labels: LabelSet) -> None:
@@ -106,6 +89,8 @@ def require_intact(labels: LabelSet) -> None:
         for group in bar.track(labels.row_groups, description="checking"):
             labels.read_row_group(group, columns=[])
     for finding in examine_other_files(labels):
+        if finding.note:
+            continue
         raise LabelSetError(
             str(finding),
             path=labels.path,

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from labeler.console import err, human_bytes, out
-from labeler.labelsets.hub.complete_set import CARD, PARTS, is_set_file, open_complete_set
+from labeler.labelsets.hub.complete_set import PARTS, open_complete_set
 from labeler.labelsets.hub.hub_config import PullConfig
 from labeler.labelsets.hub.hub_errors import hub_errors
 from labeler.labelsets.hub.hub_repo import (
@@ -19,8 +19,11 @@ from labeler.labelsets.hub.hub_repo import (
     require_repo_name,
     require_same_set,
 )
+from schemas.atomic import TMP_PREFIX
 from schemas.errors import LabelSetError, SoftshardsError
 from schemas.manifest import MANIFEST, Manifest, read_manifest
+from schemas.set_files import CARD, all_files, is_set_file
+from schemas.set_paths import require_no_links
 
 DOWNLOADS = ".cache/huggingface"
 """Folder in which the Hub's library records its downloads: the mark of a pulled set."""
@@ -81,6 +84,7 @@ def pull(out_dir: Path, repo: HubRepo, *, replace: bool = False) -> SharedSet:
             revision=commit,
             local_dir=out_dir,
             allow_patterns=patterns,
+            ignore_patterns=[f"{TMP_PREFIX}*", f"*/{TMP_PREFIX}*"],
         )
         api.hf_hub_download(
             repo.name, MANIFEST, repo_type=REPO_TYPE, revision=commit, local_dir=out_dir
@@ -101,10 +105,9 @@ def pull(out_dir: Path, repo: HubRepo, *, replace: bool = False) -> SharedSet:
 
 def _delete_stale(out_dir: Path, remote_files: set[str]) -> None:
     """Delete files of an earlier state of the set that was pulled into the folder."""
-    for path in out_dir.rglob("*"):
-        file = path.relative_to(out_dir).as_posix()
-        if path.is_file() and is_set_file(file) and file not in remote_files:
-            path.unlink()
+    for file in list(all_files(out_dir)):
+        if is_set_file(file) and file not in remote_files:
+            (out_dir / file).unlink()
 
 
 def _require_target(out_dir: Path, manifest: Manifest, *, replace: bool) -> None:
@@ -115,5 +118,6 @@ def _require_target(out_dir: Path, manifest: Manifest, *, replace: bool) -> None
         raise SoftshardsError(
             "the folder holds files that were not pulled", path=out_dir, hint="give a new folder"
         )
+    require_no_links(out_dir)  # a download would write through them
     if (out_dir / MANIFEST).is_file() and not replace:
         require_same_set(read_manifest(out_dir), manifest, out_dir)

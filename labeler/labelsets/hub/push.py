@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from labeler.console import err, out
-from labeler.labelsets.hub.complete_set import (
-    CARD,
-    LEFTOVERS,
-    PARTS,
-    is_set_file,
-    open_complete_set,
-)
+from labeler.labelsets.hub.complete_set import CompleteSet, open_complete_set
 from labeler.labelsets.hub.dataset_card import Statement, dataset_card, publisher_statement
 from labeler.labelsets.hub.hub_config import PushConfig
 from labeler.labelsets.hub.hub_errors import hub_errors
@@ -28,6 +23,8 @@ from labeler.labelsets.hub.hub_repo import (
 )
 from schemas.errors import SoftshardsError
 from schemas.manifest import MANIFEST
+from schemas.set_files import CARD, is_set_file
+from schemas.set_paths import set_file
 
 
 def run_push(config: PushConfig) -> int:
@@ -98,16 +95,8 @@ def push(
         existing = None if replace else read_remote_manifest(repo, repo.revision)
         require_same_set(existing, complete.labels.manifest, repo.url)
         _commit(repo, "card", {CARD: card.encode()})
-        repo.api.upload_folder(
-            repo_id=repo.name,
-            repo_type=REPO_TYPE,
-            folder_path=complete.path,
-            revision=repo.revision,
-            allow_patterns=[part for part in PARTS if part != MANIFEST],
-            ignore_patterns=list(LEFTOVERS),
-            commit_message="Label set: data",
-        )
-        manifest = (complete.path / MANIFEST).read_bytes()
+        _commit(repo, "data", _data(complete))
+        manifest = set_file(complete.path, MANIFEST).read_bytes()
         commit = _commit(repo, "manifest", {MANIFEST: manifest}, keep=complete.files)
     return dataclasses.replace(planned, commit=commit), card
 
@@ -132,15 +121,24 @@ def _ensure_repository(repo: HubRepo, private: bool) -> None:
         api.create_branch(repo.name, repo_type=REPO_TYPE, branch=str(repo.revision), exist_ok=True)
 
 
+def _data(complete: CompleteSet) -> dict[str, Path]:
+    """Return the set's files but the manifest, each looked at once more: none is a link."""
+    return {file: set_file(complete.path, file) for file in complete.files if file != MANIFEST}
+
+
 def _commit(
-    repo: HubRepo, what: str, files: dict[str, bytes], *, keep: tuple[str, ...] | None = None
+    repo: HubRepo,
+    what: str,
+    files: Mapping[str, bytes | Path],
+    *,
+    keep: tuple[str, ...] | None = None,
 ) -> str:
-    """Commit small files, and return the commit.
+    """Commit files, and return the commit; files that the Hub has already are not sent again.
 
     Args:
         repo: the repository.
         what: for the commit message.
-        files: contents by path.
+        files: contents, or the files that hold them, by path.
         keep: drop all other files of label sets in the same commit; None drops nothing.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete

@@ -20,6 +20,7 @@ from labeler.labelsets.hub.hub_config import ArtifactConfig
 from schemas.artifact import ARTIFACT_TYPE, artifact_name, artifact_reference, manifest_alias
 from schemas.errors import SoftshardsError, first_line
 from schemas.manifest import Manifest
+from schemas.set_paths import set_file
 
 Tracker = Literal["wandb", "trackio"]
 
@@ -194,7 +195,7 @@ def _make_artifact(
     )
     with progress("files") as bar:
         for file in bar.track(complete.files, description="hashing"):
-            source = complete.path.resolve() / file
+            source = set_file(complete.path.resolve(), file)
             if upload:
                 artifact.add_file(str(source), name=file)
             else:

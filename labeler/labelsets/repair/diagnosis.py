@@ -27,8 +27,9 @@ from schemas.journal import UnitEntry, entry_path, read_entry, rejects_path
 from schemas.labelset import check_tokenizer
 from schemas.manifest import MANIFEST, FileDigest, read_manifest
 from schemas.plan import open_plan
+from schemas.set_files import QUARANTINE
+from schemas.set_paths import require_no_links
 
-QUARANTINE = "quarantine"
 FROM_FILE = "the file itself"
 
 
@@ -80,6 +81,7 @@ def require_label_set(out: Path) -> list[Path]:
     Raises:
         LabelSetError: the folder has neither shards nor a manifest.
     """
+    require_no_links(out)  # a repair would write through them
     shards = sorted((out / "shards").glob("*.parquet"))
     if not shards and not (out / MANIFEST).is_file():
         raise LabelSetError(

@@ -15,7 +15,6 @@ from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from labeler.labeling.writing.finalize import finalize
 from labeler.labelsets.repair.diagnosis import (
     FROM_FILE,
-    QUARANTINE,
     Diagnosis,
     diagnose,
     require_label_set,
@@ -29,6 +28,7 @@ from schemas.journal import rejects_path, write_entry, write_rejects
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST, write_manifest
 from schemas.plan import open_plan, write_plan
+from schemas.set_files import QUARANTINE
 
 UNITS_NAMED = 12
 

@@ -304,9 +304,11 @@ def test_newer_state_replaces_older(
     """Only with --replace; files of the older state leave repository and folder."""
     older, out = tmp_path / "older", tmp_path / "pulled"
     shutil.copytree(labels, older)
-    (older / "plan-0007.parquet").write_bytes(b"of an earlier state")
     manifest = schemas.open_label_set(older).manifest
-    changed = {"provenance": manifest.provenance | {"note": "of an earlier state"}}
+    assert manifest.plan is not None
+    plan = manifest.plan.model_copy(update={"path": "plan-0007.parquet"})
+    (older / manifest.plan.path).rename(older / plan.path)
+    changed = {"plan": plan, "provenance": manifest.provenance | {"note": "of an earlier state"}}
     write_manifest(older, manifest.model_copy(update=changed))
     good(labeler(*push(older)))
     repo = server.repos[REPO]

@@ -1,0 +1,76 @@
+"""The files of a complete label set: the ones it declares, and what else is in its folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.atomic import TMP_PREFIX
+from schemas.file_names import INDEX, JOURNAL, SHARDS, TOKENIZER, entry_name, is_plan, rejects_name
+from schemas.labelset import LabelSet
+from schemas.ledger import LEDGER
+from schemas.manifest import MANIFEST
+
+CARD = "README.md"
+"""The dataset card of a pulled set; a push writes it anew."""
+FOLDERS = (INDEX, JOURNAL, SHARDS, TOKENIZER, "hidden", "head")
+"""Folders in which every file is part of the set; the last two are reserved."""
+QUARANTINE = "quarantine"
+"""Folder of the files that `labeler repair` set aside."""
+
+
+def declared_files(labels: LabelSet) -> list[str]:
+    """Return the files that a complete set declares, relative to its folder, sorted.
+
+    Each is covered by a hash: in the manifest, in the index, or, for the journal's entries and the
+    ledger, by what the journal must add up to.
+    """
+    manifest = labels.manifest
+    named = [*manifest.tokenizer_files, *manifest.index_pages, *(manifest.plan_rejects or ())]
+    units = range(manifest.planned_units)
+    files = {MANIFEST, LEDGER, *labels.shards, *(file.path for file in named)}
+    if manifest.plan is not None:
+        files.add(manifest.plan.path)
+        if manifest.plan_rejects is None:  # an older version made the set, and named no hash
+            files |= {
+                f"{JOURNAL}/{path.name}"
+                for path in (labels.path / JOURNAL).glob("plan*.rejects.parquet")
+            }
+    return sorted(files.union(*({entry_name(unit), rejects_name(unit)} for unit in units)))
+
+
+def is_set_file(name: str) -> bool:
+    """Check whether a file of this name, relative to a set's folder, can be part of a set."""
+    folder, _, rest = name.partition("/")
+    own = folder in FOLDERS if rest else name in (MANIFEST, LEDGER) or is_plan(name)
+    return own and not is_leftover(name)
+
+
+def is_leftover(name: str) -> bool:
+    """Recognize the temporary files of killed writers."""
+    return any(part.startswith(TMP_PREFIX) for part in name.split("/"))
+
+
+def is_ignored(name: str) -> bool:
+    """Recognize files beside the set: locks, leftovers, quarantine, a pulled card, its cache."""
+    return (
+        name == CARD or name.startswith((".lock", ".cache/", f"{QUARANTINE}/")) or is_leftover(name)
+    )
+
+
+def extra_files(labels: LabelSet) -> Iterator[str]:
+    """Yield the files in a set's folder that it does not declare, relative to the folder."""
+    declared = set(declared_files(labels))
+    for name in all_files(labels.path):
+        if name not in declared and not is_ignored(name):
+            yield name
+
+
+def all_files(directory: Path) -> Iterator[str]:
+    """Yield all files and links in a folder, relative to it, without following links."""
+    for folder, folders, files in os.walk(directory):
+        folders.sort()
+        linked = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in sorted([*files, *linked]):
+            yield Path(folder, name).relative_to(directory).as_posix()
