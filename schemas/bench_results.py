@@ -18,8 +18,10 @@ class BenchModel(ExtensibleModel):
     Attributes:
         engine: name and version of the engine that ran it.
         load_seconds: seconds to load the model.
-        score_tokens_per_s: prompt tokens read per second.
-        generate_tokens_per_s: tokens generated per second.
+        score_tokens_per_s: prompt tokens read per second, until each has its first token.
+        score_spread: (largest - smallest) / median of the repeats.
+        generate_tokens_per_s: tokens generated per second once all prompts are read.
+        generate_spread: as `score_spread`.
         name: the name that the user gave it.
         model: path of its folder.
         weights: digest of its weights.
@@ -27,8 +29,10 @@ class BenchModel(ExtensibleModel):
 
     engine: str | None = None
     load_seconds: float | None = None
-    score_tokens_per_s: float
-    generate_tokens_per_s: float
+    score_tokens_per_s: float = Field(gt=0)
+    score_spread: float | None = None
+    generate_tokens_per_s: float = Field(gt=0)
+    generate_spread: float | None = None
     name: str
     model: str
     weights: str | None = None

@@ -23,6 +23,9 @@ from schemas.bench_results import (
 from schemas.fingerprint import weights_digest
 from schemas.hub_model import ModelSource, locate_model
 
+UNSTABLE = 0.2
+"""Range of the repeats, as a share of their median, from which figures are not compared."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -80,10 +83,18 @@ def run_bench(config: BenchConfig) -> int:
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in measured:
         ratio = model.generate_tokens_per_s / measured[0].generate_tokens_per_s
-        read, generated = model.score_tokens_per_s, model.generate_tokens_per_s
-        table.add_row(model.name, f"{read:.0f}", f"{generated:.1f}", f"{ratio:.2f}x")
+        read = _with_spread(f"{model.score_tokens_per_s:.0f}", model.score_spread)
+        generated = _with_spread(f"{model.generate_tokens_per_s:.1f}", model.generate_spread)
+        table.add_row(model.name, read, generated, f"{ratio:.2f}x")
     out.print(table)
+    spreads = [spread for m in measured for spread in (m.score_spread, m.generate_spread) if spread]
+    if max(spreads, default=0.0) > UNSTABLE:
+        err.print("not stable: other work on this machine changed the speed between the repeats")
     return 0
+
+
+def _with_spread(figure: str, spread: float | None) -> str:
+    return figure if spread is None else f"{figure} ±{spread / 2:.0%}"
 
 
 def _named(model: str) -> tuple[str, ModelSource]:

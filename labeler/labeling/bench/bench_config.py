@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
 
 
 @Parameter(name="*")
@@ -26,17 +29,17 @@ class BenchConfig:
     out_file: Annotated[Path | None, Parameter(name="--out")] = None
     """Write the figures to this JSON file, for `trainer report --bench`."""
 
-    sequences: int = 16
+    sequences: Count = 16
     """Sequences per measurement."""
 
-    prompt_tokens: int = 128
+    prompt_tokens: Count = 128
     """Tokens read per sequence."""
 
-    new_tokens: int = 64
+    new_tokens: Count = 64
     """Tokens generated per sequence."""
 
-    repeats: int = 5
-    """Measurements per model; the best counts."""
+    repeats: Count = 5
+    """Measurements per model; the median counts, and half of their range is shown beside it."""
 
     dtype: str = "float32"
     """dtype to run all models in."""

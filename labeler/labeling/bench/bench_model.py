@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from labeler.labeling.bench.bench import Workload
 from labeler.labeling.engines.vllm.vllm_arguments import bench_arguments
@@ -26,9 +28,9 @@ def main() -> None:
 
 
 def measure(model: Path, workload: Workload) -> dict[str, str | float]:
-    """Return tokens per second of reading prompts and of generating; the best of the repeats.
+    """Return tokens per second of reading prompts and of generating: medians and their spread.
 
-    The best, not the median: other work on the machine only makes a model look slower.
+    The spread is that of the repeats, (largest - smallest) / median.
     """
     prompts = [{"prompt_token_ids": ids} for ids in _prompts(workload)]
     vllm = import_vllm()
@@ -40,23 +42,53 @@ def measure(model: Path, workload: Workload) -> dict[str, str | float]:
     )
     loaded = time.perf_counter() - started
 
-    def seconds(new_tokens: int) -> float:
-        params = vllm.SamplingParams(
-            max_tokens=new_tokens, temperature=0.0, ignore_eos=True, detokenize=False
+    def params(new_tokens: int) -> Any:
+        return vllm.SamplingParams(
+            max_tokens=new_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=vllm.sampling_params.RequestOutputKind.DELTA,
         )
-        start = time.perf_counter()
-        llm.generate(prompts, params, use_tqdm=False)
-        return time.perf_counter() - start
 
-    seconds(2)  # the first call compiles and allocates
-    read = min(seconds(1) for _ in range(workload.repeats))
-    whole = min(seconds(1 + workload.new_tokens) for _ in range(workload.repeats))
+    _read_and_generate(llm, prompts, params(2))  # the first call compiles and allocates
+    read, generated = [], []
+    for _ in range(workload.repeats):
+        seconds, speed = _read_and_generate(llm, prompts, params(1 + workload.new_tokens))
+        read.append(len(prompts) * workload.prompt_tokens / seconds)
+        generated.append(speed)
     return {
         "engine": f"vllm {vllm.__version__}",
         "load_seconds": round(loaded, 2),
-        "score_tokens_per_s": round(len(prompts) * workload.prompt_tokens / read, 1),
-        "generate_tokens_per_s": round(len(prompts) * workload.new_tokens / (whole - read), 1),
+        "score_tokens_per_s": round(statistics.median(read), 1),
+        "score_spread": round(_spread(read), 3),
+        "generate_tokens_per_s": round(statistics.median(generated), 1),
+        "generate_spread": round(_spread(generated), 3),
     }
+
+
+def _read_and_generate(llm: Any, prompts: list[Any], params: Any) -> tuple[float, float]:
+    """Return the seconds until every prompt has its first token, and tokens per second after."""
+    engine = llm.llm_engine
+    start = time.perf_counter()
+    for number, prompt in enumerate(llm.renderer.render_cmpl(prompts)):
+        engine.add_request(str(number), prompt, params)
+    read = now = start
+    tokens = 0
+    begun: set[str] = set()
+    while engine.has_unfinished_requests():
+        outputs = engine.step()
+        now = time.perf_counter()
+        if len(begun) == len(prompts):
+            tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+            continue
+        begun |= {output.request_id for output in outputs}
+        read = now
+    return read - start, tokens / (now - read)
+
+
+def _spread(values: list[float]) -> float:
+    return (max(values) - min(values)) / statistics.median(values)
 
 
 def _prompts(workload: Workload) -> list[list[int]]:
