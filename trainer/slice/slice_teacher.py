@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from trainer.slice.layer_choice import Removal, choose_layers, mean_kl
 from trainer.slice.neurons import Widths, feed_forward_blocks, narrow
 from trainer.slice.slice_config import SliceConfig
 from trainer.student.layers import decoder_layers, keep_layers
+from trainer.student.load_model import stored_dtype
 from trainer.student.save_model import save_model
 from trainer.student.student import load_student
 
@@ -111,11 +111,15 @@ def slice_teacher(config: SliceConfig) -> int:
         sample_labels=sum(len(batch.targets) for batch in batches),
         from_the_labels_teacher=is_the_teacher(config.teacher, labels.manifest.identity),
     )
-    dtype = _stored_dtype(config)
-    student.to(dtype)
-    student.model.config.dtype = dtype
     files = {SLICE: result.to_dict() | ({"source": named} if (named := source.as_json()) else {})}
-    save_model(student.model, config.out, tokenizer_dir=config.teacher, json_files=files)
+    save_model(
+        student.model,
+        config.out,
+        source=config.teacher,
+        tokenizer_dir=config.teacher,
+        dtype=stored_dtype(config.teacher),
+        json_files=files,
+    )
     return 0
 
 
@@ -146,11 +150,3 @@ def _sample(config: SliceConfig, labels: LabelSet, attention: Attention) -> Iter
         total += pack.n_labels
         if total >= config.sample_tokens:
             return
-
-
-def _stored_dtype(config: SliceConfig) -> torch.dtype:
-    """Return the dtype of the teacher's checkpoint."""
-    raw = json.loads((config.teacher / "config.json").read_text(encoding="utf-8"))
-    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    dtype = getattr(torch, name, torch.float32)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32

@@ -16,6 +16,8 @@ Packing = Literal["auto", "on", "off"]
 """Values of --packing."""
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+UNPADDABLE_LAYERS = {"indexed_attention"}
+"""Layers that choose among all tokens before the mask applies, padding included."""
 
 
 class AttentionWay(NamedTuple):
@@ -65,6 +67,8 @@ def packed_ways(model: PreTrainedModel) -> list[AttentionWay]:
 
 def padded_ways(model: PreTrainedModel) -> list[AttentionWay]:
     """Return the ways that a model may be given padded documents in."""
+    if UNPADDABLE_LAYERS.intersection(leaking_layers(model)):
+        return []
     names = ["sdpa", "eager"] if getattr(model, "_supports_sdpa", False) else ["eager"]
     return [AttentionWay("padded", name) for name in names]
 

@@ -1,4 +1,4 @@
-"""The decoder layers of a model: find them, run a model with some of them, remove the others."""
+"""The parts of a model: its text model and decoder layers; run with some of them, remove others."""
 
 from __future__ import annotations
 
@@ -18,6 +18,29 @@ def model_body(model: PreTrainedModel) -> PreTrainedModel:
     if body is model:  # Llama 4 names another attribute as its body than the one it has
         body = getattr(model, "model", model)
     return cast(PreTrainedModel, body)
+
+
+def text_model(model: PreTrainedModel) -> nn.Module:
+    """Return the body, or the part of it that reads text, where others read images or sound."""
+    body = model_body(model)
+    if model.config.get_text_config() is model.config:
+        return body
+    part: nn.Module = body.get_decoder()
+    return part
+
+
+def freeze_other_parts(model: PreTrainedModel) -> list[str]:
+    """Freeze what text does not pass through, such as a vision tower; return the names of parts."""
+    used = {
+        id(p)
+        for part in (text_model(model), model.get_output_embeddings())
+        for p in part.parameters()
+    }
+    others = {name: p for name, p in model.named_parameters() if id(p) not in used}
+    for parameter in others.values():
+        parameter.requires_grad_(False)
+    body = f"{model.base_model_prefix}."
+    return sorted({name.removeprefix(body).split(".")[0] for name in others})
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -45,7 +68,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 def _find_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the module that holds the list of layers, the list's name there, and the list."""
-    body = model_body(model)
+    body = text_model(model)
     count = _text_config(model).num_hidden_layers
     for parent in body.modules():
         for name, stack in parent.named_children():

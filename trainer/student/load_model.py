@@ -1,13 +1,20 @@
-"""Load a causal language model from a folder, in float32."""
+"""Load a causal language model from a folder, in float32; the dtype that the folder has."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from schemas.errors import SoftshardsError
@@ -23,6 +30,14 @@ LOAD_ERRORS = (
 """Errors that transformers raises for folders that it cannot load."""
 
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""dtypes that models are saved in."""
+
+
 def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTrainedModel:
     """Load a causal LM in float32, or make one with random weights.
 
@@ -34,6 +49,7 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
     try:
         config = read_config(path)
         _check_quantization(path, config)
+        _check_class(path, config)
         _check_alibi(path, config)
         try:
             return _load(path, config, attention_implementation(), from_config, seed)
@@ -92,6 +108,26 @@ def read_config(path: Path) -> PretrainedConfig:
     return config
 
 
+def stored_dtype(path: Path) -> torch.dtype:
+    """Return the dtype of a checkpoint: that of its config.json, else of its largest weight.
+
+    float32, bfloat16 or float16; float32 for all others, and where there are no weights.
+    """
+    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    for part in (content, content.get("text_config") or {}):
+        if name := part.get("dtype") or part.get("torch_dtype"):
+            return DTYPES.get(str(name).removeprefix("torch."), torch.float32)
+    sizes: dict[str, int] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+                weight = tensors.get_slice(name)
+                size = torch.Size(weight.get_shape()).numel()
+                sizes[weight.get_dtype()] = max(size, sizes.get(weight.get_dtype(), 0))
+    largest = max(sizes, key=sizes.__getitem__, default="")
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(largest, torch.float32)
+
+
 def check_model_folder(path: Path) -> None:
     """Check that a folder holds a model.
 
@@ -103,6 +139,17 @@ def check_model_folder(path: Path) -> None:
             "no model here: config.json is missing",
             path=path,
             hint="pass a local Hugging Face checkpoint folder (`hf download NAME --local-dir DIR`)",
+        )
+
+
+def _check_class(path: Path, config: PretrainedConfig) -> None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SoftshardsError(
+            f"the student is a {config.model_type}, which transformers does not load as a causal "
+            "language model",
+            path=path,
+            hint="use a causal language model: for one that also reads images, a text-only "
+            "checkpoint of its family",
         )
 
 

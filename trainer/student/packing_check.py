@@ -103,7 +103,7 @@ def settle_attention(student: PackedStudent, packing: Packing = "auto") -> list[
 def _take_first(student: PackedStudent, ways: list[AttentionWay]) -> str | None:
     """Set the student to the first way that passes the check, or return the fault of the first."""
     own = student.model.config._attn_implementation
-    faults: list[str] = []
+    faults: list[str] = [] if ways else ["its layers would choose among the padding, too"]
     for way in ways:
         fault = find_fault(student, way)
         if fault is None:

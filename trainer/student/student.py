@@ -21,7 +21,7 @@ from trainer.student.attention_ways import Packing, choose_attention, layer_mask
 from trainer.student.document_attention import use_document_attention
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
-from trainer.student.layers import model_body
+from trainer.student.layers import freeze_other_parts, model_body
 from trainer.student.load_model import check_model_folder, load_model
 from trainer.student.lora import LoraSettings, add_lora
 from trainer.student.packing_check import settle_attention
@@ -194,6 +194,8 @@ def make_student(
     student = Student(model, vocab, vocab_map)
     check_head(student)
     student.notes = settle_attention(student, packing)
+    if frozen := freeze_other_parts(model):
+        student.notes.append(f"only the text part is trained: {', '.join(frozen)} stay as they are")
     return student
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from schemas import __version__
 from trainer.file_digests import digest_files
 from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
-from trainer.student.load_model import load_model
+from trainer.student.load_model import load_model, stored_dtype
 from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
 from trainer.student.student import count_parameters
 from trainer.train.run_record import FinalLosses, HeldOutRecord, RunResult, TrainingSet
 from trainer.train.run_state import Run
 from trainer.train.save_restore import gather_states
+from trainer.train.train_config import TrainConfig
 
 LAST_STEPS = 10
 """Steps that the final losses in result.json average over."""
@@ -27,6 +29,7 @@ def write_model(run: Run, name: str) -> None:
     With LoRA the adapters are merged into the weights, and also written alone to `adapter/`.
     """
     config, folder = run.config, run.config.out / name
+    dtype = model_dtype(config)
     state = {name.removeprefix("model."): v for name, v in gather_states(run)["model"].items()}
     state = _untie_names(run.student.model, state)
     if run.is_main:
@@ -37,10 +40,18 @@ def write_model(run: Run, name: str) -> None:
             # A second copy: merging in place would end the training.
             base = load_model(config.student, from_config=config.from_config, seed=config.seed)
             model, write_adapters = merge_lora(base, config.lora, state)
-            save_model(model, folder, tokenizer_dir=tokenizer, folders={ADAPTER: write_adapters})
+            more: dict[str, Any] = {"folders": {ADAPTER: write_adapters}}
         else:
-            save_model(run.student.model, folder, tokenizer_dir=tokenizer, state=state)
+            model, more = run.student.model, {"state": state}
+        save_model(
+            model, folder, source=config.student, tokenizer_dir=tokenizer, dtype=dtype, **more
+        )
     run.accelerator.wait_for_everyone()
+
+
+def model_dtype(config: TrainConfig) -> torch.dtype:
+    """Return the dtype of the models that a run writes."""
+    return stored_dtype(config.student) if config.save_dtype == "student" else torch.float32
 
 
 def _untie_names(model: PreTrainedModel, state: dict[str, Any]) -> dict[str, Any]:
@@ -68,6 +79,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
             seconds=round(run.seconds, 3),
             tokens_per_s=round(run.tokens / max(run.seconds, 1e-9), 1),
             packed=run.is_packed,
+            dtype=str(model_dtype(run.config)).removeprefix("torch."),
             final=FinalLosses(**final),
             **count_parameters(run.student.model),
             label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),

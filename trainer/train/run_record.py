@@ -224,6 +224,8 @@ class RunResult(Record):
         best: the held-out measurement with the lowest KL.
         seconds: spent in steps.
         packed: documents were packed; else padded.
+        dtype: of OUT/final. Training is in float32: loaded again, the model has the trained weights
+            rounded to this dtype.
         softshards: the version that trained.
         files: digests of the files of OUT/final; older results have none.
     """
@@ -237,6 +239,7 @@ class RunResult(Record):
     seconds: float
     tokens_per_s: float
     packed: bool = True
+    dtype: str = "float32"
     final: FinalLosses
     parameters: int
     non_embedding: int

@@ -152,6 +152,10 @@ class TrainConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16 autocast over fp32 weights (losses are computed in fp32 either way)."""
 
+    save_dtype: Literal["student", "fp32"] = "student"
+    """dtype of OUT/final: that of the student's checkpoint, which rounds the trained weights if it
+    is bf16; or fp32, which keeps them exactly, for a model that will be trained further."""
+
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 

@@ -51,7 +51,11 @@ class Outcome(NamedTuple):
 def family_config(family: str, *, vocab_size: int = ROWS) -> PretrainedConfig:
     """Return the configuration of a family's tiny model."""
     name, *common, settings = FAMILIES[family]
-    settings = (_FILE["common"] if common else {}) | settings | {"vocab_size": vocab_size}
+    shared, size = _FILE["common"], {"vocab_size": vocab_size}
+    if "text_config" in settings:
+        settings = settings | {"text_config": shared | settings["text_config"] | size}
+    else:
+        settings = (shared if common else {}) | settings | size
     config: PretrainedConfig = getattr(transformers, f"{name}Config")(**settings)
     return config
 
@@ -95,10 +99,8 @@ def _check_values(student: Student, config: PretrainedConfig) -> None:
             rows.append(logits.float().log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     found, expected = _packed(student), torch.cat(rows)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
-    ours, theirs = (
-        {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for model in (student.model, plain)
-    )
+    ours = {name: p for name, p in student.model.named_parameters() if p.requires_grad}
+    theirs = {name: p for name, p in plain.named_parameters() if name in ours}
     gradients = [
         torch.autograd.grad(values.mean(), [*of.values()], allow_unused=True)
         for values, of in ((found, ours), (expected, theirs))
@@ -113,7 +115,7 @@ def _check_values(student: Student, config: PretrainedConfig) -> None:
 def _check_saved(student: Student, folder: Path) -> None:
     """Step and save; the loaded model has the same values, and the same weights a step later."""
     _step(student)
-    save_model(student.model, folder / "saved", tokenizer_dir=folder)
+    save_model(student.model, folder / "saved", source=folder, tokenizer_dir=folder)
     again = make_student(load_model(folder / "saved"), VOCAB).eval()
     torch.testing.assert_close(_packed(again), _packed(student), atol=1e-5, rtol=0)
     _step(student)
