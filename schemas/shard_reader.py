@@ -239,10 +239,12 @@ class OpenGroup:
             require_cells(min(positions), sum(self.widest) + SPARE_WIDTH, stored)
 
     def _require_lists(self, table: pa.Table) -> None:
-        """Check what decoding relies on: no nulls inside lists, no list and no span too long."""
+        """Check what decoding relies on: UTF-8, no nulls inside lists, no list or span too long."""
         for name in table.column_names:
             for chunk in table[name].chunks:
                 _require_no_nulls(chunk, name)
+                if not pa.types.is_list(chunk.type) or pa.types.is_struct(chunk.type.value_type):
+                    chunk.validate(full=True)  # text must be UTF-8
         k, draws = self.widest
         for name, longest in (("topk_ids", k), ("topk_k", k), ("sample_ids", draws)):
             if name in table.column_names:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from schemas.errors import LabelSetError
 from schemas.labeled_spans import positions
+from trainer.data.check_rows import has_wrong_mass
 from trainer.data.dataset import Pack
 from trainer.data.teacher_buckets import renormalize_teacher
 
@@ -137,7 +138,7 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
             which needs one shape).
 
     Raises:
-        LabelSetError: a label holds no probability mass, or an id twice.
+        LabelSetError: a label holds no probability mass, not a mass of one, or an id twice.
     """
     window, rows = pack.window, pack.rows
     lengths = window.token_offsets[rows + 1] - window.token_offsets[rows]
@@ -168,6 +169,13 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         raise LabelSetError(
             str(error), row=", ".join(pack.keys), hint="run `labeler verify` on the label set"
         ) from error
+    wrong = has_wrong_mass(labels, topk, tail)
+    if bool(wrong.any()):
+        raise LabelSetError(
+            f"the probabilities of {int(wrong.sum())} of {len(wrong)} labels do not sum to one",
+            row=pack.keys[documents[int(wrong.nonzero()[0, 0])]],
+            hint="run `labeler verify` on the label set",
+        )
     return Batch(
         **vars(lay_out(tokens, lengths, attention)),
         rows=_long(before),

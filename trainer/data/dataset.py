@@ -27,6 +27,7 @@ from trainer.data.window import (
     Window,
     decode_window,
     drop_unlabeled,
+    require_layout,
     row_names,
 )
 
@@ -91,6 +92,11 @@ class Pack:
     def keys(self) -> list[str]:
         """Names of the rows."""
         return [self.window.keys[row] for row in self.rows]
+
+    @property
+    def documents(self) -> list[str]:
+        """Ids of the rows' records."""
+        return [self.window.documents[row] for row in self.rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +242,8 @@ class LabelDataset:
             epoch, window = epoch + 1, 0
 
     def _load(self, epoch: int, window: int, groups: NDArray[np.int64]) -> _LoadedWindow:
-        data = decode_window(self._rows(groups, self.columns, verify=True), self.vocab_map)
+        table = self._rows(groups, self.columns, verify=True)
+        data = decode_window(table, vocab_size=self._vocab_size, vocab_map=self.vocab_map)
         lengths = np.diff(data.token_offsets)
         packs = self._pack(lengths, epoch, window, data.keys.__getitem__)
         return _LoadedWindow(epoch=epoch, window=window, data=data, packs=packs)
@@ -260,6 +267,11 @@ class LabelDataset:
         student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
         return np.asarray(pc.coalesce(student, table["n_tokens"]).to_numpy(), dtype=np.int64)
 
+    @property
+    def _vocab_size(self) -> int:
+        """Number of the teacher's ids; all parts of a mixture share a tokenizer."""
+        return self.parts[0].labels.manifest.identity.vocab_size
+
     def _fetchers(self) -> ThreadPoolExecutor:
         """Return threads that read row groups: many where they wait for a network, else one."""
         remote = any(part.labels.remote for part in self.parts)
@@ -275,7 +287,11 @@ class LabelDataset:
 
         def read(place: NDArray[np.int64]) -> pa.Table:
             labels = self.parts[place[0]].labels
-            return labels.read_row_group(labels.row_groups[place[1]], list(columns), verify=verify)
+            group = labels.row_groups[place[1]]
+            table = labels.read_row_group(group, list(columns), verify=verify)
+            if verify:
+                require_layout(table, self._vocab_size)
+            return table
 
         with self._fetchers() as pool:
             table = drop_unlabeled(pa.concat_tables(pool.map(read, groups)))

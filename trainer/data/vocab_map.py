@@ -39,7 +39,7 @@ class VocabMap:
 
     def known_rows(self, tokens: pa.ListArray) -> NDArray[np.bool_]:
         """Return bool [rows]: True if the student has every token, or the row is null."""
-        known = self.ids[tokens.flatten().to_numpy()] != PAD_ID
+        known = self._map_ids(tokens.flatten().to_numpy()) != PAD_ID
         rows = np.repeat(np.arange(len(tokens)), pc.list_value_length(tokens).fill_null(0))
         unknown = np.bincount(rows[~known], minlength=len(tokens))
         return np.asarray(unknown == 0)
@@ -79,7 +79,7 @@ class VocabMap:
         )
 
     def _map_ids(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
-        known = ids != PAD_ID
+        known = (ids >= 0) & (ids < len(self.ids))  # a stranger's set may hold any number
         return np.where(known, self.ids[np.where(known, ids, 0)], np.int32(PAD_ID))
 
     def _map_draws(self, labels: Labels) -> Labels:

@@ -13,6 +13,7 @@ from schemas import Labels, LabelSetError, decode
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
 from schemas.labeled_spans import positions
+from trainer.data.check_rows import layout_problem, value_problem
 from trainer.data.vocab_map import VocabMap
 
 LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
@@ -28,6 +29,7 @@ class Window:
 
     Attributes:
         keys: name of each row.
+        documents: id of each row's record.
         tokens: int32, ids of all rows.
         token_offsets: row i has tokens[token_offsets[i]:token_offsets[i + 1]].
         labels: labels of all rows.
@@ -38,6 +40,7 @@ class Window:
     """
 
     keys: list[str]
+    documents: list[str]
     tokens: NDArray[np.int32]
     token_offsets: NDArray[np.int64]
     labels: Labels
@@ -47,33 +50,38 @@ class Window:
     sources: list[str]
 
 
-def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
+def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | None = None) -> Window:
     """Decode rows of a shard, without those that have no labels.
 
     The student's own context is used where a row has one, else the teacher's. With a `vocab_map`,
     which must know all tokens of the rows, ids are the student's.
 
+    Args:
+        table: rows that `require_layout` accepts.
+        vocab_size: number of the teacher's real ids.
+        vocab_map: from the teacher's ids to the student's, where they differ.
+
     Raises:
-        LabelSetError: spans and labels disagree about the number of positions.
+        LabelSetError: a label cannot be decoded, or is not a distribution over the vocabulary.
     """
     table = drop_unlabeled(table).combine_chunks()
     keys = row_names(table)
     tokens = _coalesce(table, "student_input_ids", "input_ids")
     spans = _coalesce(table, "student_spans", "spans")
-    decoded = decode(table)
+    try:
+        decoded = decode(table)
+    except ValueError as error:
+        raise _bad_row(f"{keys[0]} or one of the {len(keys) - 1} after it", str(error)) from error
+    if problem := value_problem(decoded.labels, decoded.offsets, vocab_size):
+        raise _bad_row(keys[problem[0]], problem[1])
     flat = spans.flatten()
     start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))
     covered = positions(start, stop)
-    if len(covered) != len(decoded.labels):
-        raise LabelSetError(
-            f"spans cover {len(covered)} positions and there are {len(decoded.labels)} labels",
-            row=f"{keys[0]} or one of the {len(keys) - 1} after it",
-            hint="run `labeler verify` on the label set",
-        )
     kind = pc.index_in(flat.field("kind"), pa.array(SPAN_KINDS)).to_numpy(zero_copy_only=False)
     flat_tokens = tokens.flatten().to_numpy()
     return Window(
         keys=keys,
+        documents=table["id"].to_pylist(),
         tokens=vocab_map.map_tokens(flat_tokens) if vocab_map else flat_tokens,
         token_offsets=list_offsets(tokens),
         labels=vocab_map.map_labels(decoded.labels) if vocab_map else decoded.labels,
@@ -82,6 +90,20 @@ def decode_window(table: pa.Table, vocab_map: VocabMap | None = None) -> Window:
         kinds=np.repeat(kind.astype(np.int64), stop - start),
         sources=[source or "" for source in table["source"].to_pylist()],
     )
+
+
+def require_layout(table: pa.Table, vocab_size: int) -> None:
+    """Refuse rows whose tokens, spans and numbers of labels do not fit each other.
+
+    Raises:
+        LabelSetError: names the first such row.
+    """
+    if problem := layout_problem(table, vocab_size):
+        raise _bad_row(row_names(table)[problem[0]], problem[1])
+
+
+def _bad_row(name: str, what: str) -> LabelSetError:
+    return LabelSetError(what, row=name, hint="run `labeler verify` on the label set")
 
 
 def drop_unlabeled(table: pa.Table) -> pa.Table:
