@@ -54,16 +54,29 @@ class LedgerSums:
         """Add the cost of a unit.
 
         Raises:
-            KeyError, TypeError: the entry does not record its engine.
+            LabelSetError: the entry does not record its engine, or not its time in seconds.
         """
         facts = entry.provenance
-        name = f"{facts['engine']} {facts['engine_version']} on {facts['device']}"
+        numbers = (facts.get("engine_seconds"), facts.get("energy_joules", 0))
+        texts = [facts.get(name) for name in ("engine", "engine_version", "device")]
+        source = facts.get("energy_source")
+        if not (
+            all(isinstance(text, str) for text in texts)
+            and all(number is None or _is_finite(number) for number in numbers)
+            and numbers[0] is not None
+            and isinstance(source, str | None)
+        ):
+            raise LabelSetError(
+                "the journal entry does not say which engine made the unit, and in which time",
+                path=entry.shard,
+            )
+        name = "{} {} on {}".format(*texts)
         known = self._engines.get(name) or EngineCost(
             engine_seconds=0.0,
             energy_joules=0.0,
             tokens=0,
             labels=0,
-            energy_source=facts.get("energy_source"),
+            energy_source=source,
             tokens_per_s=0.0,
         )
         joules = facts.get("energy_joules")
@@ -132,6 +145,10 @@ def read_ledger(directory: Path) -> Ledger | None:
         return Ledger.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise LabelSetError("cannot be read as a label set's ledger", path=path) from error
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e300
 
 
 def _as_text(content: dict[str, Any]) -> str:

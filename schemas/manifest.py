@@ -21,7 +21,7 @@ from schemas.errors import IdentityError, LabelSetError
 from schemas.file_names import is_index_page, is_plan, is_plan_rejects, is_tokenizer_file
 from schemas.fingerprint import sha256_json
 from schemas.set_paths import inside_name, set_file
-from schemas.size_limits import LARGEST_COUNT, LARGEST_VOCABULARY
+from schemas.size_limits import LARGEST_COUNT, LARGEST_UNITS, LARGEST_VOCABULARY
 from schemas.version import FORMAT_MAJOR, FORMAT_VERSION, KNOWN_CODECS, PLAIN_1
 
 MANIFEST = "manifest.json"
@@ -168,7 +168,7 @@ class Manifest(LateFields):
     identity: Identity
     identity_digest: str
     plan: FileDigest | None
-    planned_units: Count
+    planned_units: Annotated[int, Field(ge=0, le=LARGEST_UNITS)]
     tokenizer_files: tuple[FileDigest, ...]
     index_pages: tuple[FileDigest, ...] = ()
     plan_rejects: tuple[FileDigest, ...] | None = None

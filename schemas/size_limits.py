@@ -12,6 +12,8 @@ from schemas.errors import SoftshardsError
 
 LARGEST_COUNT = 1 << 53
 """Largest number of rows, tokens, labels or units: up to here JSON parsers keep every number."""
+LARGEST_UNITS = 1 << 20
+"""Most units of a set, each with a shard of its own: at 131,072 labels each, 137 billion labels."""
 LARGEST_VOCABULARY = 1 << 22
 """Most ids of a tokenizer; the largest in use have 260,000."""
 

@@ -239,9 +239,8 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
         try:
             if costs is not None:
                 costs.add(entry)
-        except (KeyError, TypeError, ValueError, ArithmeticError):
-            what = "the journal entry does not say which engine made the unit, and in which time"
-            yield Finding(kind="journal", where=where, what=what)
+        except LabelSetError as error:
+            yield Finding(kind="journal", where=where, what=error.what)
             costs = None
     if complete and costs is not None:
         yield from _ledger_file(path, costs)

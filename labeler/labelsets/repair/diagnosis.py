@@ -23,7 +23,7 @@ from schemas.atomic import TMP_PREFIX
 from schemas.file_names import INDEX, is_plan, shard_name
 from schemas.fingerprint import sha256_file, tokenizer_digest
 from schemas.index import read_index
-from schemas.journal import UnitEntry, entry_path, read_entry, rejects_path
+from schemas.journal import UnitEntry, entry_path, journaled_units, read_entry, rejects_path
 from schemas.labelset import check_tokenizer
 from schemas.manifest import MANIFEST, FileDigest, read_manifest
 from schemas.plan import open_plan
@@ -115,8 +115,13 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
         found.moves[out / MANIFEST] = lost
     _check_plan(found)
     index = _check_index(found)
+    known = {out / shard_name(unit) for unit in journaled_units(out)} | footers.keys()
     for unit in range(manifest.planned_units):
-        _check_unit(found, unit, footers.get(out / shard_name(unit)), index.get(shard_name(unit)))
+        shard = out / shard_name(unit)
+        if shard in known:
+            _check_unit(found, unit, footers.get(shard), index.get(shard_name(unit)))
+        else:
+            found.redo.append(unit)  # never labeled, or lost altogether
     _find_strays(found, shards)
     _check_tokenizer(found, model)
     if found.redo or found.rebuilt or found.lost_rejects or lost is not None:
@@ -130,7 +135,10 @@ def _check_plan(found: Diagnosis) -> None:
         found.plan = "none"
         return
     try:
-        open_plan(found.out, manifest.plan).close()
+        with open_plan(found.out, manifest.plan) as plan:
+            units = plan.num_row_groups
+        if units != manifest.planned_units:
+            raise LabelSetError(f"it has {units} units, the manifest {manifest.planned_units}")
     except LabelSetError as error:
         found.plan = "missing"
         if (found.out / manifest.plan.path).exists():
@@ -170,9 +178,6 @@ def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ran
         entry = read_entry(out, unit)
     except LabelSetError as error:
         found.moves[path] = error.what
-    if entry is None and not shard.exists() and path not in found.moves:
-        found.redo.append(unit)  # never labeled, or lost altogether
-        return
     reason, ranges, source = _check_shard(found, unit, footer, entry, indexed)
     if reason is not None:
         found.redo.append(unit)

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas import Identity
+from schemas import Identity, SoftshardsError
 from schemas.arrow import KEY_COLUMNS, PLAN_SCHEMA
 from schemas.journal import UnitEntry
 from schemas.parquet_sizes import read_parquet
@@ -37,6 +37,8 @@ def rebuild_units(
 
 def _prompt_columns(row: dict[str, Any]) -> dict[str, Any]:
     """Return the columns of a generated row as they were before its answer."""
+    if not row["spans"] or bool(row["student_spans"]) != bool(row["student_input_ids"]):
+        raise SoftshardsError("the row has no answer: it was not generated", row=row["id"])
     found: dict[str, Any] = {"spans": []}
     found["input_ids"] = row["input_ids"][: row["spans"][0]["start"]]
     found["n_tokens"] = len(found["input_ids"])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from schemas import Identity, Manifest, SoftshardsError, __version__, to_plain
@@ -19,9 +17,12 @@ from schemas.file_names import JOURNAL, TOKENIZER, is_plan, shard_name
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
 from schemas.invariants import validate_table
 from schemas.journal import ByteRange, UnitEntry, rejects_path
+from schemas.json_values import parse_object
 from schemas.manifest import MANIFEST, FileDigest
-from schemas.parquet_sizes import read_parquet
+from schemas.parquet_sizes import checked_parquet, read_metadata, read_parquet
+from schemas.plan import open_plan
 from schemas.shard import byte_ranges
+from schemas.size_limits import LARGEST_UNITS
 
 Ranges = tuple[Sequence[ByteRange], ByteRange]
 """Byte ranges of a shard: its row groups, and its footer."""
@@ -39,12 +40,17 @@ class Footer(TypedDict):
 def read_footer(shard: Path) -> Footer | None:
     """Return the JSON object in a shard's footer; None if it cannot be read."""
     try:
-        metadata = pq.read_metadata(shard).metadata or {}
-        footer: Footer = json.loads(metadata[FOOTER_KEY])
-        identity = Identity.model_validate(footer["identity"])
+        with pa.memory_map(str(shard)) as file:
+            content = parse_object((read_metadata(file).metadata or {})[FOOTER_KEY])
+        identity = Identity.model_validate(content["identity"])
+        texts = [content[name] for name in ("identity_digest", "codec")]
+        unit = content["unit"]
+        is_footer = all(isinstance(text, str) for text in texts) and isinstance(unit, int)
+        if not is_footer or identity.digest != content["identity_digest"]:
+            return None
     except Exception:  # readers raise many types on damaged bytes
         return None
-    return footer if identity.digest == footer["identity_digest"] else None
+    return cast(Footer, content)
 
 
 def has_ranges(shard: Path, ranges: Ranges) -> bool:
@@ -66,7 +72,7 @@ def hash_consistent_shard(shard: Path, manifest: Manifest) -> Ranges | str:
     """
     identity = manifest.identity
     try:
-        with pq.ParquetFile(shard, page_checksum_verification=True) as reader:
+        with checked_parquet(shard) as reader:
             for number in range(reader.num_row_groups):
                 stored = reader.read_row_group(number)
                 table = to_plain(stored.replace_schema_metadata(reader.metadata.metadata))
@@ -101,7 +107,7 @@ def rebuild_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntr
         rows=sum(group.rows for group in groups),
         labels=sum(group.labels for group in groups),
         tokens=sum(group.tokens for group in groups),
-        rejects=pq.read_metadata(rejects).num_rows if has_rejects else 0,
+        rejects=_count_rows(rejects) if has_rejects else 0,
         row_groups=tuple(groups),
         footer=footer,
         rejects_sha256=sha256_file(rejects) if has_rejects else "",
@@ -127,7 +133,7 @@ def _unknown_provenance(source: str) -> dict[str, object]:
 def _is_readable(path: Path) -> bool:
     try:
         read_parquet(path)
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return False
     return True
 
@@ -153,13 +159,14 @@ def rebuild_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
         raw = next(f["identity"] for f in footers if f["identity_digest"] == digest)
         identity = Identity.model_validate(raw)
     else:
-        identity, codec = _old_identity(old, directory), old.get("codec", "")
+        identity, codec = _old_identity(old, directory), str(old.get("codec", ""))
     plan = _find_plan(directory, old)
     if plan is None:
-        units = [int(f["unit"]) + 1 for f in footers if f["identity_digest"] == identity.digest]
-        planned = max([0, *units])
+        units = [f["unit"] + 1 for f in footers if f["identity_digest"] == identity.digest]
+        planned = max([0, *(unit for unit in units if unit <= LARGEST_UNITS)])
     else:
-        planned = pq.read_metadata(directory / plan.path).num_row_groups
+        with open_plan(directory, plan) as file:
+            planned = min(file.num_row_groups, LARGEST_UNITS)
     provenance = old.get("provenance")
     if not isinstance(provenance, dict):
         provenance = _rebuilt_provenance(directory, has_plan=plan is not None)
@@ -198,21 +205,22 @@ def _find_plan(directory: Path, old: dict[str, Any]) -> FileDigest | None:
     """Return the plan that the old manifest names if it is unaltered, else the newest good one."""
     try:
         named = FileDigest.model_validate(old.get("plan"))
-        if sha256_file(directory / named.path) == named.sha256:
+        if is_plan(named.path) and _is_good_plan(directory, named):
             return named
-    except (ValidationError, OSError):
+    except ValidationError:
         pass
-    plans = sorted(path for path in directory.iterdir() if is_plan(path.name))
+    plans = sorted(path for path in directory.iterdir() if is_plan(path.name) and path.is_file())
     for path in reversed(plans):
-        if _is_good_plan(path):
-            return FileDigest(path=path.name, sha256=sha256_file(path))
+        found = FileDigest(path=path.name, sha256=sha256_file(path))
+        if _is_good_plan(directory, found):
+            return found
     return None
 
 
-def _is_good_plan(path: Path) -> bool:
+def _is_good_plan(directory: Path, plan: FileDigest) -> bool:
     """Return whether a plan can be read to its end, with its page checksums verified."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as reader:
+        with open_plan(directory, plan) as reader:
             for number in range(reader.num_row_groups):
                 reader.read_row_group(number)
     except Exception:  # as in `read_footer`
@@ -223,10 +231,9 @@ def _is_good_plan(path: Path) -> bool:
 def _old_manifest(directory: Path) -> dict[str, Any]:
     """Return the old manifest's JSON object; empty if it cannot be parsed."""
     try:
-        content = json.loads((directory / MANIFEST).read_bytes())
+        return parse_object((directory / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _old_identity(old: dict[str, Any], directory: Path) -> Identity:
@@ -245,6 +252,7 @@ def _old_identity(old: dict[str, Any], directory: Path) -> Identity:
 
 def _count_rows(path: Path) -> int:
     try:
-        return int(pq.read_metadata(path).num_rows)
+        with checked_parquet(path) as file:
+            return int(file.metadata.num_rows)
     except Exception:  # as in `read_footer`
         return 0
