@@ -8,8 +8,10 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate.accelerator import Accelerator
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -19,8 +21,10 @@ from schemas.hub_model import ModelSource, locate_model
 from trainer.console import ProgressBar, message_console, number_table, size, table_console
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
+from trainer.evaluate.bootstrap import REPLICATES, document_counts
 from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
 from trainer.evaluate.evaluate_config import EvaluateConfig
+from trainer.evaluate.model_differences import differences_table, set_replicates
 from trainer.evaluate.results import (
     ECE,
     PPL,
@@ -34,18 +38,29 @@ from trainer.evaluate.results import (
 )
 from trainer.evaluate.teacher_facts import add_checkpoint, measure_teacher, weight_bytes
 from trainer.losses.batch_loss import label_losses
+from trainer.student.context_check import check_context, longest_row
 from trainer.student.student import Student, count_parameters, load_student
 
 PACK_TOKENS = 2048
+
+SUMS = ("labels", "ce", "kl", "agreement", "teacher_ce", "acceptance")
+"""What is added up over labels, in the order of columns."""
 
 ModelAt = tuple[Path, MeasuredModel]
 
 
 class HeldOutMetrics(NamedTuple):
-    """Metrics over all labels, and for each kind of span that occurs."""
+    """Metrics over all labels, and for each kind of span that occurs.
+
+    Attributes:
+        documents: records that this process measured.
+        replicates: float64 [REPLICATES, columns of sums], of a bootstrap over documents.
+    """
 
     all: Metrics
     kinds: dict[str, Metrics]
+    documents: int
+    replicates: NDArray[np.float64]
 
 
 def evaluate(config: EvaluateConfig) -> int:
@@ -58,7 +73,10 @@ def evaluate(config: EvaluateConfig) -> int:
     if config.json:
         sys.stdout.write(results.to_json())
     else:
-        table_console().print(_table(models, results.teacher))
+        console = table_console()
+        console.print(_table(models, results.teacher))
+        if any(model.replicates for _, model in models[1:]):
+            console.print(differences_table(models))
     return 0
 
 
@@ -98,21 +116,27 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
             if place not in entry.paths:
                 entry.paths.append(place)
         else:
-            student = load_student(path, labels, map_vocab=config.vocab_map).eval().to(device)
-            for note in student.notes:
+            student = load_student(path, labels, map_vocab=config.vocab_map).eval()
+            warning = check_context(student, longest_row(labels, student))
+            for note in (*student.notes, *([f"warning: {warning}"] if warning else [])):
                 console.print(f"{place}: {note}")
+            student.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
                 metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
+            counted = count_parameters(student.model)
             entry = MeasuredModel(
                 paths=[place],
                 weights=digest,
                 dtype=config.dtype,
                 vocab_map=config.vocab_map,
-                **count_parameters(student.model),
+                parameters=counted["parameters"],
+                non_embedding=counted["non_embedding"],
                 bytes=weight_bytes(path),
                 all=metrics.all,
                 kinds=metrics.kinds,
+                documents=metrics.documents,
             )
+            set_replicates(entry, dict(zip(SUMS, metrics.replicates.T)))
             results.models.append(entry)
             results.write(config.out)
         models.append((model, entry))
@@ -141,8 +165,10 @@ def measure(
     student = model if isinstance(model, Student) else model.module
     assert isinstance(student, Student)
     budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
-    sums = torch.zeros(len(SPAN_KINDS), 5, dtype=torch.float64)
+    sums = torch.zeros(len(SPAN_KINDS), len(SUMS), dtype=torch.float64)
+    replicates = torch.zeros(REPLICATES, len(SUMS), dtype=torch.float64)
     bins = torch.zeros(len(SPAN_KINDS) * BINS, 3, dtype=torch.float64)
+    documents: set[str] = set()
     rank, world = (among.process_index, among.num_processes) if among else (0, 1)
     packs = iter(
         LabelDataset(
@@ -162,26 +188,37 @@ def measure(
             output, (top1, top1_logp) = model(batch, with_top1=True)
             kl, ce = label_losses(output, batch)
             agrees = top1 == batch.topk_ids[:, 0]
-            values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob]
+            accepted = torch.minimum(batch.topk_logprobs, output.logp).exp().sum(1)
+            values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob, accepted]
             stacked = torch.stack([v.double() for v in values], 1).cpu()
+            if not counts:
+                stacked.zero_()  # not multiplied: it may be infinite
             kinds = batch.kinds.cpu()
-            sums.index_add_(0, kinds, stacked * counts)
+            sums.index_add_(0, kinds, stacked)
+            by_row = stacked.new_zeros(len(pack.rows), len(SUMS))
+            by_row.index_add_(0, batch.documents.cpu(), stacked)
+            replicates += torch.from_numpy(document_counts(pack.documents)).T @ by_row
+            documents.update(pack.documents if counts else ())
             calibration = bin_sums(top1_logp.exp(), top1 == batch.targets).cpu()
             at = kinds * BINS + calibration[:, 0].long()
             bins.index_add_(0, at, calibration[:, 1:] * counts)
             progress.advance(sum(pack.n_labels for pack in group))
     if among is not None:
-        sums, bins = (among.reduce(x.to(device), "sum").cpu() for x in (sums, bins))
+        sums, bins, replicates = (
+            among.reduce(x.to(device), "sum").cpu() for x in (sums, bins, replicates)
+        )
     bins = bins.view(len(SPAN_KINDS), BINS, 3)
     present = [index for index, row in enumerate(sums) if row[0] > 0]
     return HeldOutMetrics(
         all=_means(sums.sum(0), bins.sum(0)),
         kinds={SPAN_KINDS[index]: _means(sums[index], bins[index]) for index in present},
+        documents=len(documents),
+        replicates=replicates.numpy(),
     )
 
 
 def _means(sums: Tensor, bins: Tensor) -> Metrics:
-    count, ce, kl, agreement, teacher = sums.tolist()
+    count, ce, kl, agreement, teacher, accepted = sums.tolist()
     return Metrics(
         labels=int(count),
         ce=ce / count,
@@ -191,6 +228,7 @@ def _means(sums: Tensor, bins: Tensor) -> Metrics:
         ece=expected_calibration_error(bins),
         teacher_ce=teacher / count,
         teacher_ppl=math.exp(min(teacher / count, 700.0)),
+        acceptance=min(accepted / count, 1.0),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
@@ -41,6 +41,8 @@ QUALITY = (
     Quality("ece", "ECE", None),
 )
 """The metrics that models are compared by."""
+DRAFT = 4
+"""Tokens per draft, for the figure that is shown."""
 ECE_BINS = 15
 ECE = (
     f"ECE: how far the probability of the top token is from how often it is right ({ECE_BINS} bins)"
@@ -55,6 +57,10 @@ class Metrics(Record):
         ce, ppl: cross-entropy (nats) and perplexity on the actual tokens.
         kl: forward KL to the teacher over its top-k and the tail, in nats.
         agreement: share of positions where student and teacher have the same top token.
+        acceptance: share of tokens drawn from the student that the teacher would accept in
+            speculative decoding, a lower bound: the sum of min(p, q) over the stored ids (Leviathan
+            et al., "Fast Inference from Transformers via Speculative Decoding", 2023). None in
+            files of older versions.
         ece: expected calibration error of the student's top token against the actual one.
         teacher_ce, teacher_ppl: the teacher's, on the same tokens.
     """
@@ -67,6 +73,17 @@ class Metrics(Record):
     ece: float
     teacher_ce: float
     teacher_ppl: float
+    acceptance: float | None = None
+
+    def drafted(self, length: int = DRAFT) -> float | None:
+        """Return the tokens per pass of the teacher with drafts of this length, at least.
+
+        Drafted tokens count as accepted independently of one another: (1 - a^(length + 1)) /
+        (1 - a), equation 1 of the paper.
+        """
+        if self.acceptance is None or self.acceptance >= 1:
+            return None if self.acceptance is None else length + 1.0
+        return (1 - self.acceptance ** (length + 1)) / (1 - self.acceptance)
 
 
 class MeasuredModel(Record):
@@ -75,6 +92,10 @@ class MeasuredModel(Record):
     Attributes:
         paths: where the model was when it was measured.
         weights: digest by which it is found again.
+        documents: records of the held-out set.
+        intervals: bounds of the 95 % interval of metrics, over documents.
+        replicates: metrics in each replicate of the bootstrap, as `trainer.evaluate.bootstrap`
+            writes them.
     """
 
     paths: list[str]
@@ -86,6 +107,9 @@ class MeasuredModel(Record):
     bytes: int
     all: Metrics
     kinds: dict[str, Metrics]
+    documents: int | None = None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    replicates: dict[str, str] = Field(default_factory=dict)
 
 
 class MeasuredTeacher(Record):

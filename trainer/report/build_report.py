@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -13,7 +13,16 @@ from schemas.atomic import write_atomic
 from schemas.bench_results import BenchResults, read_bench_results, speeds
 from schemas.ledger import read_ledger
 from trainer.console import number, number_table, size, table_console, times
-from trainer.evaluate.results import ECE, QUALITY, EvaluationResults, Metrics
+from trainer.evaluate.bootstrap import FEW_DOCUMENTS
+from trainer.evaluate.model_differences import COMPARED, Difference, differences
+from trainer.evaluate.results import (
+    DRAFT,
+    ECE,
+    QUALITY,
+    EvaluationResults,
+    MeasuredModel,
+    Metrics,
+)
 from trainer.report.layout import (
     COLORS,
     INK,
@@ -48,8 +57,14 @@ class Line:
     reading: float | None = None  # tokens/s
     generating: float | None = None  # tokens/s
     speedup: float | None = None
-    kinds: dict[str, Metrics] = field(default_factory=dict)
+    measured: MeasuredModel | None = None
+    differences: dict[str, Difference] = field(default_factory=dict)  # from the first trained run
     training: RunResult | None = None
+
+    @property
+    def kinds(self) -> dict[str, Metrics]:
+        """The metrics of each kind of span."""
+        return self.measured.kinds if self.measured else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +94,7 @@ def report(config: ReportConfig) -> int:
     lines = [teacher]
     lines += [_line(n, "baseline", path, results, bench, teacher) for n, path in baselines]
     lines += [_line(n, "trained", path, results, bench, teacher) for n, path in runs]
+    lines = _compare_with_first_run(lines)
     curves = {name: read_lines(path / LOG) for name, path in runs}
     html = (
         environment()
@@ -88,6 +104,9 @@ def report(config: ReportConfig) -> int:
             version=__version__,
             lines=lines,
             ece=ECE,
+            compared=COMPARED,
+            few_documents=FEW_DOCUMENTS,
+            draft=DRAFT,
             several_kinds=any(len(line.kinds) > 1 for line in lines),
             held_out=results.label_set,
             label_sets=[_origin(path) for path in config.labels],
@@ -161,9 +180,22 @@ def _line(
         reading=reading,
         generating=generating,
         speedup=generating / teacher.generating if generating and teacher.generating else None,
-        kinds=found.kinds,
+        measured=found,
         training=training,
     )
+
+
+def _compare_with_first_run(lines: list[Line]) -> list[Line]:
+    """Return the lines; those of other models with their differences from the first trained run."""
+    first = next((line for line in lines if line.role == "trained"), None)
+    if first is None or first.measured is None:
+        return lines
+    return [
+        replace(line, differences=differences(line.measured, first.measured))
+        if line.measured and line is not first
+        else line
+        for line in lines
+    ]
 
 
 def _origin(path: str) -> Origin:

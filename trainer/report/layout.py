@@ -47,6 +47,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
     )
     found.filters |= {"number": number, "size": size, "percent": percent, "times": times}
+    found.filters["signed"] = "{:+.4f}".format
     return found
 
 

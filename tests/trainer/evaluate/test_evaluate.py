@@ -55,20 +55,22 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
                 kl += tail.exp() * (tail - q[rest].logsumexp(0))
                 values = [1.0, -float(q[token]), float(kl), float(p.argmax() == q.argmax())]
                 values.append(-float(p[token]))
+                values.append(float(torch.minimum(p[ids], q[ids]).exp().sum()))
                 for name in ("all", kind):
-                    known = sums.setdefault(name, [0.0] * 5)
+                    known = sums.setdefault(name, [0.0] * 6)
                     sums[name] = [a + b for a, b in zip(known, values)]
                     top = (float(q.max().exp()), int(q.argmax()) == token)
                     certainty.setdefault(name, []).append(top)
     found = results["models"][0]
     assert set(found["kinds"]) == {"text", "thinking", "answer"}
-    for name, (count, ce, kl_sum, agreement, teacher_ce) in sums.items():
+    for name, (count, ce, kl_sum, agreement, teacher_ce, accepted) in sums.items():
         metrics = found["all"] if name == "all" else found["kinds"][name]
         assert metrics["labels"] == count
         assert metrics["ce"] == pytest.approx(ce / count, abs=1e-5)
         assert metrics["ppl"] == pytest.approx(math.exp(ce / count), rel=1e-4)
         assert metrics["kl"] == pytest.approx(kl_sum / count, abs=1e-4)  # labels are float16
         assert metrics["agreement"] == pytest.approx(agreement / count, abs=1e-9)
+        assert metrics["acceptance"] == pytest.approx(accepted / count, rel=2**-10)  # float16
         assert metrics["teacher_ce"] == pytest.approx(teacher_ce / count, rel=2**-11)  # float16
         confidence, correct = map(np.array, zip(*certainty[name]))
         assert metrics["ece"] == pytest.approx(reference_ece(confidence, correct), abs=1e-5)

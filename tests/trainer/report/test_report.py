@@ -71,6 +71,9 @@ def test_report_shows_everything_and_escapes_it(
     assert f"{metrics['ppl']:,.2f}" in html
     assert f"{metrics['kl']:.4f}" in html
     assert f"<td>{metrics['ece']:.1%}</td>" in html
+    low, high = json.loads((measured / "eval.json").read_text())["models"][1]["intervals"]["kl"]
+    assert f"{low:.4f} to {high:.4f}" in html
+    assert "minus &lt;script&gt;" in html  # the first trained run
     assert html.count("<svg") == 1
     assert "training tokens" in html
     identity = json.loads((world.labels / "manifest.json").read_text())["identity"]
