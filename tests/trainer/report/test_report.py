@@ -74,6 +74,7 @@ def test_report_shows_everything_and_escapes_it(
     low, high = json.loads((measured / "eval.json").read_text())["models"][1]["intervals"]["kl"]
     assert f"{low:.4f} to {high:.4f}" in html
     assert "minus &lt;script&gt;" in html  # the first trained run
+    assert "and generates at 2.50× its speed" in " ".join(html.split())
     assert html.count("<svg") == 1
     assert "training tokens" in html
     identity = json.loads((world.labels / "manifest.json").read_text())["identity"]
