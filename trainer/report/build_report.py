@@ -66,6 +66,21 @@ class Line:
         """The metrics of each kind of span."""
         return self.measured.kinds if self.measured else {}
 
+    def break_even(self, teacher: Line, label_seconds: float) -> float | None:
+        """Return the generated tokens after which labeling and training have saved their time.
+
+        Args:
+            teacher: the line to compare with.
+            label_seconds: seconds of labeling.
+
+        Returns:
+            None if it is not known, or if the model is not faster.
+        """
+        if not (self.training and self.generating and teacher.generating):
+            return None
+        saved = 1 / teacher.generating - 1 / self.generating
+        return (label_seconds + self.training.seconds) / saved if saved > 0 else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
@@ -78,6 +93,7 @@ class Origin:
     rows: int
     labels: int
     bytes_per_label: float | None
+    engine_seconds: float | None
 
 
 def report(config: ReportConfig) -> int:
@@ -95,6 +111,7 @@ def report(config: ReportConfig) -> int:
     lines += [_line(n, "baseline", path, results, bench, teacher) for n, path in baselines]
     lines += [_line(n, "trained", path, results, bench, teacher) for n, path in runs]
     lines = _compare_with_first_run(lines)
+    label_sets = [_origin(path) for path in config.labels]
     curves = {name: read_lines(path / LOG) for name, path in runs}
     html = (
         environment()
@@ -109,7 +126,8 @@ def report(config: ReportConfig) -> int:
             draft=DRAFT,
             several_kinds=any(len(line.kinds) > 1 for line in lines),
             held_out=results.label_set,
-            label_sets=[_origin(path) for path in config.labels],
+            label_sets=label_sets,
+            label_seconds=_sum_known([origin.engine_seconds for origin in label_sets]),
             engine=bench.engine if bench else {},
             figure=_figure(curves) if any(curves.values()) else None,
         )
@@ -202,6 +220,8 @@ def _origin(path: str) -> Origin:
     labels = open_label_set(path, allow_partial=True)
     manifest = labels.manifest
     is_whole = labels.view is None  # a view selects a part of the stored rows
+    ledger = read_ledger(labels.path) if is_whole else None
+    seconds = [cost.engine_seconds for cost in ledger.engines.values()] if ledger else []
     return Origin(
         path=path,
         identity=manifest.identity,
@@ -210,7 +230,13 @@ def _origin(path: str) -> Origin:
         rows=labels.rows,
         labels=labels.labels,
         bytes_per_label=labels.stored_bytes / max(1, labels.labels) if is_whole else None,
+        engine_seconds=sum(seconds) if seconds else None,
     )
+
+
+def _sum_known(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _facts(labels: LabelSet) -> dict[str, str]:
