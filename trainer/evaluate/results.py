@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
 from trainer.console import number, percent
+from trainer.evaluate.bootstrap import REPLICATES, from_text
 from trainer.record import LabelSetRecord, Record
 
 RESULTS_VERSION = 2
@@ -110,6 +111,13 @@ class MeasuredModel(Record):
     documents: int | None = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     replicates: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("replicates")
+    @classmethod
+    def _are_readable(cls, replicates: dict[str, str]) -> dict[str, str]:
+        if any(len(from_text(text)) != REPLICATES for text in replicates.values()):
+            raise ValueError(f"a metric has not {REPLICATES} replicates")
+        return replicates
 
 
 class MeasuredTeacher(Record):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from schemas import SoftshardsError
 from tests.trainer.conftest import World
 from trainer.evaluate.bootstrap import REPLICATES, document_counts, from_text, interval, to_text
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.measure import measure_models
 from trainer.evaluate.model_differences import differences
-from trainer.evaluate.results import Metrics
+from trainer.evaluate.results import EvaluationResults, Metrics
 
 TRIALS = 400
 
@@ -69,6 +71,17 @@ def test_differences_are_paired_and_name_the_better_model(world: World, tmp_path
     width = found["ce"].interval.high - found["ce"].interval.low
     alone = sum(m.intervals["ce"][1] - m.intervals["ce"][0] for m in (student, teacher))
     assert width < alone
+
+
+@pytest.mark.parametrize("damage", ["not base64!", "AAAA", ""])
+def test_damaged_replicates_are_refused(world: World, tmp_path: Path, damage: str) -> None:
+    out = tmp_path / "eval.json"
+    measure_models(EvaluateConfig(labels=world.labels, model=(world.student,), out=out))
+    content = json.loads(out.read_text())
+    content["models"][0]["replicates"]["kl"] = damage
+    out.write_text(json.dumps(content))
+    with pytest.raises(SoftshardsError, match="replicates"):
+        EvaluationResults.open(out)
 
 
 @pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.8, 1.0])
