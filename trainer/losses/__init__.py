@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         skew_reverse_kl,
         tvd,
     )
+    from trainer.losses.expert_balance import router_balance
     from trainer.losses.renormalized import renormalized_kl
 
     renormalised_kl, renormalise_teacher = renormalized_kl, renormalize_teacher
@@ -36,6 +37,7 @@ __all__ = [
     "renormalize_teacher",
     "renormalized_kl",
     "reverse_kl",
+    "router_balance",
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
@@ -46,6 +48,7 @@ _MODULES = {
     "cross_entropy": "trainer.losses.cross_entropies",
     "renormalize_teacher": "trainer.data.teacher_buckets",
     "renormalized_kl": "trainer.losses.renormalized",
+    "router_balance": "trainer.losses.expert_balance",
     "sampled_cross_entropy": "trainer.losses.cross_entropies",
 }
 _FORMER_NAMES = {

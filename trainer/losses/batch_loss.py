@@ -104,6 +104,10 @@ def _inputs(inputs: Inputs, output: StudentOutput, batch: Batch) -> tuple[Tensor
             if output.drawn_logp is None or batch.drawn_counts is None:
                 raise ValueError("the batch has no drawn ids")
             return batch.drawn_counts, output.drawn_logp
+        case "router":
+            if output.router is None:
+                raise ValueError("the student was not asked for the balance of its experts")
+            return output.router, output.log_rest
 
 
 def _source_weight(weighting: TokenWeighting, source: str) -> float:

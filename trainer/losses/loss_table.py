@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Inputs = Literal["buckets", "top_k", "draws", "token"]
+Inputs = Literal["buckets", "top_k", "draws", "token", "router"]
 """The numbers that a loss compares.
 
 buckets: the top-k and the tail of teacher and student; the tail is known at T = 1 only.
 top_k: the top-k of both, without the tail.
 draws: the ids drawn from the teacher with their counts, and the student's log-probabilities.
 token: the student's log-probability of the actual token.
+router: the balance of the student's experts, without any label.
 """
 
 
@@ -90,6 +91,11 @@ LOSSES = {
         function="cross_entropy",
         inputs="token",
         help="cross-entropy on the actual tokens",
+    ),
+    "router": Loss(
+        function="router_balance",
+        inputs="router",
+        help="balance of the experts of a mixture, such as router=0.01",
     ),
 }
 """Name in `--loss` -> loss."""

@@ -67,6 +67,11 @@ class Objective:
         return any(LOSSES[term.name].inputs == "draws" for term in self.terms)
 
     @property
+    def needs_router(self) -> bool:
+        """True if the balance of the student's experts is part of the loss."""
+        return any(LOSSES[term.name].inputs == "router" for term in self.terms)
+
+    @property
     def warnings(self) -> list[str]:
         """The warnings of the losses in use."""
         return [LOSSES[t.name].warning for t in self.terms if LOSSES[t.name].warning]

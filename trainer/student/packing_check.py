@@ -128,7 +128,7 @@ def _notes_on_attention(student: PackedStudent) -> list[str]:
 def find_fault(student: PackedStudent, way: AttentionWay) -> str | None:
     """Return how a way to keep documents apart goes wrong in a student, or None if it does not."""
     try:
-        tried, plain = _part(student, way.implementation), _part(student, "eager")
+        tried, plain = part_of(student, way.implementation), part_of(student, "eager")
         tried.attention = way.attention
         tokens = ((1 + np.arange(sum(LENGTHS)) * 7919) % student.valid_vocab).astype(np.int32)
         documents = np.split(tokens, np.cumsum(LENGTHS)[:-1])
@@ -146,8 +146,13 @@ def find_fault(student: PackedStudent, way: AttentionWay) -> str | None:
     return None
 
 
-def _part(student: PackedStudent, implementation: str) -> PackedStudent:
-    """Return a student that shares the weights, without most layers of a large model."""
+def part_of(student: PackedStudent, implementation: str) -> PackedStudent:
+    """Return a student that shares the weights, without most layers of a large model.
+
+    Args:
+        student: is not changed.
+        implementation: the attention of transformers that the other runs with.
+    """
     weights = list(student.model.parameters())
     part = copy.deepcopy(student, {id(tensor): tensor for tensor in weights})
     part.model.eval()

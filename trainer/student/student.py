@@ -25,6 +25,7 @@ from trainer.student.layers import freeze_other_parts, model_body
 from trainer.student.load_model import check_model_folder, load_model
 from trainer.student.lora import LoraSettings, add_lora
 from trainer.student.packing_check import settle_attention
+from trainer.student.router_loss import router_loss
 from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
 from trainer.student.top1 import find_top1
@@ -46,6 +47,7 @@ class Student(nn.Module):
     Attributes:
         attention: the way to keep documents apart.
         notes: lines for the user on how the student is run.
+        with_router: also return the balance of the experts.
         chunk_bytes: budget of the head's op (see `linear_label_logprobs`); None for its default.
     """
 
@@ -73,6 +75,7 @@ class Student(nn.Module):
         self.scale *= scaling if text.model_type == "hyperclovax" else 1 / scaling
         self.attention = choose_attention(model)
         self.notes: list[str] = []
+        self.with_router = False
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states [n, d] that predict the labeled tokens."""
@@ -80,11 +83,18 @@ class Student(nn.Module):
 
     def states(self, packed: PackedTokens) -> Tensor:
         """Return the final hidden states [tokens, d] of documents, padding included."""
+        return self._run_body(packed)[0]
+
+    def _run_body(self, packed: PackedTokens) -> tuple[Tensor, Tensor | None]:
+        """Return the final hidden states [tokens, d], and the balance of the experts if wanted."""
         inputs: dict[str, Any] = {**packed.model_inputs}
         if self.attention == "layer_masks":
             inputs["attention_mask"] = layer_masks(self.model, packed.position_ids)
-        states: Tensor = model_body(self.model)(**inputs).last_hidden_state
-        return states.flatten(0, 1)
+        if self.with_router:
+            inputs["output_router_logits"] = True
+        outputs = model_body(self.model)(**inputs)
+        router = router_loss(self.model, outputs, packed.real) if self.with_router else None
+        return outputs.last_hidden_state.flatten(0, 1), router
 
     def forward(
         self, batch: Batch, *, with_top1: bool = False
@@ -96,11 +106,17 @@ class Student(nn.Module):
             with_top1: also return the most likely token of all, int64 [n], and its log-probability
                 [n]. They are found here because under FSDP the weights are whole only here.
         """
-        hidden = self.hidden(batch)
+        router = None
+        if self.with_router:
+            states, router = self._run_body(batch)
+            hidden = states[batch.rows]
+        else:
+            hidden = self.hidden(batch)
         if batch.drawn_ids is None:
             output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
         else:
             output = self._with_drawn(hidden, batch, batch.drawn_ids)
+        output = output._replace(router=router)
         if not with_top1:
             return output
         head, (logp, log_rest, *_) = self.model.get_output_embeddings(), output
@@ -112,7 +128,7 @@ class Student(nn.Module):
         known = drawn[:, :, None] == ids[:, None, :]  # [n, m, k]
         place, inside = known.byte().argmax(2), known.any(2)
         others = drawn.masked_fill(inside, -1)
-        logp, log_rest, target_logp, _ = self.label_logprobs(
+        logp, log_rest, target_logp, *_ = self.label_logprobs(
             hidden, torch.cat([ids, others], 1), batch.targets
         )
         of_topk, of_others = torch.split(logp, [ids.shape[1], drawn.shape[1]], 1)

@@ -15,9 +15,12 @@ class StudentOutput(NamedTuple):
         log_rest: [n], of the mass outside them.
         target_logp: [n], of the actual tokens.
         drawn_logp: [n, m], of the ids drawn from the teacher, where the batch has any.
+        router: the balance of the experts, where the student was asked for it; a scalar, no
+            log-probability.
     """
 
     logp: Tensor
     log_rest: Tensor
     target_logp: Tensor
     drawn_logp: Tensor | None = None
+    router: Tensor | None = None

@@ -18,6 +18,7 @@ from trainer.data.dataset import ReaderState
 from trainer.data.vocab_map import measure_coverage
 from trainer.run_files import EVAL_LOG, FINAL, LOG, LogLine, append_line, truncate_log
 from trainer.student.layers import decoder_layers, enable_gradient_checkpointing
+from trainer.student.router_loss import check_router_loss, find_router_loss
 from trainer.student.student import Student, load_student
 from trainer.train.checkpoint import (
     Checkpoint,
@@ -62,14 +63,13 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
     console = message_console()
     inputs = inputs or open_inputs(config)
     config = inputs.config
-    if config.eval_labels is not None:
-        _ = inputs.held_out  # refused now rather than after the student was loaded
+    _held_out(inputs)  # refused now rather than after the student was loaded
     accelerator = make_accelerator(config)
     is_main = accelerator.is_main_process
     if config.dry_run:
         student = _load(config, inputs.labels)
         if is_main:
-            plan = make_plan(config, inputs.parts, student, accelerator)
+            plan = make_plan(config, inputs.parts, student, accelerator, held_out=_held_out(inputs))
             plan.show(as_json=config.json)
             for note in student.notes:
                 console.print(f"student: {note}")
@@ -108,7 +108,8 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
     student = _load(config, inputs.labels)
     if checkpoint:
         check_same_packing(checkpoint, student.attention != "padded")
-    plan = make_plan(config, parts, student, accelerator, steps=steps)
+    held_out = _held_out(inputs)
+    plan = make_plan(config, parts, student, accelerator, steps=steps, held_out=held_out)
     check_memory(config, plan)
     if accelerator.is_main_process:
         _print_start(inputs, student, plan, checkpoint, describe_processes(accelerator), console)
@@ -187,6 +188,10 @@ def _find_checkpoint(inputs: RunInputs, warn: Callable[[str], None]) -> Checkpoi
     return found
 
 
+def _held_out(inputs: RunInputs) -> LabelSet | None:
+    return None if inputs.config.eval_labels is None else inputs.held_out
+
+
 def _load(config: TrainConfig, labels: LabelSet) -> Student:
     """Return the student before training, set up to be trained."""
     student = load_student(
@@ -198,6 +203,13 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
         lora=config.lora,
         packing=config.packing,
     )
+    if config.objective.needs_router:
+        check_router_loss(student.model, student.valid_vocab)
+        student.with_router = True
+    elif find_router_loss(student.model):
+        student.notes.append(
+            "the balance of its experts is not in --loss; router=0.01 would add it"
+        )
     student.train()
     student.chunk_bytes = config.chunk_bytes
     if config.gradient_checkpointing:

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 import torch
 from accelerate.accelerator import Accelerator
 
-from schemas import SoftshardsError
+from schemas import LabelSet, SoftshardsError
 from schemas.terminal import DataConsole
 from trainer.data.dataset import ReaderState
 from trainer.data.mixture import Part
+from trainer.student.context_check import check_context, longest_row
 from trainer.student.student import Student, count_parameters
 from trainer.train.distributed import is_sharded
 from trainer.train.run_state import open_dataset
@@ -68,6 +69,7 @@ def make_plan(
     accelerator: Accelerator,
     *,
     steps: int | None = None,
+    held_out: LabelSet | None = None,
 ) -> Plan:
     """Count the packs and estimate the memory of a run.
 
@@ -77,12 +79,20 @@ def make_plan(
         student: on the CPU, not yet prepared.
         accelerator: device and processes.
         steps: of the run that is being resumed; None counts them.
+        held_out: the set to measure on.
+
+    Raises:
+        SoftshardsError: the student has too few positions for a row.
     """
     count = None
     if steps is None:
         count = open_dataset(config, parts, student, ReaderState(seed=config.seed)).count()
         steps = -(-count.packs // config.packs_per_step)
         steps = min(steps, config.max_steps or steps)
+    longest = count.longest if count else 0
+    if held_out is not None:
+        longest = max(longest, longest_row(held_out, student))
+    warnings = [*_warnings(config, steps), check_context(student, longest)]
     device = accelerator.device
     tokens = sum(part.labels.tokens for part in parts)
     # A pack of a small label set cannot be full; but compiled shapes are padded.
@@ -101,7 +111,6 @@ def make_plan(
         sharded=is_sharded(accelerator),
     )
     sizes = count_parameters(student.model)
-    longest = count.longest if count else 0
     return Plan(
         steps=steps,
         packs=count.packs if count else None,
@@ -112,21 +121,15 @@ def make_plan(
         memory=memory,
         available=_available(config.memory_gb, device, student),
         device=device.type,
-        warnings=tuple(_warnings(config, student, steps=steps, longest=longest)),
+        warnings=tuple(warning for warning in warnings if warning),
     )
 
 
-def _warnings(config: TrainConfig, student: Student, *, steps: int, longest: int) -> Iterator[str]:
+def _warnings(config: TrainConfig, steps: int) -> Iterator[str]:
     if config.warmup >= 1 and config.warmup > steps:
         yield (
             f"--warmup {config.warmup:g} is longer than the run: after its {steps} steps the "
             f"learning rate is {steps / config.warmup:.0%} of --lr"
-        )
-    context = getattr(student.model.config.get_text_config(), "max_position_embeddings", None)
-    if context and longest > context:
-        yield (
-            f"the longest row has {longest} tokens, the student's context {context} "
-            "(max_position_embeddings): it learns from positions that it does not support"
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.student.attention_ways import leaking_layers
+from trainer.student.context_check import context_length
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student
 
@@ -110,6 +111,9 @@ def estimate(
 def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
     """Return the bytes that autograd saves of the student's body for one document of `tokens`."""
     probes = CHUNK_PROBES if leaking_layers(student.model) else PROBES
+    context = context_length(student) or max(probes)
+    if context < max(probes):
+        probes = (context // 4, context // 2, context)
     measured = [saved_bytes(student, length, bf16=bf16) for length in probes]
     # A parabola through three points: constants (weights cast to bf16), bytes that grow with the
     # tokens, and bytes that grow with their square (attention that saves its scores).

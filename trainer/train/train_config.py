@@ -245,6 +245,11 @@ class TrainConfig:
                 f"--tracker {self.tracker}: it is not installed",
                 hint="pip install 'softshards[trackers]', or rely on OUT/log.jsonl",
             )
+        if self.compile and self.objective.needs_router:
+            raise SoftshardsError(
+                "--loss router with --compile: the padding of a pack would count as tokens",
+                hint="leave --compile out",
+            )
         if self.compile and self.packing == "off":
             raise SoftshardsError(
                 "--compile needs packed documents, all packs of one shape, and --packing is off",

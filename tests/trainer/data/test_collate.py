@@ -32,7 +32,7 @@ def test_labels_meet_the_state_before_their_token(world: World, packs: list[Pack
     for pack in packs:
         batch = collate(pack)
         with torch.no_grad():
-            logp, log_rest, target, _ = teacher(batch)
+            logp, log_rest, target, *_ = teacher(batch)
         torch.testing.assert_close(logp, batch.topk_logprobs, atol=4e-3, rtol=0)
         torch.testing.assert_close(log_rest, batch.tail_logprob, atol=4e-3, rtol=0)
         torch.testing.assert_close(target, batch.token_logprob, atol=8e-3, rtol=0)

@@ -47,7 +47,7 @@ def objective(*texts: str, **settings: Any) -> Objective:
 
 def values(student: Student, batch: Batch) -> dict[str, Tensor]:
     """Return every loss of a batch, by name."""
-    logp, rest, target, _ = student(batch)
+    logp, rest, target, *_ = student(batch)
     four = (batch.topk_logprobs, batch.tail_logprob, logp, rest)
     return {
         "forward_kl": losses.forward_kl(*four),

@@ -27,7 +27,7 @@ def test_head_gives_logits_without_ids_and_labels_with_them(world: World) -> Non
     batch = collate(next(iter(LabelDataset(labels, pack_tokens=128))))
     with torch.no_grad():
         logits = student.model(**batch.model_inputs).logits[0, batch.rows, : world.vocab_size]
-        logp, log_rest, target, _ = student(batch)
+        logp, log_rest, target, *_ = student(batch)
     dense = logits.log_softmax(-1)  # without the padded ids
     torch.testing.assert_close(logp, dense.gather(1, batch.topk_ids), atol=1e-5, rtol=0)
     torch.testing.assert_close(target, dense.gather(1, batch.targets[:, None])[:, 0])
