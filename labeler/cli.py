@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from labeler.commands import checking, exchanging, labeling, looking, making
 from labeler.console import err
 from schemas.errors import SoftshardsError
-from schemas.os_errors import as_user_error
+from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
@@ -87,8 +87,11 @@ def main() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         code = app.meta(result_action="return_value")
+        sys.stdout.flush()
     except SoftshardsError as error:
         _refuse(error)
+    except BrokenPipeError:
+        sys.exit(leave_closed_pipe())
     except OSError as error:
         if (known := as_user_error(error)) is None:
             raise

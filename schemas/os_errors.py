@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,18 @@ def is_full_disk(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def leave_closed_pipe() -> int:
+    """Make what is left of the output go nowhere, after a reader such as `head` has closed it.
+
+    Returns:
+        The exit code of programs that SIGPIPE ends.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+    return 128 + signal.SIGPIPE
 
 
 def as_user_error(error: OSError) -> SoftshardsError | None:

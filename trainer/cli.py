@@ -11,7 +11,7 @@ import cyclopts
 from cyclopts import App, Parameter
 
 from schemas.errors import SoftshardsError
-from schemas.os_errors import as_user_error
+from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
@@ -83,8 +83,8 @@ def evaluate(config: EvaluateConfig) -> int:
 
     For each model and kind of span: perplexity on the actual tokens, forward KL to the teacher with
     tail, the share of positions where both have the same top token, and the calibration error
-    (ECE). The teacher's own perplexity comes from its labels; it is not loaded. Models that were
-    measured before are reused.
+    (ECE). Several models are also compared with the first, with 95 % intervals. The teacher's own
+    perplexity comes from its labels; it is not loaded. Models that were measured before are reused.
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json`
     """
@@ -154,8 +154,11 @@ def main(arguments: list[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         code = app.meta(arguments, result_action="return_value")
+        sys.stdout.flush()
     except SoftshardsError as error:
         _refuse(error)
+    except BrokenPipeError:
+        sys.exit(leave_closed_pipe())
     except OSError as error:
         if (known := as_user_error(error)) is None:
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +58,24 @@ def test_as_user_error() -> None:
         Path("/none/there").read_text(encoding="utf-8")
     assert str(as_user_error(missing.value)).startswith("/none/there: No such file")
     assert as_user_error(OSError("of no path")) is None
+
+
+def test_a_reader_that_stopped_reading_is_no_traceback() -> None:
+    program = """
+import sys
+from schemas.os_errors import leave_closed_pipe
+try:
+    while True:
+        print("line")
+except BrokenPipeError:
+    sys.exit(leave_closed_pipe())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
