@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainer import losses
+    from trainer.data.collate import collate
     from trainer.data.dataset import LabelDataset, ReaderState
     from trainer.data.mixture import open_mixture
     from trainer.ops import linear_label_logprobs
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LabelDataset",
     "ReaderState",
+    "collate",
     "linear_label_logprobs",
     "losses",
     "open_mixture",
@@ -22,6 +24,7 @@ __all__ = [
 _MODULES = {
     "LabelDataset": "trainer.data.dataset",
     "ReaderState": "trainer.data.dataset",
+    "collate": "trainer.data.collate",
     "linear_label_logprobs": "trainer.ops",
     "open_mixture": "trainer.data.mixture",
 }
