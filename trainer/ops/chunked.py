@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.ops.products import project, project_backward, slices
+
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class Settings:
 
     Attributes:
         vocab: number of columns of the head that exist for the student.
+        operands: dtype of the products' operands; None leaves them as they are.
     """
 
     temperature: float
@@ -26,6 +29,7 @@ class Settings:
     softcap: float | None
     vocab: int
     chunk_size: int
+    operands: torch.dtype | None
 
 
 class Context(Protocol):
@@ -70,6 +74,9 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
         # Allocated once: fresh pages for every chunk cost as much as a pass over them.
         z_all = logp.new_empty(min(n, settings.chunk_size), vocab)
         spare = torch.empty_like(z_all) if with_target and temperature != 1.0 else None
+        given = hidden, weight, bias, low, up
+        hidden, weight = _operands(settings, hidden, weight)
+        low, up = _operands(settings, low, up)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in slices(n, settings.chunk_size):
                 z = z_all[: rows.stop - rows.start]
@@ -93,9 +100,7 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
             if spare is None:
                 lse_1 = lse
             target_logp -= lse_1
-        ctx.save_for_backward(
-            hidden, weight, bias, low, up, ids, target, logp, log_rest, lse, lse_1
-        )
+        ctx.save_for_backward(*given, ids, target, logp, log_rest, lse, lse_1)
         ctx.settings = settings
         return logp, log_rest, target_logp
 
@@ -105,7 +110,8 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
         ctx: Context, u_ids: Tensor, u_rest: Tensor, u_target: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Compute the logits' gradient of a chunk in closed form, and from it the inputs'."""
-        hidden, weight, bias, low, up, ids, target, logp, log_rest, lse, lse_1 = ctx.saved_tensors
+        given, others = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+        (hidden, weight, bias, low, up), (ids, target, logp, log_rest, lse, lse_1) = given, others
         settings = ctx.settings
         temperature, softcap, vocab = settings.temperature, settings.softcap, settings.vocab
         dtype, n = logp.dtype, len(hidden)
@@ -120,6 +126,8 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
         separate_ce = target is not None and temperature != 1.0
         g_all = torch.empty_like(z_all) if separate_ce or softcap is not None else z_all
         p_all = torch.empty_like(z_all) if separate_ce and softcap is not None else z_all
+        hidden, weight = _operands(settings, hidden, weight)
+        low, up = _operands(settings, low, up)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in slices(n, settings.chunk_size):
                 z, g = z_all[: rows.stop - rows.start], g_all[: rows.stop - rows.start]
@@ -161,14 +169,9 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
                 if low is not None:
                     grad_rows = None if grad_low is None else grad_low[rows]
                     project_backward(g, low[rows], up[:vocab], grad_rows, grad_up)
-        return (
-            grad_h,
-            None if grad_w is None else grad_w.to(weight.dtype),
-            None if grad_b is None else grad_b.to(bias.dtype),
-            grad_low,
-            None if grad_up is None else grad_up.to(up.dtype),
-            *(None,) * 3,
-        )
+        grads = grad_h, grad_w, grad_b, grad_low, grad_up
+        rounded = (None if g is None else g.to(t.dtype) for g, t in zip(grads, given, strict=True))
+        return *rounded, *(None,) * 3
 
 
 def buffers(*, temperature: float, softcap: float | None, with_target: bool) -> int:
@@ -180,6 +183,12 @@ def buffers(*, temperature: float, softcap: float | None, with_target: bool) -> 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Return float64 if any of the tensors is float64, else float32."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _operands(settings: Settings, *factors: OptionalTensor) -> list[OptionalTensor]:
+    """Return factors of products in the dtype that they are multiplied in."""
+    dtype = settings.operands
+    return [x if x is None or dtype is None else x.to(dtype) for x in factors]
 
 
 def _logits(

@@ -17,12 +17,21 @@ import torch
 from torch import Tensor
 
 from trainer.ops.chunked import ChunkedLabelLogprobs, Settings, buffers, compute_dtype
+from trainer.ops.products import operand_dtype
 
 CHUNK_BYTES = 64 * 2**20
-"""Bytes for all [chunk, V] buffers together, by default."""
+"""Bytes for all [chunk, V] buffers together, by default on a CPU."""
+GPU_CHUNK_BYTES = 2**29
+"""The same on a GPU, where each chunk reads the whole head three times and adds to its gradient:
+within a tenth of the time of chunks four times as large (docs/gpu.md)."""
 
 LabelLogprobs = tuple[Tensor, Tensor, Tensor | None]
 """logp [n, k] of the labeled ids, log_rest [n], target_logp [n] or None."""
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """Return the budget for the [chunk, V] buffers on a device."""
+    return GPU_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
 
 
 def linear_label_logprobs(
@@ -66,8 +75,8 @@ def linear_label_logprobs(
             `logits_scaling`).
         softcap: caps logits as above (Gemma).
         chunk_size: tokens per chunk; by default as many as fit `chunk_bytes`.
-        chunk_bytes: budget for all logits-wide buffers; by default CHUNK_BYTES. One is alive at
-            T = 1, two with softcap or with a target at T != 1, three with both.
+        chunk_bytes: budget for all logits-wide buffers; by default that of `default_chunk_bytes`.
+            One is alive at T = 1, two with softcap or with a target at T != 1, three with both.
         valid_vocab: columns at or past it do not exist for the student (a head padded past the
             tokenizer); their weight gets a zero gradient.
         unique_ids: the ids are known to be unique within a row, so skip this check on CPU tensors.
@@ -80,7 +89,8 @@ def linear_label_logprobs(
     Math is in the returned dtype whatever the inputs, inside `torch.autocast` as outside it.
     Gradients reach hidden, weight, bias, low and up, only where required; those of weight and up
     accumulate in the returned dtype and are rounded once, at the end. On CUDA, operands that are
-    both bfloat16 are multiplied as such (logits gradient included) with float32 results.
+    both bfloat16, and all operands inside an autocast to it, are multiplied in bfloat16 (logits
+    gradient included) with float32 results.
 
     Raises:
         ValueError: shapes, dtypes or settings that do not fit and, for CPU tensors, ids or targets
@@ -97,13 +107,18 @@ def linear_label_logprobs(
     for name, size in (("chunk_size", chunk_size), ("chunk_bytes", chunk_bytes)):
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+    dtype = compute_dtype(hidden, weight)
     if chunk_size is None:
-        budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
+        budget = default_chunk_bytes(hidden.device) if chunk_bytes is None else chunk_bytes
         alive = buffers(temperature=temperature, softcap=softcap, with_target=target is not None)
-        width = compute_dtype(hidden, weight).itemsize
-        chunk_size = max(1, budget // (alive * vocab * width))
+        chunk_size = max(1, budget // (alive * vocab * dtype.itemsize))
     settings = Settings(
-        temperature=temperature, scale=scale, softcap=softcap, vocab=vocab, chunk_size=chunk_size
+        temperature=temperature,
+        scale=scale,
+        softcap=softcap,
+        vocab=vocab,
+        chunk_size=chunk_size,
+        operands=operand_dtype(hidden.device, dtype),
     )
     logp, log_rest, target_logp = _checked_apply(
         hidden, weight, bias, low, up, ids, target, settings, unique_ids

@@ -15,9 +15,24 @@ BLOCK_BYTES = 16 * 2**20
 _HAS_OUT_DTYPE = hasattr(torch.ops.aten.mm, "dtype")
 
 
+def operand_dtype(device: torch.device, result: torch.dtype) -> torch.dtype | None:
+    """Return bfloat16 where CUDA's autocast asks for it and products of it into `result` exist.
+
+    None leaves the operands as they are. Products of float32 take a GPU many times as long.
+    """
+    narrow = (
+        device.type == "cuda"
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and result == torch.float32
+        and _HAS_OUT_DTYPE
+    )
+    return torch.bfloat16 if narrow else None
+
+
 def project(rows: Tensor, weight: Tensor, *, out: Tensor, beta: int = 0) -> None:
     """Compute out [m, V] = beta * out + rows [m, d] @ weight [V, d].T, in out's dtype."""
-    for block in _weight_blocks(weight, out.dtype):
+    for block in _weight_blocks(rows, weight, out.dtype):
         _addmm(out[:, block], rows, weight[block].t(), beta=beta)
 
 
@@ -31,7 +46,7 @@ def project_backward(
     total = g.new_zeros(rows.shape)
     if uses_tensor_cores(rows, weight):
         g = g.to(weight.dtype)
-    for block in _weight_blocks(weight, total.dtype):
+    for block in _weight_blocks(rows, weight, total.dtype):
         if grad_rows is not None:
             _addmm(total, g[:, block], weight[block])
         if grad_weight is not None:
@@ -47,17 +62,17 @@ def uses_tensor_cores(a: Tensor, b: Tensor) -> bool:
 
 def _addmm(out: Tensor, a: Tensor, b: Tensor, *, beta: int = 1) -> None:
     if uses_tensor_cores(a, b):
-        product = torch.mm(a, b, out_dtype=out.dtype)
-        out.copy_(product) if beta == 0 else out.add_(product)
+        torch.addmm(out, a, b, beta=beta, out_dtype=out.dtype, out=out)
     else:
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=beta)
 
 
-def _weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[slice]:
-    rows, d = weight.shape
-    if weight.dtype == dtype:
-        return slices(rows, max(1, rows))
-    return slices(rows, max(1, BLOCK_BYTES // (max(1, d) * dtype.itemsize)))
+def _weight_blocks(rows: Tensor, weight: Tensor, dtype: torch.dtype) -> Iterator[slice]:
+    """Cut the rows of a weight so that little is in memory where they must be widened."""
+    count, d = weight.shape
+    if weight.dtype == dtype or uses_tensor_cores(rows, weight):
+        return slices(count, max(1, count))
+    return slices(count, max(1, BLOCK_BYTES // (max(1, d) * dtype.itemsize)))
 
 
 def slices(total: int, size: int) -> Iterator[slice]:

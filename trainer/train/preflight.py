@@ -15,6 +15,7 @@ from schemas import LabelSet, SoftshardsError
 from schemas.terminal import DataConsole
 from trainer.data.dataset import ReaderState
 from trainer.data.mixture import Part
+from trainer.ops.label_logprobs import default_chunk_bytes
 from trainer.student.context_check import check_context, longest_row
 from trainer.student.student import Student, count_parameters
 from trainer.train.distributed import is_sharded
@@ -103,7 +104,7 @@ def make_plan(
         pack_tokens=pack_tokens,
         k=max(_ids_per_label(part, drawn=needs_draws) for part in parts),
         window_bytes=0 if device.type == "cuda" else _window_bytes(parts, config.window),
-        chunk_bytes=config.chunk_bytes,
+        chunk_bytes=config.chunk_bytes or default_chunk_bytes(device),
         optimizer=config.optimizer,
         bf16=config.dtype == "bf16",
         gradient_checkpointing=config.gradient_checkpointing,

@@ -79,8 +79,9 @@ class TrainConfig:
     """WEIGHT:LENGTH, such as 0.1:64: the weight of a label without context; it rises or falls to 1
     at LENGTH tokens of context."""
 
-    chunk_bytes: Annotated[int, MAY_CHANGE] = 64 * 2**20
-    """Bytes of logits that the loss holds in memory at once. More is faster on a GPU."""
+    chunk_bytes: Annotated[int | None, MAY_CHANGE] = None
+    """Bytes of logits that the loss holds in memory at once; by default 64 MiB on a CPU, 512 MiB on
+    a GPU. More is faster on a GPU."""
 
     epochs: int = 1
     """Passes over the label set."""
@@ -221,7 +222,9 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             self._require(name, math.isfinite(value) and value >= 0, "0 or more")
-        self._require("chunk_bytes", self.chunk_bytes >= 1, "at least 1")
+        self._require(
+            "chunk_bytes", self.chunk_bytes is None or self.chunk_bytes >= 1, "at least 1"
+        )
         _ = self.objective
         self._require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0")
         self._require("betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")

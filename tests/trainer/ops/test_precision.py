@@ -117,16 +117,19 @@ def test_bfloat16_weight_gradient_accumulates_in_float32() -> None:
 def test_bfloat16_product_path(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CUDA-only branch, with its one kernel emulated: same numbers up to a bf16 gradient."""
     case = make_case(dtype=torch.bfloat16)
-    real_mm = torch.mm
+    real_addmm = torch.addmm
 
-    def mm(a: Tensor, b: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+    def addmm(
+        c: Tensor, a: Tensor, b: Tensor, *, beta: int, out_dtype: torch.dtype, out: Tensor
+    ) -> Tensor:
         assert a.dtype == b.dtype == torch.bfloat16
-        return real_mm(a.to(out_dtype), b.to(out_dtype))
+        assert c is out
+        return real_addmm(c, a.to(out_dtype), b.to(out_dtype), beta=beta, out=out)
 
     results = []
     for fast in (False, True):
         if fast:
-            monkeypatch.setattr(torch, "mm", mm)
+            monkeypatch.setattr(torch, "addmm", addmm)
             monkeypatch.setattr(
                 products, "uses_tensor_cores", lambda a, b: a.dtype == b.dtype == torch.bfloat16
             )
