@@ -88,6 +88,8 @@ def human_bytes(count: float) -> str:
 
 def human_seconds(seconds: float) -> str:
     """Format a duration: 4000 -> '1 h 7 min'."""
+    if seconds < 1:
+        return "under 1 s"
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
