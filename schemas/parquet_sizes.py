@@ -4,21 +4,21 @@ A footer states sizes that a reader allocates, and each page states its own agai
 does not cover. Run lengths and dictionaries expand once more behind both. So every page of a column
 is looked at before the column is read; that takes some microseconds per page.
 
-Page headers are in Thrift's compact protocol:
-https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
-https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.size_limits import base_bytes, require_expansion
+from schemas.thrift_compact import FOOTER, PAGE, parse_struct
 
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
@@ -26,8 +26,10 @@ HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
 PLAIN_ENCODINGS = {0, 2, 3, 8, 9}
 """PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY, BYTE_STREAM_SPLIT: those that our writer uses. The
 delta encodings of strings expand without a bound."""
-I32, BINARY, STRUCT = 5, 8, 12
-FIXED_WIDTH = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "INT96": 12}
+FIXED_WIDTH = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 7: 16}
+"""Bytes per value by physical type: BOOLEAN, INT32, INT64, INT96, FLOAT, DOUBLE, and at most 16 of
+FIXED_LEN_BYTE_ARRAY (our float16 has 2)."""
+COMPRESSION = {0: "UNCOMPRESSED", 1: "SNAPPY", 2: "GZIP", 4: "BROTLI", 5: "LZ4", 6: "ZSTD"}
 LEVELS = 12
 """Bytes per value for levels, offsets and validity."""
 COSTS = {"spans": 150, "student_spans": 150, "student_input_ids": 64}
@@ -37,13 +39,79 @@ ReadBytes = Callable[[int, int], memoryview]
 """Returns the bytes [start, stop) of a file."""
 
 
-def read_metadata(source: pa.NativeFile) -> pq.FileMetaData:
-    """Read a footer whose lists cannot state more elements than the footer has bytes.
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One column of one row group.
+
+    Attributes:
+        name: the column's name, without the path inside lists and structs.
+        type: its physical type, as Parquet numbers them.
+        codec: its compression, as Parquet numbers them.
+        values: number of values.
+        start, stop: its bytes in the file.
+    """
+
+    name: str
+    type: int
+    codec: int
+    values: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """A file's footer.
+
+    Attributes:
+        metadata: as PyArrow reads columns by it. Do not ask it for columns of row groups.
+        rows: rows per row group.
+        groups: the columns of each row group.
+    """
+
+    metadata: pq.FileMetaData
+    rows: tuple[int, ...]
+    groups: tuple[tuple[Chunk, ...], ...]
+
+
+def parse_footer(data: bytes | memoryview) -> Footer:
+    """Parse a footer whose lists cannot state more elements than it has bytes.
+
+    Args:
+        data: the end of the file, from any point before the footer.
 
     Raises:
-        ValueError, OSError: it cannot be read.
+        ValueError, OSError: it is not a footer, or a size in it is impossible.
     """
-    return pq.ParquetFile(source, thrift_container_size_limit=max(1, source.size())).metadata
+    length = int.from_bytes(data[-8:-4], "little")
+    if data[-4:] != b"PAR1" or not 0 < length <= len(data) - 8:
+        raise ValueError("this is not the end of a Parquet file")
+    content = bytes(data[-8 - length :])
+    fields, _ = parse_struct(content[:-8], 0, FOOTER)
+    try:
+        groups = tuple(
+            tuple(_chunk(column) for column in group.get(1, [])) for group in fields.get(4, [])
+        )
+        rows = tuple(group[3] for group in fields.get(4, []))
+    except (KeyError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError("the footer lacks facts about a column") from error
+    source = pa.BufferReader(content)
+    metadata = pq.ParquetFile(source, thrift_container_size_limit=length).metadata
+    if metadata.num_row_groups != len(rows) or any(len(g) != metadata.num_columns for g in groups):
+        raise ValueError("the footer has another number of columns than its schema")
+    return Footer(metadata, rows, groups)
+
+
+def _chunk(column: dict[int, Any]) -> Chunk:
+    facts = column[3]
+    if 8 in column or 9 in column or column.get(1):
+        raise ValueError("a column is encrypted, or in another file")
+    data, dictionary = facts[9], facts.get(11, 0)
+    start = dictionary if 0 < dictionary < data else data  # as PyArrow finds it
+    size = facts[7]
+    if min(start, size, facts[5]) < 0:
+        raise ValueError("the footer states a negative size")
+    return Chunk(facts[3][0].decode(), facts[1], facts[4], facts[5], start, start + size)
 
 
 @contextmanager
@@ -54,19 +122,18 @@ def checked_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         ValueError, OSError: it cannot be read, or would expand too much.
     """
     with pa.memory_map(str(path)) as source:
-        stored = memoryview(source.read_buffer())
+        stored = memoryview(source.read_buffer()).cast("B")  # Arrow's buffers have signed bytes
+        footer = parse_footer(stored)
+        require_plausible(
+            footer,
+            range(len(footer.groups)),
+            None,
+            read=lambda start, stop: stored[start:stop],
+            stored=len(stored),
+        )
         with pq.ParquetFile(
-            source,
-            page_checksum_verification=True,
-            thrift_container_size_limit=max(1, len(stored)),
+            source, metadata=footer.metadata, page_checksum_verification=True
         ) as file:
-            require_plausible(
-                file.metadata,
-                range(file.metadata.num_row_groups),
-                None,
-                read=lambda start, stop: stored[start:stop],
-                stored=len(stored),
-            )
             yield file
 
 
@@ -83,8 +150,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def require_plausible(
-    metadata: pq.FileMetaData,
-    groups: Collection[int],
+    footer: Footer,
+    groups: Iterable[int],
     columns: Collection[str] | None,
     *,
     read: ReadBytes,
@@ -93,7 +160,7 @@ def require_plausible(
     """Refuse row groups that would take more memory than their bytes can be worth.
 
     Args:
-        metadata: the file's footer.
+        footer: the file's footer.
         groups: the row groups to read at once.
         columns: the columns to read; None reads all.
         read: returns bytes of the file.
@@ -107,16 +174,13 @@ def require_plausible(
     """
     needed, counts = 0, dict[str, int]()
     for number in groups:
-        group = metadata.row_group(number)
-        for index in range(group.num_columns):
-            chunk = group.column(index)
-            name = chunk.path_in_schema.split(".")[0]
-            if columns is None or name in columns:
-                if not 0 <= group.num_rows <= chunk.num_values:
-                    raise ValueError(f"column {name} has fewer values than rows")
-                needed += _needed(metadata.schema.column(index), chunk, name, read)
-                counts[name] = chunk.num_values
-                require_expansion(f"column {name}", needed, stored)
+        for chunk in footer.groups[number]:
+            if columns is None or chunk.name in columns:
+                if not 0 <= footer.rows[number] <= chunk.values:
+                    raise ValueError(f"column {chunk.name} has fewer values than rows")
+                counts[chunk.name] = chunk.values
+                needed += _needed(chunk, read)
+                require_expansion(f"column {chunk.name}", needed, stored)
     return counts
 
 
@@ -129,23 +193,18 @@ def chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     return start, start + int(chunk.total_compressed_size)
 
 
-def _needed(
-    column: pq.ColumnSchema, chunk: pq.ColumnChunkMetaData, name: str, read: ReadBytes
-) -> int:
+def _needed(chunk: Chunk, read: ReadBytes) -> int:
     """Return an upper bound of the memory that a column chunk takes, from its pages."""
-    values = chunk.num_values
+    name, values = chunk.name, chunk.values
     if values == 0:  # no page is read
         return 0
-    start, stop = chunk_range(chunk)
-    if start < 0 or stop < start or chunk.file_path:
-        raise ValueError(f"column {name} is outside the file")
-    data = read(start, stop).cast("B")  # Arrow's buffers have signed bytes
-    if len(data) != stop - start:
+    data = read(chunk.start, chunk.stop).cast("B")
+    if len(data) != chunk.stop - chunk.start:
         raise ValueError(f"column {name} is outside the file")
     seen = at = plain = dictionary = 0
     entries = data[:0]
     while at < len(data):
-        kind, size, stored, count, encoding, at = _page(data, at)
+        kind, size, stored, count, encoding, at = page_header(data, at)
         page = data[at : at + stored]
         at += stored
         if kind == DICTIONARY_PAGE and seen == dictionary == 0:
@@ -157,23 +216,22 @@ def _needed(
             raise ValueError(f"column {name} has a page that this format does not use")
         # One page is in memory at a time, decompressed.
         require_expansion(f"column {name}", size, len(data))
-    if seen != values or at != len(data):
+    if seen != values:
         raise ValueError(f"column {name} has {seen} values instead of {values}")
-    width = FIXED_WIDTH.get(chunk.physical_type)
-    if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY":
-        width = column.length
+    width = FIXED_WIDTH.get(chunk.type)
     cost = COSTS.get(name, LEVELS)
     if width is not None:
-        return int(values * (width + cost) + dictionary)
+        return values * (width + cost) + dictionary
     repeated = 0
     if dictionary:  # any entry may stand for every value
         repeated = values * dictionary
         if repeated > base_bytes() // 4:
-            repeated = values * _longest_entry(entries, dictionary, chunk.compression)
-    return int(values * cost + plain + dictionary + repeated)
+            longest = longest_entry(entries, dictionary, COMPRESSION.get(chunk.codec, "unknown"))
+            repeated = values * longest
+    return values * cost + plain + dictionary + repeated
 
 
-def _longest_entry(page: memoryview, size: int, compression: str) -> int:
+def longest_entry(page: memoryview, size: int, compression: str) -> int:
     """Return the length of the longest string in a dictionary's page."""
     content: bytes | memoryview = page
     if compression != "UNCOMPRESSED":
@@ -186,7 +244,7 @@ def _longest_entry(page: memoryview, size: int, compression: str) -> int:
     return longest
 
 
-def _page(data: memoryview, at: int) -> tuple[int, int, int, int, int, int]:
+def page_header(data: memoryview, at: int) -> tuple[int, int, int, int, int, int]:
     """Parse a page's header.
 
     Returns:
@@ -195,67 +253,13 @@ def _page(data: memoryview, at: int) -> tuple[int, int, int, int, int, int]:
     Raises:
         ValueError: this is not a page's header.
     """
+    fields, at = parse_struct(data, at, PAGE)
     try:
-        fields, at = _struct(data, at, 0)
         kind, size, stored = fields[1], fields[2], fields[3]
         own = fields[HEADERS[kind]]
         count, encoding = own[1], own[4 if kind == DATA_PAGE_V2 else 2]
-        possible = min(size, stored, count) >= 0 and at + stored <= len(data)
-    except (IndexError, KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError("a page's header cannot be read") from error
-    if not possible:
+    if min(size, stored, count) < 0 or at + stored > len(data):
         raise ValueError("a page's header states an impossible size")
     return kind, size, stored, count, encoding, at
-
-
-def _struct(data: memoryview, at: int, depth: int) -> tuple[dict, int]:  # type: ignore[type-arg]
-    """Parse a struct: its 32-bit integers and structs by field; other fields are skipped."""
-    fields: dict = {}  # type: ignore[type-arg]
-    field = 0
-    if depth > 4:
-        raise ValueError("a page's header is nested too deeply")
-    while head := data[at]:
-        at += 1
-        kind = head & 15
-        if head >> 4:
-            field += head >> 4
-        else:
-            field, at = _integer(data, at)
-        if kind == I32:
-            fields[field], at = _integer(data, at)
-            if not -(1 << 31) <= fields[field] < 1 << 31:
-                raise ValueError("a page's header states an impossible size")
-        elif kind == STRUCT:
-            fields[field], at = _struct(data, at, depth + 1)
-        elif kind in (1, 2):  # booleans are in the type
-            pass
-        elif kind in (4, 6):
-            _, at = _integer(data, at)
-        elif kind == BINARY:
-            length, at = _varint(data, at)
-            at += length
-        elif kind == 3:
-            at += 1
-        elif kind == 7:
-            at += 8
-        else:  # page headers have no lists
-            raise ValueError("a page's header cannot be read")
-    return fields, at + 1
-
-
-def _integer(data: memoryview, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return (value >> 1) ^ -(value & 1), at
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a page's header cannot be read")

@@ -8,11 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from labeler.labeling.inputs.arrow_checks import ArrowDamage, checked_batches, record_slices
 from labeler.labeling.inputs.arrow_values import to_python
 from labeler.labeling.inputs.json_items import BadJson, JsonItems, read_value
 from labeler.labeling.inputs.packed_stream import UNPACK_ERRORS, PackedStream
+from labeler.labeling.inputs.parquet_checks import parquet_batches
+from labeler.labeling.inputs.record_limits import BadValue, largest_record, too_large
 
 SUFFIX = re.compile(
     r"\.((jsonl|ndjson|json|csv|txt)(\.(gz|zst|bz2|xz))?|parquet|arrow)$", re.IGNORECASE
@@ -25,7 +27,6 @@ SEEKABLE = (".parquet", ".arrow")
 
 BLOCK = 1 << 18
 ROWS = 256
-FIELD_LIMIT = 1 << 28
 ARROW_FILE = b"ARROW1"
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
@@ -43,7 +44,7 @@ class BadFile(ValueError):
 
 READ_ERRORS = (
     *(OSError, pa.ArrowException, *UNPACK_ERRORS),
-    *(BadFile, BadJson, UnicodeDecodeError, csv.Error, RecursionError),
+    *(BadFile, BadJson, ArrowDamage, UnicodeDecodeError, csv.Error, RecursionError),
 )
 """Errors that a reader raises if the file as a whole is bad."""
 
@@ -84,7 +85,7 @@ def read_items(stream: io.BufferedReader, suffix: str) -> Iterator[Item]:
         case "txt":
             return _text(stream)
         case "parquet":
-            return _rows(pq.ParquetFile(stream).iter_batches(batch_size=ROWS))
+            return _rows(parquet_batches(stream, ROWS))
         case _:
             return _rows(_arrow(stream))
 
@@ -98,9 +99,16 @@ def _wide(start: bytes) -> str | None:
 
 
 def _json_lines(stream: io.BufferedReader) -> Iterator[Item]:
-    for number, line in enumerate(stream):
-        if line.strip():
-            yield number, _json_line(line, f"line {number + 1}")
+    most, number = largest_record(), 0
+    while line := stream.readline(most + 1):
+        what = f"line {number + 1}"
+        if len(line) > most:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(BLOCK)
+            yield number, f"{what} is {too_large()}"
+        elif line.strip():
+            yield number, _json_line(line, what)
+        number += 1
 
 
 def _json_line(line: bytes, what: str) -> Columns | str:
@@ -108,8 +116,8 @@ def _json_line(line: bytes, what: str) -> Columns | str:
         value = read_value(line.decode("utf-8-sig"))
     except UnicodeError as error:
         return f"{what} is not UTF-8: {error}"
-    except (ValueError, RecursionError) as error:
-        return f"{what} is not JSON: {error}"
+    except (BadJson, BadValue) as error:
+        return f"{what} {error}"
     return _object(value, what)
 
 
@@ -123,31 +131,39 @@ def _json(stream: io.BufferedReader) -> Iterator[Item]:
     """Read the items of a top-level array, or a sequence of objects."""
     for number, value in enumerate(JsonItems(stream)):
         what = f"item {number + 1}"
-        if isinstance(value, UnicodeError):
-            yield number, f"{what} is not UTF-8: {value}"
+        if isinstance(value, BadValue):
+            yield number, f"{what} {value}"
         else:
             yield number, _object(value, what)
 
 
 def _text(stream: io.BufferedReader) -> Iterator[Item]:
-    wide = _wide(stream.peek(4)[:4])
-    try:
-        item: Columns | str = {"text": io.TextIOWrapper(stream, "utf-8-sig").read()}
-    except UnicodeDecodeError as error:
-        item = wide or f"not UTF-8: {error}"
+    most, wide = largest_record(), _wide(stream.peek(4)[:4])
+    item: Columns | str = f"the document is {too_large()}"
+    # Twice as much, because line ends may be two bytes that count as one.
+    data = io.BytesIO(stream.read(2 * most + 1))
+    if not stream.read(1):
+        try:
+            text = io.TextIOWrapper(data, "utf-8-sig").read(most + 1)
+            if len(text) <= most:
+                item = {"text": text}
+        except UnicodeDecodeError as error:
+            item = wide or f"not UTF-8: {error}"
     yield 0, item
 
 
 def _csv(stream: io.BufferedReader) -> Iterator[Item]:
     """Read rows under a header; all values are strings."""
-    csv.field_size_limit(FIELD_LIMIT)  # documents are longer than the module's default limit
+    csv.field_size_limit(largest_record())  # documents are longer than the module's default limit
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    rows = csv.reader(text, strict=True)  # reports a file truncated inside quotes
+    lines = _CsvLines(text)
+    rows = csv.reader(lines, strict=True)  # reports a file truncated inside quotes
     header = next(rows, [])
     if len(set(header)) < len(header):
         raise BadFile(f"two columns have the same name: {', '.join(header)}")
     number = 0
     while True:
+        lines.size = 0
         try:
             row = next(rows)
         except StopIteration:
@@ -163,6 +179,22 @@ def _csv(stream: io.BufferedReader) -> Iterator[Item]:
         number += 1
 
 
+class _CsvLines:
+    """The lines of a CSV file, of which `size` characters were read since it was set to 0."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text, self._most, self.size = text, largest_record(), 0
+
+    def __iter__(self) -> Iterator[str]:
+        number = 0
+        while line := self._text.readline(self._most + 1):
+            number += 1
+            self.size += len(line)
+            if self.size > self._most:
+                raise BadFile(f"the row that ends in line {number} is {too_large()}")
+            yield line
+
+
 def _csv_row(header: list[str], row: list[str], what: str) -> Columns | str:
     if len(row) != len(header):
         return f"{what} has {len(row)} fields, but the header has {len(header)}"
@@ -175,21 +207,24 @@ def _csv_row(header: list[str], row: list[str], what: str) -> Columns | str:
 
 def _arrow(stream: io.BufferedReader) -> Iterator[pa.RecordBatch]:
     """Yield the record batches of an IPC file or an IPC stream."""
+    stored = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
     if stream.peek(len(ARROW_FILE)).startswith(ARROW_FILE):
         file = pa.ipc.open_file(stream)
-        yield from (file.get_batch(index) for index in range(file.num_record_batches))
+        batches = (file.get_batch(index) for index in range(file.num_record_batches))
+        yield from checked_batches(batches, stored)
         return
-    stream.seek(max(0, stream.seek(0, io.SEEK_END) - len(ARROW_END)))
+    stream.seek(max(0, stored - len(ARROW_END)))
     if stream.read() != ARROW_END:
         raise BadFile("the Arrow stream has no end mark: it is truncated or unfinished")
     stream.seek(0)
-    yield from pa.ipc.open_stream(stream)
+    yield from checked_batches(pa.ipc.open_stream(stream), stored)
 
 
 def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
     number = 0
     for batch in batches:
-        for start in range(0, batch.num_rows, ROWS):
-            for item in to_python(batch.slice(start, ROWS)):
+        for some in record_slices(batch, ROWS):
+            for item in [some] if isinstance(some, str) else to_python(some):
                 yield number, item
                 number += 1

@@ -1,4 +1,9 @@
-"""JSON values one by one: lines, and the items of a file that is one array."""
+"""JSON values one by one: lines, and the items of a file that is one array.
+
+By the standard library's parser. Those that stream do not read what corpora hold: ijson knows no
+NaN, turns numbers into `Decimal`, and its C backend crashes on a number of 5,000 digits (3.6).
+orjson and Polars know no NaN either, and refuse a whole file for one bad row.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,17 @@ import json
 import re
 from collections.abc import Iterator
 
+from labeler.labeling.inputs.record_limits import (
+    MOST_NESTED,
+    BadValue,
+    check_containers,
+    check_nesting,
+    largest_record,
+    too_large,
+)
+
 BLOCK = 1 << 18
+TOO_DEEP = "is nested too deeply"
 LONGEST_WORD = 16
 """More characters than `-Infinity` and a pair of `\\u` escapes have: an error that much before the
 end of what was read is no consequence of the cut."""
@@ -27,17 +42,28 @@ def read_value(text: str) -> object:
     """Return a JSON text's value.
 
     Raises:
-        ValueError: it is not JSON.
-        UnicodeError: an escape is half of a surrogate pair.
+        BadValue: it exceeds a limit, or an escape is half of a surrogate pair.
+        BadJson: it is not JSON.
     """
-    value: object = DECODER.decode(text)
-    _check_escapes(value, text)
+    containers = check_containers(text)
+    try:
+        value: object = DECODER.decode(text)
+    except RecursionError as error:
+        raise BadValue(TOO_DEEP) from error
+    except ValueError as error:  # a number of more digits than Python converts, too
+        raise BadJson(f"is not JSON: {error}") from error
+    _check_value(value, text, containers)
     return value
 
 
-def _check_escapes(value: object, text: str) -> None:
+def _check_value(value: object, text: str, containers: int) -> None:
+    if containers > MOST_NESTED:
+        check_nesting(value)
     if "\\ud" in text or "\\uD" in text:  # an escape may be half of a surrogate pair
-        json.dumps(value, ensure_ascii=False).encode()
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeError as error:
+            raise BadValue(f"is not UTF-8: {error}") from error
 
 
 class JsonItems:
@@ -53,7 +79,7 @@ class JsonItems:
         self._text, self._at, self._ended = "", 0, False
 
     def __iter__(self) -> Iterator[object]:
-        """Yield the values, or the `UnicodeError` of one that has half of a surrogate pair.
+        """Yield the values, or the `BadValue` of one that cannot be a record.
 
         Raises:
             BadJson: the file is not JSON, or ends too early.
@@ -94,6 +120,8 @@ class JsonItems:
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise BadJson(f"item {number} {TOO_DEEP}") from error
             except json.JSONDecodeError as error:
                 in_string = error.msg.startswith("Unterminated")
                 if self._ended and (in_string or error.pos >= len(self._text.rstrip())):
@@ -102,20 +130,28 @@ class JsonItems:
                 near_end = len(self._text) - error.pos < LONGEST_WORD
                 if self._ended or not (in_string or near_end):
                     raise BadJson(f"item {number} is not JSON: {error.msg}") from error
+            except ValueError as error:  # a number of more digits than Python converts
+                raise BadJson(f"item {number} is not JSON: {error}") from error
             else:
                 if end < len(self._text) or self._ended:  # at the cut, a number may go on
                     break
-            self._read_more()
-        start, self._at = self._at, end
+            self._read_more(f"item {number}")
+        text, self._at = self._text[self._at : end], end
         try:
-            _check_escapes(value, self._text[start:end])
-        except UnicodeError as error:
+            _check_value(value, text, check_containers(text))
+        except BadValue as error:
             return error
         return value
 
-    def _read_more(self) -> None:
+    def _read_more(self, what: str = "") -> None:
         # Twice as much each time: what was parsed in vain is no more than what was read.
         left = self._text[self._at :]
+        if len(left) > largest_record():
+            raise BadJson(f"{what} is {too_large()}")
+        try:
+            check_containers(left)
+        except BadValue as error:
+            raise BadJson(f"{what} {error}") from error
         block = self._stream.read(max(BLOCK, len(left)))
         self._ended = not block
         self._text, self._at = left + self._decoder.decode(block, final=self._ended), 0

@@ -7,7 +7,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO, Protocol
 
 import zstandard
 
@@ -16,11 +16,80 @@ BLOCK = 1 << 16
 LARGEST_WINDOW = 1 << 31
 """Largest window of zstd, that of `zstd --long=31`; the library's own limit is 2^27 bytes."""
 
-PACKINGS: dict[str, Callable[[], Any]] = {
-    "gz": lambda: zlib.decompressobj(wbits=31),  # 31: a gzip header and its checksum
-    "zst": lambda: zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj(),
+LARGEST_DICTIONARY = 1 << 27
+"""Bytes that xz may need; `xz -9` needs 65 MB."""
+SLICE = 1 << 10
+"""Bytes of zstd to decompress at a time: a block of four bytes can be 128 KB."""
+MOST_EXPANSION, FREE_EXPANSION = 512, 1 << 27
+"""Times that a file may expand, after 128 MB: no text does. Windows of zstd fill up to that."""
+
+
+class Frame(Protocol):
+    """A decompressor of one frame, as those of bz2 and lzma are."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the frame has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether more bytes are needed to go on."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """What followed the frame."""
+
+    def decompress(self, data: bytes, most: int, /) -> bytes:
+        """Return decompressed bytes, about as many as `most` or fewer."""
+
+
+class GzipFrame:
+    """A member of a gzip file."""
+
+    def __init__(self) -> None:
+        self._frame = zlib.decompressobj(wbits=31)  # 31: a gzip header and its checksum
+        self.unused_data, self.eof, self.needs_input = b"", False, True
+
+    def decompress(self, data: bytes, most: int, /) -> bytes:
+        """Return up to `most` decompressed bytes."""
+        ready = self._frame.decompress(self._frame.unconsumed_tail + data, most)
+        self.eof, self.unused_data = self._frame.eof, self._frame.unused_data
+        # A full buffer may leave more inside.
+        self.needs_input = not self._frame.unconsumed_tail and len(ready) < most
+        return ready
+
+
+class ZstdFrame:
+    """A frame of zstd."""
+
+    def __init__(self) -> None:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW)
+        self._frame = decompressor.decompressobj()
+        self._left = memoryview(b"")
+        self.unused_data, self.eof, self.needs_input = b"", False, True
+
+    def decompress(self, data: bytes, most: int, /) -> bytes:
+        """Return decompressed bytes: at most 128 KB for each four of a slice."""
+        if data:
+            self._left = memoryview(data)
+        parts, size = [], 0
+        while self._left and size < most and not self.eof:
+            part = self._frame.decompress(self._left[:SLICE])
+            self._left = self._left[SLICE:]
+            self.eof = self._frame.eof
+            parts.append(part)
+            size += len(part)
+        self.needs_input = not self._left
+        if self.eof:
+            self.unused_data = self._frame.unused_data + bytes(self._left)
+        return b"".join(parts)
+
+
+PACKINGS: dict[str, Callable[[], Frame]] = {
+    "gz": GzipFrame,
+    "zst": ZstdFrame,
     "bz2": bz2.BZ2Decompressor,
-    "xz": lzma.LZMADecompressor,
+    "xz": lambda: lzma.LZMADecompressor(memlimit=LARGEST_DICTIONARY),
 }
 """Decompressors of one frame, by the suffix of their files."""
 UNPACK_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, lzma.LZMAError)
@@ -37,7 +106,8 @@ class PackedStream(io.RawIOBase):
 
     def __init__(self, source: BinaryIO | io.BufferedReader, packing: str) -> None:
         self._source, self._new = source, PACKINGS[packing]
-        self._frame: Any = None
+        self._frame: Frame | None = None
+        self._read = self._given = 0
         self._packed = b""
         self._padded = False
         self._ready = memoryview(b"")
@@ -49,10 +119,11 @@ class PackedStream(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Fill `buffer` from the next block; return the number of bytes, 0 at the end."""
         while not self._ready:
-            # bzip2 and xz decompress to thousands of times the size: they give a buffer at a time.
-            waiting = self._frame is not None and not getattr(self._frame, "needs_input", True)
+            # All decompress to thousands of times the size: they give a buffer at a time.
+            waiting = self._frame is not None and not self._frame.needs_input
             if not self._packed and not waiting:
                 self._packed = self._source.read(BLOCK)
+                self._read += len(self._packed)
                 if not self._packed and self._frame is not None:
                     raise EOFError("the file ends inside a compressed frame: it is truncated")
                 if not self._packed:
@@ -63,8 +134,10 @@ class PackedStream(io.RawIOBase):
                     if not self._packed:
                         continue
                 self._frame = self._new()
-            most = (len(buffer),) if hasattr(self._frame, "needs_input") else ()
-            self._ready = memoryview(self._frame.decompress(self._packed, *most))
+            self._ready = memoryview(self._frame.decompress(self._packed, len(buffer)))
+            self._given += len(self._ready)
+            if self._given > FREE_EXPANSION + MOST_EXPANSION * self._read:
+                raise EOFError(f"it expands more than {MOST_EXPANSION}-fold: this is no text")
             self._packed = b""
             if self._frame.eof:
                 self._packed, self._frame, self._padded = self._frame.unused_data, None, True

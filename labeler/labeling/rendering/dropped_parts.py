@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from labeler.labeling.inputs.json_items import read_value
 from labeler.labeling.rendering.message_content import THINKING_KEYS
 from labeler.labeling.rendering.messages import ASSISTANT, Message
 from labeler.labeling.rendering.spans import BadRecord
@@ -134,8 +135,8 @@ def _require_call(function: dict[str, Any], what: str, index: int, turn: str) ->
     if isinstance(arguments, str):
         if _squeeze(arguments) in _squeeze(turn):  # as it was written: 1e3 is not 1000.0
             return
-        with contextlib.suppress(json.JSONDecodeError):
-            arguments = json.loads(arguments)
+        with contextlib.suppress(ValueError):
+            arguments = read_value(arguments)
     squeezed = _squeeze(turn)
     for path, value in _leaves(arguments, ""):
         if not any(_squeeze(spelling) in squeezed for spelling in _spellings(value)):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from labeler.labeling.inputs.file_formats import Columns
+from labeler.labeling.inputs.json_items import read_value
 from labeler.labeling.inputs.read_records import ArrowColumns
 from labeler.labeling.label_settings import ColumnNames
 from labeler.labeling.rendering.message_content import THINKING_KEYS, read_content
@@ -119,9 +119,9 @@ def read_list(columns: Columns, name: str) -> list[Any] | None:
     value, arrow = columns.get(name), isinstance(columns, ArrowColumns)
     if isinstance(value, str):
         try:
-            value, arrow = json.loads(value), False
-        except json.JSONDecodeError as error:
-            raise BadRecord(f"column {name!r} is text, but not JSON: {error}") from error
+            value, arrow = read_value(value), False
+        except ValueError as error:
+            raise BadRecord(f"column {name!r} is text, and {error}") from error
     if value is None or value == []:
         return None
     if not isinstance(value, list):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from labeler.labeling.inputs.json_items import read_value
 from labeler.labeling.rendering.spans import BadRecord
 
 Message = dict[str, Any]
@@ -117,6 +118,6 @@ def _text(function: Message) -> Message:
 
 def _from_json(text: str, problem: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return read_value(text)
+    except ValueError as error:
         raise BadRecord(f"{problem}: {error}") from error

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from labeler.labeling.inputs.file_formats import READ_ERRORS, read_items, suffix_of
+from labeler.labeling.inputs.parquet_checks import parquet_batches
 from labeler.labelsets.exchange.exchange_formats import FORMATS
 from schemas.errors import SoftshardsError
 
@@ -73,8 +73,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, Row | str]]:
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=ROWS):
+    with path.open("rb") as stream:
+        for batch in parquet_batches(stream, ROWS):
             for index in range(batch.num_rows):
                 yield number, {name: batch.column(name)[index] for name in batch.schema.names}
                 number += 1

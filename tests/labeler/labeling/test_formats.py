@@ -181,7 +181,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes) -> None:
             },
         ),
         ("deep.jsonl", b"[" * 100_000 + b'\n{"text": "1"}', {"deep.jsonl:1": "1"}, {
-            "deep.jsonl:0": "line 1 is not JSON",
+            "deep.jsonl:0": "line 1 is nested too deeply",
         }),
         ("a.json", b'["x", {"text": "1"}, null]', {"a.json:1": "1"}, {
             "a.json:0": "item 1 is a JSON str, not an object",

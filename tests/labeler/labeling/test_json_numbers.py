@@ -140,7 +140,7 @@ def test_numbers_at_the_end_of_a_block_are_whole(tmp_path: Path) -> None:
         ("hello", "item 1 is not JSON"),
         ('{"a": 1}, {"a": 2}', "item 2 is not JSON"),
         ("{'a': 1}" + " " * 2 * BLOCK, "item 1 is not JSON: Expecting property name"),
-        ("[" * 200_000, "recursion"),
+        ("[" * 200_000, "item 1 is nested too deeply"),
     ],
 )
 def test_bad_json_files_are_named(tmp_path: Path, content: str, message: str) -> None:
