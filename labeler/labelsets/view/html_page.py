@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -93,13 +94,29 @@ def _page(data: Mapping[str, object], *, connect: str) -> str:
     return re.sub(r"\{\{ (\w+) \}\}", lambda place: parts[place[1]], _asset("viewer.html"))
 
 
+def strict_json(value: object) -> str:
+    """Return JSON in ASCII; numbers that JSON does not have are null, which the page shows as –."""
+    separators = (",", ":")
+    try:
+        return json.dumps(value, allow_nan=False, separators=separators)
+    except ValueError:  # NaN of a stranger's set: rare, so looked for only now
+        return json.dumps(_with_nulls(value), allow_nan=False, separators=separators)
+
+
+def _with_nulls(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _with_nulls(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def json_for_html(value: object) -> str:
     r"""Return JSON that is safe in a script element: only ASCII, and no `<`, `>` or `&`.
 
     `</script>` in a text becomes `\u003c/script\u003e`, which JSON reads as the same text.
     """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", text)
+    return re.sub("[<>&]", lambda found: f"\\u{ord(found[0]):04x}", strict_json(value))
 
 
 def _script() -> str:

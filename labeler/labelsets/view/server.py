@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import socket
+import sys
+import threading
+import time
 import webbrowser
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -12,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from labeler.console import out
-from labeler.labelsets.view.html_page import server_page
+from labeler.labelsets.view.html_page import server_page, strict_json
 from labeler.labelsets.view.page_data import RowContent, Viewer
 from labeler.labelsets.view.row_list import RowPage, parse_query
 from schemas import LabelSetError, SoftshardsError
@@ -21,6 +26,15 @@ ADDRESS = "127.0.0.1"
 LOCAL_NAMES = (ADDRESS, "localhost")
 MOST_ROWS = 500
 """Largest number of rows per request."""
+MOST_CONNECTIONS = 64
+"""A browser opens six."""
+HEAD_SECONDS = 10.0
+"""Time for a request to arrive, or for an open connection to send the next one."""
+SEND_SECONDS = 60.0
+MOST_BYTES, BLOCK = 96 << 10, 1 << 16
+"""Bytes of a request: its first line may have 64 KB."""
+READING = threading.Semaphore(4)
+"""Requests that read the set at the same time."""
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -39,7 +53,7 @@ def make_server(viewer: Viewer, port: int = 0) -> ThreadingHTTPServer:
     """
     handler = functools.partial(_Handler, viewer, server_page())
     try:
-        return ThreadingHTTPServer((ADDRESS, port), handler)
+        return _Server((ADDRESS, port), handler)
     except OSError as error:
         raise SoftshardsError(
             f"port {port} cannot be used: {error.strerror}",
@@ -68,6 +82,73 @@ def serve(viewer: Viewer, *, port: int, open_browser: bool, as_json: bool) -> No
                 out.print("stopped")
 
 
+class _Server(ThreadingHTTPServer):
+    """Has a thread per connection, up to a limit."""
+
+    request_queue_size = MOST_CONNECTIONS
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.Semaphore(MOST_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread, or close it if there are too many."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a connection until it is closed."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print a fault of this program; say nothing of clients that went away."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _RequestReader(io.RawIOBase):
+    """Reads requests from a connection; each must arrive as a whole, in time.
+
+    A timeout per read is not enough: a client may send a byte from time to time.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self.start_request()
+
+    def start_request(self) -> None:
+        """Allow the next request its time and size."""
+        self._left, self._deadline = MOST_BYTES, time.monotonic() + HEAD_SECONDS
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the request is too large; its end was not read."""
+        return self._left <= 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Read what has arrived, 0 at the end or the limit.
+
+        Raises:
+            TimeoutError: the request takes too long.
+        """
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError("the request takes too long")
+        self._connection.settimeout(seconds)
+        count = self._connection.recv_into(buffer[: max(0, self._left)]) if self._left > 0 else 0
+        self._left -= count
+        return count
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request. No request writes anything."""
 
@@ -79,8 +160,25 @@ class _Handler(BaseHTTPRequestHandler):
         self._viewer, self._page = viewer, page
         super().__init__(*rest)
 
+    def setup(self) -> None:
+        """Read through the limits."""
+        super().setup()
+        self._requests = _RequestReader(self.connection)
+        self.rfile.close()
+        self.rfile = io.BufferedReader(self._requests, BLOCK)
+
+    def handle_one_request(self) -> None:
+        """Wait for a request, and answer it."""
+        self._requests.start_request()
+        super().handle_one_request()
+
     def do_GET(self) -> None:
         """Send the page, or the JSON of a path under /api/."""
+        if self._requests.is_exhausted:
+            self.close_connection = True
+            too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            self._send_json({"error": "the request is too large"}, too_large)
+            return
         if not self._is_local():
             # DNS rebinding: a name that points here would let its site read the set.
             self._send_json({"error": "served to this machine only"}, HTTPStatus.FORBIDDEN)
@@ -94,7 +192,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": f"no such page: {url.path}"}, HTTPStatus.NOT_FOUND)
             return
         try:
-            content = answer(self._viewer, dict(parse_qsl(url.query, keep_blank_values=True)))
+            parameters = dict(parse_qsl(url.query, keep_blank_values=True))
+            with READING:
+                content = answer(self._viewer, parameters)
         except LabelSetError as error:  # a damaged shard
             self._send_json({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
         except SoftshardsError as error:
@@ -110,13 +210,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_local(self) -> bool:
         port = self.connection.getsockname()[1]
-        return self.headers.get("Host") in {f"{name}:{port}" for name in LOCAL_NAMES}
+        hosts = self.headers.get_all("Host", [])
+        known = {f"{name}:{port}" for name in LOCAL_NAMES}
+        # Of two hosts, a proxy may check the other one; a whole URL as path names a third.
+        return len(hosts) == 1 and hosts[0] in known and self.path.startswith("/")
 
     def _send_json(self, content: Mapping[str, object], status: HTTPStatus) -> None:
-        body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-        self._send(body, "application/json", status)
+        self._send(strict_json(content).encode("ascii"), "application/json", status)
 
     def _send(self, body: bytes, kind: str, status: HTTPStatus) -> None:
+        self.connection.settimeout(SEND_SECONDS)
         self.send_response(status)
         for name, value in HEADERS.items():
             self.send_header(name, value)
