@@ -46,10 +46,18 @@ def freeze_other_parts(model: PreTrainedModel) -> list[str]:
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder layers: the first list with as many modules as the model has layers.
 
+    Models that pass a list several times count its layers as often: then the longest list.
+
     Raises:
-        SoftshardsError: the model has no such list.
+        SoftshardsError: the model has no list of modules.
     """
-    return _find_layers(model)[2]
+    try:
+        return _find_layers(model)[2]
+    except SoftshardsError:
+        lists = [part for part in text_model(model).modules() if isinstance(part, nn.ModuleList)]
+        if not lists:
+            raise
+        return max(lists, key=len)
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:

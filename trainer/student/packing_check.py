@@ -153,15 +153,27 @@ def part_of(student: PackedStudent, implementation: str) -> PackedStudent:
         student: is not changed.
         implementation: the attention of transformers that the other runs with.
     """
-    weights = list(student.model.parameters())
-    part = copy.deepcopy(student, {id(tensor): tensor for tensor in weights})
-    part.model.eval()
-    set_attention(part.model, implementation)
-    if sum(tensor.numel() for tensor in weights) > WHOLE_PARAMETERS:
+    part = _copy(student, implementation)
+    if sum(tensor.numel() for tensor in part.model.parameters()) <= WHOLE_PARAMETERS:
+        return part
+    try:
         layers = list(decoder_layers(part.model))
         kinds = list(zip(_layer_types(part.model, len(layers)), map(_shape_of, layers)))
         keep_layers(part.model, range(max(2, *(kinds.index(kind) + 1 for kind in kinds))))
+        with torch.no_grad():
+            part.model(input_ids=torch.ones(1, 4, dtype=torch.long), use_cache=False)
+    except Exception:  # code of any architecture, which may not run without its other layers
+        return _copy(student, implementation)
     return part
+
+
+def _copy(student: PackedStudent, implementation: str) -> PackedStudent:
+    """Return a student of its own modules around the same weights."""
+    weights = {id(tensor): tensor for tensor in student.model.parameters()}
+    other = copy.deepcopy(student, weights)
+    other.model.eval()
+    set_attention(other.model, implementation)
+    return other
 
 
 def _layer_types(model: PreTrainedModel, count: int) -> list[str]:

@@ -226,12 +226,15 @@ def check_head(student: Student) -> None:
         return  # flash attention runs neither on the CPU nor in float32
     model, vocab = student.model, student.valid_vocab
     ids = torch.arange(HEAD_CHECK_TOKENS)[None] * 7919 % vocab
+    states: list[Tensor] = []
+    hook = model_body(model).register_forward_hook(
+        lambda _module, _inputs, output: states.append(output.last_hidden_state)
+    )
     training = model.training
     model.eval()
     try:
         logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
-        states = model_body(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
-        found = student.label_logprobs(states, ids[0, :, None], ids[0]).target_logp
+        found = student.label_logprobs(states[0][0], ids[0, :, None], ids[0]).target_logp
         expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
         gap = float((found - expected).abs().max())
     except Exception as error:  # code of any architecture
@@ -241,6 +244,7 @@ def check_head(student: Student) -> None:
             hint="use a student of an architecture in docs/students.md",
         ) from error
     finally:
+        hook.remove()
         model.train(training)
     if not math.isfinite(gap):
         raise SoftshardsError("the student's logits are not finite: its weights are broken")
