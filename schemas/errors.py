@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from schemas.printable import one_line
+from schemas.redact import redacted
 
 
 class SoftshardsError(Exception):
@@ -25,6 +26,10 @@ class SoftshardsError(Exception):
         row: str | int | None = None,
         hint: str | None = None,
     ) -> None:
+        what = redacted(what)
+        if path is not None and (shown := redacted(str(path))) != str(path):
+            path = shown
+        hint = redacted(hint) if hint else hint
         self.what, self.path, self.row, self.hint = what, path, row, hint
         where = [
             one_line(str(part)) for part in (path, None if row is None else f"row {row}") if part
@@ -34,9 +39,9 @@ class SoftshardsError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, or its repr where it has none."""
+    """Return the first line of an exception's message, or its repr where it has none, redacted."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else repr(error)
+    return redacted(lines[0] if lines else repr(error))
 
 
 class LabelSetError(SoftshardsError):

@@ -17,6 +17,7 @@ from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import read_entries
 from schemas.manifest import Manifest, read_manifest
+from schemas.redact import redacted
 from schemas.remote import Remote, is_url
 from schemas.remote_metadata import copy_metadata, copy_view
 from schemas.row_group import RowGroup
@@ -50,8 +51,8 @@ class LabelSet:
 
     @property
     def place(self) -> str:
-        """The set's folder or URL, for people."""
-        return self.remote.url if self.remote else str(self.path)
+        """The set's folder or URL, for people: without passwords and tokens."""
+        return redacted(self.remote.url) if self.remote else str(self.path)
 
     @property
     def stored_bytes(self) -> int:

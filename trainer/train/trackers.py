@@ -10,6 +10,7 @@ from rich.console import Console
 from schemas import LabelSet, SoftshardsError
 from schemas.artifact import ARTIFACT_TYPE, artifact_reference
 from schemas.errors import first_line
+from schemas.redact import redacted
 from trainer.run_files import LogLine
 from trainer.train.run_state import Run
 
@@ -35,7 +36,7 @@ def start_tracker(run: Run, console: Console) -> None:
     name = run.config.tracker
     if name == "none":
         return
-    facts = {setting: str(value) for setting, value in run.config.to_dict().items()}
+    facts = {setting: redacted(str(value)) for setting, value in run.config.to_dict().items()}
     for number, part in enumerate(run.inputs.parts):
         prefix = f"label_set.{number}" if number else "label_set"
         facts |= {f"{prefix}.{key}": value for key, value in label_set_facts(part.labels).items()}

@@ -49,6 +49,7 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Sampling, SoftshardsError
+from schemas.redact import redacted
 
 LIMITED_TAIL = f"OpenAI-style endpoint, top {MOST_BY_TEXT}, matched by text; {DERIVED_TAIL}"
 
@@ -95,7 +96,7 @@ class ServedEngine:
             tail_source=DERIVED_TAIL if by_id else LIMITED_TAIL,
             entropy_source="top-k and tail",
             settings={
-                "url": config.server_url,
+                "url": redacted(config.server_url or ""),
                 "api": config.server_api,
                 "concurrency": config.concurrency,
                 "dtypes": "as the user stated them; a server does not tell",
