@@ -18,7 +18,7 @@ from schemas.labelset import LabelSet
 from trainer.data.collate import Batch, PackedTokens
 from trainer.data.vocab_map import VocabMap, read_vocab_map
 from trainer.student.attention_ways import Packing, choose_attention, layer_masks
-from trainer.student.document_attention import use_document_attention
+from trainer.student.document_attention import suits_this_machine, use_document_attention
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
 from trainer.student.layers import freeze_other_parts, model_body
@@ -202,8 +202,7 @@ def make_student(
     Raises:
         SoftshardsError: it cannot be given batches, or its head cannot be fused.
     """
-    is_packed = packing != "off" and choose_attention(model) == "mask"
-    if is_packed and not torch.accelerator.is_available():
+    if packing != "off" and choose_attention(model) == "mask" and suits_this_machine():
         use_document_attention(model)
     if lora is not None:
         add_lora(model, lora)
