@@ -233,6 +233,8 @@ def check_head(student: Student) -> None:
     model.eval()
     try:
         logits = model(input_ids=ids, use_cache=False).logits[0, :, :vocab].float()
+        if not states:  # OPT goes past its body
+            model_body(model)(input_ids=ids, use_cache=False)
         found = student.label_logprobs(states[0][0], ids[0, :, None], ids[0]).target_logp
         expected = logits.log_softmax(-1).gather(1, ids[0, :, None])[:, 0]
         gap = float((found - expected).abs().max())
