@@ -60,10 +60,10 @@ def is_ignored(name: str) -> bool:
 
 
 def extra_files(labels: LabelSet) -> Iterator[str]:
-    """Yield the files in a set's folder that it does not declare, relative to the folder."""
+    """Yield what is in a set's folder and not declared, relative to the folder; and any link."""
     declared = set(declared_files(labels))
     for name in all_files(labels.path):
-        if name not in declared and not is_ignored(name):
+        if (name not in declared and not is_ignored(name)) or (labels.path / name).is_symlink():
             yield name
 
 

@@ -25,7 +25,7 @@ from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.json_values import parse_object
 from schemas.manifest import Manifest
-from schemas.parquet_sizes import chunk_range, read_metadata, require_plausible
+from schemas.parquet_sizes import Chunk, Footer, parse_footer, require_plausible
 from schemas.remote import PartialFile, Remote, is_url
 from schemas.row_group import RowGroup
 from schemas.set_paths import set_file
@@ -54,7 +54,7 @@ class ShardReader:
     folder: Path
     manifest: Manifest
     remote: Remote | None = None
-    _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
+    _footers: dict[str, Footer] = field(default_factory=dict, repr=False)
     _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
 
     @contextmanager
@@ -79,13 +79,13 @@ class ShardReader:
                     _read_verified(file, group.bytes, f"row group {group.index}", path)
                 parquet = pq.ParquetFile(
                     file,
-                    metadata=footer,
+                    metadata=footer.metadata,
                     page_checksum_verification=verify == "read",  # the hash covers the pages, too
                 )
                 order = self._order(group, footer)
             identity = self.manifest.identity
             widest = identity.k, identity.draws or 0
-            yield OpenGroup(path, parquet, group, content, order, widest, verify)
+            yield OpenGroup(path, parquet, group, footer, content, order, widest, verify)
 
     def path(self, shard: str) -> str:
         """Return the path or URL of a shard.
@@ -103,7 +103,7 @@ class ShardReader:
         """
         path = self.path(group.shard)
         with as_damage_error(group, path):
-            return parse_object(self._footer(group, path).metadata[FOOTER_KEY])
+            return parse_object(self._footer(group, path).metadata.metadata[FOOTER_KEY])
 
     def _file(
         self, group: RowGroup, path: str, verify: Verify
@@ -134,7 +134,7 @@ class ShardReader:
             content = PartialFile(data, start, size)
         return pa.PythonFile(content, mode="r"), content
 
-    def _footer(self, group: RowGroup, path: str) -> pq.FileMetaData:
+    def _footer(self, group: RowGroup, path: str) -> Footer:
         known = self._footers.get(group.shard)
         if known is not None:
             return known
@@ -144,17 +144,17 @@ class ShardReader:
         else:
             data = pa.py_buffer(self.remote.fetch(group.shard, group.footer))
             _require_hash(data, group.footer, "the footer", path)
-        metadata = read_metadata(pa.BufferReader(data))
-        check_footer(metadata, self.manifest, path)
-        _remember(self._footers, group.shard, metadata)
-        return metadata
+        footer = parse_footer(memoryview(data).cast("B"))
+        check_footer(footer.metadata, self.manifest, path)
+        _remember(self._footers, group.shard, footer)
+        return footer
 
-    def _order(self, group: RowGroup, footer: pq.FileMetaData) -> NDArray[np.int32] | None:
+    def _order(self, group: RowGroup, footer: Footer) -> NDArray[np.int32] | None:
         if self.manifest.codec == PLAIN_1:
             return None
         order = self._orders.get(group.shard)
         if order is None:
-            order = stored_order(footer.metadata)
+            order = stored_order(footer.metadata.metadata)
             if order is None:
                 raise ValueError("the footer has no order of ids")
             _remember(self._orders, group.shard, order)
@@ -176,6 +176,7 @@ class OpenGroup:
         path: path or URL of the shard.
         parquet: the open shard.
         group: the row group.
+        footer: the footer of the shard.
         content: its bytes.
         order: the order of ids, in codec `compact/1`.
         widest: most ids and most drawn ids per position.
@@ -185,6 +186,7 @@ class OpenGroup:
     path: str
     parquet: pq.ParquetFile
     group: RowGroup
+    footer: Footer
     content: PartialFile
     order: NDArray[np.int32] | None
     widest: tuple[int, int]
@@ -213,7 +215,7 @@ class OpenGroup:
                 self.group.index, columns=names, use_threads=several
             )
             if self.verify == "read":
-                _require_all_values(table, self.parquet.metadata.row_group(self.group.index))
+                _require_all_values(table, self.footer.groups[self.group.index])
             self._require_lists(table)
             if self.group.kept is not None:
                 table = table.filter(pa.array(self.group.kept.mask(table.num_rows)))
@@ -225,10 +227,11 @@ class OpenGroup:
 
     def _require_sizes(self, names: Sequence[str]) -> None:
         """Check the sizes that footer and pages state, before memory is taken for them."""
-        metadata, stored = self.parquet.metadata, self.group.bytes.stop - self.group.bytes.start
-        self.content.load(_chunk_ranges(metadata.row_group(self.group.index), names))
+        stored = self.group.bytes.stop - self.group.bytes.start
+        chunks = self.footer.groups[self.group.index]
+        self.content.load(_chunk_ranges([chunk for chunk in chunks if chunk.name in names]))
         counts = require_plausible(
-            metadata,
+            self.footer,
             [self.group.index],
             names,
             read=self.content.view,
@@ -272,20 +275,18 @@ GAP = 8192
 """Bytes between two columns that are fetched with them: less than the time of a request."""
 
 
-def _require_counts(footer: pq.FileMetaData, group: RowGroup) -> None:
+def _require_counts(footer: Footer, group: RowGroup) -> None:
     """Compare the index with the footer."""
-    number = footer.num_row_groups
-    if group.index >= number:
-        raise ValueError(f"the shard has {number} row groups")
-    rows = footer.row_group(group.index).num_rows
-    if rows != group.bytes.rows:
-        raise ValueError(f"it has {rows} rows, the index says {group.bytes.rows}")
+    if group.index >= len(footer.rows):
+        raise ValueError(f"the shard has {len(footer.rows)} row groups")
+    if footer.rows[group.index] != group.bytes.rows:
+        found = footer.rows[group.index]
+        raise ValueError(f"it has {found} rows, the index says {group.bytes.rows}")
 
 
-def _chunk_ranges(group: pq.RowGroupMetaData, names: Sequence[str]) -> list[tuple[int, int]]:
+def _chunk_ranges(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
     """Return the bytes of columns; neighbors are joined."""
-    chunks = (group.column(index) for index in range(group.num_columns))
-    wanted = sorted(chunk_range(c) for c in chunks if c.path_in_schema.split(".")[0] in names)
+    wanted = sorted((chunk.start, chunk.stop) for chunk in chunks)
     joined: list[tuple[int, int]] = []
     for start, stop in wanted:
         if joined and start - joined[-1][1] <= GAP:
@@ -303,17 +304,16 @@ def _require_no_nulls(array: pa.Array, name: str) -> None:
         _require_no_nulls(array.values, name)
 
 
-def _require_all_values(table: pa.Table, group: pq.RowGroupMetaData) -> None:
+def _require_all_values(table: pa.Table, chunks: Sequence[Chunk]) -> None:
     """Compare the number of values with the footer.
 
     Checksums cover pages, but not the page headers, which state the number of values.
     """
-    for chunk in (group.column(index) for index in range(group.num_columns)):
-        name = chunk.path_in_schema.split(".")[0]
-        if name in table.column_names:
-            found = sum(_values(array) for array in table[name].chunks)
-            if found != chunk.num_values:
-                raise ValueError(f"column {name} has {found} values instead of {chunk.num_values}")
+    for chunk in chunks:
+        if chunk.name in table.column_names:
+            found = sum(_values(array) for array in table[chunk.name].chunks)
+            if found != chunk.values:
+                raise ValueError(f"column {chunk.name} has {found} values, not {chunk.values}")
 
 
 def _values(array: pa.Array) -> int:

@@ -115,11 +115,11 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
         found.moves[out / MANIFEST] = lost
     _check_plan(found)
     index = _check_index(found)
-    known = {out / shard_name(unit) for unit in journaled_units(out)} | footers.keys()
+    known = {*journaled_units(out), *(n for path in shards if (n := _unit_of(path)) is not None)}
     for unit in range(manifest.planned_units):
-        shard = out / shard_name(unit)
-        if shard in known:
-            _check_unit(found, unit, footers.get(shard), index.get(shard_name(unit)))
+        if unit in known:
+            footer = footers.get(out / shard_name(unit))
+            _check_unit(found, unit, footer, index.get(shard_name(unit)))
         else:
             found.redo.append(unit)  # never labeled, or lost altogether
     _find_strays(found, shards)
@@ -127,6 +127,13 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
     if found.redo or found.rebuilt or found.lost_rejects or lost is not None:
         found.index_good = False
     return found
+
+
+def _unit_of(shard: Path) -> int | None:
+    """Return the number of the unit whose shard this is by its name; None for another file."""
+    digits = shard.stem.removeprefix("part-")
+    unit = int(digits) if digits.isdecimal() and len(digits) < 16 else -1
+    return unit if unit >= 0 and shard.name == Path(shard_name(unit)).name else None
 
 
 def _check_plan(found: Diagnosis) -> None:
@@ -234,8 +241,10 @@ def _check_shard(
 def _find_strays(found: Diagnosis, shards: list[Path]) -> None:
     """Find files that no reader should see: shards of no unit, other plans, temporary files."""
     out, manifest = found.out, found.manifest
-    units = {out / shard_name(unit) for unit in range(manifest.planned_units)}
-    found.moves |= {path: "the set has no such unit" for path in shards if path not in units}
+    for path in shards:
+        unit = _unit_of(path)
+        if unit is None or unit >= manifest.planned_units:
+            found.moves[path] = "the set has no such unit"
     plan = None if manifest.plan is None else manifest.plan.path
     for path in sorted(out.iterdir()):
         if is_plan(path.name) and path.name != plan:

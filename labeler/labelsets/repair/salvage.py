@@ -19,7 +19,7 @@ from schemas.invariants import validate_table
 from schemas.journal import ByteRange, UnitEntry, rejects_path
 from schemas.json_values import parse_object
 from schemas.manifest import MANIFEST, FileDigest
-from schemas.parquet_sizes import checked_parquet, read_metadata, read_parquet
+from schemas.parquet_sizes import checked_parquet, read_parquet
 from schemas.plan import open_plan
 from schemas.shard import byte_ranges
 from schemas.size_limits import LARGEST_UNITS
@@ -40,8 +40,8 @@ class Footer(TypedDict):
 def read_footer(shard: Path) -> Footer | None:
     """Return the JSON object in a shard's footer; None if it cannot be read."""
     try:
-        with pa.memory_map(str(shard)) as file:
-            content = parse_object((read_metadata(file).metadata or {})[FOOTER_KEY])
+        with checked_parquet(shard) as file:
+            content = parse_object((file.metadata.metadata or {})[FOOTER_KEY])
         identity = Identity.model_validate(content["identity"])
         texts = [content[name] for name in ("identity_digest", "codec")]
         unit = content["unit"]

@@ -1,0 +1,164 @@
+"""The fields of a Parquet footer or page header that matter here, parsed without PyArrow.
+
+PyArrow ends the process where a column's part of a footer contradicts itself: its accessors do not
+catch what its C++ library throws. Reading the column by the library does.
+
+https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+DEPTH = 16
+"""Structs and lists inside each other that are skipped; Parquet nests fewer than 8."""
+
+Spec = dict[int, tuple[int, Any]]
+"""By field: its kind; and for a struct its own fields, for a list the kind and fields of items."""
+_COLUMN: Spec = {
+    1: (I32, None),
+    3: (LIST, (BINARY, None)),
+    4: (I32, None),
+    5: (I64, None),
+    7: (I64, None),
+    9: (I64, None),
+    11: (I64, None),
+}
+_CHUNK: Spec = {1: (BINARY, None), 3: (STRUCT, _COLUMN), 8: (STRUCT, {}), 9: (BINARY, None)}
+_GROUP: Spec = {1: (LIST, (STRUCT, _CHUNK)), 3: (I64, None)}
+FOOTER: Spec = {4: (LIST, (STRUCT, _GROUP))}
+"""Row groups (4), each with columns (1) and number of rows (3). A column has a file (1), facts (3:
+type, path, codec, values, stored bytes, offsets of data and dictionary) and encryption (8, 9)."""
+_DATA_PAGE: Spec = {1: (I32, None), 2: (I32, None)}
+PAGE: Spec = {
+    1: (I32, None),
+    2: (I32, None),
+    3: (I32, None),
+    5: (STRUCT, _DATA_PAGE),
+    7: (STRUCT, _DATA_PAGE),
+    8: (STRUCT, {1: (I32, None), 4: (I32, None)}),
+}
+"""Type, size and stored size of a page, and the header of its type, with values and encoding."""
+
+
+def parse_struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[int, Any], int]:
+    """Return the wanted fields of a struct, and the offset of what follows it.
+
+    A field of another kind than the wanted one is skipped, as in Thrift's own readers.
+
+    Raises:
+        ValueError: this is not such a struct.
+    """
+    try:
+        return _struct(data, at, spec)
+    except IndexError as error:
+        raise ValueError("it is cut off") from error
+
+
+def _struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[int, Any], int]:
+    found: dict[int, Any] = {}
+    field = 0
+    while head := data[at]:
+        at += 1
+        kind = head & 15
+        if head >> 4:
+            field += head >> 4
+        else:
+            field, at = _integer(data, at)
+        wanted = spec.get(field)
+        if wanted is not None and wanted[0] == kind:
+            found[field], at = _value(data, at, kind, wanted[1])
+        else:
+            at = _skip(data, at, kind, 0)
+    return found, at + 1
+
+
+def _value(data: bytes | memoryview, at: int, kind: int, spec: Any) -> tuple[Any, int]:
+    if kind in (I32, I64):
+        value, at = _integer(data, at)
+        bits = 31 if kind == I32 else 63
+        if not -(1 << bits) <= value < 1 << bits:
+            raise ValueError("a number is too large")
+        return value, at
+    if kind == BINARY:
+        length, at = _varint(data, at)
+        if length > len(data) - at:
+            raise ValueError("a text is cut off")
+        return bytes(data[at : at + length]), at + length
+    if kind == STRUCT:
+        return _struct(data, at, spec)
+    size, item, at = _list_head(data, at)
+    if item != spec[0] and size:
+        raise ValueError("a list has items of another kind")
+    items = []
+    for _ in range(size):
+        value, at = _value(data, at, item, spec[1])
+        items.append(value)
+    return items, at
+
+
+def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
+    """Return the offset of what follows a value."""
+    if kind in (I32, I64, I16):
+        while data[at] > 127:
+            at += 1
+        return at + 1
+    if kind in (1, 2):  # a boolean field is its own value
+        return at
+    if kind == BINARY:
+        length, at = _varint(data, at)
+        return at + length
+    if kind == BYTE:
+        return at + 1
+    if kind == DOUBLE:
+        return at + 8
+    if depth > DEPTH:
+        raise ValueError("it is nested too deeply")
+    if kind == STRUCT:
+        while head := data[at]:
+            at += 1
+            if not head >> 4:
+                _, at = _varint(data, at)
+            at = _skip(data, at, head & 15, depth + 1)
+        return at + 1
+    if kind in (LIST, SET):
+        size, item, at = _list_head(data, at)
+        for _ in range(size):
+            at = at + 1 if item in (1, 2) else _skip(data, at, item, depth + 1)
+        return at
+    raise ValueError("it has a field of an unknown kind")
+
+
+def _list_head(data: bytes | memoryview, at: int) -> tuple[int, int, int]:
+    head = data[at]
+    size, at = head >> 4, at + 1
+    if size == 15:
+        size, at = _varint(data, at)
+    if size > len(data) - at:
+        raise ValueError("a list states more items than there are bytes")
+    return size, head & 15, at
+
+
+def _integer(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return (value >> 1) ^ -(value & 1), at
+
+
+def _varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    value = data[at]
+    at += 1
+    if value < 128:
+        return value, at
+    value &= 127
+    shift = 7
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number is too long")

@@ -1,0 +1,208 @@
+"""Label sets as a stranger could forge them: every hash is right, the content is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas import LabelSetError, SoftshardsError, open_label_set
+from schemas.arrow import FOOTER_KEY
+from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
+from schemas.validate import examine
+from trainer.data.collate import collate
+from trainer.data.dataset import LabelDataset
+
+Json = dict[str, Any]
+
+
+def findings(path: Path) -> list[str]:
+    """Return what `labeler verify` finds wrong in files and rows; all other errors are raised."""
+    try:
+        return [str(f) for f in examine(open_label_set(path, allow_partial=True)) if not f.note]
+    except LabelSetError as error:
+        return [str(error)]
+
+
+def trained_on(path: Path) -> str | None:
+    """Read a set as a training run does; return why it is refused, None if it is not."""
+    try:
+        for pack in LabelDataset(open_label_set(path, allow_partial=True), pack_tokens=4096):
+            collate(pack)
+    except SoftshardsError as error:
+        return str(error)
+    return None
+
+
+def read_json(path: Path) -> Json:
+    content: Json = json.loads(path.read_bytes())
+    return content
+
+
+def write_json(path: Path, content: Json) -> None:
+    """Write a file that has a digest of itself, which is made right."""
+    content = content | {"self_digest": ""}
+    try:
+        content["self_digest"] = sha256_json(content)
+    except (ValueError, UnicodeEncodeError):  # nothing that can be sealed
+        content["self_digest"] = "0" * 64
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_index_page(path: Path, rows: list[Json], schema: pa.Schema | None = None) -> None:
+    page = path / "index" / "page-000000.parquet"
+    schema = schema or pq.read_schema(page)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), page, compression="zstd")
+
+
+def reseal(path: Path, *, manifest: Callable[[Json], Json] = lambda content: content) -> None:
+    """Make every hash of a set right again for the files as they are now.
+
+    Args:
+        path: the set's folder.
+        manifest: changes the manifest before it is sealed.
+    """
+    page = path / "index" / "page-000000.parquet"
+    content = read_json(path / "manifest.json")
+    try:
+        rows = pq.read_table(page).to_pylist()
+    except (pa.ArrowException, OSError):
+        rows = []
+    if rows and set(rows[0]) >= {"shard", "start", "stop", "sha256"}:
+        for row in rows:
+            shard = path / str(row["shard"])
+            if shard.is_file():
+                data = shard.read_bytes()
+                row["stop"] = len(data) if row["row_group"] == -1 else row["stop"]
+                row["sha256"] = sha256_bytes(data[row["start"] : row["stop"]])
+        write_index_page(path, rows)
+        for unit in {row["unit"] for row in rows}:
+            _reseal_entry(path, unit, [row for row in rows if row["unit"] == unit])
+    for name in ("tokenizer_files", "index_pages", "plan_rejects"):
+        for file in content.get(name) or []:
+            if (path / file["path"]).is_file():
+                file["sha256"] = sha256_bytes((path / file["path"]).read_bytes())
+    if content["plan"] and (path / content["plan"]["path"]).is_file():
+        content["plan"]["sha256"] = sha256_bytes((path / content["plan"]["path"]).read_bytes())
+    write_json(path / "manifest.json", manifest(content))
+
+
+def _reseal_entry(path: Path, unit: int, rows: list[Json]) -> None:
+    file = path / "journal" / f"unit-{unit:06d}.json"
+    if not file.is_file():
+        return
+    content = read_json(file)
+    ranges = [{n: row[n] for n in row if n not in ("unit", "shard", "row_group")} for row in rows]
+    content["row_groups"], content["footer"] = ranges[:-1], ranges[-1]
+    rejects = path / "journal" / f"unit-{unit:06d}.rejects.parquet"
+    if rejects.is_file():
+        content["rejects_sha256"] = sha256_bytes(rejects.read_bytes())
+    write_json(file, content)
+
+
+def reidentify(path: Path, **identity: Any) -> None:
+    """Change the identity of a set in its manifest and in the footers of all its shards."""
+    content = read_json(path / "manifest.json")
+    changed = content["identity"] | identity
+    if "tokenizer" in identity:
+        changed["tokenizer"] = tokenizer_digest(path / "tokenizer")
+    digest = sha256_json(changed)
+    for shard in (path / "shards").iterdir():
+
+        def facts(facts: Json) -> Json:
+            return facts | {
+                "identity": changed,
+                "identity_digest": digest,
+                "vocab_size": changed["vocab_size"],
+            }
+
+        refoot(shard, facts)
+    reseal(path, manifest=lambda m: m | {"identity": changed, "identity_digest": digest})
+
+
+def refoot(shard: Path, change: Callable[[Json], Json]) -> None:
+    """Change the JSON object in a shard's footer; its data and their offsets stay."""
+    data = shard.read_bytes()
+    length = int.from_bytes(data[-8:-4], "little")
+    start = len(data) - 8 - length
+    facts = json.loads(pq.read_metadata(shard).metadata[FOOTER_KEY])
+    footer = data[start:-8]
+    old = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    new = json.dumps(change(facts), sort_keys=True, separators=(",", ":")).encode()
+    at = footer.index(old)
+    before = len(_varint(len(old)))
+    assert footer[at - before : at] == _varint(len(old))
+    footer = footer[: at - before] + _varint(len(new)) + new + footer[at + len(old) :]
+    shard.write_bytes(data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+
+
+def rewrite_rows(path: Path, change: Callable[[pa.Table], pa.Table], *, shard: int = 0) -> None:
+    """Rewrite a shard with other rows in its row groups, of any schema, and seal the set."""
+    file = path / "shards" / f"part-{shard:06d}.parquet"
+    with pq.ParquetFile(file) as old:
+        tables = [old.read_row_group(n) for n in range(old.num_row_groups)]
+        metadata = old.metadata.metadata[FOOTER_KEY]
+    tables = [change(table).replace_schema_metadata({FOOTER_KEY: metadata}) for table in tables]
+    with pq.ParquetWriter(file, tables[0].schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+    reindex(path, shard)
+
+
+def reindex(path: Path, shard: int = 0) -> None:
+    """Write the byte ranges of a shard into the index anew, and seal the set."""
+    file = path / "shards" / f"part-{shard:06d}.parquet"
+    page = path / "index" / "page-000000.parquet"
+    schema, rows = pq.read_schema(page), pq.read_table(page).to_pylist()
+    metadata, size, start, new = pq.read_metadata(file), file.stat().st_size, 0, []
+    with pq.ParquetFile(file) as opened:
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            stop = max(_chunk_end(group.column(i)) for i in range(group.num_columns))
+            new.append(
+                _row(shard, number, start, stop)
+                | {"rows": group.num_rows}
+                | _counts(opened, number)
+            )
+            start = stop
+    new.append(_row(shard, -1, start, size))
+    others = [row for row in rows if row["unit"] != shard]
+    rows = sorted([*new, *others], key=lambda r: (r["unit"], r["row_group"] % (1 << 31)))
+    write_index_page(path, rows, schema)
+    reseal(path)
+
+
+def _row(unit: int, row_group: int, start: int, stop: int) -> Json:
+    facts = {"unit": unit, "shard": f"shards/part-{unit:06d}.parquet", "row_group": row_group}
+    counts = {"rows": 0, "labels": 0, "tokens": 0, "sha256": "0" * 64}
+    return facts | {"start": start, "stop": stop} | counts
+
+
+def _counts(file: pq.ParquetFile, number: int) -> Json:
+    try:
+        sums = file.read_row_group(number, columns=["n_labels", "n_tokens"]).to_pydict()
+        return {name: max(0, sum(sums[f"n_{name}"])) for name in ("labels", "tokens")}
+    except (KeyError, TypeError, pa.ArrowException):
+        return {}
+
+
+def _chunk_end(chunk: pq.ColumnChunkMetaData) -> int:
+    starts = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
+    return min(starts) + int(chunk.total_compressed_size)
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def files_of(path: Path) -> Iterator[Path]:
+    """Yield the regular files of a set, sorted."""
+    return (file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink())
