@@ -228,7 +228,7 @@ def _pad(tokens: NDArray[np.int32], lengths: NDArray[np.int64]) -> PackedTokens:
     ids[real] = tokens
     return PackedTokens(
         input_ids=_long(ids),
-        position_ids=_long(at).expand(real.shape),
+        position_ids=_long(at).repeat(len(lengths), 1),
         real=torch.from_numpy(real),
         attention_mask=None,
         cu_seqlens=None,

@@ -17,7 +17,13 @@ from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
 from trainer.data.collate import Batch, PackedTokens
 from trainer.data.vocab_map import VocabMap, read_vocab_map
-from trainer.student.attention_ways import Packing, choose_attention, layer_masks
+from trainer.student.attention_ways import (
+    Packing,
+    choose_attention,
+    layer_masks,
+    leaking_layers,
+    set_attention,
+)
 from trainer.student.document_attention import suits_this_machine, use_document_attention
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
@@ -202,7 +208,10 @@ def make_student(
     Raises:
         SoftshardsError: it cannot be given batches, or its head cannot be fused.
     """
-    if packing != "off" and choose_attention(model) == "mask" and suits_this_machine():
+    if packing == "off" or leaking_layers(model):
+        if model.config._attn_implementation == "flash_attention_2":
+            set_attention(model, "sdpa")  # padding is checked, and flash attention has no CPU
+    elif choose_attention(model) == "mask" and suits_this_machine():
         use_document_attention(model)
     if lora is not None:
         add_lora(model, lora)
