@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from labeler.labeling.writing.finalize import finalize
 from schemas import Labels, LabelSet, decode, encode, open_label_set
 from schemas.compact import frequency_order
 from schemas.fingerprint import TOKENIZER_FILES, sha256_file, tokenizer_digest
-from schemas.index import write_index
 from schemas.journal import read_entries, write_entry
-from schemas.manifest import FileDigest, write_manifest
+from schemas.manifest import FileDigest
 from schemas.shard import write_shard
 from schemas.version import COMPACT_1
 
@@ -62,20 +62,17 @@ def reseal(
         entries[number] = entry.model_copy(update={"row_groups": groups, "footer": footer})
         write_entry(out, entries[number])
     files = sorted(path for path in (out / "tokenizer").iterdir() if path.name in TOKENIZER_FILES)
-    write_manifest(
-        out,
-        manifest.model_copy(
-            update={
-                "identity": changed,
-                "identity_digest": changed.digest,
-                "index_pages": write_index(out, entries),
-                "provenance": manifest.provenance | (provenance or {}),
-                "tokenizer_files": tuple(
-                    FileDigest(path=f"tokenizer/{f.name}", sha256=sha256_file(f)) for f in files
-                ),
-            }
-        ),
+    resealed = manifest.model_copy(
+        update={
+            "identity": changed,
+            "identity_digest": changed.digest,
+            "provenance": manifest.provenance | (provenance or {}),
+            "tokenizer_files": tuple(
+                FileDigest(path=f"tokenizer/{f.name}", sha256=sha256_file(f)) for f in files
+            ),
+        }
     )
+    finalize(out, resealed)
     return open_label_set(out)
 
 
