@@ -24,6 +24,7 @@ from labeler.labeling.rendering.turns import (
     render_through,
 )
 from labeler.labeling.teacher.teacher import Teacher
+from labeler.labeling.teacher.template_process import TemplateLimit
 from schemas.errors import first_line
 
 THINKING_ARGUMENTS = ("enable_thinking", "thinking")
@@ -102,7 +103,7 @@ def _render(
     dated = {"strftime_now": clock.strftime_now} if clock else {}
     try:
         template = tokenizer.get_chat_template(tools=chat.tools)
-        rendered: Any = render_jinja_template(
+        rendered: Any = (teacher.renderer or render_jinja_template)(
             [chat.messages],
             tools=chat.tools,
             documents=chat.documents,
@@ -111,6 +112,8 @@ def _render(
             return_assistant_tokens_mask=bool(GENERATION_BLOCK.search(template)),
             **{**tokenizer.special_tokens_map, **dated, **arguments},
         )
+    except TemplateLimit:
+        raise
     except Exception as error:  # templates raise any type
         raise BadRecord(f"the chat template refuses its messages: {first_line(error)}") from error
     texts, blocks = rendered

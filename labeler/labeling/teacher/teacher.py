@@ -16,6 +16,7 @@ from labeler.labeling.teacher.teacher_config import (
     own_code,
 )
 from labeler.labeling.teacher.template_clock import TemplateClock
+from labeler.labeling.teacher.template_process import LimitedTemplates
 from schemas import SoftshardsError
 from schemas.errors import first_line
 from schemas.hub_model import ModelSource
@@ -44,6 +45,7 @@ class Teacher:
         trust_code: the checkpoint's own code may run.
         source: where the folder comes from, if `--model` named it in another way.
         clock: the time that the chat template prints; by default now.
+        renderer: renders chat templates under limits; None: as a part of this process.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Teacher:
     source: ModelSource | None = None
     trust_code: bool = False
     clock: TemplateClock | None = None
+    renderer: LimitedTemplates | None = None
 
     @property
     def chat_template(self) -> str | None:

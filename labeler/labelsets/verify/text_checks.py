@@ -21,6 +21,7 @@ from labeler.labeling.teacher.teacher import (
     require_checkpoint,
 )
 from labeler.labeling.teacher.template_clock import TemplateClock
+from labeler.labeling.teacher.template_process import TemplateLimit, limited_templates
 from labeler.labelsets.common.tokenizer_file import (
     TOKENIZER_JSON,
     TextTokenizer,
@@ -29,6 +30,7 @@ from labeler.labelsets.common.tokenizer_file import (
     load_with_transformers,
 )
 from labeler.labelsets.verify.template_fit import (
+    Fit,
     Message,
     Template,
     TextRow,
@@ -36,7 +38,7 @@ from labeler.labelsets.verify.template_fit import (
     read_messages,
     template_fit,
 )
-from schemas import LabelSet, SoftshardsError
+from schemas import Identity, LabelSet, SoftshardsError
 from schemas.errors import first_line
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
@@ -256,11 +258,11 @@ def _check_template(
     teacher.tokenizer.chat_template = tried.text or None
     if moment := manifest.identity.template_time:
         teacher = replace(teacher, clock=TemplateClock(moment))
-    fits = [
-        (row, fit)
-        for row in rows
-        if (fit := template_fit(row, teacher, tried, manifest.identity)) is not None
-    ]
+    try:
+        fits = _template_fits(rows, teacher, tried, manifest.identity)
+    except TemplateLimit as error:
+        yield Finding(kind="template", where="tokenizer", what=error.what, hint=OTHER_TEMPLATE)
+        return
     other = [row for row, fit in fits if fit == "other"]
     if other:
         name = "the set's chat template" if template else "the tokenizer's own chat template"
@@ -282,6 +284,23 @@ def _check_template(
     if tried.is_given:
         what = "the rows were rendered by a chat template given with --chat-template"
         yield Finding(kind="template", what=what, note=True)
+
+
+def _template_fits(
+    rows: Sequence[TextRow], teacher: Teacher, template: Template, identity: Identity
+) -> list[tuple[TextRow, Fit]]:
+    """Return how the rows that a template renders fit their messages.
+
+    Raises:
+        TemplateLimit: the template, which comes with the set, takes too much.
+    """
+    with limited_templates() as renderer:
+        limited = replace(teacher, renderer=renderer)
+        return [
+            (row, fit)
+            for row in rows
+            if (fit := template_fit(row, limited, template, identity)) is not None
+        ]
 
 
 def _name(row: TextRow) -> str:

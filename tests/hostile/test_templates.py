@@ -1,0 +1,158 @@
+"""Chat templates that loop, recurse or build gigabytes: refused in seconds, with one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from labeler.labeling.teacher import template_process
+from labeler.labeling.teacher.template_clock import TemplateClock
+from labeler.labeling.teacher.template_process import (
+    LimitedTemplates,
+    TemplateLimit,
+    limited_templates,
+)
+from schemas import open_label_set
+from schemas.fingerprint import sha256_json
+from tests.labeler.command_line import CommandLine
+from tests.labeler.forging import reseal
+from tests.tiny_model import CHAT_TEMPLATE
+
+CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]
+LOOPS = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "filters": "{{ range(99999) | map('string') | map('upper') | list | sort | join }}" * 999,
+    "numbers": "{% for i in range(99999) %}{{ (i ** 99999) % 7 }}{% endfor %}",
+    "power": "{{ (9 ** (9 ** 9)) % 7 }}",
+    "replace": "{% set ns = namespace(x='ab') %}{% for i in range(99999) %}"
+    "{% set ns.x = ns.x.replace('a', 'aa').replace('aa', 'a') * 2 %}"
+    "{% set ns.x = ns.x[:9999999] %}{% endfor %}",
+}
+MEMORY = {
+    "multiply": "{{ 'x' * 10 ** 10 }}",
+    "format": "{{ '%9999999999d' % 1 }}",
+    "justify": "{{ 'x'.ljust(9999999999) }}",
+    "center": "{{ 'x' | center(9999999999) }}",
+    "double": "{% set ns = namespace(x='x') %}{% for i in range(60) %}"
+    "{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "lists": "{{ ([0] * 10 ** 10) | length }}",
+    "indent": "{{ ('x\n' * 10 ** 6) | indent(10 ** 5) }}",
+}
+LONG = {
+    "long": "{{ 'x' * 5000000 }}",
+    "many": "{% for i in range(99999) %}{{ 'x' * 99 }}{% endfor %}",
+}
+ERRORS = {
+    "raise": "{{ raise_exception('no') }}",
+    "syntax": "{% for %}",
+    "recursion": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "nested": "{{ " + "(" * 5000 + " }}",
+    "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "sandbox": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+}
+
+
+def render(renderer: Any, template: str, **more: Any) -> Any:
+    return renderer(
+        [CHAT], tools=None, documents=None, chat_template=template, add_generation_prompt=True,
+        return_assistant_tokens_mask="generation" in template, eos_token="<eos>", **more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def renderer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(template_process, "SECONDS", 2.0)
+    with limited_templates() as one:
+        yield one
+        assert render(one, CHAT_TEMPLATE)[0], "it goes on after a limit"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(text, "more than 2 s|of memory") for text in LOOPS.values()]
+    + [(text, "more than 1 GB of memory|more than 4 MB|more than 2 s") for text in MEMORY.values()]
+    + [(text, "more than 4 MB") for text in LONG.values()],
+    ids=[*LOOPS, *MEMORY, *LONG],
+)
+def test_limits(renderer: LimitedTemplates, template: str, message: str) -> None:
+    begun, before = time.monotonic(), psutil.Process(os.getpid()).memory_info().rss
+    with pytest.raises(TemplateLimit, match=message):
+        render(renderer, template)
+    assert time.monotonic() - begun < 10
+    assert psutil.Process(os.getpid()).memory_info().rss - before < 100e6
+
+
+@pytest.mark.parametrize("template", ERRORS.values(), ids=ERRORS)
+def test_errors_are_those_of_the_template(renderer: LimitedTemplates, template: str) -> None:
+    with pytest.raises((ValueError, TemplateLimit)) as caught:
+        render(renderer, template)
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT_TEMPLATE,
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+        "{{ strftime_now('%Y') }}{{ messages | tojson }}{{ eos_token }}{{ 'é😀' }}",
+    ],
+)
+def test_it_renders_as_transformers_does(renderer: LimitedTemplates, template: str) -> None:
+    clock = TemplateClock("2026-01-31T12:00:00")
+    ours = render(renderer, template, strftime_now=clock.strftime_now)
+    theirs = render(render_jinja_template, template, strftime_now=clock.strftime_now)
+    assert json.loads(json.dumps(ours)) == json.loads(json.dumps(theirs))
+
+
+def test_rendering_is_quick() -> None:
+    with limited_templates() as one:
+        render(one, CHAT_TEMPLATE)
+        begun = time.monotonic()
+        for _ in range(200):
+            render(one, CHAT_TEMPLATE)
+        assert time.monotonic() - begun < 2
+    children = psutil.Process(os.getpid()).children()
+    assert all(child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["in the tokenizer", "in the manifest"])
+def test_verify_refuses_a_set_with_such_a_template(
+    labeler: CommandLine,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    own: bool,
+) -> None:
+    monkeypatch.setattr(template_process, "SECONDS", 1.0)
+    row = {"messages": [{**m, "content": m["content"] * 9} for m in CHAT]}
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    flags = ("--model", teacher, "--engine", "transformers", "--max-length", 128, "--k", 4)
+    assert labeler("label", "a.jsonl", *flags, "--out", "set").code == 0
+    assert labeler("verify", "set").code == 0
+    template = LOOPS["loops"] + CHAT_TEMPLATE
+    labels = open_label_set("set")
+    digest = sha256_json([template, {}])
+    if own:
+        config = labels.tokenizer_dir / "chat_template.jinja"
+        config.write_text(template)
+        out = tmp_path / "own"
+        out.mkdir()
+        for file in labels.tokenizer_dir.iterdir():
+            (out / file.name).write_bytes(file.read_bytes())
+        reseal(labels, tokenizer=out, chat_template=digest)
+    else:
+        given = {"chat_template": {"text": template, "arguments": {}}}
+        reseal(labels, provenance=labels.manifest.provenance | given, chat_template=digest)
+    begun = time.monotonic()
+    found = labeler("verify", "set")
+    assert found.code == 1, found.err
+    assert "the chat template takes more than 1 s for a chat" in found.out
+    assert time.monotonic() - begun < 30
