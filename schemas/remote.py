@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from schemas.cache_folder import cache_folder
 from schemas.errors import LabelSetError, SoftshardsError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
@@ -23,9 +24,6 @@ from schemas.range_cache import RangeCache, open_range_cache
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
-
-CACHE = "SOFTSHARDS_CACHE"
-"""Environment variable: the cache folder; ~/.cache/softshards by default."""
 
 CACHE_GB = "SOFTSHARDS_CACHE_GB"
 """Environment variable: GB to cache, least recently used evicted first; 0 disables the cache."""
@@ -87,9 +85,9 @@ class Remote:
         limit = _cache_bytes()
         if limit == 0:
             return None
-        folder = os.environ.get(CACHE) or Path.home() / ".cache" / "softshards"
+        folder = cache_folder()
         try:
-            return open_range_cache(Path(folder), limit)
+            return open_range_cache(folder, limit)
         except OSError as error:
             warnings.warn(f"{folder}: not used as a cache: {error}", stacklevel=2)
             return None

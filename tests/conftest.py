@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from schemas.remote import CACHE
+from schemas.cache_folder import CACHE
 from tests import objects
 
 LONG = ("slow", "vllm", "teacher", "browser")

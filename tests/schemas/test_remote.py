@@ -12,8 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set, scan
+from schemas.cache_folder import CACHE
 from schemas.fingerprint import sha256_bytes
-from schemas.remote import CACHE, CACHE_GB
+from schemas.remote import CACHE_GB
 from schemas.view import read_view, view_target, write_view
 from tests.objects import BUCKET, bucket, upload
 from tests.schemas.sets import CODECS, varied_set, varied_table, write_set

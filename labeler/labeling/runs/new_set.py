@@ -10,6 +10,7 @@ from labeler.labeling.planning.budget import estimate_bytes, require_space
 from labeler.labeling.planning.cut import Planned
 from labeler.labeling.planning.engine_memory import step_tokens
 from labeler.labeling.runs.plan_input import plan_input, report_rejects, require_parents
+from labeler.labeling.teacher.checkpoint_facts import ChatTemplate
 from labeler.labeling.teacher.locate_teacher import source_provenance
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
@@ -94,7 +95,10 @@ def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:
 
 
 def _template_provenance(
-    identity: Identity, template: str | None, given: Path | None, arguments: dict[str, object]
+    identity: Identity,
+    template: ChatTemplate | None,
+    given: Path | None,
+    arguments: dict[str, object],
 ) -> dict[str, object]:
     """Return the parts of the chat template that the tokenizer lacks, to render rows again."""
     if identity.chat_template is None or not (arguments or given is not None):

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from labeler.labeling.rendering.chat import chat_tokens, prompt_tokens
 from labeler.labeling.rendering.messages import Chat
 from labeler.labeling.rendering.spans import BadRecord
+from labeler.labeling.teacher.checkpoint_facts import ChatTemplate
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, Manifest
 from schemas.fingerprint import sha256_json
@@ -47,12 +48,12 @@ class Template:
         is_given: it replaces the tokenizer's own (`--chat-template`).
     """
 
-    text: str
+    text: ChatTemplate
     arguments: dict[str, Any]
     is_given: bool = False
 
 
-def find_template(manifest: Manifest, own: str | None) -> Template | None:
+def find_template(manifest: Manifest, own: ChatTemplate | None) -> Template | None:
     """Return the template that a set's identity names; None if its source is not at hand.
 
     Args:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from schemas import LabelSetError, open_label_set
-from schemas.remote import CACHE, CACHE_GB, Remote
+from schemas.cache_folder import CACHE
+from schemas.remote import CACHE_GB, Remote
 from tests.objects import bucket, upload
 from tests.trainer.conftest import World
 from tests.trainer.running import log
