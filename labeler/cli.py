@@ -17,6 +17,7 @@ from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
+from schemas.yaml_settings import check_flags
 
 app = App(
     name="labeler",
@@ -63,6 +64,7 @@ def _launch(
     if config is not None:
         if not config.is_file():
             raise SoftshardsError("no such file", path=config, hint="check --config")
+        check_flags(config)
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
             refuse_fractions,

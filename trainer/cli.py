@@ -15,6 +15,7 @@ from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
+from schemas.yaml_settings import check_flags
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.report.report_config import ReportConfig
 from trainer.slice.slice_config import SliceConfig
@@ -141,6 +142,7 @@ def launch(
     """
     app.config = (refuse_fractions,)  # without the file of an earlier call in the same process
     if config is not None:
+        check_flags(config)
         file = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
         app.config = (file, refuse_fractions)
     code: int | None = app(tokens, result_action="return_value", exit_on_error=True)

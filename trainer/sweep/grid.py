@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
 from pydantic import JsonValue
 
 from schemas import SoftshardsError
+from schemas.yaml_settings import read_settings
 from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.flags import flag_name, name_part, nearest_flag, parse_settings, slug
 from trainer.train.train_config import TrainConfig
@@ -118,10 +118,7 @@ def _trial(parts: Parts, settings: Settings, out: Path, where: str, path: Path) 
 
 
 def _load(path: Path) -> Settings:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SoftshardsError(f"cannot be read as YAML: {error}", path=path) from error
+    content = read_settings(path)
     if not isinstance(content, dict):
         raise SoftshardsError(f"it must have the keys {', '.join(SECTIONS)}", path=path)
     for key in content:

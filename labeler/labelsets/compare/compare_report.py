@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-import yaml
 from rich.table import Table
 
 from labeler.console import err, out
@@ -18,6 +17,7 @@ from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenize
 from labeler.labelsets.compare.compare_config import CompareConfig
 from labeler.labelsets.compare.comparison import Comparison, Position, Side, Spread, compare_sets
 from schemas import SoftshardsError, open_label_set
+from schemas.yaml_settings import read_settings
 
 SETTINGS = (".yaml", ".yml")
 
@@ -73,10 +73,7 @@ def run_compare(config: CompareConfig) -> int:
 
 def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
     """Label the first records in a process of its own, so only one engine is loaded at a time."""
-    try:
-        content = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SoftshardsError(f"the settings cannot be read: {error}", path=settings) from error
+    content = read_settings(settings)
     if not isinstance(content, dict) or "out" not in content:
         raise SoftshardsError(
             "the settings name no folder for the labels",
