@@ -222,6 +222,13 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
                 path=place,
                 hint=hint,
             )
+        if kept.rows > group.rows or kept.labels > group.labels or kept.tokens > group.tokens:
+            raise LabelSetError(
+                f"the view says more rows, labels or tokens than {kept.shard}, row group "
+                f"{kept.row_group}, has",
+                path=place,
+                hint=hint,
+            )
         groups.append(replace(group, kept=kept))
     return replace(labels, row_groups=tuple(groups), view=view)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.journal import ByteRange
-from schemas.manifest import Model
+from schemas.manifest import Count, Digest, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,11 @@ class Kept(Model):
     """
 
     shard: str
-    row_group: int
-    sha256: str
-    rows: int
-    labels: int
-    tokens: int
+    row_group: Count
+    sha256: Digest
+    rows: Count
+    labels: Count
+    tokens: Count
     bits: str
 
     @classmethod

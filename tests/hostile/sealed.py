@@ -80,6 +80,8 @@ def reseal(path: Path, *, manifest: Callable[[Json], Json] = lambda content: con
                 row["stop"] = len(data) if row["row_group"] == -1 else row["stop"]
                 row["sha256"] = sha256_bytes(data[row["start"] : row["stop"]])
         write_index_page(path, rows)
+        if content["totals"]:
+            content["totals"]["bytes"] = sum(r["stop"] for r in rows if r["row_group"] == -1)
         for unit in {row["unit"] for row in rows}:
             _reseal_entry(path, unit, [row for row in rows if row["unit"] == unit])
     for name in ("tokenizer_files", "index_pages", "plan_rejects"):

@@ -225,8 +225,9 @@ def deep_manifest(labels: Path) -> None:
     text = (labels / "manifest.json").read_text()
     deep = "[" * 100_000 + "]" * 100_000
     (labels / "manifest.json").write_text(
-        text.replace('"provenance":{', f'"provenance":{{"x":{deep},')
+        text.replace('"provenance": {', f'"provenance": {{"x": {deep},')
     )
+    assert deep in (labels / "manifest.json").read_text()
 
 
 def long_number(labels: Path) -> None:
@@ -252,9 +253,9 @@ def test_a_bomb_is_refused_before_it_takes_memory(
     bomb(labels)
     assert size(labels) < 1 << 20
     assert cost(labels) <= MEGABYTES
-    if bomb not in (large_vocabulary, huge_k, most_units_of_a_running_set):
+    if bomb not in (large_vocabulary, huge_k, most_units_of_a_running_set, deep_footer):
         assert findings(labels)
-        is_order = bomb in (order_bomb, order_with_stated_size, deep_footer)
+        is_order = bomb in (order_bomb, order_with_stated_size)
         if not is_order or open_label_set(labels).manifest.codec == CODECS[1]:
             assert trained_on(labels)
 
