@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from schemas.file_names import rejects_name
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_file
 from schemas.invariants import Key, row_name, validate_table
-from schemas.journal import ByteRange, entry_path, journaled_units, read_entry
+from schemas.journal import JOURNAL, ByteRange, entry_path, journaled_units, read_entry
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER, LedgerSums, is_ledger_of
 from schemas.parquet_sizes import checked_parquet
@@ -276,6 +277,9 @@ def _undeclared_files(labels: LabelSet) -> Iterator[Finding]:
     for name in extra_files(labels):
         if (labels.path / name).is_symlink():
             yield Finding(kind="stray", where=name, what="a symbolic link, not part of the set")
+        elif re.fullmatch(rf"{JOURNAL}/plan-\d+\.rejects\.parquet", name):
+            what = "left by an append that did not finish, and replaced by the next one"
+            yield Finding(kind="stray", where=name, what=what, note=True)
         elif is_set_file(name):
             glob = " (a raw glob would read it)" if name.startswith("shards/") else ""
             what = f"not declared by the manifest or the index{glob}"
