@@ -107,7 +107,7 @@ def test_json_inside_of_records() -> None:
         b"{",
         b'"\\ud800"',
     ):
-        with pytest.raises(BadRecord, match="column 'messages' is text, and"):
+        with pytest.raises(BadRecord, match="column 'messages' is text, but not"):
             read_list({"messages": value.decode()}, "messages")
 
 

@@ -116,7 +116,9 @@ def _json_line(line: bytes, what: str) -> Columns | str:
         value = read_value(line.decode("utf-8-sig"))
     except UnicodeError as error:
         return f"{what} is not UTF-8: {error}"
-    except (BadJson, BadValue) as error:
+    except BadJson as error:
+        return f"{what} is not JSON: {error}"
+    except BadValue as error:
         return f"{what} {error}"
     return _object(value, what)
 

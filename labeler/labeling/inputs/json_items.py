@@ -51,7 +51,7 @@ def read_value(text: str) -> object:
     except RecursionError as error:
         raise BadValue(TOO_DEEP) from error
     except ValueError as error:  # a number of more digits than Python converts, too
-        raise BadJson(f"is not JSON: {error}") from error
+        raise BadJson(str(error)) from error
     _check_value(value, text, containers)
     return value
 

@@ -121,7 +121,7 @@ def read_list(columns: Columns, name: str) -> list[Any] | None:
         try:
             value, arrow = read_value(value), False
         except ValueError as error:
-            raise BadRecord(f"column {name!r} is text, and {error}") from error
+            raise BadRecord(f"column {name!r} is text, but not JSON: {error}") from error
     if value is None or value == []:
         return None
     if not isinstance(value, list):

@@ -72,6 +72,8 @@ def wrap_calls(message: Message) -> Message:
 def _read_call(call: object, where: str) -> Message:
     if not isinstance(call, dict):
         raise BadRecord(f"{where} is not an object: {call!r:.80}")
+    if "function" in call and not isinstance(call["function"], dict):
+        raise BadRecord(f"{where} has a function that is not an object: {call['function']!r:.80}")
     return _on_function(call, lambda function: _with_object(function, where))
 
 

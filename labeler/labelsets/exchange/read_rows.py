@@ -153,6 +153,8 @@ def _list(row: Row, name: str, kind: pa.ListType) -> Any:
     value = row.get(name)
     try:
         if isinstance(value, pa.Scalar):
+            if not isinstance(value, pa.ListScalar):
+                raise TypeError(f"it is a {value.type}")
             value = value.values
             value = value if value is None else value.cast(kind.value_type)
         elif value is not None:
