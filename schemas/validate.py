@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS, REJECT_SCHEMA
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import rejects_name
+from schemas.file_names import JOURNAL, rejects_name
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_file
 from schemas.invariants import Key, row_name, validate_table
-from schemas.journal import JOURNAL, ByteRange, entry_path, journaled_units, read_entry
+from schemas.journal import ByteRange, entry_path, journaled_units, read_entry
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER, LedgerSums, is_ledger_of
 from schemas.parquet_sizes import checked_parquet
@@ -277,7 +277,7 @@ def _undeclared_files(labels: LabelSet) -> Iterator[Finding]:
     for name in extra_files(labels):
         if (labels.path / name).is_symlink():
             yield Finding(kind="stray", where=name, what="a symbolic link, not part of the set")
-        elif re.fullmatch(rf"{JOURNAL}/plan-\d+\.rejects\.parquet", name):
+        elif re.fullmatch(rf"({JOURNAL}/)?plan-\d+\.(rejects\.)?parquet", name):
             what = "left by an append that did not finish, and replaced by the next one"
             yield Finding(kind="stray", where=name, what=what, note=True)
         elif is_set_file(name):
