@@ -28,6 +28,7 @@ from tests.hostile.sealed import (
     write_index_page,
     write_json,
 )
+from tests.labeler.command_line import CommandLine
 from tests.schemas.sets import GOLDEN
 
 Change = Callable[[pa.Table], pa.Table]
@@ -255,3 +256,18 @@ def test_the_tools_change_nothing_by_themselves(labels: Path) -> None:
 def test_random_mutations_are_refused_or_found() -> None:
     """More: `python -m tests.hostile.fuzz_sets --count 10000`."""
     assert run(150, seed=0) == []
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{"chat_template": 5}, {"chat_template": {"text": 5, "arguments": []}}, {"derived": []}, {}],
+)
+def test_the_command_ends_in_findings_whatever_the_provenance_is(
+    provenance: Json, labels: Path, labeler: CommandLine
+) -> None:
+    reidentify(labels, chat_template="0" * 64)
+    reseal(labels, manifest=lambda content: content | {"provenance": provenance})
+    for command in (["verify", labels], ["inspect", labels], ["repair", labels, "--dry-run"]):
+        done = labeler(*command)
+        assert done.code in (0, 1, 2)
+        assert "Traceback" not in done.err + done.out

@@ -11,6 +11,7 @@ from labeler.console import out, progress
 from labeler.labelsets.verify.rescore import Rescore, rescore_rows, teacher_path
 from labeler.labelsets.verify.verify_config import VerifyConfig
 from schemas import LabelSet, LabelSetError, open_label_set
+from schemas.errors import first_line
 from schemas.findings import Finding
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.validate import examine
@@ -49,7 +50,11 @@ def _check(labels: LabelSet, config: VerifyConfig) -> tuple[list[Finding], Resco
     # A damaged set does not wait for these imports.
     from labeler.labelsets.verify.text_checks import check_teacher, check_text
 
-    findings += check_text(labels)
+    try:
+        findings += check_text(labels)
+    except Exception as error:  # a stranger's set may hold anything where text is expected
+        what = f"the text cannot be checked: {first_line(error)}"
+        findings.append(Finding(kind="text", what=what))
     if config.rescore == 0 and config.model is None:
         return findings, None
     teacher = teacher_path(labels, config.model, config.revision)
