@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labeler.console import err
+from labeler.labeling.teacher.checkpoint_facts import (
+    ChatTemplate,
+    CheckpointFacts,
+    remembered_facts,
+)
 from labeler.labeling.teacher.teacher_config import (
     GENERATION,
     generation_stop_ids,
@@ -33,11 +40,12 @@ CHECKPOINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A checkpoint whose tokenizer is loaded and whose weights are not.
+    """A checkpoint whose weights are not loaded, and whose tokenizer is loaded when it is needed.
 
     Attributes:
         path: its folder.
-        tokenizer: the transformers tokenizer, which has no types.
+        load_tokenizer: returns the transformers tokenizer, always the same one.
+        chat_template: the tokenizer's chat template, or several by name, if it has any.
         vocab_size: number of real token ids.
         context: longest sequence that the model supports, in tokens.
         dtype: the checkpoint's dtype, by torch's name.
@@ -49,7 +57,8 @@ class Teacher:
     """
 
     path: Path
-    tokenizer: Any
+    load_tokenizer: Callable[[], Any]
+    chat_template: ChatTemplate | None
     vocab_size: int
     context: int
     dtype: str
@@ -60,10 +69,9 @@ class Teacher:
     renderer: LimitedTemplates | None = None
 
     @property
-    def chat_template(self) -> str | None:
-        """The tokenizer's chat template, if it has one."""
-        template: str | None = self.tokenizer.chat_template
-        return template
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer, which has no types."""
+        return self.load_tokenizer()
 
     @property
     def eos_id(self) -> int:
@@ -161,15 +169,73 @@ def open_teacher(
             or a shorter context, or the template cannot be read.
     """
     require_checkpoint(path)
-    from transformers import AutoConfig, AutoTokenizer
+    template = None if chat_template is None else _read_template(chat_template)
 
-    try:
-        # True or False: without a value, transformers asks on the terminal.
-        model_config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code)
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_code)
-        context = model_context(model_config) or max_length
-        dtype = model_dtype(model_config, path)
+    @cache
+    def load_tokenizer() -> Any:
+        with _explain(path, trust_code):
+            from transformers import AutoTokenizer
+
+            # True or False: without a value, transformers asks on the terminal.
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_code)
+        if template is not None:
+            tokenizer.chat_template = template
+        return tokenizer
+
+    def read_facts() -> CheckpointFacts:
+        return _read_facts(path, load_tokenizer(), trust_code)
+
+    # What a checkpoint's own code says may change with what its code reads.
+    facts = read_facts() if trust_code else remembered_facts(path, read_facts)
+    context = facts.context or max_length
+    if max_length > context:
+        raise SoftshardsError(
+            f"--max-length {max_length} is more than the model's context of {context} tokens",
+            path=path,
+            hint=f"pass --max-length {context} or less",
+        )
+    if facts.unknown_stop_ids:
+        beyond = f"stop ids beyond the tokenizer's {facts.vocab_size} ids are ignored"
+        ids = ", ".join(map(str, facts.unknown_stop_ids))
+        err.print(f"{path / GENERATION}: {beyond}: {ids}")
+    return Teacher(
+        path=path,
+        load_tokenizer=load_tokenizer,
+        chat_template=facts.chat_template if template is None else template,
+        vocab_size=facts.vocab_size,
+        context=context,
+        dtype=facts.dtype,
+        stop_ids=facts.stop_ids,
+        trust_code=trust_code,
+    )
+
+
+def _read_facts(path: Path, tokenizer: Any, trust_code: bool) -> CheckpointFacts:
+    with _explain(path, trust_code):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code)
         stop_ids = {tokenizer.eos_token_id, *generation_stop_ids(path)} - {None}
+        unknown = {token for token in stop_ids if token >= len(tokenizer)}
+        return CheckpointFacts(
+            vocab_size=len(tokenizer),
+            context=model_context(config),
+            dtype=model_dtype(config, path),
+            stop_ids=tuple(sorted(stop_ids - unknown)),
+            unknown_stop_ids=tuple(sorted(unknown)),
+            chat_template=tokenizer.chat_template,
+        )
+
+
+@contextmanager
+def _explain(path: Path, trust_code: bool) -> Iterator[None]:
+    """Turn what transformers raises over a checkpoint into an error in the user's terms.
+
+    Raises:
+        SoftshardsError: the checkpoint cannot be opened, or needs code of its own.
+    """
+    try:
+        yield
     except SoftshardsError:
         raise
     except Exception as error:  # parsers raise many types
@@ -184,27 +250,6 @@ def open_teacher(
         raise SoftshardsError(
             f"the model cannot be opened: {first_line(error)}", path=path, hint=CHECKPOINT
         ) from error
-    if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
-    if max_length > context:
-        raise SoftshardsError(
-            f"--max-length {max_length} is more than the model's context of {context} tokens",
-            path=path,
-            hint=f"pass --max-length {context} or less",
-        )
-    unknown = sorted(token for token in stop_ids if token >= len(tokenizer))
-    if unknown:
-        beyond = f"stop ids beyond the tokenizer's {len(tokenizer)} ids are ignored"
-        err.print(f"{path / GENERATION}: {beyond}: {str(unknown)[1:-1]}")
-    return Teacher(
-        path=path,
-        tokenizer=tokenizer,
-        vocab_size=len(tokenizer),
-        context=context,
-        dtype=dtype,
-        stop_ids=tuple(sorted(stop_ids - set(unknown))),
-        trust_code=trust_code,
-    )
 
 
 def _read_template(path: Path) -> str:

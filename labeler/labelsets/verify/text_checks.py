@@ -105,7 +105,8 @@ def _as_teacher(labels: LabelSet, tokenizer: TextTokenizer) -> Teacher:
     eos: int | None = getattr(tokenizer, "eos_token_id", None)
     return Teacher(
         path=labels.tokenizer_dir,
-        tokenizer=tokenizer,
+        load_tokenizer=lambda: tokenizer,
+        chat_template=tokenizer.chat_template,
         vocab_size=len(tokenizer),
         context=labels.manifest.identity.max_length,
         dtype=labels.manifest.identity.dtype,
@@ -255,7 +256,8 @@ def _check_template(
     manifest = labels.manifest
     template = find_template(manifest, teacher.chat_template)
     tried = template or Template(text=teacher.chat_template or "", arguments={})
-    teacher.tokenizer.chat_template = tried.text or None
+    teacher = replace(teacher, chat_template=tried.text or None)
+    teacher.tokenizer.chat_template = teacher.chat_template
     if moment := manifest.identity.template_time:
         teacher = replace(teacher, clock=TemplateClock(moment))
     try:

@@ -602,7 +602,7 @@ def test_a_slow_tokenizer_is_refused(teachers: dict[str, Teacher]) -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(teachers["chatml"].tokenizer, name)
 
-    teacher = Teacher(**vars_of(teachers["chatml"]) | {"tokenizer": Slow()})
+    teacher = Teacher(**vars_of(teachers["chatml"]) | {"load_tokenizer": Slow})
     with pytest.raises(SoftshardsError, match="chats need a fast tokenizer"):
         rendered(teacher, {"messages": CHAT})
 
