@@ -102,6 +102,7 @@ def make_plan(
     memory = estimate(
         student,
         pack_tokens=pack_tokens,
+        row_tokens=tokens // max(1, sum(part.labels.rows for part in parts)),
         k=max(_ids_per_label(part, drawn=needs_draws) for part in parts),
         window_bytes=0 if device.type == "cuda" else _window_bytes(parts, config.window),
         chunk_bytes=config.chunk_bytes or default_chunk_bytes(device),

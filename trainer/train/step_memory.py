@@ -21,8 +21,8 @@ from trainer.student.student import Student
 
 PROBES = (32, 64, 128)
 """Lengths of the measured documents: three, because some bytes grow with the square."""
-CHUNK_PROBES = (256, 512, 768)
-"""The same for layers that carry state: they compute whole chunks, of up to 256 tokens."""
+ROW_PROBE = 256
+"""Tokens of the longest row that is measured of students with layers that carry state."""
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_fused": 8.0, "adamw_8bit": 2.1}
 """Bytes of state per trained number."""
 CHUNK_BUFFERS = 3
@@ -55,6 +55,7 @@ def estimate(
     student: Student,
     *,
     pack_tokens: int,
+    row_tokens: int = ROW_PROBE,
     k: int,
     window_bytes: int,
     chunk_bytes: int,
@@ -69,6 +70,7 @@ def estimate(
     Args:
         student: on the CPU, not yet prepared.
         pack_tokens: tokens of the fullest pack.
+        row_tokens: tokens of a usual row.
         k: labeled ids per position.
         window_bytes: decoded labels in the training device's memory (0 on a GPU).
         chunk_bytes: budget of logits of the head's op.
@@ -89,7 +91,10 @@ def estimate(
         weights += 4 * (total - inner + 2 * inner // len(layers))
     # DDP sums gradients in buckets of its own.
     gradients = 4 * trained // parts * (2 if world > 1 and not sharded else 1)
-    saved = activation_bytes(student, pack_tokens, bf16=bf16)
+    if leaking_layers(model):
+        saved = padded_bytes(student, pack_tokens, row_tokens, bf16=bf16)
+    else:
+        saved = activation_bytes(student, pack_tokens, bf16=bf16)
     per_layer = saved // len(layers)
     if gradient_checkpointing:
         width = model.config.get_text_config().hidden_size
@@ -110,7 +115,7 @@ def estimate(
 
 def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
     """Return the bytes that autograd saves of the student's body for one document of `tokens`."""
-    probes = CHUNK_PROBES if leaking_layers(student.model) else PROBES
+    probes = PROBES
     context = context_length(student) or max(probes)
     if context < max(probes):
         probes = (context // 4, context // 2, context)
@@ -125,8 +130,19 @@ def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
     return int(constant + line * tokens + max(0.0, square) * tokens**2)
 
 
-def saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
-    """Run a document of `length` tokens and return the bytes that autograd saves for backward."""
+def padded_bytes(student: Student, tokens: int, row_tokens: int, *, bf16: bool) -> int:
+    """Return the bytes that autograd saves of the student's body for a padded batch of `tokens`.
+
+    Layers that carry state compute whole chunks, of up to 256 tokens, whatever a row's length: the
+    bytes follow the number of rows. Two measurements give those of a row, and the constant ones.
+    """
+    length = max(2, min(row_tokens, ROW_PROBE, tokens))
+    one, two = (saved_bytes(student, length, rows=rows, bf16=bf16) for rows in (1, 2))
+    return one + (two - one) * (tokens // length - 1)
+
+
+def saved_bytes(student: Student, length: int, *, rows: int = 1, bf16: bool) -> int:
+    """Run documents of `length` tokens and return the bytes that autograd saves for backward."""
     model: Any = student.model
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     storages: dict[int, int] = {}
@@ -137,7 +153,7 @@ def saved_bytes(student: Student, length: int, *, bf16: bool) -> int:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    ids = torch.arange(length)[None] * 7919 % student.valid_vocab
+    ids = (torch.arange(length) * 7919 % student.valid_vocab).repeat(rows, 1)
     training, attention = model.training, model.config._attn_implementation
     model.eval()  # no gradient checkpointing here
     if student.attention == "varlen":

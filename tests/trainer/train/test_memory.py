@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.tiny_model import make_model
 from tests.trainer.conftest import World
 from tests.trainer.running import command, config
+from tests.trainer.student.families import family_config
 from trainer.cli import main
 from trainer.student.student import Student
 from trainer.train.loop import train
-from trainer.train.step_memory import activation_bytes, estimate, saved_bytes
+from trainer.train.step_memory import activation_bytes, estimate, padded_bytes, saved_bytes
 
 
 @pytest.fixture
@@ -41,11 +42,23 @@ def test_activations_of_attention_that_saves_its_scores(student: Student) -> Non
     assert activation_bytes(student, 1000, bf16=False) == pytest.approx(kept, rel=0.02)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("family", ["mamba2", "lfm2", "granitemoehybrid", "qwen3_next"])
+def test_activations_of_padded_batches(family: str, bf16: bool) -> None:
+    """Rows of 32 tokens; Mamba-2 computes 256 for each of them."""
+    model = AutoModelForCausalLM.from_config(family_config(family))
+    student = Student(model, 280)
+    kept = saved_bytes(student, 32, rows=12, bf16=bf16)
+    assert padded_bytes(student, 12 * 32, 32, bf16=bf16) == pytest.approx(kept, rel=0.05)
+    alone = saved_bytes(student, 12 * 32, bf16=bf16)
+    assert (kept > 3 * alone) == (family == "mamba2")
+
+
 def test_every_part_is_counted(student: Student) -> None:
     def of(world_size: int = 1, sharded: bool = False, **settings: Any) -> dict[str, int]:
         chosen: dict[str, Any] = {"optimizer": "adamw_fused", "bf16": False}
         chosen |= {"gradient_checkpointing": False, "chunk_bytes": 64 * 2**20}
-        chosen |= {"pack_tokens": 1000, "k": 8, "window_bytes": 7} | settings
+        chosen |= {"pack_tokens": 1000, "row_tokens": 50, "k": 8, "window_bytes": 7} | settings
         memory = estimate(student, **chosen, world=world_size, sharded=sharded)
         return vars(memory) | {"total": memory.total}
 
