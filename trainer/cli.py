@@ -89,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> int:
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json`
     """
-    from trainer.evaluate.measure import evaluate as run
+    from trainer.evaluate.evaluate_models import evaluate as run
 
     return run(config)
 

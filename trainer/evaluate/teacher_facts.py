@@ -75,6 +75,8 @@ def add_checkpoint(
             path=path,
             hint="give the folder that the set was labeled from, or leave --teacher out",
         )
+    if proved and teacher.parameters is not None and teacher.path == str(source):
+        return teacher
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -105,7 +105,7 @@ def _rank(
     bench: BenchResults | None,
 ) -> int:
     """Measure all trained models, write and print the leaderboard; return the exit code."""
-    from trainer.evaluate.measure import measure_models
+    from trainer.evaluate.evaluate_models import measure_models
     from trainer.sweep.leaderboard import group_by_seed, make_row, rank_rows, to_json
     from trainer.sweep.leaderboard_page import print_tables, render_page
 

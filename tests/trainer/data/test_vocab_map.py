@@ -20,7 +20,7 @@ from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 from trainer.data.vocab_map import VocabMap, measure_coverage, read_vocab_map
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import evaluate
+from trainer.evaluate.evaluate_models import evaluate
 from trainer.train.loop import train
 
 LOST = 3

@@ -12,7 +12,7 @@ from schemas import SoftshardsError
 from tests.trainer.conftest import World
 from trainer.evaluate.bootstrap import REPLICATES, document_counts, from_text, interval, to_text
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import measure_models
+from trainer.evaluate.evaluate_models import measure_models
 from trainer.evaluate.model_differences import differences
 from trainer.evaluate.results import EvaluationResults, Metrics
 

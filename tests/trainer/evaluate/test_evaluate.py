@@ -19,7 +19,7 @@ from tests.trainer.conftest import World
 from tests.trainer.evaluate.test_calibration import reference_ece
 from trainer.cli import main
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import evaluate
+from trainer.evaluate.evaluate_models import evaluate
 from trainer.evaluate.teacher_facts import is_the_teacher
 from trainer.report.build_report import report
 from trainer.report.report_config import ReportConfig

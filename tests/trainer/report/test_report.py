@@ -12,7 +12,7 @@ import pytest
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import evaluate
+from trainer.evaluate.evaluate_models import evaluate
 from trainer.report.build_report import Line, report
 from trainer.report.report_config import ReportConfig
 from trainer.train.loop import train

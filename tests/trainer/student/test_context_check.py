@@ -14,7 +14,7 @@ from tests.trainer.conftest import World
 from tests.trainer.running import config
 from tests.trainer.student.families import family_config
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import measure_models
+from trainer.evaluate.evaluate_models import measure_models
 from trainer.student.context_check import check_context, context_length
 from trainer.student.student import Student, make_student
 from trainer.train.loop import train

@@ -18,7 +18,7 @@ from tests.tiny_model import make_model
 from tests.trainer.conftest import World
 from tests.trainer.running import config
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import measure_models
+from trainer.evaluate.evaluate_models import measure_models
 from trainer.slice.slice_config import SliceConfig
 from trainer.slice.slice_teacher import slice_teacher
 from trainer.student.load_model import load_model

@@ -14,7 +14,7 @@ from schemas import open_label_set
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import evaluate
+from trainer.evaluate.evaluate_models import evaluate
 from trainer.student.student import load_student
 from trainer.train.loop import train
 

@@ -16,7 +16,7 @@ from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.conftest import World
 from tests.trainer.running import config
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import measure_models
+from trainer.evaluate.evaluate_models import measure_models
 from trainer.slice.slice_config import SliceConfig
 from trainer.slice.slice_teacher import slice_teacher
 from trainer.sweep.grid import read_sweep

@@ -17,7 +17,7 @@ from tests.trainer.conftest import World
 from tests.trainer.running import command, config, log, run_ranks
 from tests.trainer.student.families import family_config
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.measure import measure_models
+from trainer.evaluate.evaluate_models import measure_models
 from trainer.train.loop import train
 
 STATEFUL = ("lfm2", "mamba", "qwen3_next", "jamba", "nemotron_h")
