@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.size_limits import base_bytes, require_expansion
-from schemas.thrift_compact import FOOTER, PAGE, parse_struct
+from schemas.thrift_compact import CHUNK, PAGE, find_row_groups, parse_struct
 
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
@@ -65,13 +65,27 @@ class Footer:
 
     Attributes:
         metadata: as PyArrow reads columns by it. Do not ask it for columns of row groups.
-        rows: rows per row group.
-        groups: the columns of each row group.
+        names: name of each column of the file, without the path inside lists and structs.
+        row_groups: rows of each row group, and the offsets of its columns in `content`.
+        content: the footer's bytes.
     """
 
     metadata: pq.FileMetaData
-    rows: tuple[int, ...]
-    groups: tuple[tuple[Chunk, ...], ...]
+    names: tuple[str, ...]
+    row_groups: tuple[tuple[int, list[int]], ...]
+    content: bytes
+
+    def chunks(self, number: int, columns: Collection[str] | None = None) -> list[Chunk]:
+        """Return the columns of a row group, or some of them.
+
+        Raises:
+            ValueError: the footer states an impossible size.
+        """
+        return [
+            _chunk(name, parse_struct(self.content, at, CHUNK)[0])
+            for name, at in zip(self.names, self.row_groups[number][1], strict=True)
+            if columns is None or name in columns
+        ]
 
 
 def parse_footer(data: bytes | memoryview) -> Footer:
@@ -87,31 +101,29 @@ def parse_footer(data: bytes | memoryview) -> Footer:
     if data[-4:] != b"PAR1" or not 0 < length <= len(data) - 8:
         raise ValueError("this is not the end of a Parquet file")
     content = bytes(data[-8 - length :])
-    fields, _ = parse_struct(content[:-8], 0, FOOTER)
-    try:
-        groups = tuple(
-            tuple(_chunk(column) for column in group.get(1, [])) for group in fields.get(4, [])
-        )
-        rows = tuple(group[3] for group in fields.get(4, []))
-    except (KeyError, IndexError, UnicodeDecodeError) as error:
-        raise ValueError("the footer lacks facts about a column") from error
+    groups = find_row_groups(content)
     source = pa.BufferReader(content)
     metadata = pq.ParquetFile(source, thrift_container_size_limit=length).metadata
-    if metadata.num_row_groups != len(rows) or any(len(g) != metadata.num_columns for g in groups):
+    schema = metadata.schema
+    names = tuple(schema.column(n).path.split(".")[0] for n in range(metadata.num_columns))
+    if metadata.num_row_groups != len(groups) or any(len(g) != len(names) for _, g in groups):
         raise ValueError("the footer has another number of columns than its schema")
-    return Footer(metadata, rows, groups)
+    return Footer(metadata, names, tuple(groups), content)
 
 
-def _chunk(column: dict[int, Any]) -> Chunk:
-    facts = column[3]
+def _chunk(name: str, column: dict[int, Any]) -> Chunk:
     if 8 in column or 9 in column or column.get(1):
         raise ValueError("a column is encrypted, or in another file")
-    data, dictionary = facts[9], facts.get(11, 0)
-    start = dictionary if 0 < dictionary < data else data  # as PyArrow finds it
-    size = facts[7]
-    if min(start, size, facts[5]) < 0:
+    try:
+        facts = column[3]
+        data, dictionary, size = facts[9], facts.get(11, 0), facts[7]
+        start = dictionary if 0 < dictionary < data else data  # as PyArrow finds it
+        chunk = Chunk(name, facts[1], facts[4], facts[5], start, start + size)
+    except KeyError as error:
+        raise ValueError(f"the footer lacks facts about column {name}") from error
+    if min(start, size, chunk.values) < 0:
         raise ValueError("the footer states a negative size")
-    return Chunk(facts[3][0].decode(), facts[1], facts[4], facts[5], start, start + size)
+    return chunk
 
 
 @contextmanager
@@ -126,7 +138,7 @@ def checked_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         footer = parse_footer(stored)
         require_plausible(
             footer,
-            range(len(footer.groups)),
+            range(len(footer.row_groups)),
             None,
             read=lambda start, stop: stored[start:stop],
             stored=len(stored),
@@ -174,13 +186,13 @@ def require_plausible(
     """
     needed, counts = 0, dict[str, int]()
     for number in groups:
-        for chunk in footer.groups[number]:
-            if columns is None or chunk.name in columns:
-                if not 0 <= footer.rows[number] <= chunk.values:
-                    raise ValueError(f"column {chunk.name} has fewer values than rows")
-                counts[chunk.name] = chunk.values
-                needed += _needed(chunk, read)
-                require_expansion(f"column {chunk.name}", needed, stored)
+        rows = footer.row_groups[number][0]
+        for chunk in footer.chunks(number, columns):
+            if not 0 <= rows <= chunk.values:
+                raise ValueError(f"column {chunk.name} has fewer values than rows")
+            counts[chunk.name] = chunk.values
+            needed += _needed(chunk, read)
+            require_expansion(f"column {chunk.name}", needed, stored)
     return counts
 
 

@@ -215,7 +215,8 @@ class OpenGroup:
                 self.group.index, columns=names, use_threads=several
             )
             if self.verify == "read":
-                _require_all_values(table, self.footer.groups[self.group.index])
+                chunks = self.footer.chunks(self.group.index, table.column_names)
+                _require_all_values(table, chunks)
             self._require_lists(table)
             if self.group.kept is not None:
                 table = table.filter(pa.array(self.group.kept.mask(table.num_rows)))
@@ -228,8 +229,7 @@ class OpenGroup:
     def _require_sizes(self, names: Sequence[str]) -> None:
         """Check the sizes that footer and pages state, before memory is taken for them."""
         stored = self.group.bytes.stop - self.group.bytes.start
-        chunks = self.footer.groups[self.group.index]
-        self.content.load(_chunk_ranges([chunk for chunk in chunks if chunk.name in names]))
+        self.content.load(_chunk_ranges(self.footer.chunks(self.group.index, names)))
         counts = require_plausible(
             self.footer,
             [self.group.index],
@@ -277,10 +277,10 @@ GAP = 8192
 
 def _require_counts(footer: Footer, group: RowGroup) -> None:
     """Compare the index with the footer."""
-    if group.index >= len(footer.rows):
-        raise ValueError(f"the shard has {len(footer.rows)} row groups")
-    if footer.rows[group.index] != group.bytes.rows:
-        found = footer.rows[group.index]
+    if group.index >= len(footer.row_groups):
+        raise ValueError(f"the shard has {len(footer.row_groups)} row groups")
+    found = footer.row_groups[group.index][0]
+    if found != group.bytes.rows:
         raise ValueError(f"it has {found} rows, the index says {group.bytes.rows}")
 
 
@@ -310,10 +310,9 @@ def _require_all_values(table: pa.Table, chunks: Sequence[Chunk]) -> None:
     Checksums cover pages, but not the page headers, which state the number of values.
     """
     for chunk in chunks:
-        if chunk.name in table.column_names:
-            found = sum(_values(array) for array in table[chunk.name].chunks)
-            if found != chunk.values:
-                raise ValueError(f"column {chunk.name} has {found} values, not {chunk.values}")
+        found = sum(_values(array) for array in table[chunk.name].chunks)
+        if found != chunk.values:
+            raise ValueError(f"column {chunk.name} has {found} values, not {chunk.values}")
 
 
 def _values(array: pa.Array) -> int:

@@ -19,18 +19,15 @@ Spec = dict[int, tuple[int, Any]]
 """By field: its kind; and for a struct its own fields, for a list the kind and fields of items."""
 _COLUMN: Spec = {
     1: (I32, None),
-    3: (LIST, (BINARY, None)),
     4: (I32, None),
     5: (I64, None),
     7: (I64, None),
     9: (I64, None),
     11: (I64, None),
 }
-_CHUNK: Spec = {1: (BINARY, None), 3: (STRUCT, _COLUMN), 8: (STRUCT, {}), 9: (BINARY, None)}
-_GROUP: Spec = {1: (LIST, (STRUCT, _CHUNK)), 3: (I64, None)}
-FOOTER: Spec = {4: (LIST, (STRUCT, _GROUP))}
-"""Row groups (4), each with columns (1) and number of rows (3). A column has a file (1), facts (3:
-type, path, codec, values, stored bytes, offsets of data and dictionary) and encryption (8, 9)."""
+CHUNK: Spec = {1: (BINARY, None), 3: (STRUCT, _COLUMN), 8: (STRUCT, {}), 9: (BINARY, None)}
+"""A column of a row group: its file (1), its facts (3: type, codec, values, stored bytes, offsets
+of data and dictionary), and encryption (8, 9)."""
 _DATA_PAGE: Spec = {1: (I32, None), 2: (I32, None)}
 PAGE: Spec = {
     1: (I32, None),
@@ -57,6 +54,60 @@ def parse_struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[in
         raise ValueError("it is cut off") from error
 
 
+def find_row_groups(data: bytes) -> list[tuple[int, list[int]]]:
+    """Return the number of rows of each row group of a footer, and the offsets of its columns.
+
+    Raises:
+        ValueError: this is not a footer.
+    """
+    found: list[tuple[int, list[int]]] = []
+    field = at = 0
+    try:
+        while data[at]:
+            field, kind, at = _field(data, at, field)
+            if (field, kind) != (4, LIST):
+                at = _skip(data, at, kind, 0)
+                continue
+            found = []
+            size, item, at = _list_head(data, at)
+            if item != STRUCT and size:
+                raise ValueError("its row groups are none")
+            for _ in range(size):
+                rows, columns, at = _row_group(data, at)
+                found.append((rows, columns))
+    except IndexError as error:
+        raise ValueError("it is cut off") from error
+    return found
+
+
+def _row_group(data: bytes, at: int) -> tuple[int, list[int], int]:
+    rows, columns, field = -1, list[int](), 0
+    while data[at]:
+        field, kind, at = _field(data, at, field)
+        if (field, kind) == (3, I64):
+            rows, at = _value(data, at, I64, None)
+        elif (field, kind) == (1, LIST):
+            columns = []
+            size, item, at = _list_head(data, at)
+            if item != STRUCT and size:
+                raise ValueError("its columns are none")
+            for _ in range(size):
+                columns.append(at)
+                at = _skip(data, at, STRUCT, 0)
+        else:
+            at = _skip(data, at, kind, 0)
+    return rows, columns, at + 1
+
+
+def _field(data: bytes, at: int, field: int) -> tuple[int, int, int]:
+    """Return (number, kind, offset of the value) of the field that follows `field`."""
+    head = data[at]
+    if head >> 4:
+        return field + (head >> 4), head & 15, at + 1
+    number, at = _integer(data, at + 1)
+    return number, head & 15, at
+
+
 def _struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[int, Any], int]:
     found: dict[int, Any] = {}
     field = 0
@@ -68,10 +119,17 @@ def _struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[int, An
         else:
             field, at = _integer(data, at)
         wanted = spec.get(field)
-        if wanted is not None and wanted[0] == kind:
-            found[field], at = _value(data, at, kind, wanted[1])
-        else:
+        if wanted is None or wanted[0] != kind:
             at = _skip(data, at, kind, 0)
+        elif kind in (I32, I64):
+            value = data[at]
+            at += 1
+            if value > 127:  # most numbers take one byte
+                found[field], at = _value(data, at - 1, kind, None)
+            else:
+                found[field] = (value >> 1) ^ -(value & 1)
+        else:
+            found[field], at = _value(data, at, kind, wanted[1])
     return found, at + 1
 
 
@@ -121,10 +179,24 @@ def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
             at += 1
             if not head >> 4:
                 _, at = _varint(data, at)
-            at = _skip(data, at, head & 15, depth + 1)
+            kind = head & 15
+            if kind in (I32, I64):
+                while data[at] > 127:
+                    at += 1
+                at += 1
+            elif kind == BINARY and data[at] < 128:
+                at += 1 + data[at]
+            else:
+                at = _skip(data, at, kind, depth + 1)
         return at + 1
     if kind in (LIST, SET):
         size, item, at = _list_head(data, at)
+        if item in (I32, I64):
+            for _ in range(size):
+                while data[at] > 127:
+                    at += 1
+                at += 1
+            return at
         for _ in range(size):
             at = at + 1 if item in (1, 2) else _skip(data, at, item, depth + 1)
         return at

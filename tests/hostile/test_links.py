@@ -110,7 +110,7 @@ def test_only_declared_files_are_sent(labels: Path) -> None:
     complete = open_complete_set(labels)
     assert complete.extra_files == ("expected.json", "notes.txt")
     assert not {"notes.txt", "expected.json"} & set(complete.files)
-    for surplus in ("tokenizer/notes.json", "hidden/x", "plan-0003.parquet"):
+    for surplus in ("tokenizer/notes.json", "hidden/x", "index/page-000007.parquet"):
         (labels / surplus).parent.mkdir(exist_ok=True)
         (labels / surplus).write_text("private")
         with pytest.raises(LabelSetError, match="not declared"):

@@ -93,6 +93,9 @@ def pull(out_dir: Path, repo: HubRepo, *, replace: bool = False) -> SharedSet:
     _delete_stale(out_dir, set(remote_files))
     try:
         complete = open_complete_set(out_dir)
+        for file in complete.extra_files:
+            if is_set_file(file):  # in a set of one's own, an append may have left it
+                raise LabelSetError(f"{file} is superfluous: the set does not declare it")
     except LabelSetError as error:
         raise LabelSetError(
             f"the download is not the label set that was pushed: {error.what}",
