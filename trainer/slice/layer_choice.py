@@ -11,25 +11,9 @@ from torch import Tensor, nn
 from trainer.console import ProgressBar
 from trainer.data.collate import Batch
 from trainer.losses.batch_loss import label_losses
-from trainer.record import Record
+from trainer.slice.slice_result import Removal
 from trainer.student.layers import decoder_layers, replaced_layers
 from trainer.student.student import Student
-
-
-class Removal(Record):
-    """The removal of a layer.
-
-    Attributes:
-        layer: its number in the teacher.
-        kl: KL to the labels without it, in nats.
-        tried: the same for each candidate.
-        block_influence: 1 - cos(input, output) of each candidate.
-    """
-
-    layer: int
-    kl: float
-    tried: dict[int, float]
-    block_influence: dict[int, float]
 
 
 class _Replay(nn.Module):

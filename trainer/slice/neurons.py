@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from schemas.errors import SoftshardsError
 from trainer.data.collate import Batch
-from trainer.record import Record
+from trainer.slice.slice_result import Widths
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student
 
@@ -29,18 +29,6 @@ class Block(Protocol):
     gate_proj: nn.Linear
     up_proj: nn.Linear
     down_proj: nn.Linear
-
-
-class Widths(Record):
-    """Neurons per feed-forward block.
-
-    Attributes:
-        kept_scores: for each layer the share of all scores that was kept.
-    """
-
-    before: int
-    after: int
-    kept_scores: list[float]
 
 
 def narrow(student: Student, batches: list[Batch], share: float) -> Widths:
