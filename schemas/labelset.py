@@ -203,7 +203,11 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
     """
     view = read_view(path)
     location = view_target(place, view.label_set)
-    labels = open_label_set(location, allow_partial=True, storage_options=options)
+    if is_url(location):  # a folder: a view of views could name itself
+        remote = Remote(location, options)
+        labels = _open_folder(copy_metadata(remote), allow_partial=True, remote=remote)
+    else:
+        labels = _open_folder(Path(location), allow_partial=True)
     hint = "make the view again with `labeler curate`"
     if labels.manifest.identity_digest != view.identity_digest:
         raise LabelSetError(

@@ -91,7 +91,8 @@ def view_target(place: str, label_set: str) -> str:
     forbidden = "\\?#" if remote else "\\"
     path = label_set.removesuffix("/")
     problem = None
-    if not path or not path.isprintable() or path.startswith(("/", "~")):
+    too_long = len(path) > 1000 or any(len(part.encode()) > 255 for part in path.split("/"))
+    if not path or not path.isprintable() or path.startswith(("/", "~")) or too_long:
         problem = "not a relative path"
     elif "::" in path or "://" in path or any(sign in path for sign in forbidden):
         problem = "not a plain path"

@@ -52,12 +52,21 @@ def with_target(view: Path, target: str) -> Path:
         "",
         "labels\n",
         "la\\bels",
+        "a" * 5000,
+        "é" * 200,
     ],
 )
 def test_a_local_view_names_a_relative_path_alone(target: str, sets: Path) -> None:
     """Nothing is fetched: there is no request to a host, and no filesystem is made."""
     with pytest.raises(LabelSetError, match="the view's label set is"):
         open_label_set(with_target(sets / "half.view.json", target))
+
+
+def test_a_view_cannot_name_itself_or_another_view(sets: Path) -> None:
+    shutil.copy(sets / "half.view.json", sets / "other.view.json")
+    for name in ("half.view.json", "other.view.json"):
+        with pytest.raises(LabelSetError, match="no label set here"):
+            open_label_set(with_target(sets / "half.view.json", name))
 
 
 def test_views_of_sets_below_and_beside_still_open(sets: Path) -> None:
