@@ -28,9 +28,18 @@ from schemas.fingerprint import (
 )
 from schemas.index import write_index
 from schemas.journal import UnitEntry, rejects_path, write_entry, write_rejects
+from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import FileDigest, Identity, Manifest, Totals, write_manifest
 from schemas.plan import write_plan
 from schemas.shard import byte_ranges, footer_metadata
+
+ENGINE = {
+    "engine": "transformers",
+    "engine_version": "5.0",
+    "device": "cpu",
+    "engine_seconds": 1.0,
+}
+"""Provenance of a unit."""
 
 
 @dataclass(kw_only=True)
@@ -166,6 +175,10 @@ def build_label_set(
         provenance={"engine": "transformers", "teacher": str(teacher_dir)},
     )
     write_manifest(path, manifest)
+    costs = LedgerSums()
+    for entry in entries:
+        costs.add(entry)
+    write_ledger(path, costs.ledger())
     return path
 
 
@@ -218,7 +231,7 @@ def _write_unit(
         row_groups=groups,
         footer=foot,
         rejects_sha256=write_rejects(rejects_path(path, number), []),
-        provenance={},
+        provenance=ENGINE,
     )
     write_entry(path, entry)
     return entry
