@@ -196,15 +196,6 @@ def require_plausible(
     return counts
 
 
-def chunk_range(chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
-    """Return the bytes [start, stop) of a column chunk."""
-    start: int = chunk.data_page_offset
-    dictionary: int | None = chunk.dictionary_page_offset
-    if dictionary is not None and 0 < dictionary < start:
-        start = dictionary
-    return start, start + int(chunk.total_compressed_size)
-
-
 def _needed(chunk: Chunk, read: ReadBytes) -> int:
     """Return an upper bound of the memory that a column chunk takes, from its pages."""
     name, values = chunk.name, chunk.values

@@ -14,11 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeler.labeling.inputs.arrow_checks import ArrowDamage, check_rows
-from schemas.parquet_sizes import DICTIONARY_PAGE, chunk_range, longest_entry, page_header
+from schemas.parquet_sizes import (
+    COMPRESSION,
+    DICTIONARY_PAGE,
+    Chunk,
+    longest_entry,
+    page_header,
+    parse_footer,
+)
 from schemas.size_limits import base_bytes, require_expansion
 
-CODECS = {"LZ4": "lz4_raw"}
-"""Names of codecs in Arrow that are not those of Parquet."""
+CODECS = COMPRESSION | {7: "lz4_raw"}
+"""Arrow's names of codecs, as Parquet numbers them. 5, an older framing of LZ4, has none."""
+BYTE_ARRAY = 6
+"""The physical type of strings, as Parquet numbers it."""
 VALUE_BYTES = 8
 """Bytes of a value of a list, at most."""
 
@@ -33,43 +42,47 @@ def parquet_batches(stream: io.BufferedReader, rows: int) -> Iterator[pa.RecordB
     stored = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     file = pq.ParquetFile(stream, thrift_container_size_limit=max(1, stored))
-    metadata = file.metadata
-    check_rows(metadata.num_rows, stored)
+    check_rows(file.metadata.num_rows, stored)
     data = memoryview(pa.memory_map(stream.name).read_buffer()).cast("B")
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+    paths = [file.schema.column(n).path for n in range(file.metadata.num_columns)]
+    try:
+        footer = parse_footer(data)
+    except (ValueError, OSError) as error:
+        raise ArrowDamage(f"the footer: {error}") from error
+    for number, (group_rows, _) in enumerate(footer.row_groups):
         try:
-            largest = _largest_row(group, data)
+            largest = _largest_row(dict(zip(paths, footer.chunks(number))), data)
         except ValueError as error:
             raise ArrowDamage(f"row group {number}: {error}") from error
-        check_rows(group.num_rows, stored)
+        check_rows(group_rows, stored)
         fitting = max(1, min(rows, 4 * base_bytes() // max(1, largest)))
         yield from file.iter_batches(batch_size=fitting, row_groups=[number])
 
 
-def _largest_row(group: pq.RowGroupMetaData, data: memoryview) -> int:
+def _largest_row(chunks: dict[str, Chunk], data: memoryview) -> int:
     """Return the bytes that a row may take because of the dictionaries of flat columns.
+
+    Args:
+        chunks: the columns of a row group, by their paths.
+        data: the file.
 
     Raises:
         ValueError: a page's size is impossible, or a column expands too much.
     """
     largest = 0
-    for index in range(group.num_columns):
-        chunk = group.column(index)
-        name = chunk.path_in_schema
-        start, stop = chunk_range(chunk)
-        if not 0 <= start <= stop <= len(data) or chunk.file_path:
+    for name, chunk in chunks.items():
+        if not chunk.start <= chunk.stop <= len(data):
             raise ValueError(f"column {name} is outside the file")
-        entries, size = _dictionary(data[start:stop], name)
-        if chunk.physical_type != "BYTE_ARRAY":
+        entries, size = _dictionary(data[chunk.start : chunk.stop], name)
+        if chunk.type != BYTE_ARRAY:
             size = 0
         if "." not in name:
             largest += size
             continue
         # A row may hold all values of a list, each the longest entry.
-        if chunk.num_values * size > base_bytes():
-            size = _longest(entries, size, chunk.compression)
-        require_expansion(f"column {name}", chunk.num_values * (VALUE_BYTES + size), len(data))
+        if chunk.values * size > base_bytes():
+            size = _longest(entries, size, CODECS.get(chunk.codec, "unknown"))
+        require_expansion(f"column {name}", chunk.values * (VALUE_BYTES + size), len(data))
     return largest
 
 
@@ -90,6 +103,6 @@ def _dictionary(stored: memoryview, name: str) -> tuple[memoryview, int]:
 def _longest(entries: memoryview, size: int, compression: str) -> int:
     """Return the length of the longest entry of a dictionary, or an upper bound."""
     try:
-        return longest_entry(entries, size, CODECS.get(compression, compression))
+        return longest_entry(entries, size, compression)
     except (OSError, ValueError, NotImplementedError):
         return size
