@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -168,12 +168,16 @@ def _student_digest(path: Path, *, from_config: bool) -> str:
 def check_same_run(found: Facts, asked: Facts, out: Path) -> None:
     """Refuse to resume or reuse a run with other settings or data.
 
+    A setting that an older version did not have counts as its default.
+
     Raises:
         SoftshardsError: with one line per difference.
     """
     lines = []
     for group, values in asked.items():
         before = found.get(group, {})
+        if group == "config":
+            before = {n: _default(n) for n in values if n not in before} | before
         for name in sorted(values.keys() | before.keys()):
             if values.get(name) != before.get(name):
                 then, now = before.get(name), values.get(name)
@@ -184,6 +188,13 @@ def check_same_run(found: Facts, asked: Facts, out: Path) -> None:
             path=out,
             hint="use the original settings, or another --out",
         )
+
+
+def _default(name: str) -> JsonValue:
+    """Return the default of a setting; None for a fact that is no setting."""
+    settings = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
+    default: JsonValue = settings.get(name)
+    return default
 
 
 class HeldOutRecord(Record):

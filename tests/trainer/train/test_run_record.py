@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from schemas import LabelSet, open_label_set
+from schemas import LabelSet, SoftshardsError, open_label_set
 from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
 from tests.trainer.running import command
 from trainer.cli import main
 from trainer.data import mixture
 from trainer.train import run_record
+from trainer.train.run_record import Facts, check_same_run
 from trainer.train.train_config import TrainConfig
 
 
@@ -78,3 +79,12 @@ def test_settings_that_do_not_decide_what_is_learned_may_change() -> None:
         assert decisive(**{name: value}) != decisive()
     measured = {"eval_labels": Path("h"), "patience": 1}
     assert decisive(**measured, eval_every=1) != decisive(**measured, eval_every=2)
+
+
+def test_settings_that_an_older_version_lacked_count_as_their_defaults(tmp_path: Path) -> None:
+    asked: Facts = {"config": {"packing": "auto", "lr": 1e-4}}
+    check_same_run({"config": {"lr": 1e-4}}, asked, tmp_path)
+    with pytest.raises(SoftshardsError, match=r"config\.packing: then 'auto', now 'off'"):
+        check_same_run({"config": {}}, {"config": {"packing": "off"}}, tmp_path)
+    with pytest.raises(SoftshardsError, match=r"config\.packing: then 'off', now 'auto'"):
+        check_same_run({"config": {"packing": "off", "lr": 1e-4}}, asked, tmp_path)
