@@ -54,26 +54,26 @@ def test_labels_are_those_of_the_folder(
     old, new = commits
     given = [corpus, *SMALL]
     good(labeler, "label", *given, "--model", teacher, "--out", "local")
-    done = good(labeler, "label", *given, "--model", NAME, "--revision", old, "--out", "hub")
+    done = good(labeler, "label", *given, "--model", NAME, "--revision", old, "--out", "set")
     assert f"{NAME}@{old}: downloading" in done.err
     assert not {"consolidated.safetensors", "pytorch_model.bin"} & set(downloads(models))
-    found, local = manifest("hub"), manifest("local")
+    found, local = manifest("set"), manifest("local")
     assert found["identity"] == local["identity"]
     assert found["provenance"]["teacher"] == NAME
     assert found["provenance"]["teacher_commit"] == old
     assert "teacher_commit" not in local["provenance"]
     # The same command finds it finished; a folder with these weights goes with it.
-    good(labeler, "label", *given, "--model", NAME, "--revision", old, "--out", "hub")
-    good(labeler, "label", *given, "--model", teacher, "--out", "hub")
+    good(labeler, "label", *given, "--model", NAME, "--revision", old, "--out", "set")
+    good(labeler, "label", *given, "--model", teacher, "--out", "set")
     # Without a revision, a set keeps its commit although main is another one.
-    done = good(labeler, "label", *given, "--model", NAME, "--out", "hub")
+    done = good(labeler, "label", *given, "--model", NAME, "--out", "set")
     assert new not in done.err
-    other = refused(labeler, "label", *given, "--model", f"{NAME}@main", "--out", "hub")
+    other = refused(labeler, "label", *given, "--model", f"{NAME}@main", "--out", "set")
     assert "weights" in other.err
     # The set names its teacher: no flag is needed, on any machine.
-    good(labeler, "verify", "hub", "--rescore", "2")
-    good(labeler, "verify", "hub", "--model", NAME)
-    wrong = labeler("verify", "hub", "--model", NAME, "--revision", "main")
+    good(labeler, "verify", "set", "--rescore", "2")
+    good(labeler, "verify", "set", "--model", NAME)
+    wrong = labeler("verify", "set", "--model", NAME, "--revision", "main")
     assert wrong.code == 1
     assert "wrong teacher" in wrong.out
 
@@ -82,11 +82,11 @@ def test_repair_takes_the_tokenizer_of_the_commit(
     labeler: CommandLine, commits: list[str], corpus: Path
 ) -> None:
     given = [corpus, *SMALL, "--model", NAME, "--revision", commits[0]]
-    good(labeler, "label", *given, "--out", "hub")
-    Path("hub/tokenizer/tokenizer.json").write_bytes(b"{}")
-    assert labeler("verify", "hub").code == 1
-    good(labeler, "repair", "hub")
-    good(labeler, "verify", "hub")
+    good(labeler, "label", *given, "--out", "set")
+    Path("set/tokenizer/tokenizer.json").write_bytes(b"{}")
+    assert labeler("verify", "set").code == 1
+    good(labeler, "repair", "set")
+    good(labeler, "verify", "set")
 
 
 def test_preview_and_dry_run_download_no_weights(
