@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -28,13 +29,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
         action="store_true",
-        help=f"leave out tests that are marked {', '.join(LONG)}",
+        help=f"leave out tests/hostile, and tests that are marked {', '.join(LONG)}",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run long files first, or with --fast leave out their tests."""
-    long = {item for item in items if any(map(item.get_closest_marker, LONG))}
+    """Run long files first, or with --fast leave out their tests and the attacks."""
+    attacks = Path(__file__).parent / "hostile"
+    long = {
+        item
+        for item in items
+        if any(map(item.get_closest_marker, LONG)) or item.path.is_relative_to(attacks)
+    }
     if config.getoption("--fast"):
         config.hook.pytest_deselected(items=list(long))
         items[:] = [item for item in items if item not in long]

@@ -108,6 +108,7 @@ def test_a_teacher_that_cannot_fit_is_refused_before_it_is_loaded(
     assert_one_error(done, "make the KV cache smaller with --kv-cache-gb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["score", "generate"])
 def test_calibration_measures_and_writes_nothing(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path, mode: str

@@ -106,6 +106,7 @@ def test_the_assistants_turns_are_labeled(qwen: Path, tmp_path: Path, run_labele
     assert run_labeler("verify", out, "--rescore", 2, "--model", qwen).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_student_sees_less(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
     source, out = chats(tmp_path / "chats.parquet"), tmp_path / "labels"
     drop = ("--student-drop", "system", "--student-drop", "thinking", "--student-drop", "tools")

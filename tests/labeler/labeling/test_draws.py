@@ -95,6 +95,7 @@ def require_drawn_from(labels: LabelSet, teacher: Path) -> int:
     return seen
 
 
+@pytest.mark.slow
 def test_the_reference_engine_draws(corpus: Path, settings: Callable[..., LabelConfig]) -> None:
     config = settings(draws=DRAWS)
     label([str(corpus)], config)

@@ -54,6 +54,7 @@ def shards(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted((path / "shards").iterdir())}
 
 
+@pytest.mark.slow
 def test_compact_and_back(source: Path, tmp_path: Path, run_labeler: Run) -> None:
     done = run_labeler("convert", source, tmp_path / "compact", "--json")
     assert done.returncode == 0, done.stderr
@@ -82,6 +83,7 @@ def test_compact_and_back(source: Path, tmp_path: Path, run_labeler: Run) -> Non
     assert shards(tmp_path / "again") == shards(tmp_path / "compact"), "no further loss"
 
 
+@pytest.mark.slow
 def test_labeling_into_compact_equals_converting(
     teacher: Path, corpus: Path, source: Path, tmp_path: Path, run_labeler: Run
 ) -> None:

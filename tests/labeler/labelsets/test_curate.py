@@ -367,6 +367,7 @@ def _verdicts(path: Path) -> int:
             return 0
 
 
+@pytest.mark.slow
 def test_a_command_verifies(samples: Path, labeler: CommandLine) -> None:
     script = "import json,sys; r=json.load(sys.stdin); sys.exit('no') if r['sample']==1 else None; "
     script += "print(r['sample'] * 2)"
@@ -459,6 +460,7 @@ def test_the_other_commands_take_a_view(labels: Path, teacher: Path, labeler: Co
     assert derived["rows"] == rows
 
 
+@pytest.mark.slow
 def test_nothing_is_written_in_a_dry_run(samples: Path, labeler: CommandLine) -> None:
     Path("judge.py").write_text(VERIFIER)
     Path("go").touch()  # nothing to wait for

@@ -24,7 +24,10 @@ from schemas.validate import validate_label_set
 from tests.labeler.hub import TOKEN, Hub, hub
 from tests.tiny_model import TEXT
 
-pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens"),
+]
 
 REPO = "me/labels"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -120,7 +123,6 @@ def assert_same_set(pulled: Path, labels: Path) -> None:
     assert not list(validate_label_set(opened))
 
 
-@pytest.mark.slow
 def test_round_trip(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     copy = tmp_path / "labels"
     shutil.copytree(labels, copy)
@@ -148,7 +150,6 @@ def test_round_trip(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None
     assert not moved, "existing files were sent again"
 
 
-@pytest.mark.slow
 def test_through_xet(run: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     server.xet = tmp_path / "xet"
     server.know(labels)
@@ -191,7 +192,6 @@ def test_card(labeler: Run, server: Hub, labels: Path, tmp_path: Path, teacher: 
     assert "not stated" in unnamed
 
 
-@pytest.mark.slow
 def test_killed_push_resumes(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -223,7 +223,6 @@ def wait_until_recorded(folder: Path, names: set[str]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 def test_killed_pull_resumes(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
@@ -272,7 +271,6 @@ def test_broken_connections(labeler: Run, server: Hub, labels: Path, tmp_path: P
     assert_same_set(tmp_path / "pulled", labels)
 
 
-@pytest.mark.slow
 def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
     good(labeler(*push(labels)))
     whole = server.repos[REPO].head()
@@ -297,7 +295,6 @@ def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: P
     assert_same_set(tmp_path / "flipped", labels)
 
 
-@pytest.mark.slow
 def test_newer_state_replaces_older(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path
 ) -> None:

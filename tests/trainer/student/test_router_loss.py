@@ -95,6 +95,7 @@ def mixture(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["on", "off"])
 def test_training_balances_the_experts(
     world: World, mixture: Path, packing: str, tmp_path: Path

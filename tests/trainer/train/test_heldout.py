@@ -64,6 +64,7 @@ def test_stops_once_it_gets_worse_and_keeps_the_best(world: World, tmp_path: Pat
     assert measured(world, run / "final", tmp_path / "d.json") > best["kl"]
 
 
+@pytest.mark.slow
 def test_patience_survives_an_interruption(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"eval_labels": world.labels, "eval_every": 2, "patience": 2}
     settings |= {"epochs": 30, "lr": 0.3, "warmup": 20, "schedule": "constant"}

@@ -72,6 +72,7 @@ def test_a_padded_step_weighs_labels_as_a_packed_one(world: World, tmp_path: Pat
     assert padded["grad_norm"] == pytest.approx(packed["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["lfm2", *(pytest.param(name, marks=pytest.mark.slow) for name in STATEFUL[1:])]
 )
@@ -123,6 +124,7 @@ def test_first_step_resume_and_evaluation(
     assert after < expected
 
 
+@pytest.mark.slow
 def test_small_batches_resume_within_an_epoch(
     world: World, students: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -147,6 +149,7 @@ def test_small_batches_resume_within_an_epoch(
     assert tokens < log(whole)[-1]["tokens"] < 2 * tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"lora_r": 2}, {"gradient_checkpointing": True}])
 def test_other_settings_with_padding(
     world: World, students: dict[str, Path], more: dict[str, Any], tmp_path: Path
