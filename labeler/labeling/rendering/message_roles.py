@@ -61,7 +61,7 @@ def read_keys(message: object, column: str, names: ColumnNames) -> Message:
     named = {"role": message[role]}
     if content is not None:
         named["content"] = message[content]
-    return named | {k: v for k, v in message.items() if k not in (role, content)}
+    return named | {k: v for k, v in message.items() if k not in (role, content, *named)}
 
 
 def rename_roles(messages: list[Message], names: ColumnNames) -> list[Message]:

@@ -160,6 +160,11 @@ def test_a_message_without_content_is_refused(teacher: Teacher, broken: dict[str
     assert "no content" not in reason(teacher, {"messages": [USER, thoughts]})
 
 
+def test_a_role_that_is_no_text_gives_way_to_another_key(teacher: Teacher) -> None:
+    messages = [turn | {"role": [1]} for turn in SHAREGPT]
+    assert text_of(teacher, read(teacher, {"messages": messages})) == CHAT
+
+
 def test_roles_by_flags(teacher: Teacher) -> None:
     messages = turns(("Q", "What is 2+2?"), ("A", "4."), keys=("role", "content"))
     why = reason(teacher, {"messages": messages})
