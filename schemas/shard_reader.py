@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -252,16 +253,19 @@ class OpenGroup:
         for name, longest in (("topk_ids", k), ("topk_k", k), ("sample_ids", draws)):
             if name in table.column_names:
                 lists = one_array(table[name]).flatten()
-                lengths = lists.to_numpy() if name == "topk_k" else np.diff(lists.offsets)
-                if lengths.max(initial=0) > longest or lengths.min(initial=0) < 0:
-                    raise ValueError(f"{lengths.max()} ids per position, more than {longest}")
+                lengths = lists if name == "topk_k" else pc.list_value_length(lists)
+                bounds = pc.min_max(lengths)  # `to_numpy` would import pandas
+                most = bounds["max"].as_py() or 0
+                if most > longest or (bounds["min"].as_py() or 0) < 0:
+                    raise ValueError(f"{most} ids per position, more than {longest}")
         stored = self.group.bytes.stop - self.group.bytes.start
         for name in ("spans", "student_spans"):
             if name in table.column_names:
                 spans = one_array(table[name]).flatten()
-                start, stop = (spans.field(n).to_numpy() for n in ("start", "stop"))
-                lengths = np.maximum(stop.astype(np.int64) - start, 0)
-                require_cells(int(lengths.sum()), SPARE_WIDTH, stored)
+                start, stop = (spans.field(n).cast(pa.int64()) for n in ("start", "stop"))
+                forward = pc.greater(stop, start)
+                lengths = pc.subtract(stop.filter(forward), start.filter(forward))
+                require_cells(pc.sum(lengths).as_py() or 0, SPARE_WIDTH, stored)
 
 
 POSITION_COLUMNS = (
