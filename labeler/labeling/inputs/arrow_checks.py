@@ -40,7 +40,7 @@ def checked_batches(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[
         pa.ArrowException: a batch cannot be read.
     """
     rows = 0
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(_allocated(batches)):
         check_rows(rows + batch.num_rows, stored)
         for index, field in enumerate(batch.schema):
             try:
@@ -51,6 +51,18 @@ def checked_batches(batches: Iterable[pa.RecordBatch], stored: int) -> Iterator[
                 raise ArrowDamage(what) from error
         yield batch
         rows += batch.num_rows
+
+
+def _allocated(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield batches; one that states more bytes than there is memory is damaged.
+
+    Raises:
+        ArrowDamage: it is.
+    """
+    try:
+        yield from batches
+    except MemoryError as error:
+        raise ArrowDamage("a record batch states more bytes than there is memory") from error
 
 
 def check_rows(rows: int, stored: int) -> None:

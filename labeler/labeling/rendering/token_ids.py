@@ -46,7 +46,7 @@ def read_tokens(columns: Columns, ids_name: str, spans_name: str, vocab_size: in
             Span(start=int(s["start"]), stop=int(s["stop"]), kind=s.get("kind", "text"))
             for s in read_list(columns, spans_name) or []
         )
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise BadRecord(f"column {spans_name!r} is not a list of {{start, stop, kind}}") from error
     if not spans:
         raise BadRecord(f"column {spans_name!r} has no spans: there is nothing to label")

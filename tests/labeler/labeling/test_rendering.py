@@ -207,6 +207,10 @@ def test_token_ids_are_not_changed(opened: Teacher, settings: Callable[..., Labe
         ({"input_ids": [1]}, "1 tokens"),
         ({"input_ids": [1, 2], "spans": []}, "no span"),
         ({"input_ids": [1, 2], "spans": [[0, 1]]}, "not a list of {start, stop, kind}"),
+        (
+            {"input_ids": [1, 2], "spans": [{"start": 1, "stop": float("inf")}]},
+            "not a list of {start, stop, kind}",
+        ),
         ({"input_ids": [1, 2], "spans": [{"start": 0, "stop": 1}]}, "outside 1..2"),
         ({"input_ids": [1, 2], "spans": [{"start": 1, "stop": 3}]}, "outside 1..2"),
         (
