@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from schemas.errors import first_line
 from trainer.data.collate import Attention, Batch, lay_out
 from trainer.losses.batch_loss import batch_loss, token_weights
 from trainer.losses.objective import LossTerm, Objective
@@ -158,9 +159,7 @@ def measure_kinds(
             try:
                 seconds = step(student, optimizer, loss, batches[attention], device)
             except Exception as error:  # a library that is missing, or memory
-                print(
-                    f"  {name}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-                )
+                print(f"  {name}: {type(error).__name__}: {first_line(error)}")
                 del ways[name]
                 continue
             peaks[name] = torch.cuda.max_memory_allocated() if device.type == "cuda" else None

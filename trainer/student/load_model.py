@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from schemas.errors import SoftshardsError
+from schemas.errors import SoftshardsError, first_line
 from trainer.student.attention_ways import attention_implementation
 from trainer.student.missing_weights import check_weights_loaded
 
@@ -58,7 +58,7 @@ def load_model(path: Path, *, from_config: bool = False, seed: int = 0) -> PreTr
                 raise
             return _load(path, config, "eager", from_config, seed)
     except LOAD_ERRORS as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise SoftshardsError(f"the model cannot be loaded: {reason}", path=path) from error
 
 

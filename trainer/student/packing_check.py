@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from schemas.errors import SoftshardsError
+from schemas.errors import SoftshardsError, first_line
 from trainer.data.collate import Attention, PackedTokens, document_starts, lay_out
 from trainer.student.attention_ways import (
     AttentionWay,
@@ -136,7 +136,7 @@ def find_fault(student: PackedStudent, way: AttentionWay) -> str | None:
         alone = _values(tried, [(t, (len(t),)) for t in documents])
         expected = _values(plain, [(t, None) for t in documents])
     except Exception as error:  # code of any architecture
-        reason = next(iter(str(error).splitlines()), "")
+        reason = first_line(error)
         return f"{FAILS} {type(error).__name__}: {reason}"
     if difference := _difference(packed, alone):
         kind = "padding changes a document" if way.attention == "padded" else SEE_EACH_OTHER

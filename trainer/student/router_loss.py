@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from schemas.errors import SoftshardsError
+from schemas.errors import SoftshardsError, first_line
 from trainer.student.layers import model_body
 
 CHECK_TOKENS = 16
@@ -76,7 +76,7 @@ def check_router_loss(model: PreTrainedModel, vocab: int) -> None:
     except Exception as error:  # code of any architecture
         raise SoftshardsError(
             f"--loss router: the loss of {type(model).__name__} fails with "
-            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            f"{type(error).__name__}: {first_line(error)}",
             hint="leave router out of --loss",
         ) from error
     finally:

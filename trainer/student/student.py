@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from schemas.errors import SoftshardsError
+from schemas.errors import SoftshardsError, first_line
 from schemas.labelset import LabelSet
 from trainer.data.collate import Batch, PackedTokens
 from trainer.data.vocab_map import VocabMap, read_vocab_map
@@ -250,7 +250,7 @@ def check_head(student: Student) -> None:
     except Exception as error:  # code of any architecture
         raise SoftshardsError(
             f"the student, a {type(model).__name__}, fails on {len(ids[0])} tokens with "
-            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
+            f"{type(error).__name__}: {first_line(error)}",
             hint="use a student of an architecture in docs/students.md",
         ) from error
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -60,6 +61,15 @@ def family_config(family: str, *, vocab_size: int = ROWS) -> PretrainedConfig:
         settings = (shared if common else {}) | settings | size
     config: PretrainedConfig = getattr(transformers, f"{name}Config")(**settings)
     return config
+
+
+def save_family(family: str, tokenizer_from: Path, folder: Path, *, vocab_size: int) -> Path:
+    """Write a family's tiny model with seeded weights, and the tokenizer of another student."""
+    shutil.copytree(tokenizer_from, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(2)
+    config = family_config(family, vocab_size=vocab_size)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def try_family(family: str, folder: Path) -> Outcome:

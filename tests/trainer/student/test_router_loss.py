@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
 from tests.trainer.running import config, log
-from tests.trainer.student.families import family_config
+from tests.trainer.student.families import family_config, save_family
 from trainer.data.collate import lay_out
 from trainer.student.router_loss import check_router_loss, find_router_loss
 from trainer.student.student import make_student
@@ -88,11 +87,7 @@ def test_students_without_the_loss_are_refused(family: str) -> None:
 @pytest.fixture(scope="module")
 def mixture(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mixture") / "student"
-    shutil.copytree(world.student, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.manual_seed(2)
-    settings = family_config("qwen3_moe", vocab_size=world.vocab_size + 20)
-    AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
-    return folder
+    return save_family("qwen3_moe", world.student, folder, vocab_size=world.vocab_size + 20)
 
 
 @pytest.mark.slow

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from tests.trainer.conftest import World
 from tests.trainer.running import command, config, log, run_ranks
-from tests.trainer.student.families import family_config
+from tests.trainer.student.families import save_family
 from trainer.train.loop import train
 
 
 @pytest.fixture(scope="module")
 def vision(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vision") / "student"
-    shutil.copytree(world.student, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.manual_seed(2)
-    settings = family_config("gemma3_vision", vocab_size=world.vocab_size + 20)
-    AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
+    save_family("gemma3_vision", world.student, folder, vocab_size=world.vocab_size + 20)
     (folder / "preprocessor_config.json").write_text("{}")
     return folder
 
