@@ -116,7 +116,10 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Path("judge.py").write_text(JUDGE)
     yield
     pids = Path("pids").read_text().split() if Path("pids").exists() else []
-    assert not [pid for pid in pids if is_running(int(pid))]
+    deadline = time.monotonic() + 10  # a killed process takes a moment to end
+    while (left := [pid for pid in pids if is_running(int(pid))]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left
 
 
 def is_running(pid: int) -> bool:
