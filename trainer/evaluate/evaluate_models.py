@@ -102,17 +102,24 @@ def _measure(
     import torch
 
     from trainer.evaluate.measure import SUMS, measure
+    from trainer.evaluate.worst_sequences import WorstSequences
+    from trainer.ops.bf16_support import emulation_warning
     from trainer.student.context_check import check_context, longest_row
     from trainer.student.student import count_parameters, load_student
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student = load_student(path, labels, map_vocab=config.vocab_map).eval()
-    warning = check_context(student, longest_row(labels, student))
-    for note in (*student.notes, *([f"warning: {warning}"] if warning else [])):
+    warnings = [check_context(student, longest_row(labels, student))]
+    if config.dtype == "bf16":
+        warnings.append(emulation_warning(device))
+    for note in (*student.notes, *(f"warning: {each}" for each in warnings if each)):
         message_console().print(f"{place}: {note}")
     student.to(device)
+    worst = WorstSequences(config.worst, path if config.vocab_map else labels.tokenizer_dir)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-        metrics = measure(student, labels, device=device, pack_tokens=config.pack_tokens)
+        metrics = measure(
+            student, labels, device=device, pack_tokens=config.pack_tokens, worst=worst
+        )
     counted = count_parameters(student.model)
     entry = MeasuredModel(
         paths=[place],
@@ -125,6 +132,7 @@ def _measure(
         all=metrics.all,
         kinds=metrics.kinds,
         documents=metrics.documents,
+        worst=worst.found(),
     )
     set_replicates(entry, dict(zip(SUMS, metrics.replicates.T)))
     return entry

@@ -14,6 +14,7 @@ from trainer.console import message_console
 from trainer.data.collate import Attention, Batch, collate
 from trainer.data.dataset import LabelDataset
 from trainer.evaluate.teacher_facts import is_the_teacher
+from trainer.ops.bf16_support import emulation_warning
 from trainer.slice.layer_choice import choose_layers, mean_kl
 from trainer.slice.neurons import feed_forward_blocks, narrow
 from trainer.slice.slice_config import SliceConfig
@@ -42,8 +43,10 @@ def write_slice(
     """
     console = message_console()
     student = load_student(config.teacher, labels).eval()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student.to(device)
+    if config.dtype == "bf16" and (warning := emulation_warning(device)):
+        console.print(f"warning: {warning}")
     count = len(decoder_layers(student.model))
     kept = config.chosen(count)
     if max(kept or [0]) >= count or (config.keep or 1) > count:
@@ -51,7 +54,7 @@ def write_slice(
     if config.ffn_keep < 1:
         feed_forward_blocks(student)  # refused now rather than after the layers were measured
     batches = [batch.to(device) for batch in _sample(config, labels, student.attention)]
-    autocast = torch.autocast(device, torch.bfloat16, enabled=config.dtype == "bf16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16")
     removals: list[Removal] = []
     widths: Widths | None = None
     with torch.no_grad(), autocast:

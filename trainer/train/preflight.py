@@ -15,6 +15,7 @@ from schemas import LabelSet, SoftshardsError
 from schemas.terminal import DataConsole
 from trainer.data.dataset import ReaderState
 from trainer.data.mixture import Part
+from trainer.ops.bf16_support import emulation_warning
 from trainer.ops.label_logprobs import default_chunk_bytes
 from trainer.student.context_check import check_context, longest_row
 from trainer.student.student import Student, count_parameters
@@ -93,8 +94,12 @@ def make_plan(
     longest = count.longest if count else 0
     if held_out is not None:
         longest = max(longest, longest_row(held_out, student))
-    warnings = [*_warnings(config, steps), check_context(student, longest)]
     device = accelerator.device
+    warnings = [
+        *_warnings(config, steps),
+        check_context(student, longest),
+        emulation_warning(device) if config.dtype == "bf16" else None,
+    ]
     tokens = sum(part.labels.tokens for part in parts)
     # A pack of a small label set cannot be full; but compiled shapes are padded.
     pack_tokens = config.pack_tokens if config.compile else min(config.pack_tokens, tokens)
