@@ -34,6 +34,11 @@ class EvaluateConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"
     """dtype that the models run in (log-probabilities are in fp32 either way)."""
 
+    worst: int = 3
+    """Sequences with the highest KL of which OUT keeps a passage, its KL per token, and the
+    likeliest tokens of both models, for `trainer report`. OUT then holds text of the label set; 0
+    keeps none."""
+
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the results as JSON on stdout."""
 

@@ -17,6 +17,7 @@ from trainer.evaluate.results import (
     PPL,
     QUALITY,
     EvaluationResults,
+    Group,
     HeldOutSet,
     MeasuredModel,
     MeasuredTeacher,
@@ -130,7 +131,7 @@ def _measure(
         non_embedding=counted["non_embedding"],
         bytes=weight_bytes(path),
         all=metrics.all,
-        kinds=metrics.kinds,
+        by={"kind": [Group(value=k, metrics=m) for k, m in metrics.kinds.items()]},
         documents=metrics.documents,
         worst=worst.found(),
     )

@@ -20,6 +20,7 @@ from trainer.data.dataset import LabelDataset
 from trainer.evaluate.bootstrap import REPLICATES, document_counts
 from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
 from trainer.evaluate.results import Metrics
+from trainer.evaluate.worst_sequences import WorstSequences
 from trainer.losses.batch_loss import label_losses
 from trainer.student.student import Student
 
@@ -51,6 +52,7 @@ def measure(
     device: torch.device,
     pack_tokens: int | None = None,
     among: Accelerator | None = None,
+    worst: WorstSequences | None = None,
 ) -> HeldOutMetrics:
     """Average the metrics over every label of a set.
 
@@ -60,6 +62,7 @@ def measure(
         device: where the model is.
         pack_tokens: tokens run at once.
         among: the processes that share the packs; all must call this. None: this process alone.
+        worst: keeps the sequences with the highest KL.
     """
     student = model if isinstance(model, Student) else model.module
     assert isinstance(student, Student)
@@ -98,6 +101,8 @@ def measure(
             by_row.index_add_(0, batch.documents.cpu(), stacked)
             replicates += torch.from_numpy(document_counts(pack.documents)).T @ by_row
             documents.update(pack.documents if counts else ())
+            if worst is not None:
+                worst.add(pack, batch, kl, output, (top1, top1_logp))
             calibration = bin_sums(top1_logp.exp(), top1 == batch.targets).cpu()
             at = kinds * BINS + calibration[:, 0].long()
             bins.index_add_(0, at, calibration[:, 1:] * counts)

@@ -11,12 +11,13 @@ from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
 from trainer.console import number, percent
 from trainer.evaluate.bootstrap import REPLICATES, from_text
+from trainer.evaluate.worst_sequences import WorstSequence
 from trainer.record import LabelSetRecord, Record
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 WHAT = "results of `trainer evaluate`"
 
-QualityName = Literal["ppl", "kl", "agreement", "ece"]
+QualityName = Literal["ppl", "bits_per_byte", "kl", "agreement", "overlap", "ece", "acceptance"]
 
 
 class Quality(NamedTuple):
@@ -35,13 +36,17 @@ class Quality(NamedTuple):
 
 
 PPL = Quality("ppl", "ppl", 2)
-QUALITY = (
-    PPL,
-    Quality("kl", "KL", 4),
-    Quality("agreement", "top-1", None),
-    Quality("ece", "ECE", None),
-)
-"""The metrics that models are compared by."""
+BITS_PER_BYTE = Quality("bits_per_byte", "bits/B", 3)
+KL = Quality("kl", "KL", 4)
+AGREEMENT = Quality("agreement", "top-1", None)
+OVERLAP = Quality("overlap", "top-k", None)
+ECE_QUALITY = Quality("ece", "ECE", None)
+ACCEPTANCE = Quality("acceptance", "accepted", None)
+QUALITY = (PPL, KL, AGREEMENT, ECE_QUALITY)
+"""The metrics that models are compared by where there is room for few."""
+ALL_QUALITY = (PPL, BITS_PER_BYTE, KL, AGREEMENT, OVERLAP, ECE_QUALITY, ACCEPTANCE)
+OVERLAP_K = 10
+"""Default of --top-k."""
 DRAFT = 4
 """Tokens per draft, for the figure that is shown."""
 ECE_BINS = 15
@@ -52,29 +57,36 @@ ECE = (
 
 
 class Metrics(Record):
-    """Means over the labels of a held-out set.
+    """Means over the labels of a held-out set, or of a part of it (docs/evaluation.md).
 
     Attributes:
+        bytes: UTF-8 bytes of the labeled text; None if the tokenizer does not tell.
         ce, ppl: cross-entropy (nats) and perplexity on the actual tokens.
+        bits_per_byte: cross-entropy of the labeled text in bits per byte; None if `bytes` is, or 0.
         kl: forward KL to the teacher over its top-k and the tail, in nats.
         agreement: share of positions where student and teacher have the same top token.
+        overlap: share of the teacher's k likeliest tokens that are among the student's.
         acceptance: share of tokens drawn from the student that the teacher would accept in
             speculative decoding, a lower bound: the sum of min(p, q) over the stored ids (Leviathan
-            et al., "Fast Inference from Transformers via Speculative Decoding", 2023). None in
-            files of older versions.
+            et al., "Fast Inference from Transformers via Speculative Decoding", 2023).
+        acceptance_upper: an upper bound: that sum, and the lesser of the two tails.
         ece: expected calibration error of the student's top token against the actual one.
         teacher_ce, teacher_ppl: the teacher's, on the same tokens.
     """
 
     labels: int
+    bytes: int | None = None
     ce: float
     ppl: float
+    bits_per_byte: float | None = None
     kl: float
     agreement: float
+    overlap: float | None = None
     ece: float
     teacher_ce: float
     teacher_ppl: float
     acceptance: float | None = None
+    acceptance_upper: float | None = None
 
     def drafted(self, length: int = DRAFT) -> float | None:
         """Return the tokens per pass of the teacher with drafts of this length, at least.
@@ -87,28 +99,17 @@ class Metrics(Record):
         return (1 - self.acceptance ** (length + 1)) / (1 - self.acceptance)
 
 
-class MeasuredModel(Record):
-    """A model's metrics, over all labels and for each kind of span.
+class Measured(Record):
+    """Figures with their uncertainty over documents.
 
     Attributes:
-        paths: where the model was when it was measured.
-        weights: digest by which it is found again.
-        documents: records of the held-out set.
-        intervals: bounds of the 95 % interval of metrics, over documents.
-        replicates: metrics in each replicate of the bootstrap, as `trainer.evaluate.bootstrap`
+        documents: records that were measured.
+        intervals: bounds of the 95 % interval of figures, by name.
+        replicates: figures in each replicate of the bootstrap, as `trainer.evaluate.bootstrap`
             writes them.
     """
 
-    paths: list[str]
-    weights: str
-    dtype: str
-    vocab_map: bool = False
-    parameters: int
-    non_embedding: int
-    bytes: int
-    all: Metrics
-    kinds: dict[str, Metrics]
-    documents: int | None = None
+    documents: int = 0
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     replicates: dict[str, str] = Field(default_factory=dict)
 
@@ -120,17 +121,86 @@ class MeasuredModel(Record):
         return replicates
 
 
-class MeasuredTeacher(Record):
+class Bin(Record):
+    """A bin of a reliability diagram: labels whose top token has a probability in (low, high].
+
+    Attributes:
+        documents: records that have such labels.
+        confidence: mean probability of the top token; None if there are no labels.
+        accuracy: share of the labels where the top token is the actual one; None likewise.
+        interval: bounds of the 95 % interval of the accuracy; None with few documents.
+    """
+
+    low: float
+    high: float
+    labels: int
+    documents: int
+    confidence: float | None
+    accuracy: float | None
+    interval: tuple[float, float] | None = None
+
+
+class Group(Measured):
+    """A part of the held-out set. With few documents it has no intervals and no replicates.
+
+    Attributes:
+        value: what its rows have in common; None for rows without a value.
+        pooled: None, or how many values with few documents it holds together.
+        metrics: means over its labels.
+    """
+
+    value: str | None
+    pooled: int | None = None
+    metrics: Metrics
+
+
+class MeasuredModel(Measured):
+    """A model's metrics, over all labels and for parts of the set.
+
+    Attributes:
+        paths: where the model was when it was measured.
+        weights: digest by which it is found again.
+        top_k: length of the lists of `Metrics.overlap`, at most.
+        by: groups by dimension: "kind", "source", "length", and those of --by, such as "meta.lang".
+            Groups have the most documents first.
+        calibration: bins of the reliability diagram, from low to high.
+        worst: the sequences with the highest KL, the highest first.
+    """
+
+    paths: list[str]
+    weights: str
+    dtype: str
+    vocab_map: bool = False
+    top_k: int = OVERLAP_K
+    parameters: int
+    non_embedding: int
+    bytes: int
+    all: Metrics
+    by: dict[str, list[Group]] = Field(default_factory=dict)
+    calibration: list[Bin] = Field(default_factory=list)
+    worst: list[WorstSequence] = Field(default_factory=list)
+
+    @property
+    def kinds(self) -> dict[str, Metrics]:
+        """The metrics of each kind of span that occurs."""
+        return {group.value: group.metrics for group in self.by.get("kind", []) if group.value}
+
+
+class MeasuredTeacher(Measured):
     """The teacher, measured by its labels; the fields from `path` on need its checkpoint.
 
     Attributes:
-        lower_bound: ce and ppl are lower bounds.
+        lower_bound: ce, ppl and bits_per_byte are lower bounds.
+        calibration: bins of the reliability diagram, as a model's.
         proved: the checkpoint is the one that made the labels.
     """
 
     weights: str
     ce: float
     ppl: float
+    bits_per_byte: float | None = None
+    ece: float | None = None
+    calibration: list[Bin] = Field(default_factory=list)
     lower_bound: bool = False
     path: str | None = None
     bytes: int | None = None

@@ -62,9 +62,10 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
                     top = (float(q.max().exp()), int(q.argmax()) == token)
                     certainty.setdefault(name, []).append(top)
     found = results["models"][0]
-    assert set(found["kinds"]) == {"text", "thinking", "answer"}
+    kinds = {group["value"]: group["metrics"] for group in found["by"]["kind"]}
+    assert set(kinds) == {"text", "thinking", "answer"}
     for name, (count, ce, kl_sum, agreement, teacher_ce, accepted) in sums.items():
-        metrics = found["all"] if name == "all" else found["kinds"][name]
+        metrics = found["all"] if name == "all" else kinds[name]
         assert metrics["labels"] == count
         assert metrics["ce"] == pytest.approx(ce / count, abs=1e-5)
         assert metrics["ppl"] == pytest.approx(math.exp(ce / count), rel=1e-4)
@@ -116,7 +117,7 @@ def test_results_of_an_older_version_are_refused(world: World, tmp_path: Path) -
     config = EvaluateConfig(labels=world.labels, model=(world.student,), out=out)
     evaluate(config)
     out.write_text(json.dumps(json.loads(out.read_text()) | {"version": 1}))
-    with pytest.raises(SoftshardsError, match="version 1, this softshards writes 2"):
+    with pytest.raises(SoftshardsError, match="version 1, this softshards writes 3"):
         evaluate(config)
 
 
