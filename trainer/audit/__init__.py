@@ -1,0 +1,1 @@
+"""Ask a model for what it may have memorized of its training set."""
