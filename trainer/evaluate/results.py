@@ -12,7 +12,6 @@ from schemas.fingerprint import weights_digest
 from trainer.console import number, percent
 from trainer.evaluate.bootstrap import REPLICATES, from_text
 from trainer.evaluate.worst_sequences import WorstSequence
-from trainer.evaluate.worst_sequences import WorstSequence
 from trainer.record import LabelSetRecord, Record
 
 RESULTS_VERSION = 3
@@ -108,13 +107,11 @@ class Measured(Record):
         intervals: bounds of the 95 % interval of figures, by name.
         replicates: figures in each replicate of the bootstrap, as `trainer.evaluate.bootstrap`
             writes them.
-        worst: the sequences with the highest KL, the highest first.
     """
 
     documents: int = 0
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     replicates: dict[str, str] = Field(default_factory=dict)
-    worst: list[WorstSequence] = Field(default_factory=list)
 
     @field_validator("replicates")
     @classmethod
