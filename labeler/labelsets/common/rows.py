@@ -16,10 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
-from labeler.labelsets.common.ngrams import repetition
 from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenizer
 from schemas import LabelSet
 from schemas.arrow import COLUMN_ORDER, row_schema
+from schemas.ngrams import repetition
 
 Mask = NDArray[np.bool_]
 """The selected rows of a set, bool [rows], in the order of its row groups."""

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from labeler.console import counting, err
 from labeler.labeling.inputs.find_inputs import InputSet, find_inputs
 from labeler.labeling.inputs.read_records import Record, read_records
-from labeler.labelsets.common.ngrams import Hashes, mix_bits, ngrams, words
 from labeler.labelsets.common.rows import Rows, lists
 from schemas.errors import SoftshardsError
+from schemas.ngrams import Hashes, mix_bits, ngrams, words
 
 Units = Callable[[str], Hashes]
 

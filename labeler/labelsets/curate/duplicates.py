@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from labeler.labelsets.common.ngrams import mix_bits, ngrams
 from labeler.labelsets.common.rows import Mask, labeled_ids, lists
 from schemas.errors import SoftshardsError
+from schemas.ngrams import mix_bits, ngrams
 
 if TYPE_CHECKING:
     from datasketch import MinHash

@@ -9,7 +9,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from labeler.console import progress
-from labeler.labelsets.common.ngrams import ngrams
 from labeler.labelsets.common.rows import Rows
 from labeler.labelsets.curate.contamination import HeldOut, Overlaps, row_units
 from labeler.labelsets.curate.curate_config import CurateConfig
@@ -21,6 +20,7 @@ from labeler.labelsets.curate.duplicates import (
     tokens,
 )
 from schemas.arrow import KEY_COLUMNS
+from schemas.ngrams import ngrams
 
 NUMBERS = ("n_tokens", "n_labels", "mean_nll", "mean_entropy", "coverage")
 

@@ -9,8 +9,8 @@ from typing import TypedDict, cast
 import numpy as np
 import polars as pl
 
-from labeler.labelsets.common.ngrams import repetition
 from schemas.arrow import KEY_COLUMNS
+from schemas.ngrams import repetition
 
 WORST = 5
 """Rows kept per kind."""
@@ -82,9 +82,3 @@ def _finite(row: dict[str, object]) -> OutlierRow:
 def rounded(value: float | None, digits: int = 4) -> float | None:
     """Round a number for JSON, which has neither infinity nor NaN."""
     return None if value is None or not math.isfinite(value) else round(value, digits)
-
-
-def row_argument(row_id: str, chunk: int, sample: int) -> str:
-    """Return what `labeler inspect --row` takes for a row: id, and chunk and sample unless 0."""
-    parts = (("chunk", chunk), ("sample", sample))
-    return row_id + "".join(f"/{part}={number}" for part, number in parts if number)
