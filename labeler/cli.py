@@ -17,7 +17,6 @@ from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
-from schemas.yaml_settings import check_flags
 
 app = App(
     name="labeler",
@@ -46,6 +45,7 @@ for command in (
     app.command(command)
 app.command(exchanging.import_, name="import")
 # cyclopts would show optional positionals as [ARGS].
+app["verify"].usage = "Usage: labeler verify [OPTIONS] LABELS..."
 app["view"].usage = "Usage: labeler view [OPTIONS] LABELS [OTHER]"
 app["compare"].usage = "Usage: labeler compare [OPTIONS] A B [INPUTS...]"
 
@@ -64,6 +64,8 @@ def _launch(
     if config is not None:
         if not config.is_file():
             raise SoftshardsError("no such file", path=config, hint="check --config")
+        from schemas.yaml_settings import check_flags
+
         check_flags(config)
         app.config = (
             cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),

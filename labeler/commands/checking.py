@@ -7,10 +7,10 @@ from labeler.labelsets.verify.verify_config import VerifyConfig
 
 
 def verify(config: VerifyConfig) -> int:
-    """Check a label set: hashes, schema and invariants; with --rescore, the labels themselves.
+    """Check label sets: hashes, schema and invariants; with --rescore, the labels themselves.
 
     Names what is wrong: labels shifted against the tokens, a wrong tokenizer, chat template or
-    teacher, another temperature, a lost tail. Exit code 0: good; 1: something is wrong.
+    teacher, another temperature, a lost tail. Exit code 0: all good; 1: something is wrong.
 
     Example: `labeler verify ./labels --rescore 4 --model ./teacher`
     """

@@ -14,7 +14,7 @@ def inspect(config: InspectConfig) -> int:
 
     Example: `labeler inspect ./labels --row corpus.jsonl:7`
     """
-    from labeler.labelsets.inspect.inspect_report import run_inspect
+    from labeler.labelsets.inspect.inspect_command import run_inspect
 
     return run_inspect(config)
 

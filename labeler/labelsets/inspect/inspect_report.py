@@ -1,4 +1,4 @@
-"""`labeler inspect`: print facts, histograms, sources and outliers of a label set."""
+"""Print facts, histograms, sources, outliers and rejects of a label set."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from rich.table import Table
 from labeler.console import human_bytes, out
 from labeler.labelsets.common.vocabulary import open_vocabulary
 from labeler.labelsets.inspect.histograms import bars, bin_names
-from labeler.labelsets.inspect.inspect_config import InspectConfig
-from labeler.labelsets.inspect.outliers import BY, OutlierRow, row_argument
-from labeler.labelsets.inspect.row_view import print_row
+from labeler.labelsets.inspect.outliers import BY, OutlierRow
+from labeler.labelsets.inspect.row_view import row_argument
 from labeler.labelsets.inspect.summary import QUANTILES, Group, Summary, summarize
 from schemas import LabelSet, open_label_set
 from schemas.journal import read_rejects
@@ -23,29 +22,6 @@ SOURCES = 10
 """Sources printed; `--json` prints all."""
 BESIDE = 77
 """Characters beside a row's text, which takes the rest of the line."""
-
-
-def run_inspect(config: InspectConfig) -> int:
-    """Print the rejects, one row or the summary of a label set, and return 0.
-
-    Raises:
-        LabelSetError: the set cannot be opened, a shard is altered, or the row is missing.
-    """
-    if config.rejects:
-        print_rejects(config.labels, as_json=config.as_json)
-        return 0
-    labels = open_label_set(config.labels, allow_partial=config.allow_partial)
-    if config.row is None:
-        print_summary(config.labels, labels, as_json=config.as_json)
-    else:
-        print_row(
-            labels,
-            config.row,
-            start=config.start,
-            count=config.positions,
-            as_json=config.as_json,
-        )
-    return 0
 
 
 def print_summary(path: Path, labels: LabelSet, *, as_json: bool) -> None:

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from labeler.console import out
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from labeler.labelsets.inspect.outliers import row_argument
 from schemas import LabelSet, LabelSetError, bucketed_entropy, decode
 from schemas.arrow import KEY_COLUMNS
 
@@ -100,6 +99,12 @@ def find_row(labels: LabelSet, name: str) -> pa.Table:
         row=name,
         hint="`--row first` shows a row and its id",
     )
+
+
+def row_argument(row_id: str, chunk: int, sample: int) -> str:
+    """Return what `labeler inspect --row` takes for a row: id, and chunk and sample unless 0."""
+    parts = (("chunk", chunk), ("sample", sample))
+    return row_id + "".join(f"/{part}={number}" for part, number in parts if number)
 
 
 def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[TokenLabel]:

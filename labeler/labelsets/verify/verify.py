@@ -1,4 +1,4 @@
-"""`labeler verify`: check that a label set is complete and consistent, and its labels right."""
+"""`labeler verify`: check that label sets are complete and consistent, and their labels right."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labeler.console import out, progress
-from labeler.labelsets.verify.rescore import Rescore, rescore_rows, teacher_path
 from labeler.labelsets.verify.verify_config import VerifyConfig
 from schemas import LabelSet, LabelSetError, open_label_set
 from schemas.errors import first_line
@@ -16,26 +16,37 @@ from schemas.findings import Finding
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.validate import examine
 
+if TYPE_CHECKING:
+    from labeler.labelsets.verify.rescore import Rescore
+
 UNREADABLE = frozenset({"damage", "schema", "span", "count"})
 """Kinds of findings after which text and labels are not checked: the rows cannot be trusted."""
 
 
 def run_verify(config: VerifyConfig) -> int:
-    """Check a label set or a view, print the findings, and return the exit code: 0 if it is good.
+    """Check label sets or views, print the findings, and return the exit code: 0 if all are good.
+
+    All are opened before the first is checked: a mistyped path does not wait for the others.
 
     Raises:
-        SoftshardsError: the label set is missing or unfinished, or the teacher is missing.
+        SoftshardsError: a label set is missing or unfinished, or the teacher is missing.
     """
-    labels = _open(config.labels, allow_partial=config.allow_partial)
-    if isinstance(labels, Finding):
-        findings, rescore = [labels], None
+    opened = [_open(path, allow_partial=config.allow_partial) for path in config.labels]
+    return max(_verify(path, found, config) for path, found in zip(config.labels, opened))
+
+
+def _verify(path: Path, opened: LabelSet | Finding, config: VerifyConfig) -> int:
+    """Check one label set, print the findings, and return the exit code."""
+    labels: LabelSet | None
+    if isinstance(opened, Finding):
+        labels, findings, rescore = None, [opened], None
     else:
+        labels = opened
         findings, rescore = _check(labels, config)
-    opened = labels if isinstance(labels, LabelSet) else None
     if config.as_json:
-        _print_json(config.labels, opened, findings, rescore)
+        _print_json(path, labels, findings, rescore)
     else:
-        _print_report(config.labels, opened, findings, rescore)
+        _print_report(path, labels, findings, rescore)
     return 0 if all(finding.note for finding in findings) else 1
 
 
@@ -57,6 +68,8 @@ def _check(labels: LabelSet, config: VerifyConfig) -> tuple[list[Finding], Resco
         findings.append(Finding(kind="text", what=what))
     if config.rescore == 0 and config.model is None:
         return findings, None
+    from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
+
     teacher = teacher_path(labels, config.model, config.revision)
     of_teacher = list(check_teacher(labels, teacher))
     findings += of_teacher

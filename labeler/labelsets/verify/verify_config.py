@@ -18,10 +18,10 @@ def _require_count(kind: object, value: int | str) -> None:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class VerifyConfig:
-    """The label set to check, and the depth of the check."""
+    """The label sets to check, and the depth of the check."""
 
-    labels: Path
-    """Folder of the label set, or a view of one."""
+    labels: tuple[Path, ...]
+    """Folders of label sets, or views of some."""
 
     _: KW_ONLY
 
@@ -47,4 +47,5 @@ class VerifyConfig:
     """Also check a set that is still being labeled."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
-    """Print JSON on standard output: problems and notes, each with kind, where, what and hint."""
+    """Print one line of JSON per label set on standard output: its problems and notes, each with
+    kind, where, what and hint."""

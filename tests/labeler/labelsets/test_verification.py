@@ -103,6 +103,33 @@ def kinds(result: dict[str, Any]) -> set[str]:
     return {problem["kind"] for problem in result["problems"]}
 
 
+def test_several_sets_are_verified_in_one_call(
+    texts: Any,
+    built: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good, bad = built(TEXTS), texts()
+    shard = bad.path / bad.shards[0]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr("sys.argv", ["labeler", "verify", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, *capsys.readouterr()
+
+    code, printed, _ = run(good, bad.path, good, "--json")
+    found = [json.loads(line) for line in printed.splitlines()]
+    assert code == 1
+    assert [one["path"] for one in found] == [str(good), str(bad.path), str(good)]
+    assert [bool(one["problems"]) for one in found] == [False, True, False]
+    code, printed, errors = run(bad.path, tmp_path / "none")  # refused before any is read
+    assert (code, printed) == (2, "")
+    assert "none" in errors
+
+
 @pytest.mark.parametrize("codec", ["plain", "compact"])
 def test_good_labels_are_confirmed(texts: Any, verify: Verify, codec: str) -> None:
     labels = texts(codec=codec)
