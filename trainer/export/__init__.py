@@ -1,0 +1,1 @@
+"""`trainer export`: a student as a file for another runtime, measured there."""
