@@ -15,8 +15,8 @@ from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
-from schemas.yaml_settings import check_flags
 from trainer.evaluate.evaluate_config import EvaluateConfig
+from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.report.report_config import ReportConfig
 from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.sweep_config import SweepConfig
@@ -79,7 +79,7 @@ def slice_(config: SliceConfig) -> int:
 
 
 @app.command
-def evaluate(config: EvaluateConfig) -> int:
+def evaluate(config: EvaluateConfig, *, tasks: TaskFlags | None = None) -> int:
     """Measure models on a held-out label set, against the teacher that labeled it.
 
     For each model and kind of span: perplexity on the actual tokens, forward KL to the teacher with
@@ -87,11 +87,15 @@ def evaluate(config: EvaluateConfig) -> int:
     (ECE). Several models are also compared with the first, with 95 % intervals. The teacher's own
     perplexity comes from its labels; it is not loaded. Models that were measured before are reused.
 
-    Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json`
+    `--tasks` also runs lm-evaluation-harness, and prints what the students keep of the teacher's
+    results.
+
+    Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json
+    --teacher TEACHER --tasks mytask.yaml,arc_easy`
     """
     from trainer.evaluate.evaluate_models import evaluate as run
 
-    return run(config)
+    return run(config, tasks)
 
 
 @app.command
@@ -142,6 +146,8 @@ def launch(
     """
     app.config = (refuse_fractions,)  # without the file of an earlier call in the same process
     if config is not None:
+        from schemas.yaml_settings import check_flags
+
         check_flags(config)
         file = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
         app.config = (file, refuse_fractions)

@@ -23,18 +23,21 @@ from trainer.evaluate.results import (
     MeasuredTeacher,
     model_digest,
 )
+from trainer.evaluate.tasks.measure_tasks import measure_tasks
+from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.evaluate.teacher_facts import add_checkpoint, measure_teacher, weight_bytes
 
 ModelAt = tuple[Path, MeasuredModel]
 
 
-def evaluate(config: EvaluateConfig) -> int:
+def evaluate(config: EvaluateConfig, tasks: TaskFlags | None = None) -> int:
     """Measure every model that OUT lacks, and print all; return the exit code.
 
     Raises:
-        SoftshardsError: as `measure_models`.
+        SoftshardsError: as `measure_models` and `measure_tasks`.
     """
     results, models = measure_models(config)
+    more = measure_tasks(config, tasks, results) if tasks and tasks.tasks else []
     if config.json:
         sys.stdout.write(results.to_json())
     else:
@@ -42,6 +45,8 @@ def evaluate(config: EvaluateConfig) -> int:
         console.print(_table(models, results.teacher))
         if any(model.replicates for _, model in models[1:]):
             console.print(differences_table(models))
+        for table in more:
+            console.print(table)
     return 0
 
 

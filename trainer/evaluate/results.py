@@ -11,6 +11,7 @@ from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
 from trainer.console import number, percent
 from trainer.evaluate.bootstrap import REPLICATES, from_text
+from trainer.evaluate.tasks.task_results import MeasuredTask
 from trainer.evaluate.worst_sequences import WorstSequence
 from trainer.record import LabelSetRecord, Record
 
@@ -226,6 +227,7 @@ class EvaluationResults(Record):
     label_set: HeldOutSet
     teacher: MeasuredTeacher
     models: list[MeasuredModel]
+    tasks: list[MeasuredTask] = Field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -1,0 +1,1 @@
+"""Run lm-evaluation-harness on teacher and students, and say what the students keep."""
