@@ -15,6 +15,7 @@ from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
+from trainer.audit.audit_config import AuditConfig, CanariesConfig
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.report.report_config import ReportConfig
@@ -131,6 +132,42 @@ def sweep(students: Path, *, settings: SweepConfig) -> int:
     from trainer.sweep.run_sweep import sweep as run
 
     return run(students, settings)
+
+
+audit_app = App(name="audit", help_format="markdown")
+app.command(audit_app)
+
+
+@audit_app.default
+def audit(config: AuditConfig) -> int:
+    """Find out what models repeat of their training set.
+
+    Each model continues prefixes of training rows greedily, and is asked for the personal data and
+    secrets that patterns find in the training text; canaries (`trainer audit canaries`) are ranked
+    by their likelihood. A --control that never saw the set tells what anybody would say. Nothing
+    found is printed or written, only its place, unless --show-values asks for it. Models that were
+    audited before are reused. Rules for `labeler curate` that drop the rows found are written
+    beside OUT.
+
+    Example: `trainer audit --labels LABELS --model RUN/final --control STUDENT --teacher TEACHER
+    --out audit.json`
+    """
+    from trainer.audit.audit_models import audit as run
+
+    return run(config)
+
+
+@audit_app.command
+def canaries(config: CanariesConfig) -> int:
+    """Make sentences with random digits, to add to a corpus and to look for in the student.
+
+    Label the file together with the corpus, train, and give it to `trainer audit --canaries`.
+
+    Example: `trainer audit canaries --count 10 --repeat 8 --out canaries.jsonl`
+    """
+    from trainer.audit.canary_file import write_canaries
+
+    return write_canaries(config)
 
 
 @app.meta.default

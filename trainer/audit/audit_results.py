@@ -224,6 +224,7 @@ class AuditSettings(Record):
     Attributes:
         canaries: digest of the file of canaries.
         patterns: what searched the text: kinds, least score, versions.
+        candidates: candidates that canaries are ranked among, at least.
     """
 
     prefix: int
@@ -235,6 +236,7 @@ class AuditSettings(Record):
     patterns: dict[str, str] = Field(default_factory=dict)
     show_values: bool = False
     canaries: str | None = None
+    candidates: int
 
 
 class AuditResults(Record):
@@ -243,8 +245,10 @@ class AuditResults(Record):
     Attributes:
         eligible: rows that are long enough for a prefix and its continuation.
         text: None where the text was not scanned.
-        rules: file of rules that `labeler curate --config` takes, to drop the rows found.
-        command: the command that applies them.
+        canary_rows: rows that contain a canary.
+        rules: files of rules that `labeler curate --config` takes, to drop the rows found; mostly
+            one.
+        commands: the commands that apply them, one after the other.
     """
 
     version: int = AUDIT_VERSION
@@ -252,9 +256,10 @@ class AuditResults(Record):
     settings: AuditSettings
     eligible: int
     text: ScannedText | None = None
+    canary_rows: list[RowKey] = Field(default_factory=list)
     models: list[AuditedModel]
-    rules: str | None = None
-    command: str | None = None
+    rules: list[str] = Field(default_factory=list)
+    commands: list[str] = Field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -272,10 +277,10 @@ class AuditResults(Record):
             )
         return cls.read(path, WHAT)
 
-    def lookup(self, digest: str, *, dtype: str) -> AuditedModel | None:
+    def lookup(self, digest: str, *, role: Role, dtype: str) -> AuditedModel | None:
         """Return the entry of a model, by its weights."""
         for entry in self.models:
-            if entry.weights == digest and entry.dtype == dtype:
+            if (entry.weights, entry.role, entry.dtype) == (digest, role, dtype):
                 return entry
         return None
 

@@ -66,8 +66,8 @@ def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | Non
     """
     table = drop_unlabeled(table).combine_chunks()
     keys = row_names(table)
-    tokens = _coalesce(table, "student_input_ids", "input_ids")
-    spans = _coalesce(table, "student_spans", "spans")
+    tokens = coalesce(table, "student_input_ids", "input_ids")
+    spans = coalesce(table, "student_spans", "spans")
     try:
         decoded = decode(table)
     except ValueError as error:
@@ -118,7 +118,7 @@ def row_names(table: pa.Table) -> list[str]:
     return [f"{record} (chunk {chunk}, sample {sample})" for record, chunk, sample in rows]
 
 
-def _coalesce(table: pa.Table, first: str, second: str) -> pa.ListArray:
+def coalesce(table: pa.Table, first: str, second: str) -> pa.ListArray:
     """Return the first column where it is not null, else the second, as one array."""
     if table[first].null_count == table.num_rows:
         column = table[second]

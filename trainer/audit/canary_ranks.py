@@ -1,0 +1,76 @@
+"""Rank canaries by their likelihood among candidates that nobody inserted.
+
+The exposure of a canary s[r] with randomness r of a space R is log2 |R| - log2 rank(s[r]), where
+the rank is by log-perplexity among all of R (Carlini et al., "The Secret Sharer", 2019, definition
+4). Here it is estimated by sampling (section 4.3 there): a sample of R takes the place of R. It
+assumes no distribution, and cannot exceed log2 of the sample's size. A canary that the model never
+saw has a uniform rank, so that it reaches an exposure of e bits with a probability of 2^-e.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainer.audit.audit_results import Canaries, CanaryExposure
+from trainer.audit.canary_file import CanaryRecord, draw_digits
+from trainer.audit.continuations import Speaker
+from trainer.audit.training_text import TrainingText
+from trainer.console import ProgressBar
+
+CHANCE = 0.05
+"""Probability that one of the canaries counts as memorized and is not."""
+CANDIDATE_SEED = 1 << 32
+"""Added to the seed: seeds of canaries are other ones."""
+
+
+def rank_canaries(
+    speaker: Speaker,
+    canaries: Sequence[CanaryRecord],
+    text: TrainingText,
+    *,
+    rows: dict[int, int],
+    candidates: int,
+    seed: int,
+) -> Canaries:
+    """Rank canaries in a model, and try to extract each from its prefix.
+
+    Args:
+        speaker: the model.
+        canaries: canaries that differ in their digits alone.
+        text: encodes them.
+        rows: rows of the label set that contain each canary.
+        candidates: candidates to draw at least.
+        seed: of the candidates.
+    """
+    first = canaries[0]
+    inserted = frozenset(canary.digits for canary in canaries)
+    most = 10 ** len(first.digits) - len(inserted)
+    # One more than a canary's threshold needs, for the rank of 1 to reach it.
+    count = min(most, max(candidates, math.ceil(len(canaries) / CHANCE)))
+    drawn = draw_digits(count, len(first.digits), seed + CANDIDATE_SEED, inserted)
+    texts = [c.digits for c in canaries] + drawn
+    sequences = [text.encode(f"{first.before}{digits}{first.after}") for digits in texts]
+    prefix = text.encode(first.before.rstrip())
+    ends = [max(1, len(ids) - len(prefix)) for ids in sequences[: len(canaries)]]
+    with ProgressBar("rank canaries", len(sequences) + 1) as progress:
+        values = speaker.log_likelihoods(sequences, progress.advance)
+        (continued,) = speaker.continue_greedily([prefix], [max(ends)], progress.advance)
+    said = text.decode(np.concatenate([prefix, continued]))
+    reference = np.sort(values[len(canaries) :])
+    ranked = []
+    for canary, value in zip(canaries, values):
+        rank = 1 + len(reference) - int(np.searchsorted(reference, value, side="left"))
+        ranked.append(
+            CanaryExposure(
+                canary=canary.canary,
+                rows=rows.get(canary.canary, 0),
+                rank=rank,
+                exposure=math.log2((1 + len(reference)) / rank),
+                extracted=canary.digits in said,
+            )
+        )
+    threshold = math.log2(len(canaries) / CHANCE)
+    return Canaries(candidates=1 + len(reference), threshold=threshold, canaries=ranked)
