@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from schemas.atomic import write_atomic
 from schemas.errors import LabelSetError
@@ -30,9 +30,9 @@ class EngineCost(ExtensibleModel):
         tokens_per_s: tokens per engine second.
     """
 
-    engine_seconds: float
+    engine_seconds: float = Field(ge=0, allow_inf_nan=False)
     energy_joules: float | None = None
-    tokens: int
+    tokens: int = Field(ge=0)
     labels: int
     energy_source: str | None = None
     tokens_per_s: float
