@@ -18,6 +18,7 @@ from schemas.whole_numbers import refuse_fractions
 from trainer.audit.audit_config import AuditConfig, CanariesConfig
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.tasks.task_flags import TaskFlags
+from trainer.export.export_config import ExportConfig
 from trainer.report.report_config import ReportConfig
 from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.sweep_config import SweepConfig
@@ -97,6 +98,26 @@ def evaluate(config: EvaluateConfig, *, tasks: TaskFlags | None = None) -> int:
     from trainer.evaluate.evaluate_models import evaluate as run
 
     return run(config, tasks)
+
+
+@app.command
+def export(model: Path, *, config: ExportConfig) -> int:
+    """Write a student for another runtime, in 16, 8 or 4 bits, and measure it there.
+
+    GGUF is what llama.cpp, Ollama and LM Studio read; int8 is a checkpoint for vLLM. With
+    `--labels`, the exported model runs in its runtime on held-out labels: perplexity, top token,
+    size and speed stand beside the student's in OUT/export.json. A student that cannot be exported,
+    or that does not run there, is refused with the reason. A finished export is reused.
+
+    Example: `trainer export RUN/final --to gguf:q8_0 --labels HELDOUT --out RUN/gguf-q8_0`
+
+    Args:
+        model: student to export: a checkpoint folder such as RUN/final, or OWNER/NAME[@REVISION]
+            on the Hub.
+    """
+    from trainer.export.export_student import export as run
+
+    return run(model, config)
 
 
 @app.command
