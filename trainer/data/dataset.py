@@ -138,6 +138,7 @@ class LabelDataset:
         state: where to start; its seed must be `seed`. By default at the beginning.
         vocab_map: from the teacher's ids to the student's, where they differ.
         drawn: also read the ids that were drawn from the teacher.
+        meta: also read the rows' other columns.
 
     Raises:
         LabelSetError: the set cannot be opened, holds no labels, or lacks drawn ids.
@@ -157,6 +158,7 @@ class LabelDataset:
         state: ReaderState | None = None,
         vocab_map: VocabMap | None = None,
         drawn: bool = False,
+        meta: bool = False,
     ) -> None:
         if isinstance(labels, Path | str):
             labels = open_label_set(labels)
@@ -170,7 +172,11 @@ class LabelDataset:
                     path=part.labels.place,
                     hint="label with `labeler label --draws 50`, or choose another --loss",
                 )
-        self.columns = (*ROW_COLUMNS, *DRAW_COLUMNS) if drawn else ROW_COLUMNS
+        self.columns = (
+            *ROW_COLUMNS,
+            *(DRAW_COLUMNS if drawn else ()),
+            *(("meta",) if meta else ()),
+        )
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
             raise ValueError("need pack_tokens >= 2, window >= 1 and 0 <= rank < world_size")
         self.state = state or ReaderState(seed=seed)

@@ -37,6 +37,7 @@ class Window:
         positions: int64 [labels], the position t of each labeled token in its own row.
         kinds: int64 [labels], index into `schemas.arrow.SPAN_KINDS`.
         sources: input file of each row, "" where it is not known.
+        meta: JSON of each row's other columns, or None; empty where it was not read.
     """
 
     keys: list[str]
@@ -48,6 +49,7 @@ class Window:
     positions: NDArray[np.int64]
     kinds: NDArray[np.int64]
     sources: list[str]
+    meta: list[str | None]
 
 
 def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | None = None) -> Window:
@@ -89,6 +91,7 @@ def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | Non
         positions=covered,
         kinds=np.repeat(kind.astype(np.int64), stop - start),
         sources=[source or "" for source in table["source"].to_pylist()],
+        meta=table["meta"].to_pylist() if "meta" in table.column_names else [],
     )
 
 

@@ -34,6 +34,15 @@ class EvaluateConfig:
     dtype: Literal["fp32", "bf16"] = "fp32"
     """dtype that the models run in (log-probabilities are in fp32 either way)."""
 
+    by: tuple[str, ...] = ()
+    """Show a table of groups, and the worst one: kind, source, length, or a column of the corpus
+    such as meta.lang; repeat for more. OUT has kind, source and length always. A model that was
+    measured without such a column is measured again."""
+
+    top_k: int = 10
+    """Length of the two lists of likeliest tokens that are compared (top-k overlap); at most as
+    many as the labels store."""
+
     worst: int = 3
     """Sequences with the highest KL of which OUT keeps a passage, its KL per token, and the
     likeliest tokens of both models, for `trainer report`. OUT then holds text of the label set; 0

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from rich.table import Table
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.hub_model import ModelSource, locate_model
-from trainer.console import message_console, number_table, size, table_console
+from trainer.console import message_console, table_console
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.model_differences import differences_table, set_replicates
+from trainer.evaluate.evaluation_tables import (
+    ModelAt,
+    differences_table,
+    group_table,
+    main_table,
+    worst_line,
+)
+from trainer.evaluate.grouping import ALWAYS, Grouping, check_dimensions, plan_groups
+from trainer.evaluate.model_differences import differences
 from trainer.evaluate.results import (
-    ECE,
-    PPL,
-    QUALITY,
     EvaluationResults,
-    Group,
     HeldOutSet,
+    Measured,
     MeasuredModel,
     MeasuredTeacher,
     model_digest,
@@ -26,8 +35,7 @@ from trainer.evaluate.results import (
 from trainer.evaluate.tasks.measure_tasks import measure_tasks
 from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.evaluate.teacher_facts import add_checkpoint, measure_teacher, weight_bytes
-
-ModelAt = tuple[Path, MeasuredModel]
+from trainer.evaluate.worst_group import worst_group
 
 
 def evaluate(config: EvaluateConfig, tasks: TaskFlags | None = None) -> int:
@@ -39,12 +47,12 @@ def evaluate(config: EvaluateConfig, tasks: TaskFlags | None = None) -> int:
     results, models = measure_models(config)
     more = measure_tasks(config, tasks, results) if tasks and tasks.tasks else []
     if config.json:
-        sys.stdout.write(results.to_json())
+        shown = results.to_dict() | {"differences": _differences(models, results.teacher)}
+        sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     else:
         console = table_console()
-        console.print(_table(models, results.teacher))
-        if any(model.replicates for _, model in models[1:]):
-            console.print(differences_table(models))
+        for table in _tables(models, results.teacher, config.by):
+            console.print(table)
         for table in more:
             console.print(table)
     return 0
@@ -57,8 +65,12 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
         The content of OUT, and its entry for each model of `config`, in their order.
 
     Raises:
-        SoftshardsError: OUT belongs to a different label set, or a model does not fit it.
+        SoftshardsError: OUT belongs to a different label set, a model does not fit it, or no row
+            has a value for --by.
     """
+    if config.top_k < 1:
+        raise SoftshardsError(f"--top-k {config.top_k}: it must be at least 1")
+    check_dimensions(config.by)
     console = message_console()
 
     def locate(model: Path) -> ModelSource:
@@ -74,40 +86,59 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
                 f"warning: the label set's teacher is {scope}, not a digest of files: nothing "
                 f"proves that it is {config.teacher}, but its tokenizer is the labels'"
             )
+    config = replace(config, top_k=min(config.top_k, labels.manifest.identity.k))
+
+    @cache
+    def grouping(*by: str) -> Grouping:
+        return plan_groups(labels, by)
+
     models: list[ModelAt] = []
     for model in config.model:
         source = locate(model)
         path, place = source.folder, str(source)
         digest = model_digest(path)
         entry = results.lookup(digest, dtype=config.dtype, vocab_map=config.vocab_map)
-        if entry is not None:
+        wanted = dict.fromkeys([*config.by, *(entry.by if entry else ())])
+        by = [name for name in wanted if name not in ALWAYS]
+        if entry is not None and entry.top_k == config.top_k and entry.by.keys() >= set(config.by):
             console.print(f"{place}: reused")
-            if place not in entry.paths:
-                entry.paths.append(place)
         else:
-            entry = _measure(path, place, digest, labels, config)
-            results.models.append(entry)
-            results.write(config.out)
+            measured = _measure(path, digest, labels, config, grouping(*by), place)
+            if entry is None:
+                entry = measured
+                results.models.append(entry)
+            else:  # what other commands measured of the model stays
+                for name in measured.model_fields_set - {"paths"}:
+                    setattr(entry, name, getattr(measured, name))
+        if place not in entry.paths:
+            entry.paths.append(place)
+        results.write(config.out)
         models.append((model, entry))
     results.write(config.out)
     return results, models
 
 
 def _measure(
-    path: Path, place: str, digest: str, labels: LabelSet, config: EvaluateConfig
+    path: Path,
+    digest: str,
+    labels: LabelSet,
+    config: EvaluateConfig,
+    grouping: Grouping,
+    place: str,
 ) -> MeasuredModel:
     """Measure a model.
 
     Args:
         path: its folder.
-        place: the folder, or the repository that it comes from.
         digest: of its weights.
         labels: the held-out set.
         config: the settings.
+        grouping: parts of the set to measure separately.
+        place: the folder, or the repository that it comes from.
     """
     import torch
 
-    from trainer.evaluate.measure import SUMS, measure
+    from trainer.evaluate.measure import measure
     from trainer.evaluate.worst_sequences import WorstSequences
     from trainer.ops.bf16_support import emulation_warning
     from trainer.student.context_check import check_context, longest_row
@@ -123,36 +154,67 @@ def _measure(
     student.to(device)
     worst = WorstSequences(config.worst, path if config.vocab_map else labels.tokenizer_dir)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-        metrics = measure(
-            student, labels, device=device, pack_tokens=config.pack_tokens, worst=worst
+        tally = measure(
+            student,
+            labels,
+            device=device,
+            pack_tokens=config.pack_tokens,
+            top_k=config.top_k,
+            grouping=grouping,
+            worst=worst,
         )
     counted = count_parameters(student.model)
-    entry = MeasuredModel(
+    whole, by = tally.whole, tally.groups()
+    worst_groups = {name: worst_group(groups) for name, groups in by.items()}
+    return MeasuredModel(
         paths=[place],
         weights=digest,
         dtype=config.dtype,
         vocab_map=config.vocab_map,
+        top_k=config.top_k,
         parameters=counted["parameters"],
         non_embedding=counted["non_embedding"],
         bytes=weight_bytes(path),
-        all=metrics.all,
-        by={"kind": [Group(value=k, metrics=m) for k, m in metrics.kinds.items()]},
-        documents=metrics.documents,
+        documents=whole.documents,
+        all=whole.metrics,
+        intervals=whole.intervals(),
+        replicates=whole.replicates(),
+        by=by,
+        worst_groups={name: group for name, group in worst_groups.items() if group},
+        calibration=tally.calibration(),
         worst=worst.found(),
     )
-    set_replicates(entry, dict(zip(SUMS, metrics.replicates.T)))
-    return entry
 
 
-def _table(models: list[ModelAt], teacher: MeasuredTeacher) -> Table:
-    headings = [quality.heading for quality in QUALITY]
-    table = number_table("held-out", "model", *headings, "params", caption=ECE)
-    ppl = PPL.text(teacher.ppl, at_least=teacher.lower_bound)
-    table.add_row("teacher", ppl, *["–"] * 3, size(teacher.parameters, ""))
+def _tables(
+    models: list[ModelAt], teacher: MeasuredTeacher, by: tuple[str, ...]
+) -> Iterator[Table | str]:
+    """Yield the tables of a command, and a line for each worst group."""
+    yield main_table(models, teacher)
+    if any(model.replicates for _, model in models[1:]):
+        yield differences_table(models)
     for path, model in models:
-        cells = [quality.text(getattr(model.all, quality.name)) for quality in QUALITY]
-        table.add_row(str(path), *cells, size(model.parameters, ""))
-    return table
+        for dimension in dict.fromkeys(by):
+            yield group_table(path, model, dimension)
+        for dimension in ALWAYS:
+            line = worst_line(model, dimension)
+            if line and dimension not in by:
+                yield f"{path}: {line}"
+
+
+def _differences(models: list[ModelAt], teacher: MeasuredTeacher) -> list[dict[str, object]]:
+    """Return the differences of each model from the teacher, and from the models before it."""
+    references: list[tuple[str, Measured]] = [("teacher", teacher)]
+    found: list[dict[str, object]] = []
+    for path, model in models:
+        for name, reference in references:
+            of_pair = differences(model, reference)
+            figures = {
+                figure: {"value": d.value, "interval": d.interval} for figure, d in of_pair.items()
+            }
+            found.append({"model": str(path), "from": name, "figures": figures})
+        references.append((str(path), model))
+    return found
 
 
 def _open_results(out: Path, labels: LabelSet) -> EvaluationResults:

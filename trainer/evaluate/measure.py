@@ -1,10 +1,8 @@
-"""Average the metrics of a model over a held-out label set."""
+"""Measure a model on a held-out label set, in one pass."""
 
 from __future__ import annotations
 
-import math
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,35 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from schemas import LabelSet
-from schemas.arrow import SPAN_KINDS
 from trainer.console import ProgressBar
-from trainer.data.collate import collate
+from trainer.data.collate import Batch, collate
 from trainer.data.dataset import LabelDataset
-from trainer.evaluate.bootstrap import REPLICATES, document_counts
-from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
-from trainer.evaluate.results import Metrics
+from trainer.data.vocab_map import VocabMap
+from trainer.evaluate.figures import COLUMNS
+from trainer.evaluate.grouping import Grouping
+from trainer.evaluate.results import OVERLAP_K
+from trainer.evaluate.tally import Measurements, Tally
+from trainer.evaluate.token_bytes import token_bytes
 from trainer.evaluate.worst_sequences import WorstSequences
 from trainer.losses.batch_loss import label_losses
 from trainer.student.student import Student
+from trainer.student.student_output import StudentOutput
+from trainer.student.top_tokens import TopTokens
 
 PACK_TOKENS = 2048
-
-SUMS = ("labels", "ce", "kl", "agreement", "teacher_ce", "acceptance")
-"""What is added up over labels, in the order of columns."""
-
-
-class HeldOutMetrics(NamedTuple):
-    """Metrics over all labels, and for each kind of span that occurs.
-
-    Attributes:
-        documents: records that this process measured.
-        replicates: float64 [REPLICATES, columns of sums], of a bootstrap over documents.
-    """
-
-    all: Metrics
-    kinds: dict[str, Metrics]
-    documents: int
-    replicates: NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -51,26 +36,30 @@ def measure(
     *,
     device: torch.device,
     pack_tokens: int | None = None,
+    top_k: int = OVERLAP_K,
+    grouping: Grouping | None = None,
     among: Accelerator | None = None,
     worst: WorstSequences | None = None,
-) -> HeldOutMetrics:
-    """Average the metrics over every label of a set.
+) -> Tally:
+    """Add up the metrics over every label of a set.
 
     Args:
         model: a `Student`, or one that DDP or FSDP wrapped.
         labels: the held-out set.
         device: where the model is.
         pack_tokens: tokens run at once.
-        among: the processes that share the packs; all must call this. None: this process alone.
+        top_k: length of the lists of tokens that are compared with the teacher's.
+        grouping: parts of the set to measure separately; None measures only the kinds of spans, and
+            without a bootstrap.
+        among: the processes that share the packs; all must call this. The sums are then those of
+            all, the documents those of this process. None: this process alone.
         worst: keeps the sequences with the highest KL.
     """
     student = model if isinstance(model, Student) else model.module
     assert isinstance(student, Student)
     budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
-    sums = torch.zeros(len(SPAN_KINDS), len(SUMS), dtype=torch.float64)
-    replicates = torch.zeros(REPLICATES, len(SUMS), dtype=torch.float64)
-    bins = torch.zeros(len(SPAN_KINDS) * BINS, 3, dtype=torch.float64)
-    documents: set[str] = set()
+    tally = Tally(grouping or Grouping(), replicates=grouping is not None)
+    sizes = _bytes_of_ids(labels, student.vocab_map) if grouping else None
     rank, world = (among.process_index, among.num_processes) if among else (0, 1)
     packs = iter(
         LabelDataset(
@@ -79,58 +68,98 @@ def measure(
             padded=student.attention == "padded",
             window=1,
             vocab_map=student.vocab_map,
+            meta=tally.grouping.needs_meta,
         )
     )
     with ProgressBar("measure", labels.labels, enabled=rank == 0) as progress:
         while group := list(islice(packs, world)):
             # Under FSDP every rank must run as often as the others: a rank without a pack of its
             # own runs the first, and does not count it.
-            pack, counts = (group[rank], 1.0) if rank < len(group) else (group[0], 0.0)
+            pack, counts = (group[rank], True) if rank < len(group) else (group[0], False)
             batch = collate(pack, attention=student.attention).to(device)
-            output, (top1, top1_logp) = model(batch, with_top1=True)
-            kl, ce = label_losses(output, batch)
-            agrees = top1 == batch.topk_ids[:, 0]
-            accepted = torch.minimum(batch.topk_logprobs, output.logp).exp().sum(1)
-            values = [torch.ones_like(ce), ce, kl, agrees, -batch.token_logprob, accepted]
-            stacked = torch.stack([v.double() for v in values], 1).cpu()
-            if not counts:
-                stacked.zero_()  # not multiplied: it may be infinite
-            kinds = batch.kinds.cpu()
-            sums.index_add_(0, kinds, stacked)
-            by_row = stacked.new_zeros(len(pack.rows), len(SUMS))
-            by_row.index_add_(0, batch.documents.cpu(), stacked)
-            replicates += torch.from_numpy(document_counts(pack.documents)).T @ by_row
-            documents.update(pack.documents if counts else ())
-            if worst is not None:
-                worst.add(pack, batch, kl, output, (top1, top1_logp))
-            calibration = bin_sums(top1_logp.exp(), top1 == batch.targets).cpu()
-            at = kinds * BINS + calibration[:, 0].long()
-            bins.index_add_(0, at, calibration[:, 1:] * counts)
+            output, top = model(batch, top_k=top_k)
+            if counts:
+                kl, ce = label_losses(output, batch)
+                found = _measurements(batch, output, top, kl, ce, sizes)
+                tally.add(pack.window, pack.rows, found)
+                if worst is not None:
+                    worst.add(pack, batch, kl, output, (top.ids[:, 0], top.logp))
             progress.advance(sum(pack.n_labels for pack in group))
     if among is not None:
-        sums, bins, replicates = (
-            among.reduce(x.to(device), "sum").cpu() for x in (sums, bins, replicates)
-        )
-    bins = bins.view(len(SPAN_KINDS), BINS, 3)
-    present = [index for index, row in enumerate(sums) if row[0] > 0]
-    return HeldOutMetrics(
-        all=_means(sums.sum(0), bins.sum(0)),
-        kinds={SPAN_KINDS[index]: _means(sums[index], bins[index]) for index in present},
-        documents=len(documents),
-        replicates=replicates.numpy(),
+        totals = torch.from_numpy(tally.totals).to(device)
+        tally.totals = among.reduce(totals, "sum").cpu().numpy()
+    return tally
+
+
+def _measurements(
+    batch: Batch,
+    output: StudentOutput,
+    top: TopTokens,
+    kl: Tensor,
+    ce: Tensor,
+    sizes: NDArray[np.float64] | None,
+) -> Measurements:
+    """Return what is added up, for each label of a batch.
+
+    Args:
+        batch: the labels.
+        output: the student's log-probabilities.
+        top: the student's most likely tokens.
+        kl: [n], as `label_losses` returns it; ce: likewise.
+        sizes: bytes of each id, or None.
+    """
+    accepted = torch.minimum(batch.topk_logprobs, output.logp).exp().sum(1)
+    tails = torch.minimum(batch.tail_logprob, output.log_rest).exp()
+    values = {
+        "labels": torch.ones_like(ce),
+        "ce": ce,
+        "kl": kl,
+        "agreement": top.ids[:, 0] == batch.topk_ids[:, 0],
+        "overlap": top_overlap(batch.topk_ids, top.ids),
+        "acceptance": accepted,
+        "acceptance_upper": accepted + tails,
+        "teacher_ce": -batch.token_logprob,
+    }
+    columns = np.full((len(ce), len(COLUMNS)), np.nan)
+    columns[:, : len(values)] = torch.stack([v.double() for v in values.values()], 1).cpu().numpy()
+    if sizes is not None:
+        columns[:, -2] = sizes[batch.targets.cpu().numpy()]
+        columns[:, -1] = np.where(columns[:, -2] > 0, columns[:, 1], 0)
+    return Measurements(
+        values=columns,
+        confidence=top.logp.double().exp().cpu().numpy(),
+        correct=(top.ids[:, 0] == batch.targets).cpu().numpy(),
+        kinds=batch.kinds.cpu().numpy(),
+        owners=batch.documents.cpu().numpy(),
     )
 
 
-def _means(sums: Tensor, bins: Tensor) -> Metrics:
-    count, ce, kl, agreement, teacher, accepted = sums.tolist()
-    return Metrics(
-        labels=int(count),
-        ce=ce / count,
-        ppl=math.exp(min(ce / count, 700.0)),
-        kl=kl / count,
-        agreement=agreement / count,
-        ece=expected_calibration_error(bins),
-        teacher_ce=teacher / count,
-        teacher_ppl=math.exp(min(teacher / count, 700.0)),
-        acceptance=min(accepted / count, 1.0),
-    )
+def top_overlap(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return the share of the teacher's most likely ids that are among the student's, [n].
+
+    The two lists are equally long: as the student's, or as the stored one where that is shorter
+    (overlap at depth k: Webber, Moffat and Zobel, "A Similarity Measure for Indefinite Rankings",
+    ACM TOIS 2010). A label without ids counts as 0.
+
+    Args:
+        teacher: [n, stored], the most likely first, padded with -1.
+        student: [n, k], the most likely first.
+    """
+    ids = teacher[:, : student.shape[1]]
+    depth = (ids >= 0).sum(1)
+    places = torch.arange(student.shape[1], device=student.device)
+    common = ids[:, :, None] == student[:, None, :]  # -1 equals no id of the student
+    common &= (places < depth[:, None])[:, None, :]
+    return common.sum((1, 2)) / depth.clamp_min(1)
+
+
+def _bytes_of_ids(labels: LabelSet, vocab_map: VocabMap | None) -> NDArray[np.float64] | None:
+    """Return the bytes of each id of the student, by the teacher's tokenizer; None if unknown."""
+    vocab = labels.manifest.identity.vocab_size
+    found = token_bytes(labels.tokenizer_dir, vocab)
+    if found is None or vocab_map is None:
+        return None if found is None else found.astype(np.float64)
+    mapped = np.zeros(vocab_map.student_vocab)
+    known = vocab_map.ids >= 0
+    mapped[vocab_map.ids[known]] = found[known]
+    return mapped

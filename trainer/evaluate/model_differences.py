@@ -1,24 +1,32 @@
-"""Intervals of a model's metrics, and of its differences from another model."""
+"""Differences between the figures of two models, with paired intervals."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-from trainer.console import number_table
-from trainer.evaluate.bootstrap import FEW_DOCUMENTS, LEVEL, Interval, from_text, interval, to_text
-from trainer.evaluate.results import MeasuredModel
+from trainer.evaluate.bootstrap import Interval, from_text, interval
+from trainer.evaluate.results import Measured
 
-COMPARED = {"ce": "CE", "kl": "KL", "agreement": "top-1", "acceptance": "accepted"}
-"""Metrics with intervals, and their headings."""
+COMPARED = {
+    "ce": "CE",
+    "ppl": "ppl",
+    "bits_per_byte": "bits/B",
+    "kl": "KL",
+    "agreement": "top-1",
+    "overlap": "top-k",
+    "ece": "ECE",
+    "acceptance": "accepted",
+}
+"""Figures that models are compared by, and their headings."""
+REPLICATED = tuple(name for name in COMPARED if name != "ppl")
+"""Figures whose replicates are kept. The perplexity follows from the cross-entropy."""
 
 
 class Difference(NamedTuple):
-    """A metric of one model minus that of another."""
+    """A figure of one model minus that of another."""
 
     value: float
     interval: Interval
@@ -34,43 +42,30 @@ class Difference(NamedTuple):
         return not self.interval.low <= 0 <= self.interval.high
 
 
-def set_replicates(model: MeasuredModel, sums: dict[str, NDArray[np.float64]]) -> None:
-    """Set `intervals` and `replicates` of a measured model.
+def differences(model: Measured, other: Measured) -> dict[str, Difference]:
+    """Return the differences by figure, of those that both have, with replicates.
+
+    Both were measured on the same replicates, so what makes documents hard for both cancels. This
+    holds for two models, for a model and the teacher, and for a group measured with two models; not
+    for groups with different documents.
 
     Args:
-        model: the model.
-        sums: by metric, and under "labels", the sum over labels in each replicate.
-    """
-    with np.errstate(invalid="ignore"):
-        means = {name: sums[name] / sums["labels"] for name in COMPARED}
-    model.replicates = {name: to_text(values) for name, values in means.items()}
-    means["ppl"] = np.exp(np.minimum(means["ce"], 700.0))
-    model.intervals = {name: interval(values) for name, values in means.items()}
-
-
-def differences(model: MeasuredModel, other: MeasuredModel) -> dict[str, Difference]:
-    """Return the differences of a model from another by metric; none if either has no replicates.
-
-    Both were measured on the same replicates, so what makes documents hard for both cancels.
+        model: a model, group or teacher.
+        other: what it is compared with.
     """
     found = {}
+    documents = min(model.documents, other.documents)
     for name in COMPARED:
-        if name in model.replicates and name in other.replicates:
-            value = getattr(model.all, name) - getattr(other.all, name)
-            first, second = (from_text(m.replicates[name]) for m in (model, other))
-            found[name] = Difference(value, interval(first - second))
+        one, two = model.figure(name), other.figure(name)
+        pair = _replicates(model, name), _replicates(other, name)
+        if one is not None and two is not None and pair[0] is not None and pair[1] is not None:
+            found[name] = Difference(one - two, interval(pair[0] - pair[1], documents))
     return found
 
 
-def differences_table(models: list[tuple[Path, MeasuredModel]]) -> Table:
-    """Return a table of the differences of all models from the first."""
-    (first, reference), *others = models
-    caption = f"± half of the {LEVEL:.0%} interval over documents (paired bootstrap)"
-    documents = reference.documents
-    if documents is not None and documents < FEW_DOCUMENTS:
-        caption += f"; with {documents} documents it is too narrow"
-    table = number_table(f"difference from {first}", "model", *COMPARED.values(), caption=caption)
-    for path, model in others:
-        found = differences(model, reference)
-        table.add_row(str(path), *(found[n].text() if n in found else "–" for n in COMPARED))
-    return table
+def _replicates(model: Measured, name: str) -> NDArray[np.float64] | None:
+    text = model.replicates.get("ce" if name == "ppl" else name)
+    if text is None:
+        return None
+    values = from_text(text)
+    return np.exp(np.minimum(values, 700.0)) if name == "ppl" else values

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from schemas import SoftshardsError
@@ -42,7 +44,7 @@ KL = Quality("kl", "KL", 4)
 AGREEMENT = Quality("agreement", "top-1", None)
 OVERLAP = Quality("overlap", "top-k", None)
 ECE_QUALITY = Quality("ece", "ECE", None)
-ACCEPTANCE = Quality("acceptance", "accepted", None)
+ACCEPTANCE = Quality("acceptance", "accept", None)
 QUALITY = (PPL, KL, AGREEMENT, ECE_QUALITY)
 """The metrics that models are compared by where there is room for few."""
 ALL_QUALITY = (PPL, BITS_PER_BYTE, KL, AGREEMENT, OVERLAP, ECE_QUALITY, ACCEPTANCE)
@@ -89,15 +91,29 @@ class Metrics(Record):
     acceptance: float | None = None
     acceptance_upper: float | None = None
 
-    def drafted(self, length: int = DRAFT) -> float | None:
-        """Return the tokens per pass of the teacher with drafts of this length, at least.
+    def figure(self, name: str) -> float | None:
+        """Return a metric by its name, or `drafted`; None if it is not known."""
+        value: float | None = self.drafted() if name == "drafted" else getattr(self, name)
+        return value
 
-        Drafted tokens count as accepted independently of one another: (1 - a^(length + 1)) /
-        (1 - a), equation 1 of the paper.
-        """
-        if self.acceptance is None or self.acceptance >= 1:
-            return None if self.acceptance is None else length + 1.0
-        return (1 - self.acceptance ** (length + 1)) / (1 - self.acceptance)
+    def drafted(self, length: int = DRAFT) -> float | None:
+        """Return the tokens per pass of the teacher with drafts of this length, at least."""
+        return None if self.acceptance is None else drafted_tokens(self.acceptance, length)
+
+
+Acceptance = TypeVar("Acceptance", float, NDArray[np.float64])
+
+
+def drafted_tokens(acceptance: Acceptance, length: int = DRAFT) -> Acceptance:
+    """Return the tokens per pass of the teacher with drafts of this length.
+
+    Drafted tokens count as accepted independently of one another: (1 - a^(length + 1)) / (1 - a),
+    the sum of a^i for i from 0 to length (Leviathan et al., 2023, equation 1).
+    """
+    total = acceptance**0
+    for power in range(1, length + 1):
+        total = total + acceptance**power
+    return total
 
 
 class Measured(Record):
@@ -120,6 +136,11 @@ class Measured(Record):
         if any(len(from_text(text)) != REPLICATES for text in replicates.values()):
             raise ValueError(f"a metric has not {REPLICATES} replicates")
         return replicates
+
+    def figure(self, name: str) -> float | None:
+        """Return a figure by its name; None if it was not measured."""
+        value: float | None = getattr(self, name, None)
+        return value
 
 
 class Bin(Record):
@@ -154,6 +175,32 @@ class Group(Measured):
     pooled: int | None = None
     metrics: Metrics
 
+    def figure(self, name: str) -> float | None:
+        """Return a mean over the group's labels."""
+        return self.metrics.figure(name)
+
+
+class WorstGroup(Record):
+    """The group of a dimension with the highest KL to the teacher. Small groups do not compete.
+
+    Attributes:
+        value: as of `Group`.
+        documents: documents of the group.
+        kl: mean KL over its labels, in nats.
+        interval: bounds of the 95 % interval of `kl`, which ignores that the group was chosen.
+        share: share of the replicates in which this group is the worst.
+        compared: groups that competed.
+        too_small: groups with too few documents for an interval.
+    """
+
+    value: str | None
+    documents: int
+    kl: float
+    interval: tuple[float, float]
+    share: float
+    compared: int
+    too_small: int
+
 
 class MeasuredModel(Measured):
     """A model's metrics, over all labels and for parts of the set.
@@ -164,6 +211,7 @@ class MeasuredModel(Measured):
         top_k: length of the lists of `Metrics.overlap`, at most.
         by: groups by dimension: "kind", "source", "length", and those of --by, such as "meta.lang".
             Groups have the most documents first.
+        worst_groups: the worst group by dimension, where two groups or more can be compared.
         calibration: bins of the reliability diagram, from low to high.
         worst: the sequences with the highest KL, the highest first.
     """
@@ -178,8 +226,13 @@ class MeasuredModel(Measured):
     bytes: int
     all: Metrics
     by: dict[str, list[Group]] = Field(default_factory=dict)
+    worst_groups: dict[str, WorstGroup] = Field(default_factory=dict)
     calibration: list[Bin] = Field(default_factory=list)
     worst: list[WorstSequence] = Field(default_factory=list)
+
+    def figure(self, name: str) -> float | None:
+        """Return a mean over all labels."""
+        return self.all.figure(name)
 
     @property
     def kinds(self) -> dict[str, Metrics]:

@@ -2,42 +2,94 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from schemas import LabelSet, SoftshardsError
 from schemas.fingerprint import weights_digest
 from schemas.hub_model import ModelSource
 from schemas.manifest import Identity
+from trainer.data.window import (
+    ROW_COLUMNS,
+    Window,
+    decode_window,
+    drop_unlabeled,
+    require_layout,
+)
+from trainer.evaluate.figures import COLUMNS
+from trainer.evaluate.grouping import Grouping
 from trainer.evaluate.results import MeasuredTeacher
+from trainer.evaluate.tally import Measurements, Tally
+from trainer.evaluate.token_bytes import token_bytes
 from trainer.student.tokenizer_check import check_tokenizer
 
 UNPROVED = ("served", "stated")
 """Scopes of `weights` that are no digest of files: nothing proves which checkpoint it was."""
+TEACHER_FIGURES = ("ce", "ppl", "bits_per_byte", "ece")
+
+T = TypeVar("T")
 
 
 def measure_teacher(labels: LabelSet) -> MeasuredTeacher:
-    """Return the teacher's cross-entropy and perplexity, from the labels alone.
+    """Return the teacher's figures, from the labels alone.
 
-    They are bounds where an imported set lacks the log-probability of an actual token outside the
-    top-k, and holds its largest possible value (docs/interchange.md); `mean_nll` is null in such
-    rows.
+    Perplexity and bits per byte are bounds where an imported set lacks the log-probability of an
+    actual token outside the top-k, and holds its largest possible value (docs/interchange.md);
+    `mean_nll` is null in such rows.
     """
     identity = labels.manifest.identity
     is_imported = "imported" in (identity.rendering or {})
-    total, count, has_unknown = 0.0, 0, False
+    sizes = token_bytes(labels.tokenizer_dir, identity.vocab_size)
+    tally, has_unknown = Tally(Grouping()), False
     for group in labels.row_groups:
-        table = labels.read_row_group(group, ["token_logprob", "mean_nll"])
-        values = table["token_logprob"].combine_chunks().flatten().to_numpy().astype("float64")
-        total, count = total - float(values.sum()), count + len(values)
+        table = drop_unlabeled(labels.read_row_group(group, [*ROW_COLUMNS, "mean_nll"]))
         has_unknown = has_unknown or table["mean_nll"].null_count > 0
-    ce = total / max(1, count)
+        if table.num_rows:
+            require_layout(table, identity.vocab_size)
+            window = decode_window(table, vocab_size=identity.vocab_size)
+            rows = np.arange(table.num_rows)
+            tally.add(window, rows, _teacher_measurements(window, sizes))
+    whole = tally.whole
+    found = whole.metrics
     return MeasuredTeacher(
         weights=identity.weights,
-        ce=ce,
-        ppl=math.exp(min(ce, 700.0)),
+        documents=whole.documents,
+        intervals=_only(whole.intervals()),
+        replicates=_only(whole.replicates()),
+        ce=found.ce,
+        ppl=found.ppl,
+        bits_per_byte=found.bits_per_byte,
+        ece=found.ece,
+        calibration=tally.calibration(),
         lower_bound=is_imported and has_unknown,
     )
+
+
+def _teacher_measurements(window: Window, sizes: NDArray[np.int64] | None) -> Measurements:
+    """Return what is added up for the labels of a window, with the teacher as the model."""
+    labels, n_labels = window.labels, np.diff(window.label_offsets)
+    owners = np.repeat(np.arange(len(n_labels)), n_labels)
+    tokens = window.tokens[window.positions + window.token_offsets[owners]]
+    ce = -labels.token_logprob.astype(np.float64)
+    size = np.full(len(ce), np.nan) if sizes is None else sizes[tokens].astype(np.float64)
+    known = {"ce": ce, "teacher_ce": ce, "bytes": size, "text_ce": np.where(size == 0, 0, ce)}
+    nothing, one = np.zeros(len(ce)), np.ones(len(ce))
+    known |= {"labels": one, "agreement": one, "overlap": one}
+    return Measurements(
+        values=np.stack([known.get(name, nothing) for name in COLUMNS], 1),
+        confidence=np.exp(labels.topk_logprobs[:, 0].astype(np.float64)),
+        correct=labels.topk_ids[:, 0] == tokens,
+        kinds=window.kinds,
+        owners=owners,
+    )
+
+
+def _only(figures: dict[str, T]) -> dict[str, T]:
+    """Return the figures that the teacher has of its own."""
+    return {name: figures[name] for name in TEACHER_FIGURES if name in figures}
 
 
 def is_the_teacher(path: Path, identity: Identity) -> bool | None:

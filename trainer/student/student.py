@@ -34,7 +34,7 @@ from trainer.student.packing_check import settle_attention
 from trainer.student.router_loss import router_loss
 from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
-from trainer.student.top1 import find_top1
+from trainer.student.top_tokens import TopTokens, find_top_tokens
 
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names that configurations have for it."""
@@ -103,14 +103,14 @@ class Student(nn.Module):
         return outputs.last_hidden_state.flatten(0, 1), router
 
     def forward(
-        self, batch: Batch, *, with_top1: bool = False
-    ) -> StudentOutput | tuple[StudentOutput, tuple[Tensor, Tensor]]:
+        self, batch: Batch, *, top_k: int = 0
+    ) -> StudentOutput | tuple[StudentOutput, TopTokens]:
         """Return the log-probabilities at the labels of a batch.
 
         Args:
             batch: the packed tokens and their labels.
-            with_top1: also return the most likely token of all, int64 [n], and its log-probability
-                [n]. They are found here because under FSDP the weights are whole only here.
+            top_k: also return so many of the most likely tokens of all. They are found here because
+                under FSDP the weights are whole only here.
         """
         router = None
         if self.with_router:
@@ -123,10 +123,12 @@ class Student(nn.Module):
         else:
             output = self._with_drawn(hidden, batch, batch.drawn_ids)
         output = output._replace(router=router)
-        if not with_top1:
+        if not top_k:
             return output
         head, (logp, log_rest, *_) = self.model.get_output_embeddings(), output
-        return output, find_top1(head, hidden, batch.topk_ids, logp, log_rest, **self.head_settings)
+        return output, find_top_tokens(
+            head, hidden, batch.topk_ids, logp, log_rest, top_k, **self.head_settings
+        )
 
     def _with_drawn(self, hidden: Tensor, batch: Batch, drawn: Tensor) -> StudentOutput:
         """Compute top-k and drawn ids in one pass over the head: an id in both is passed once."""

@@ -25,9 +25,11 @@ def measure_held_out(run: Run) -> str:
     run.student.eval()
     device = run.accelerator.device
     with torch.compiler.set_stance("force_eager"):  # each pack has its own shape here
-        metrics = measure(run.model, run.inputs.held_out, device=device, among=run.accelerator)
+        tally = measure(
+            run.model, run.inputs.held_out, device=device, among=run.accelerator, top_k=1
+        )
     run.student.train()
-    record = HeldOutRecord.of(run.step, metrics.all)
+    record = HeldOutRecord.of(run.step, tally.whole.metrics)
     run.evals.append(record)
     logged = record.to_dict()
     if run.is_main:

@@ -29,7 +29,7 @@ def test_intervals_cover_the_true_mean() -> None:
         hardness = random.normal(truth, 0.4, 80)
         sums = lengths * hardness
         counts = document_counts([f"{trial}-{i}" for i in range(80)])
-        found = interval((counts.T @ sums) / (counts.T @ lengths))
+        found = interval((counts.T @ sums) / (counts.T @ lengths), 80)
         covered += found.low <= truth <= found.high
     assert 0.90 <= covered / TRIALS <= 0.98  # binomial: 95 % is within 2.2 points
 
@@ -58,7 +58,8 @@ def test_differences_are_paired_and_name_the_better_model(world: World, tmp_path
     assert results.models == [student, teacher]
     assert student.documents == len({row.id for row in world.rows})
     for name, (low, high) in student.intervals.items():
-        value = student.all.ppl if name == "ppl" else getattr(student.all, name)
+        value = student.figure(name)
+        assert value is not None
         assert low <= value <= high
     found = differences(teacher, student)
     assert found["kl"].value == pytest.approx(teacher.all.kl - student.all.kl)

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainer.evaluate.calibration_error import BINS, bin_sums, expected_calibration_error
+from trainer.evaluate.calibration_error import BINS, bin_numbers, expected_calibration_error
 from trainer.student.label_head import convert_head
-from trainer.student.top1 import find_top1
+from trainer.student.top_tokens import find_top_tokens
 
 
 def reference_ece(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 15) -> float:
@@ -27,9 +27,10 @@ def reference_ece(confidence: NDArray[Any], correct: NDArray[Any], bins: int = 1
 
 
 def ece(confidence: NDArray[Any], correct: NDArray[Any]) -> float:
-    each = bin_sums(torch.from_numpy(confidence), torch.from_numpy(correct))
-    sums = torch.zeros(BINS, 3, dtype=torch.float64).index_add_(0, each[:, 0].long(), each[:, 1:])
-    return expected_calibration_error(sums)
+    bins = bin_numbers(confidence)
+    columns = (np.ones(len(bins)), confidence, correct.astype(float))
+    sums = np.stack([np.bincount(bins, column, BINS) for column in columns])
+    return float(expected_calibration_error(sums))
 
 
 @pytest.mark.parametrize("power", [0.3, 1.0, 4.0])
@@ -52,14 +53,16 @@ def test_ece_of_known_cases() -> None:
 
 
 def test_a_confidence_above_1_by_rounding_stays_in_the_last_bin() -> None:
-    each = bin_sums(torch.tensor([1 + 1e-6, 1.0, 0.0]), torch.tensor([True] * 3))
-    assert each[:, 0].tolist() == [14, 14, 0]
+    assert bin_numbers(np.array([1 + 1e-6, 1.0, 0.0])).tolist() == [14, 14, 0]
 
 
 @pytest.mark.parametrize(
     ("scale", "softcap", "spread"), [(1.0, None, 1.0), (0.5, 20.0, 2.0), (2.0, None, 0.02)]
 )
-def test_top1_equals_the_dense_argmax(scale: float, softcap: float | None, spread: float) -> None:
+@pytest.mark.parametrize("k", [1, 5, 16, 500])
+def test_top_tokens_are_those_of_the_dense_logits(
+    scale: float, softcap: float | None, spread: float, k: int
+) -> None:
     torch.manual_seed(0)
     head = convert_head(nn.Linear(16, 230, bias=True))
     hidden = torch.randn(700, 16) * spread * 8
@@ -77,8 +80,9 @@ def test_top1_equals_the_dense_argmax(scale: float, softcap: float | None, sprea
     with torch.no_grad():
         logp, log_rest, _ = head(hidden, ids, None, **settings)
         decided = logp.max(1).values >= log_rest
-        best, best_logp = find_top1(head, hidden, ids, logp, log_rest, **settings)
+        best, best_logp = find_top_tokens(head, hidden, ids, logp, log_rest, k, **settings)
     assert bool((~decided).any())
     assert spread < 0.1 or bool(decided.any())  # both ways were gone
-    torch.testing.assert_close(best, dense.argmax(1))
+    assert best.shape == (len(hidden), min(k, vocab))
+    torch.testing.assert_close(best, dense.topk(min(k, vocab), dim=1).indices)
     torch.testing.assert_close(best_logp.double(), dense.max(1).values, atol=1e-5, rtol=1e-5)
