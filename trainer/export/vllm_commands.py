@@ -57,15 +57,16 @@ def run_vllm(folder: Path, rows: list[HeldOutRow]) -> RuntimeResult:
         prompt = min(PROMPT, longest - 1)
         _labeler(
             *("bench", folder, "--labels", labels, "--out", bench, "--sequences", 1),
+            *("--concurrency", 1),
             *("--prompt-tokens", prompt, "--new-tokens", GENERATED, "--repeats", REPEATS),
             *("--dtype", "auto"),
         )
         (found,) = read_bench_results(bench).models
     speed = ExportSpeed(
-        score_tokens_per_s=found.score_tokens_per_s,
-        generate_tokens_per_s=found.generate_tokens_per_s,
-        score_spread=found.score_spread,
-        generate_spread=found.generate_spread,
+        score_tokens_per_s=found.reading.median,
+        generate_tokens_per_s=found.generating.median,
+        score_spread=found.reading.spread,
+        generate_spread=found.generating.spread,
     )
     return RuntimeResult(f"vLLM {_vllm_version()}", answers, speed, None)
 
