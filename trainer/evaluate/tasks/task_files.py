@@ -21,7 +21,14 @@ from schemas.yaml_settings import READ_ERRORS, read_settings
 
 FORMATS = ("json", "csv", "parquet", "text", "arrow")
 """Readers of local data that run no code: `pandas` and others unpickle."""
-CODE_KEYS = ("class", "custom_dataset", "use_prompt", "unsafe_code")
+CODE_KEYS = (
+    "class",
+    "custom_dataset",
+    "use_prompt",
+    "unsafe_code",
+    "trust_remote_code",
+    "custom_generate",  # `generation_kwargs` reach transformers, which runs a folder's generate.py
+)
 """Keys by which a task runs Python, or reads a prompt from elsewhere."""
 LONGEST_CHAIN = 16
 """Files that include one another."""
@@ -91,7 +98,7 @@ def read_task(path: Path, *, allow_code: bool) -> Config:
     for part in _parts(config):
         if not allow_code:
             _refuse_code(part, path)
-        _locate_data(part, path, allow_code)
+        _locate_data(part, path)
     return config
 
 
@@ -173,11 +180,23 @@ def _refuse_code(part: Config, path: Path) -> None:
     for key in CODE_KEYS:
         if part.get(key):
             raise code_refused(f"it has the key `{key}`", path)
+    settings = part.get("dataset_kwargs")
+    for text in _texts(settings):
+        if "://" in text or "::" in text:
+            raise code_refused(f"`dataset_kwargs` names {text!r}, a URL", path)
     if part.get("hf_evaluate"):
         raise code_refused(f"the metric {part.get('metric')!r} is not of the harness", path)
     source = part.get("dataset_path")
     if isinstance(source, str) and source not in FORMATS and _is_local(source, path):
         raise code_refused(f"`dataset_path` {source!r} is none of {', '.join(FORMATS)}", path)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def _is_local(source: str, path: Path) -> bool:
@@ -191,7 +210,7 @@ def _is_local(source: str, path: Path) -> bool:
     )
 
 
-def _locate_data(part: Config, path: Path, allow_code: bool) -> None:
+def _locate_data(part: Config, path: Path) -> None:
     """Make the paths of `data_files` absolute: they are relative to the task file's folder."""
     if part.get("dataset_path") not in FORMATS:
         return
@@ -204,18 +223,16 @@ def _locate_data(part: Config, path: Path, allow_code: bool) -> None:
             hint="docs/tasks.md shows one",
         )
     splits = files if isinstance(files, dict) else {None: files}
-    found = {split: _locate(names, path, allow_code) for split, names in splits.items()}
+    found = {split: _locate(names, path) for split, names in splits.items()}
     settings["data_files"] = found if isinstance(files, dict) else found[None]
 
 
-def _locate(names: object, path: Path, allow_code: bool) -> list[str]:
+def _locate(names: object, path: Path) -> list[str]:
     located: list[str] = []
     for name in names if isinstance(names, list) else [names]:
         if not isinstance(name, str):
             raise SoftshardsError(f"`data_files` names {name!r}, no file", path=path)
-        if ":" in name and not Path(name).exists():
-            if not allow_code:
-                raise code_refused(f"`data_files` {name!r} is a URL", path)
+        if "://" in name:  # refused before, without --allow-task-code
             located.append(name)
             continue
         absolute = path.parent.resolve() / name

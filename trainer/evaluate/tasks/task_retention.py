@@ -65,9 +65,10 @@ def _with_interval(
     if student.replicates is None or teacher.replicates is None:
         return found
     first, second = from_text(student.replicates), from_text(teacher.replicates)
-    if not interval(second).low > floor:
+    if not interval(second, teacher.items).low > floor:
         what = "chance" if teacher.chance is not None else "0"
         return found._replace(note=f"unstable: the teacher is not clearly above {what}")
     with np.errstate(all="ignore"):
         values = ratio(first, second)
-    return found._replace(interval=interval(np.where(np.isfinite(values), values, np.nan)))
+    values[~np.isfinite(values)] = np.nan
+    return found._replace(interval=interval(values, teacher.items))
