@@ -240,6 +240,70 @@ def arrow_bytes(batch: pa.RecordBatch, *, stream: bool = False) -> bytes:
     return sink.getvalue()
 
 
+def packed_arrow(path: Path, columns: list[pa.Array], codec: str, *, stream: bool = False) -> Path:
+    """Write record batches of one column, their buffers compressed."""
+    options = pa.ipc.IpcWriteOptions(compression=codec, emit_dictionary_deltas=True)
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with new(str(path), pa.schema([("text", columns[0].type)]), options=options) as writer:
+        for column in columns:
+            writer.write_batch(pa.RecordBatch.from_arrays([column], ["text"]))
+    return path
+
+
+def dictionary(*texts: str) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), pa.array(texts))
+
+
+PACKABLE = {
+    "numbers": pa.array([7] * 5000),
+    "text": pa.array(["x" * 40_000]),
+    "views": pa.array(["x" * 40_000], pa.string_view()),
+    "dictionary": dictionary("x" * 40_000),
+    "list": pa.array([["x" * 40_000]]),
+}
+
+
+@pytest.mark.parametrize("name", PACKABLE)
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_sizes_that_compressed_buffers_state(
+    tmp_path: Path, name: str, codec: str, *, stream: bool
+) -> None:
+    path = packed_arrow(tmp_path / "a.arrow", [PACKABLE[name]], codec, stream=stream)
+    assert good_and_reasons(path)[0] == len(PACKABLE[name]) or name in ("numbers", "list")
+    data = path.read_bytes()
+    assert int64(40_000) in data
+    for size, message in ((1 << 40, "would take"), (1 << 63, "negative size")):
+        path.write_bytes(data.replace(int64(40_000), size.to_bytes(8, "little")))
+        assert message in refused(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["numbers", "dictionaries"])
+def test_compressed_batches_that_expand(tmp_path: Path, name: str) -> None:
+    """Of dictionaries each is within the limit, and all of them are kept."""
+    if name == "numbers":
+        columns = [pa.array(np.zeros(40_000_000, np.int64))]
+    else:
+        columns = [dictionary(*(str(n) * 30_000_000 for n in range(k))) for k in range(1, 10)]
+    path = packed_arrow(tmp_path / "a.arrow", columns, "zstd")
+    assert path.stat().st_size < 100_000
+    memory, count, error = peak_kb(path)
+    assert count == 0
+    assert "would take" in error
+    assert memory < 256 * 1024
+
+
+def test_a_footer_that_names_other_batches(tmp_path: Path) -> None:
+    """Batches are read in the order of the file: none hides where only the footer leads."""
+    path = packed_arrow(tmp_path / "a.arrow", [pa.array(["a"]), pa.array(["b"])], "zstd")
+    data = path.read_bytes()
+    end = data.index(b"\xff\xff\xff\xff\0\0\0\0", 8)
+    second = data.rindex(b"\xff\xff\xff\xff", 0, end)
+    path.write_bytes(data[:second] + b"\xff\xff\xff\xff\0\0\0\0" + data[second + 8 :])
+    assert "the footer names 2 record batches, the file has 1" in refused(path)
+
+
 def int32(*values: int) -> bytes:
     return np.array(values, np.int32).tobytes()
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from labeler.labeling.inputs.arrow_checks import ArrowDamage, checked_batches, record_slices
 from labeler.labeling.inputs.arrow_values import to_python
+from labeler.labeling.inputs.ipc_sizes import check_messages
 from labeler.labeling.inputs.json_items import BadJson, JsonItems, read_value
 from labeler.labeling.inputs.packed_stream import UNPACK_ERRORS, PackedStream
 from labeler.labeling.inputs.parquet_checks import parquet_batches
@@ -28,6 +29,8 @@ SEEKABLE = (".parquet", ".arrow")
 BLOCK = 1 << 18
 ROWS = 256
 ARROW_FILE = b"ARROW1"
+ARROW_FILE_START = 8
+"""Offset of the stream in a file."""
 ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 """First bytes of UTF-16 and UTF-32."""
@@ -208,18 +211,28 @@ def _csv_row(header: list[str], row: list[str], what: str) -> Columns | str:
 
 
 def _arrow(stream: io.BufferedReader) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of an IPC file or an IPC stream."""
+    """Yield the record batches of an IPC file or an IPC stream.
+
+    A file is a stream between two marks; its footer, which may name other bytes, is only counted.
+    """
     stored = stream.seek(0, io.SEEK_END)
     stream.seek(0)
+    start, expected = 0, None
     if stream.peek(len(ARROW_FILE)).startswith(ARROW_FILE):
-        file = pa.ipc.open_file(stream)
-        batches = (file.get_batch(index) for index in range(file.num_record_batches))
-        yield from checked_batches(batches, stored)
-        return
-    stream.seek(max(0, stored - len(ARROW_END)))
-    if stream.read() != ARROW_END:
-        raise BadFile("the Arrow stream has no end mark: it is truncated or unfinished")
-    stream.seek(0)
+        start, expected = ARROW_FILE_START, pa.ipc.open_file(stream).num_record_batches
+    else:
+        stream.seek(max(0, stored - len(ARROW_END)))
+        if stream.read() != ARROW_END:
+            raise BadFile("the Arrow stream has no end mark: it is truncated or unfinished")
+    with pa.memory_map(stream.name) as source:
+        source.seek(start)
+        try:
+            found = check_messages(source)
+        except ValueError as error:
+            raise ArrowDamage(str(error)) from error
+    if expected not in (None, found):
+        raise ArrowDamage(f"the footer names {expected} record batches, the file has {found}")
+    stream.seek(start)
     yield from checked_batches(pa.ipc.open_stream(stream), stored)
 
 
