@@ -51,6 +51,8 @@ class Row:
     spans: list[tuple[int, int, str]]
     student_input_ids: list[int] | None = None
     student_spans: list[tuple[int, int, str]] | None = None
+    source: str | None = None
+    meta: str | None = None
 
     @property
     def n_labels(self) -> int:
@@ -198,6 +200,8 @@ def _write_unit(
         "id": [row.id for row in unit],
         "chunk": [0] * len(unit),
         "sample": [0] * len(unit),
+        "source": [row.source for row in unit],
+        "meta": [row.meta for row in unit],
         "n_tokens": [len(row.input_ids) for row in unit],
         "n_labels": [row.n_labels for row in unit],
         "input_ids": [row.input_ids for row in unit],

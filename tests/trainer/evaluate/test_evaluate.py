@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from schemas import IdentityError, SoftshardsError, open_label_set
@@ -40,6 +41,10 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
         LlamaForCausalLM.from_pretrained(path).double().eval()
         for path in (world.teacher, world.student)
     )
+    tokenizer = Tokenizer.from_file(str(world.teacher / "tokenizer.json"))
+    eos = tokenizer.token_to_id("<eos>")
+    # Tokens that are whole characters; the tiny vocabulary's other ones are single bytes.
+    whole = [i for i in range(world.vocab_size) if "\ufffd" not in tokenizer.decode([i])]
     sums: dict[str, list[float]] = {}
     certainty: dict[str, list[tuple[float, bool]]] = {}
     for row in world.rows:
@@ -55,16 +60,23 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
                 kl += tail.exp() * (tail - q[rest].logsumexp(0))
                 values = [1.0, -float(q[token]), float(kl), float(p.argmax() == q.argmax())]
                 values.append(-float(p[token]))
-                values.append(float(torch.minimum(p[ids], q[ids]).exp().sum()))
+                accepted = float(torch.minimum(p[ids], q[ids]).exp().sum())
+                tails = float(torch.minimum(tail, q[rest].logsumexp(0)).exp())
+                common = set(ids.tolist()) & set(q.topk(8).indices.tolist())
+                values += [accepted, accepted + tails, len(common) / 8]
+                size = len(tokenizer.decode([token]).encode()) if token in whole else 1
+                size = 0 if token == eos else size
+                values += [size, -float(q[token]) if size else 0.0]
                 for name in ("all", kind):
-                    known = sums.setdefault(name, [0.0] * 6)
+                    known = sums.setdefault(name, [0.0] * len(values))
                     sums[name] = [a + b for a, b in zip(known, values)]
                     top = (float(q.max().exp()), int(q.argmax()) == token)
                     certainty.setdefault(name, []).append(top)
     found = results["models"][0]
     kinds = {group["value"]: group["metrics"] for group in found["by"]["kind"]}
     assert set(kinds) == {"text", "thinking", "answer"}
-    for name, (count, ce, kl_sum, agreement, teacher_ce, accepted) in sums.items():
+    for name, of_part in sums.items():
+        count, ce, kl_sum, agreement, teacher_ce, accepted, upper, overlap, size, text_ce = of_part
         metrics = found["all"] if name == "all" else kinds[name]
         assert metrics["labels"] == count
         assert metrics["ce"] == pytest.approx(ce / count, abs=1e-5)
@@ -72,12 +84,19 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
         assert metrics["kl"] == pytest.approx(kl_sum / count, abs=1e-4)  # labels are float16
         assert metrics["agreement"] == pytest.approx(agreement / count, abs=1e-9)
         assert metrics["acceptance"] == pytest.approx(accepted / count, rel=2**-10)  # float16
+        assert metrics["acceptance_upper"] == pytest.approx(upper / count, rel=2**-9)
+        assert metrics["overlap"] == pytest.approx(overlap / count, abs=1e-9)
+        assert metrics["bytes"] == size
+        assert metrics["bits_per_byte"] == pytest.approx(text_ce / size / math.log(2), abs=1e-5)
         assert metrics["teacher_ce"] == pytest.approx(teacher_ce / count, rel=2**-11)  # float16
         confidence, correct = map(np.array, zip(*certainty[name]))
         assert metrics["ece"] == pytest.approx(reference_ece(confidence, correct), abs=1e-5)
     itself = results["models"][1]["all"]
     assert itself["kl"] < 1e-5
     assert itself["agreement"] == 1.0
+    for name in ("bits_per_byte", "ece"):
+        assert results["teacher"][name] == pytest.approx(itself[name], abs=2e-3)  # float16
+    assert itself["overlap"] == 1.0
     assert results["teacher"]["ce"] == pytest.approx(itself["ce"], abs=2e-4)
     assert results["teacher"]["parameters"] == results["models"][1]["parameters"]
     weights = (world.student / "model.safetensors").stat().st_size
