@@ -33,6 +33,16 @@ def fork():
     if pid := os.fork():
         with open("pids", "a") as file: file.write(f"{pid}\\n")
     return pid
+def daemon():
+    if os.fork(): return os.wait() and True
+    os.setsid()
+    if pid := os.fork():
+        with open("pids", "a") as file: file.write(f"{pid}\\n")
+        os._exit(0)
+    for file in range(3, 64):
+        try: os.close(file)
+        except OSError: pass
+    while True: time.sleep(97)
 def raise_(error): raise error
 def forever(function):
     while True: function()
@@ -60,12 +70,15 @@ ATTACKS = {
                                and time.sleep(97),
     "children": lambda: spawn() or time.sleep(97),
     "children with sessions": lambda: spawn(start_new_session=True) or time.sleep(97),
+    "a daemon": lambda: daemon() and time.sleep(97),
+    "a daemon that is left": lambda: daemon() and os._exit(7),
     "a fork that sleeps": lambda: time.sleep(97) if fork() else time.sleep(97),
     "a fork that holds the pipe": lambda: os._exit(4) if fork() else time.sleep(97),
     "endless output": lambda: forever(lambda: print("y" * 10**6)),
     "endless output to the descriptors": lambda: forever(lambda: os.write(2, b"z" * 10**6)),
     # these are good verdicts, and must not spoil the next row's
     "a fork that goes on": lambda: (fork(), True)[1],
+    "a daemon that goes on": lambda: daemon(),
     "another folder": lambda: os.chdir("/") or True,
     "a timer": lambda: signal.alarm(1) == 0,
     "closed files": lambda: os.closerange(0, 3) or True,
@@ -102,6 +115,8 @@ FAULTS = {
     "ignored signals": "time limit",
     "children": "time limit",
     "children with sessions": "time limit",
+    "a daemon": "time limit",
+    "a daemon that is left": "its process died (exit code 7)",
     "a fork that sleeps": "time limit",
     "a fork that holds the pipe": "its process died (exit code 4)",
     "endless output": "time limit",
@@ -231,6 +246,9 @@ COMMAND = f"{sys.executable} command.py"
         ("import subprocess as s, sys\n"
          "p = s.Popen([sys.executable, '-c', 'import time; time.sleep(97)'])\n"
          "open('pids', 'a').write(str(p.pid)); print(3)", Verdict(3.0, True)),
+        ("import os, time\nif os.fork(): os.wait(); print(3)\nelse:\n os.setsid()\n"
+         " if pid := os.fork(): open('pids', 'a').write(str(pid)); os._exit(0)\n"
+         " os.closerange(0, 9); time.sleep(97)", Verdict(3.0, True)),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
          Verdict(None, False, "killed by SIGSEGV")),
     ],

@@ -19,7 +19,12 @@ from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from labeler.labelsets.curate.process_group import Drain, kill_group
+from labeler.labelsets.curate.process_group import (
+    Drain,
+    adopting_orphans,
+    kill_group,
+    start_group,
+)
 from labeler.labelsets.curate.verdict import Verdict, as_verdict, failed
 from labeler.labelsets.curate.verifier_pool import Verify, function_pool
 from schemas.errors import SoftshardsError
@@ -58,12 +63,12 @@ class Verifier:
         """
         if self.is_command:
             words = _split_command(self.target)
-            with ThreadPoolExecutor(self.jobs) as pool:
+            with adopting_orphans(), ThreadPoolExecutor(self.jobs) as pool:
                 yield lambda rows: pool.map(
                     lambda row: _run_command(words, row, self.timeout), rows
                 )
             return
-        with function_pool(self.target, self.timeout, self.jobs) as verify:
+        with adopting_orphans(), function_pool(self.target, self.timeout, self.jobs) as verify:
             yield verify
 
 
@@ -103,9 +108,7 @@ def _run_command(words: list[str], row: dict[str, object], timeout: float) -> Ve
         file.write(json.dumps(row).encode())
         file.seek(0)
         pipe = subprocess.PIPE
-        process = subprocess.Popen(
-            words, stdin=file, stdout=pipe, stderr=pipe, start_new_session=True
-        )
+        process = start_group(words, stdin=file, stdout=pipe, stderr=pipe)
     assert process.stdout is not None, "it is a pipe"
     assert process.stderr is not None, "it is a pipe"
     output, errors = Drain(process.stdout), Drain(process.stderr, last=True)

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from labeler.console import err
-from labeler.labelsets.curate.process_group import BLOCK, Drain, kill_group
+from labeler.labelsets.curate.process_group import BLOCK, Drain, kill_group, start_group
 from labeler.labelsets.curate.verdict import Verdict, failed
 from labeler.labelsets.curate.verifier_process import SIZE_BYTES
 from schemas.errors import SoftshardsError
@@ -69,14 +69,13 @@ class _Worker:
         self._answers, answers = os.pipe()
         rows = self._row.fileno()
         module = "labeler.labelsets.curate.verifier_process"
-        self._process = subprocess.Popen(
+        self._process = start_group(
             [sys.executable, "-m", module, target, str(rows), str(answers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             pass_fds=(rows, answers),
-            start_new_session=True,
         )
         os.close(answers)
         # A child that the function has forked may hold the pipe open.
