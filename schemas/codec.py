@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from schemas.arrow import id_type
-from schemas.arrow_alloc import Scalar, converted
+from schemas.arrow_alloc import Scalar, as_arrow, as_numpy, converted
 
 PAD_ID = -1
 """Fills `topk_ids` past the end of shorter lists; its logprob is -inf."""
@@ -103,9 +103,9 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
             raise ValueError(f"{name} holds NaN")
     return {
         "topk_ids": _lists(offsets, _lists(inner, id_values)),
-        "topk_logprobs": _lists(offsets, _lists(inner, pa.array(topk))),
-        "tail_logprob": _lists(offsets, pa.array(tail)),
-        "token_logprob": _lists(offsets, pa.array(token)),
+        "topk_logprobs": _lists(offsets, _lists(inner, as_arrow(topk))),
+        "tail_logprob": _lists(offsets, as_arrow(tail)),
+        "token_logprob": _lists(offsets, as_arrow(token)),
         "entropy": _nullable([labels.entropy for labels in rows], np.float16),
         "log_normalizer": _nullable([labels.log_normalizer for labels in rows], np.float32),
         **_encoded_draws(rows, vocab_size),
@@ -126,9 +126,10 @@ def decode(table: pa.Table) -> DecodedLabels:
     if not (np.array_equal(outer, outer_2) and np.array_equal(inner, inner_2)):
         raise ValueError("topk_ids and topk_logprobs differ in shape")
     sample_ids, sample_counts = _decoded_draws(table, outer)
+    lengths = np.diff(inner)
     labels = Labels(
-        topk_ids=_padded(converted(ids, np.int32), inner, PAD_ID),
-        topk_logprobs=_padded(widen(topk), inner, -np.inf),
+        topk_ids=_padded(converted(ids, np.int32), lengths, PAD_ID),
+        topk_logprobs=_padded(widen(topk), lengths, -np.inf),
         tail_logprob=_flat(table, "tail_logprob", outer),
         token_logprob=_flat(table, "token_logprob", outer),
         entropy=_flat(table, "entropy", outer) if _is_full(table, "entropy") else None,
@@ -147,21 +148,21 @@ def widen(half: NDArray[np.float16]) -> NDArray[np.float32]:
     The exponent of a float16 is moved to where a float32 has it. A product then corrects the
     bias, which also normalizes subnormal numbers.
     """
-    bits = converted(half.view(np.int16), np.int32)  # the sign fills the upper half:
+    signed = half.view(np.int16)
+    if signed.max(initial=0) >= 0x7C00 or half.view(np.uint16).max(initial=0) >= 0xFC00:
+        return half.astype(np.float32)  # infinities and NaN have no such exponent
+    bits = converted(signed, np.int32)  # the sign fills the upper half:
     bits <<= 13
     bits &= -0x70000001  # keep one bit of it
     values = bits.view(np.float32)
     values *= np.float32(2.0**112)
-    if values.size and not -65536 < values.min() <= values.max() < 65536:
-        return half.astype(np.float32)  # infinities and NaN have no such exponent
     return values
 
 
-def _padded(values: NDArray[Scalar], offsets: NDArray[np.int64], fill: float) -> NDArray[Scalar]:
+def _padded(values: NDArray[Scalar], lengths: NDArray[np.int64], fill: float) -> NDArray[Scalar]:
     """Return flat values as a rectangle [lists, longest], padded with `fill`."""
-    lengths = np.diff(offsets)
     longest = int(lengths.max(initial=0))
-    if (lengths == longest).all():
+    if longest * len(lengths) == len(values):
         return values.reshape(len(lengths), longest)
     square = np.full((len(lengths), longest), fill, values.dtype)
     square[np.arange(longest) < lengths[:, None]] = values
@@ -180,14 +181,14 @@ def _encoded_draws(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Arra
     counts = _joined([_flattened(counts, keep) for (_, counts), keep in zip(drawn, real)], np.int32)
     if counts.size and not 1 <= counts.min() <= counts.max() < 1 << 16:
         raise ValueError(f"a count outside [1, 65536): {counts.min()} .. {counts.max()}")
-    outer = pa.array(_offsets([len(row) if row.sample_ids is not None else 0 for row in rows]))
+    outer = as_arrow(_offsets([len(row) if row.sample_ids is not None else 0 for row in rows]))
     inner = _offsets(np.concatenate([keep.sum(axis=1) for keep in real] or [[]]))
     none = pa.array(np.array([row.sample_ids is None for row in rows], bool))
     return {
         name: pa.ListArray.from_arrays(outer, _lists(inner, values), mask=none)
         for name, values in (
             ("sample_ids", _ids(ids, vocab_size)),
-            ("sample_counts", pa.array(counts.astype(np.uint16))),
+            ("sample_counts", as_arrow(counts.astype(np.uint16))),
         )
     }
 
@@ -204,9 +205,10 @@ def _decoded_draws(
         raise ValueError("sample_ids and sample_counts differ in shape")
     if not np.array_equal(outer, expected):
         raise ValueError("topk_ids and sample_ids differ in the number of positions")
+    lengths = np.diff(inner)
     return (
-        _padded(converted(ids, np.int32), inner, PAD_ID),
-        _padded(converted(counts, np.int32), inner, 0),
+        _padded(converted(ids, np.int32), lengths, PAD_ID),
+        _padded(converted(counts, np.int32), lengths, 0),
     )
 
 
@@ -218,7 +220,7 @@ def _is_full(table: pa.Table, name: str) -> bool:
 def _ids(ids: NDArray[np.int32], vocab_size: int) -> pa.Array:
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         raise ValueError(f"token id outside [0, {vocab_size}): {ids.min()} .. {ids.max()}")
-    return pa.array(ids.astype(id_type(vocab_size).to_pandas_dtype()))
+    return as_arrow(ids.astype(id_type(vocab_size).to_pandas_dtype()))
 
 
 def _offsets(lengths: ArrayLike) -> NDArray[np.int32]:
@@ -236,7 +238,7 @@ def _joined(parts: Sequence[NDArray[np.generic]], dtype: type[Scalar]) -> NDArra
 
 
 def _lists(offsets: NDArray[np.int32], values: pa.Array) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(as_arrow(offsets), values)
 
 
 def _nullable(rows: Sequence[NDArray[np.float32] | None], dtype: DTypeLike) -> pa.Array:
@@ -246,7 +248,7 @@ def _nullable(rows: Sequence[NDArray[np.float32] | None], dtype: DTypeLike) -> p
     if np.isnan(values).any():
         raise ValueError("an optional label column holds NaN")
     return pa.ListArray.from_arrays(
-        pa.array(offsets), pa.array(values.astype(dtype)), mask=pa.array(mask)
+        as_arrow(offsets), as_arrow(values.astype(dtype)), mask=pa.array(mask)
     )
 
 
@@ -266,8 +268,8 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
     """Return offsets into `array.flatten()`, which (unlike `.values`) honors slices."""
-    offsets = array.offsets.to_numpy()
-    return (offsets - offsets[0] if len(offsets) else np.zeros(1)).astype(np.int64)
+    offsets = as_numpy(array.offsets)
+    return np.subtract(offsets, offsets[0], dtype=np.int64) if len(offsets) else np.zeros(1, int)
 
 
 def _nested(
@@ -275,12 +277,12 @@ def _nested(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
     outer = _column(table, name)
     inner = outer.flatten()
-    return list_offsets(outer), list_offsets(inner), inner.flatten().to_numpy()
+    return list_offsets(outer), list_offsets(inner), as_numpy(inner.flatten())
 
 
 def _flat(table: pa.Table, name: str, expected: NDArray[np.int64]) -> NDArray[np.float32]:
     column = _column(table, name)
     if not np.array_equal(list_offsets(column), expected):
         raise ValueError(f"topk_ids and {name} differ in the number of positions")
-    values = column.flatten().to_numpy()
+    values = as_numpy(column.flatten())
     return widen(values) if values.dtype == np.float16 else np.asarray(values, np.float32)

@@ -22,7 +22,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
-from schemas.arrow_alloc import converted, empty
+from schemas.arrow_alloc import as_arrow, as_numpy, converted, empty
 from schemas.codec import list_offsets, one_array
 from schemas.version import COMPACT_1
 
@@ -128,8 +128,8 @@ def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     """
     ids_column, logprobs_column = (one_array(table[n]) for n in TOPK_COLUMNS)
     rows, lists = list_offsets(ids_column), list_offsets(ids_column.flatten())
-    ids = ids_column.flatten().flatten().to_numpy()
-    logprobs = logprobs_column.flatten().flatten().to_numpy()
+    ids = as_numpy(ids_column.flatten().flatten())
+    logprobs = as_numpy(logprobs_column.flatten().flatten())
     if logprobs.size and not (logprobs <= 0).all():
         raise ValueError("a logprob is above 0 or NaN")
     if ids.size and not 0 <= ids.min() <= ids.max() < len(order):
@@ -171,10 +171,10 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     """
     k_column = one_array(table["topk_k"])
     rows = list_offsets(k_column)
-    lengths = k_column.flatten().to_numpy().astype(np.int64)
-    floor = one_array(table["topk_floor"]).flatten().to_numpy()
-    gaps = _unescaped(table, "topk_gaps", "topk_far")
-    steps = _unescaped(table, "topk_steps", "topk_deep")
+    lengths = as_numpy(k_column.flatten()).astype(np.int64)
+    floor = as_numpy(one_array(table["topk_floor"]).flatten())
+    gaps = _unescaped(table, "topk_gaps", "topk_far", len(order))
+    steps = _unescaped(table, "topk_steps", "topk_deep", 1 << 31)
     if lengths.min(initial=0) < 0 or not np.array_equal(
         rows, list_offsets(one_array(table["topk_floor"]))
     ):
@@ -182,17 +182,18 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
     if not lengths.sum() == len(gaps) == len(steps):
         raise ValueError("the top-k columns differ in the number of ids")
     inner = np.concatenate([[0], np.cumsum(lengths)])
-    ids = empty(gaps.shape, id_type(len(order)).to_pandas_dtype())
+    stored_order = order.astype(id_type(len(order)).to_pandas_dtype())
+    ids = empty(gaps.shape, stored_order.dtype.type)
     logprobs = empty(gaps.shape, np.float16)
     for first in range(0, len(lengths), BLOCK):
         block = slice(first, first + BLOCK)
         flat = slice(inner[first], inner[min(first + BLOCK, len(lengths))])
-        ids[flat], logprobs[flat] = _decoded(
-            gaps[flat], steps[flat], lengths[block], floor[block], order
-        )
+        codes, places = _decoded(gaps[flat], steps[flat], lengths[block], floor[block], len(order))
+        ids[flat] = stored_order.take(places)
+        logprobs[flat] = _values(codes)
     columns = {
-        "topk_ids": _nested(rows, inner, pa.array(ids)),
-        "topk_logprobs": _nested(rows, inner, pa.array(logprobs)),
+        "topk_ids": _nested(rows, inner, as_arrow(ids)),
+        "topk_logprobs": _nested(rows, inner, as_arrow(logprobs)),
     }
     return _replaced(table, COMPACT_COLUMNS, columns, row_schema(len(order)))
 
@@ -202,40 +203,55 @@ def _decoded(
     steps: NDArray[np.int32],
     lengths: NDArray[np.int64],
     floor: NDArray[np.int32],
-    order: NDArray[np.int32],
-) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
-    """Return the ids and logprobs of a block of positions, concatenated."""
+    vocab_size: int,
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
+    """Return codes and places of a block of positions, each list sorted, without padding.
+
+    Args:
+        gaps: [ids of the block], each below `max(ESCAPE, vocab_size)`.
+        steps: [ids of the block].
+        lengths: ids per position.
+        floor: the largest code per position.
+        vocab_size: number of places.
+    """
     k = int(lengths.max(initial=0))
     real = None if (lengths == k).all() else np.arange(k) < lengths[:, None]
-    if not 0 <= gaps.min(initial=0) <= gaps.max(initial=0) < len(order):
-        raise ValueError("an id is outside the vocabulary")
     # Sums of k gaps fit 32 bits unless lists are long and the vocabulary is large.
-    wide = np.int32 if k * len(order) < 1 << 31 else np.int64
-    places = _square(gaps + 1, real, len(lengths), fill=0).cumsum(axis=1, dtype=wide)
-    places -= 1
+    wide = np.int32 if (k + 1) * max(ESCAPE, vocab_size) < 1 << 31 else np.int64
+    # Padding repeats the last place of its list.
+    places = _square(gaps, real, len(lengths), fill=-1).cumsum(axis=1, dtype=wide)
+    places += np.arange(k, dtype=wide)
     counts = _square(steps, real, len(lengths), fill=1)
     codes = (floor[:, None] + 1) - counts
-    codes[counts == MINUS_INF] = _LARGEST_CODE + 1
-    if places.max(initial=0) >= len(order) or codes.min(initial=0) < 0:
+    if steps.min(initial=1) == MINUS_INF:
+        codes[counts == MINUS_INF] = _LARGEST_CODE + 1
+    if places.max(initial=0) >= vocab_size or codes.min(initial=0) < 0:
         raise ValueError("an id is outside the vocabulary, or a logprob is above 0")
-    sorted_codes, by_likelihood = _sorted(codes, places, real, len(order))
-    return order.take(by_likelihood), _values(sorted_codes)
+    return _sorted(codes, places, real, vocab_size)
 
 
 def _sorted(
-    codes: NDArray[np.integer],
-    places: NDArray[np.integer],
+    codes: NDArray[np.int32],
+    places: NDArray[np.signedinteger],
     real: NDArray[np.bool_] | None,
     vocab_size: int,
 ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.unsignedinteger]]:
     """Return (codes, places) of all lists, each sorted by likelihood, then place, without padding.
 
     Both are packed into one number, which sorts several times faster than an index.
+
+    Args:
+        codes: [n, k], at least 0.
+        places: [n, k], at least 0; below `vocab_size` where they are no padding.
+        real: [n, k], false at padding; None without padding.
+        vocab_size: number of places.
     """
     bits = max(1, (vocab_size - 1).bit_length())
     small = int(codes.max(initial=0)).bit_length() + bits < 32
     kind: Any = np.uint32 if small else np.uint64
-    key = (codes.astype(kind) << kind(bits)) | places.astype(kind)
+    key = codes.astype(kind)
+    key <<= kind(bits)
+    key |= places.astype(kind, copy=False)
     if real is not None:
         key[~real] = np.iinfo(kind).max  # padding sorts last
     key.sort(axis=1)
@@ -306,7 +322,8 @@ def _escaped(values: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[pa.Arr
     return binaries, _lists(many, values[large])
 
 
-def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int32]:
+def _unescaped(table: pa.Table, name: str, large: str, limit: int) -> NDArray[np.int32]:
+    """Return the values of a column, those in column `large` in [0, limit)."""
     column = one_array(table[name])
     start, stop = (column.offset, column.offset + len(column))
     offsets = np.frombuffer(column.buffers()[1], np.int32)[start : stop + 1]
@@ -315,9 +332,11 @@ def _unescaped(table: pa.Table, name: str, large: str) -> NDArray[np.int32]:
     bytes_ = bytes_[offsets[0] : offsets[-1]] if len(offsets) else bytes_[:0]
     values = converted(bytes_, np.int32)
     escaped = np.flatnonzero(bytes_ == ESCAPE)
-    others = one_array(table[large]).flatten().to_numpy()
+    others = as_numpy(one_array(table[large]).flatten())
     if len(escaped) != len(others):
         raise ValueError(f"{name} and {large} differ in the number of large values")
+    if not 0 <= others.min(initial=0) <= others.max(initial=0) < limit:
+        raise ValueError(f"{large} has values outside [0, {limit})")
     values[escaped] = others
     return values
 
@@ -335,13 +354,13 @@ def _square(
 
 def _lists(offsets: NDArray[np.int64], values: NDArray[np.int64]) -> pa.Array:
     return pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), pa.array(values.astype(np.int32))
+        as_arrow(offsets.astype(np.int32)), as_arrow(values.astype(np.int32))
     )
 
 
 def _nested(rows: NDArray[np.int64], inner: NDArray[np.int64], values: pa.Array) -> pa.Array:
-    lists = pa.ListArray.from_arrays(pa.array(inner.astype(np.int32)), values)
-    return pa.ListArray.from_arrays(pa.array(rows.astype(np.int32)), lists)
+    lists = pa.ListArray.from_arrays(as_arrow(inner.astype(np.int32)), values)
+    return pa.ListArray.from_arrays(as_arrow(rows.astype(np.int32)), lists)
 
 
 def _replaced(

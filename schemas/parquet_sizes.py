@@ -79,13 +79,19 @@ class Footer:
         """Return the columns of a row group, or some of them.
 
         Raises:
-            ValueError: the footer states an impossible size.
+            ValueError: the footer states an impossible size, or fewer values than rows.
         """
-        return [
+        rows, offsets = self.row_groups[number]
+        wanted = self.names if columns is None else frozenset(columns)
+        chunks = [
             _chunk(name, parse_struct(self.content, at, CHUNK)[0])
-            for name, at in zip(self.names, self.row_groups[number][1], strict=True)
-            if columns is None or name in columns
+            for name, at in zip(self.names, offsets, strict=True)
+            if name in wanted
         ]
+        for chunk in chunks:
+            if not 0 <= rows <= chunk.values:
+                raise ValueError(f"column {chunk.name} has fewer values than rows")
+        return chunks
 
 
 def parse_footer(data: bytes | memoryview) -> Footer:
@@ -137,9 +143,7 @@ def checked_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         stored = memoryview(source.read_buffer()).cast("B")  # Arrow's buffers have signed bytes
         footer = parse_footer(stored)
         require_plausible(
-            footer,
-            range(len(footer.row_groups)),
-            None,
+            (chunk for n in range(len(footer.row_groups)) for chunk in footer.chunks(n)),
             read=lambda start, stop: stored[start:stop],
             stored=len(stored),
         )
@@ -161,50 +165,34 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns)
 
 
-def require_plausible(
-    footer: Footer,
-    groups: Iterable[int],
-    columns: Collection[str] | None,
-    *,
-    read: ReadBytes,
-    stored: int,
-) -> dict[str, int]:
-    """Refuse row groups that would take more memory than their bytes can be worth.
+def require_plausible(chunks: Iterable[Chunk], *, read: ReadBytes, stored: int) -> None:
+    """Refuse columns that would take more memory than their bytes can be worth.
 
     Args:
-        footer: the file's footer.
-        groups: the row groups to read at once.
-        columns: the columns to read; None reads all.
+        chunks: the columns to read at once.
         read: returns bytes of the file.
         stored: bytes of the file, or of the row groups.
-
-    Returns:
-        The number of values of each column in the last row group, by its name.
 
     Raises:
         ValueError: a size is impossible, or the limit of `schemas.size_limits` is exceeded.
     """
-    needed, counts = 0, dict[str, int]()
-    for number in groups:
-        rows = footer.row_groups[number][0]
-        for chunk in footer.chunks(number, columns):
-            if not 0 <= rows <= chunk.values:
-                raise ValueError(f"column {chunk.name} has fewer values than rows")
-            counts[chunk.name] = chunk.values
-            needed += _needed(chunk, read)
-            require_expansion(f"column {chunk.name}", needed, stored)
-    return counts
+    needed = largest = 0
+    for chunk in chunks:
+        kept, page = _needed(chunk, read)
+        needed, largest = needed + kept, max(largest, page)
+    # One page is in memory at a time, decompressed.
+    require_expansion("the columns", needed + largest, stored)
 
 
-def _needed(chunk: Chunk, read: ReadBytes) -> int:
-    """Return an upper bound of the memory that a column chunk takes, from its pages."""
+def _needed(chunk: Chunk, read: ReadBytes) -> tuple[int, int]:
+    """Return an upper bound of the memory that a column chunk takes, and its largest page."""
     name, values = chunk.name, chunk.values
     if values == 0:  # no page is read
-        return 0
+        return 0, 0
     data = read(chunk.start, chunk.stop).cast("B")
     if len(data) != chunk.stop - chunk.start:
         raise ValueError(f"column {name} is outside the file")
-    seen = at = plain = dictionary = 0
+    seen = at = plain = dictionary = largest = 0
     entries = data[:0]
     while at < len(data):
         kind, size, stored, count, encoding, at = page_header(data, at)
@@ -217,21 +205,21 @@ def _needed(chunk: Chunk, read: ReadBytes) -> int:
             plain += size
         else:
             raise ValueError(f"column {name} has a page that this format does not use")
-        # One page is in memory at a time, decompressed.
-        require_expansion(f"column {name}", size, len(data))
+        largest = max(largest, size)
     if seen != values:
         raise ValueError(f"column {name} has {seen} values instead of {values}")
     width = FIXED_WIDTH.get(chunk.type)
     cost = COSTS.get(name, LEVELS)
     if width is not None:
-        return values * (width + cost) + dictionary
+        return values * (width + cost) + dictionary, largest
     repeated = 0
     if dictionary:  # any entry may stand for every value
         repeated = values * dictionary
         if repeated > base_bytes() // 4:
+            require_expansion(f"column {name}", dictionary, len(data))
             longest = longest_entry(entries, dictionary, COMPRESSION.get(chunk.codec, "unknown"))
             repeated = values * longest
-    return values * cost + plain + dictionary + repeated
+    return values * cost + plain + dictionary + repeated, largest
 
 
 def longest_entry(page: memoryview, size: int, compression: str) -> int:

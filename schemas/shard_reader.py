@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from schemas import compact
 from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS
+from schemas.arrow_alloc import as_numpy
 from schemas.codec import list_offsets, one_array
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
@@ -39,7 +40,19 @@ Verify = Literal["read", "full", "none"]
 
 SHARDS_KNOWN = 256
 """Shards whose footers stay in memory: 0.1 MB each, and in `compact/1` 5 more bytes per id."""
+SHARDS_OPEN = 4
+"""Files that stay open between reads: opening one takes as long as reading 2 % of a row group."""
+K = TypeVar("K", str, tuple[str, bool])
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    """A shard as Parquet, and what tells whether its path still leads to the same file."""
+
+    file: pa.NativeFile
+    parquet: pq.ParquetFile
+    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,11 @@ class ShardReader:
     remote: Remote | None = None
     _footers: dict[str, Footer] = field(default_factory=dict, repr=False)
     _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
+    _idle: dict[tuple[str, bool], _OpenShard] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, Manifest, Remote | None]]:
+        """Pickle a reader without open files."""
+        return ShardReader, (self.folder, self.manifest, self.remote)
 
     @contextmanager
     def open(self, group: RowGroup, verify: Verify) -> Iterator[OpenGroup]:
@@ -71,22 +89,22 @@ class ShardReader:
         """
         path = self.path(group.shard)
         with as_damage_error(group, path):
-            file, content = self._file(group, path, verify)
-        with file:
-            with as_damage_error(group, path):
-                footer = self._footer(group, path)
-                _require_counts(footer, group)
-                if verify == "full" and self.remote is None:
-                    _read_verified(file, group.bytes, f"row group {group.index}", path)
-                parquet = pq.ParquetFile(
-                    file,
-                    metadata=footer.metadata,
-                    page_checksum_verification=verify == "read",  # the hash covers the pages, too
-                )
-                order = self._order(group, footer)
-            identity = self.manifest.identity
-            widest = identity.k, identity.draws or 0
-            yield OpenGroup(path, parquet, group, footer, content, order, widest, verify)
+            if self.remote is None:
+                shard = self._open_local(group, path, verify)
+                content = _local_content(shard.file, group)
+            else:
+                shard, content = self._open_remote(self.remote, group, path, verify)
+            footer = self._footer(group, path)
+            _require_counts(footer, group)
+            if verify == "full" and self.remote is None:
+                data = content.view(group.bytes.start, group.bytes.stop)
+                _require_hash(data, group.bytes, f"row group {group.index}", path)
+            order = self._order(group, footer)
+        identity = self.manifest.identity
+        widest = identity.k, identity.draws or 0
+        yield OpenGroup(path, shard.parquet, group, footer, content, order, widest, verify)
+        if self.remote is None:  # no other thread has it now
+            _remember(self._idle, (group.shard, verify == "read"), shard, SHARDS_OPEN)
 
     def path(self, shard: str) -> str:
         """Return the path or URL of a shard.
@@ -106,34 +124,46 @@ class ShardReader:
         with as_damage_error(group, path):
             return parse_object(self._footer(group, path).metadata.metadata[FOOTER_KEY])
 
-    def _file(
-        self, group: RowGroup, path: str, verify: Verify
-    ) -> tuple[pa.NativeFile, PartialFile]:
-        """Open the shard, or from a URL the part that is needed, verified if `"full"`.
+    def _open_local(self, group: RowGroup, path: str, verify: Verify) -> _OpenShard:
+        """Open a shard on this machine, or take it from those that stayed open."""
+        known = self._idle.pop((group.shard, verify == "read"), None)
+        facts = Path(path).stat()
+        stamp = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+        if known is not None and known.stamp == stamp:
+            return known
+        file = pa.memory_map(path)
+        found, size = file.size(), group.footer.stop
+        if found != size:
+            raise damaged(f"the shard has {found} bytes, the index says {size}", path)
+        return _OpenShard(file, self._parquet(file, group, path, verify), stamp)
 
-        Returns:
-            The file for Parquet, and the same bytes of this row group for checks.
-        """
+    def _open_remote(
+        self, remote: Remote, group: RowGroup, path: str, verify: Verify
+    ) -> tuple[_OpenShard, PartialFile]:
+        """Open the part of a shard behind a URL that is needed, verified if `"full"`."""
         size, byte_range = group.footer.stop, group.bytes
         start, stop = byte_range.start, byte_range.stop
-        if self.remote is None:
-            file = pa.memory_map(path)
-            if file.size() != size:
-                raise damaged(f"the shard has {file.size()} bytes, the index says {size}", path)
-            file.seek(start)
-            return file, PartialFile(memoryview(file.read_buffer(stop - start)), start, size)
-        data = self.remote.cached(byte_range)
+        data = remote.cached(byte_range)
         if data is None and verify == "full":
-            data = self.remote.fetch(group.shard, byte_range)
+            data = remote.fetch(group.shard, byte_range)
             _require_hash(data, byte_range, f"row group {group.index}", path)
         if data is None:
-            remote, shard = self.remote, group.shard
             content = PartialFile(
-                b"", start, size, stop=stop, fetch=lambda a, b: remote.read(shard, a, b)
+                b"", start, size, stop=stop, fetch=lambda a, b: remote.read(group.shard, a, b)
             )
         else:
             content = PartialFile(data, start, size)
-        return pa.PythonFile(content, mode="r"), content
+        file = pa.PythonFile(content, mode="r")
+        return _OpenShard(file, self._parquet(file, group, path, verify)), content
+
+    def _parquet(
+        self, file: pa.NativeFile, group: RowGroup, path: str, verify: Verify
+    ) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            file,
+            metadata=self._footer(group, path).metadata,
+            page_checksum_verification=verify == "read",  # the hash covers the pages, too
+        )
 
     def _footer(self, group: RowGroup, path: str) -> Footer:
         known = self._footers.get(group.shard)
@@ -147,7 +177,7 @@ class ShardReader:
             _require_hash(data, group.footer, "the footer", path)
         footer = parse_footer(memoryview(data).cast("B"))
         check_footer(footer.metadata, self.manifest, path)
-        _remember(self._footers, group.shard, footer)
+        _remember(self._footers, group.shard, footer, SHARDS_KNOWN)
         return footer
 
     def _order(self, group: RowGroup, footer: Footer) -> NDArray[np.int32] | None:
@@ -158,15 +188,22 @@ class ShardReader:
             order = stored_order(footer.metadata.metadata)
             if order is None:
                 raise ValueError("the footer has no order of ids")
-            _remember(self._orders, group.shard, order)
+            _remember(self._orders, group.shard, order, SHARDS_KNOWN)
         return order
 
 
-def _remember(known: dict[str, T], shard: str, value: T) -> None:
-    """Keep a value for a shard and drop one of another shard; safe to call from several threads."""
-    if len(known) >= SHARDS_KNOWN:
+def _remember(known: dict[K, T], key: K, value: T, most: int) -> None:
+    """Keep a value of a shard and drop one of another shard; safe to call from several threads."""
+    if len(known) >= most:
         known.pop(min(known), None)
-    known[shard] = value
+    known[key] = value
+
+
+def _local_content(file: pa.NativeFile, group: RowGroup) -> PartialFile:
+    """Return the bytes of a row group in an open shard."""
+    start, stop = group.bytes.start, group.bytes.stop
+    file.seek(start)
+    return PartialFile(memoryview(file.read_buffer(stop - start)), start, group.footer.stop)
 
 
 @dataclass(frozen=True)
@@ -210,13 +247,12 @@ class OpenGroup:
         coded = self.order is not None and len(others) < len(columns)
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
         with as_damage_error(self.group, self.path):
-            self._require_sizes(names)
+            chunks = self._require_sizes(names)
             several = pa.cpu_count() > 1  # a pool of one thread only costs context switches
             table = self.parquet.read_row_group(
                 self.group.index, columns=names, use_threads=several
             )
             if self.verify == "read":
-                chunks = self.footer.chunks(self.group.index, table.column_names)
                 _require_all_values(table, chunks)
             self._require_lists(table)
             if self.group.kept is not None:
@@ -227,20 +263,20 @@ class OpenGroup:
                 table = compact.unpack(table, self.order)
         return table.select(list(columns))
 
-    def _require_sizes(self, names: Sequence[str]) -> None:
-        """Check the sizes that footer and pages state, before memory is taken for them."""
+    def _require_sizes(self, names: Sequence[str]) -> list[Chunk]:
+        """Check the sizes that footer and pages state, before memory is taken for them.
+
+        Returns:
+            The columns to read.
+        """
         stored = self.group.bytes.stop - self.group.bytes.start
-        self.content.load(_chunk_ranges(self.footer.chunks(self.group.index, names)))
-        counts = require_plausible(
-            self.footer,
-            [self.group.index],
-            names,
-            read=self.content.view,
-            stored=stored,
-        )
-        positions = [counts[name] for name in POSITION_COLUMNS if name in counts]
+        chunks = self.footer.chunks(self.group.index, names)
+        self.content.load(_chunk_ranges(chunks))
+        require_plausible(chunks, read=self.content.view, stored=stored)
+        positions = [chunk.values for chunk in chunks if chunk.name in POSITION_COLUMNS]
         if positions:
             require_cells(min(positions), sum(self.widest) + SPARE_WIDTH, stored)
+        return chunks
 
     def _require_lists(self, table: pa.Table) -> None:
         """Check what decoding relies on: UTF-8, no nulls inside lists, no list or span too long."""
@@ -253,10 +289,9 @@ class OpenGroup:
         for name, longest in (("topk_ids", k), ("topk_k", k), ("sample_ids", draws)):
             if name in table.column_names:
                 lists = one_array(table[name]).flatten()
-                lengths = lists if name == "topk_k" else pc.list_value_length(lists)
-                bounds = pc.min_max(lengths)  # `to_numpy` would import pandas
-                most = bounds["max"].as_py() or 0
-                if most > longest or (bounds["min"].as_py() or 0) < 0:
+                lengths = as_numpy(lists if name == "topk_k" else pc.list_value_length(lists))
+                most = lengths.max(initial=0)
+                if most > longest or lengths.min(initial=0) < 0:
                     raise ValueError(f"{most} ids per position, more than {longest}")
         stored = self.group.bytes.stop - self.group.bytes.start
         for name in ("spans", "student_spans"):
@@ -346,7 +381,9 @@ def _read_verified(file: pa.NativeFile, byte_range: ByteRange, what: str, path: 
     return data
 
 
-def _require_hash(data: pa.Buffer | bytes, byte_range: ByteRange, what: str, path: str) -> None:
+def _require_hash(
+    data: pa.Buffer | bytes | memoryview, byte_range: ByteRange, what: str, path: str
+) -> None:
     if sha256_bytes(memoryview(data)) != byte_range.sha256:
         start, stop = byte_range.start, byte_range.stop
         raise damaged(f"{what} was altered (bytes {start} to {stop})", path)

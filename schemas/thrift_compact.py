@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+BOOLEANS, INTEGERS = frozenset((1, 2)), frozenset((I16, I32, I64))
 DEPTH = 16
 """Structs and lists inside each other that are skipped; Parquet nests fewer than 8."""
 
@@ -93,7 +94,7 @@ def _row_group(data: bytes, at: int) -> tuple[int, list[int], int]:
                 raise ValueError("its columns are none")
             for _ in range(size):
                 columns.append(at)
-                at = _skip(data, at, STRUCT, 0)
+                at = _skip_struct(data, at, 0)
         else:
             at = _skip(data, at, kind, 0)
     return rows, columns, at + 1
@@ -114,28 +115,22 @@ def _struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[int, An
     while head := data[at]:
         at += 1
         kind = head & 15
-        if head >> 4:
+        if head > 15:
             field += head >> 4
         else:
             field, at = _integer(data, at)
         wanted = spec.get(field)
         if wanted is None or wanted[0] != kind:
             at = _skip(data, at, kind, 0)
-        elif kind in (I32, I64):
-            value = data[at]
-            at += 1
-            if value > 127:  # most numbers take one byte
-                found[field], at = _value(data, at - 1, kind, None)
-            else:
-                found[field] = (value >> 1) ^ -(value & 1)
         else:
             found[field], at = _value(data, at, kind, wanted[1])
     return found, at + 1
 
 
 def _value(data: bytes | memoryview, at: int, kind: int, spec: Any) -> tuple[Any, int]:
-    if kind in (I32, I64):
-        value, at = _integer(data, at)
+    if kind in INTEGERS:
+        value, at = (data[at], at + 1) if data[at] < 128 else _varint(data, at)
+        value = (value >> 1) ^ -(value & 1)
         bits = 31 if kind == I32 else 63
         if not -(1 << bits) <= value < 1 << bits:
             raise ValueError("a number is too large")
@@ -159,11 +154,18 @@ def _value(data: bytes | memoryview, at: int, kind: int, spec: Any) -> tuple[Any
 
 def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
     """Return the offset of what follows a value."""
-    if kind in (I32, I64, I16):
+    if kind in INTEGERS:
         while data[at] > 127:
             at += 1
         return at + 1
-    if kind in (1, 2):  # a boolean field is its own value
+    if kind == STRUCT:
+        return _skip_struct(data, at, depth)
+    if kind in (LIST, SET):
+        if depth > DEPTH:
+            raise ValueError("it is nested too deeply")
+        size, item, at = _list_head(data, at)
+        return _skip_items(data, at, size, item, depth + 1)
+    if kind in BOOLEANS:  # a boolean field is its own value
         return at
     if kind == BINARY:
         length, at = _varint(data, at)
@@ -172,35 +174,62 @@ def _skip(data: bytes | memoryview, at: int, kind: int, depth: int) -> int:
         return at + 1
     if kind == DOUBLE:
         return at + 8
+    raise ValueError("it has a field of an unknown kind")
+
+
+def _skip_items(data: bytes | memoryview, at: int, size: int, kind: int, depth: int) -> int:
+    """Return the offset of what follows the items of a list."""
+    if kind == STRUCT:
+        for _ in range(size):
+            at = _skip_struct(data, at, depth)
+    elif kind == BINARY:
+        for _ in range(size):
+            length = data[at]
+            at += 1 + length
+            if length > 127:
+                length, at = _varint(data, at - 1 - length)
+                at += length
+    elif kind in INTEGERS:
+        if bytes(data[at : at + size]).isascii():  # each number takes one byte
+            return at + size
+        for _ in range(size):
+            while data[at] > 127:
+                at += 1
+            at += 1
+    elif kind in BOOLEANS or kind == BYTE:
+        at += size
+    else:
+        for _ in range(size):
+            at = _skip(data, at, kind, depth)
+    return at
+
+
+def _skip_struct(data: bytes | memoryview, at: int, depth: int) -> int:
+    """Return the offset of what follows a struct.
+
+    A footer has hundreds, and most of the time of reading one is spent here.
+    """
     if depth > DEPTH:
         raise ValueError("it is nested too deeply")
-    if kind == STRUCT:
-        while head := data[at]:
+    while head := data[at]:
+        at += 1
+        if head < 16:
+            _, at = _varint(data, at)
+        kind = head & 15
+        if kind in INTEGERS:
+            while data[at] > 127:
+                at += 1
             at += 1
-            if not head >> 4:
-                _, at = _varint(data, at)
-            kind = head & 15
-            if kind in (I32, I64):
-                while data[at] > 127:
-                    at += 1
-                at += 1
-            elif kind == BINARY and data[at] < 128:
-                at += 1 + data[at]
-            else:
-                at = _skip(data, at, kind, depth + 1)
-        return at + 1
-    if kind in (LIST, SET):
-        size, item, at = _list_head(data, at)
-        if item in (I32, I64):
-            for _ in range(size):
-                while data[at] > 127:
-                    at += 1
-                at += 1
-            return at
-        for _ in range(size):
-            at = at + 1 if item in (1, 2) else _skip(data, at, item, depth + 1)
-        return at
-    raise ValueError("it has a field of an unknown kind")
+        elif kind == BINARY and data[at] < 128:
+            at += 1 + data[at]
+        elif kind == LIST:
+            size, item, at = _list_head(data, at)
+            at = _skip_items(data, at, size, item, depth + 1)
+        elif kind == STRUCT:
+            at = _skip_struct(data, at, depth + 1)
+        else:
+            at = _skip(data, at, kind, depth)
+    return at + 1
 
 
 def _list_head(data: bytes | memoryview, at: int) -> tuple[int, int, int]:
