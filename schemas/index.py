@@ -6,22 +6,26 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from schemas.arrow import INDEX_SCHEMA, parquet_options
 from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import INDEX, shard_name
 from schemas.fingerprint import sha256_file
-from schemas.journal import ByteRange, UnitEntry, require_tiling
+from schemas.journal import UnitEntry
 from schemas.manifest import FileDigest
 from schemas.parquet_sizes import checked_parquet
+from schemas.row_groups import COUNTS, FOOTER_ROW_GROUP, RowGroups
 from schemas.set_paths import set_file
-from schemas.size_limits import INDEX_ROW_BYTES
+from schemas.size_limits import INDEX_ROW_BYTES, LARGEST_COUNT
 
-FOOTER_ROW_GROUP = -1
 UNITS_PER_PAGE = 4096
+TEXTS = ("shard", "sha256")
 SPARE_ROWS = 16_384
 """Rows of an index of any size: shards that are equal have equal hashes, which compress."""
 
@@ -32,13 +36,21 @@ def write_index(directory: Path, entries: Iterable[UnitEntry]) -> tuple[FileDige
     rest = iter(entries)
     while batch := list(islice(rest, UNITS_PER_PAGE)):
         name = f"{INDEX}/page-{len(pages):06d}.parquet"
-        rows = [row for entry in batch for row in _rows(entry)]
-        table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
         options = parquet_options(INDEX_SCHEMA, dictionary=["shard"])
         with atomic_path(directory / name) as tmp:
-            pq.write_table(table, tmp, **options)
+            pq.write_table(_table(batch), tmp, **options)
         pages.append(FileDigest(path=name, sha256=sha256_file(directory / name)))
     return tuple(pages)
+
+
+def index_entries(entries: Iterable[UnitEntry]) -> RowGroups:
+    """Return the row groups of finished units: the index of a set that is still being labeled."""
+    return RowGroups.of(_table(entries))
+
+
+def _table(entries: Iterable[UnitEntry]) -> pa.Table:
+    rows = [row for entry in entries for row in _rows(entry)]
+    return pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
 
 
 def _rows(entry: UnitEntry) -> Iterator[dict[str, object]]:
@@ -52,20 +64,14 @@ def _rows(entry: UnitEntry) -> Iterator[dict[str, object]]:
         }
 
 
-Ranges = tuple[list[ByteRange], ByteRange]
-"""Byte ranges of a shard: its row groups in order, and its footer."""
-
-
-def read_index(directory: Path, pages: Iterable[FileDigest]) -> dict[str, Ranges]:
+def read_index(directory: Path, pages: Iterable[FileDigest]) -> RowGroups:
     """Read index pages.
-
-    Returns:
-        By shard path, the byte ranges of its row groups in order, and of its footer.
 
     Raises:
         LabelSetError: a page is missing or altered, or is not one that `write_index` writes.
     """
-    shards: dict[str, Ranges] = {}
+    tables = [INDEX_SCHEMA.empty_table()]
+    units = np.empty(0, np.int64)
     stored = rows = 0
     for page in pages:
         path = set_file(directory, page.path)
@@ -82,12 +88,15 @@ def read_index(directory: Path, pages: Iterable[FileDigest]) -> dict[str, Ranges
             rows += table.num_rows
             if rows > SPARE_ROWS + stored // INDEX_ROW_BYTES:
                 raise ValueError(f"{rows:,} rows are too many for {stored:,} bytes")
-            _add_page(table, shards)
+            units = np.concatenate([units, _check_page(table)])
+            if len(np.unique(units)) != len(units):
+                raise ValueError("a unit occurs twice")
         except (ValueError, pa.ArrowException, OSError) as error:
             raise LabelSetError(
                 f"this is not an index page: {first_line(error)}", path=path
             ) from error
-    return shards
+        tables.append(table)
+    return RowGroups.of(pa.concat_tables(tables))
 
 
 def _read_page(path: Path) -> pa.Table:
@@ -99,22 +108,44 @@ def _read_page(path: Path) -> pa.Table:
         return file.read()
 
 
-def _add_page(table: pa.Table, shards: dict[str, Ranges]) -> None:
-    """Add the shards of a page; a page holds the rows of a shard together, its footer last."""
-    groups: list[ByteRange] = []
-    for row in table.to_pylist():
-        unit = row.pop("unit")
-        shard, number = row.pop("shard"), row.pop("row_group")
-        part = ByteRange(**row)
-        if unit < 0 or shard != shard_name(unit) or shard in shards:
-            raise ValueError(f"unit {unit} stands for {shard!r}, or occurs twice")
-        if number == FOOTER_ROW_GROUP:
-            require_tiling(groups, part)
-            shards[shard] = (groups, part)
-            groups = []
-        elif number == len(groups):
-            groups.append(part)
-        else:
-            raise ValueError(f"row group {number} of {shard} is out of order")
-    if groups:
+def _check_page(table: pa.Table) -> NDArray[np.int64]:
+    """Check what `UnitEntry` checks of an entry, over all shards of a page at once.
+
+    A page holds the rows of a shard together, in the order of the file, its footer last.
+
+    Returns:
+        The units of the page.
+
+    Raises:
+        ValueError: the page breaks a rule.
+    """
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a value is missing")
+    numbers = {name: table[name].to_numpy() for name in table.column_names if name not in TEXTS}
+    group, start, stop = numbers["row_group"], numbers["start"], numbers["stop"]
+    footers = np.flatnonzero(group == FOOTER_ROW_GROUP)
+    if len(group) != (footers[-1] + 1 if len(footers) else 0):
         raise ValueError("the last shard has no footer")
+    sizes = np.diff(footers, prepend=-1)
+    first = np.repeat(footers - sizes + 1, sizes)  # of each row: the first row of its shard
+    place = np.arange(len(group))
+    units: NDArray[np.int64] = numbers["unit"][footers].astype(np.int64)
+    names = pa.array([shard_name(int(unit)) for unit in units], pa.string())
+    counts = np.stack([numbers[name] for name in COUNTS])
+    for broken, what in (
+        (numbers["unit"] != np.repeat(units, sizes), "a unit stands among another's"),
+        (units < 0, "a unit below 0"),
+        (group != np.where(group == FOOTER_ROW_GROUP, group, place - first), "not in order"),
+        (start != np.where(place == first, 0, np.roll(stop, 1)), "bytes that do not follow"),
+        (stop <= start, "no bytes"),
+        ((counts < 0) | (counts > LARGEST_COUNT), "a count that cannot be"),
+        (counts[0] > stop - start, "more rows than bytes"),
+        (stop > LARGEST_COUNT, "a file that cannot be"),
+    ):
+        if broken.any():
+            raise ValueError(f"a row group with {what}")
+    if table["shard"].combine_chunks() != names.take(np.repeat(np.arange(len(units)), sizes)):
+        raise ValueError("a unit with another's shard")
+    if not pc.all(pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$"), min_count=0).as_py():
+        raise ValueError("a hash that is none")
+    return units

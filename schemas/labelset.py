@@ -13,14 +13,15 @@ import pyarrow as pa
 from schemas.arrow import COLUMN_ORDER
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import TOKENIZER
-from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
-from schemas.index import read_index
+from schemas.fingerprint import sha256_bytes, tokenizer_digest
+from schemas.index import index_entries, read_index
 from schemas.journal import read_entries
 from schemas.manifest import Manifest, read_manifest
 from schemas.redact import redacted
 from schemas.remote import Remote, is_url
 from schemas.remote_metadata import copy_metadata, copy_view
 from schemas.row_group import RowGroup
+from schemas.row_groups import RowGroups
 from schemas.set_paths import set_file
 from schemas.shard_reader import ShardReader
 from schemas.view import VIEW_SUFFIX, View, read_view, view_target
@@ -40,7 +41,7 @@ class LabelSet:
 
     path: Path
     manifest: Manifest
-    row_groups: tuple[RowGroup, ...]
+    row_groups: RowGroups
     view: View | None = None
     remote: Remote | None = None
 
@@ -57,34 +58,32 @@ class LabelSet:
     @property
     def stored_bytes(self) -> int:
         """Size of its shards in bytes, including rows that a view leaves out."""
-        return sum({group.shard: group.footer.stop for group in self.row_groups}.values())
+        return self.row_groups.stored_bytes
 
     @property
     def shards(self) -> tuple[str, ...]:
         """Shard paths relative to the set, by unit."""
-        return tuple(dict.fromkeys(group.shard for group in self.row_groups))
+        return self.row_groups.shards
 
     @property
     def rows(self) -> int:
         """Number of sequences."""
-        return sum(group.rows for group in self.row_groups)
+        return self.row_groups.totals[0]
 
     @property
     def labels(self) -> int:
         """Number of labeled positions."""
-        return sum(group.labels for group in self.row_groups)
+        return self.row_groups.totals[1]
 
     @property
     def tokens(self) -> int:
         """Number of tokens, labeled or not."""
-        return sum(group.tokens for group in self.row_groups)
+        return self.row_groups.totals[2]
 
     @property
     def content_digest(self) -> str:
         """Digest of all rows and labels: the hashes of the row groups, and the view's selection."""
-        groups = self.row_groups
-        kept = [g.kept.bits for g in groups if g.kept is not None]
-        return sha256_json([group.bytes.sha256 for group in groups] + ([kept] if kept else []))
+        return self.row_groups.digest
 
     @property
     def digests(self) -> dict[str, str]:
@@ -166,15 +165,15 @@ def open_label_set(
 def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None = None) -> LabelSet:
     manifest = read_manifest(directory)
     if manifest.status == "complete":
-        shards = read_index(directory, manifest.index_pages)
-        if len(shards) != manifest.planned_units:
+        groups = read_index(directory, manifest.index_pages)
+        if groups.n_shards != manifest.planned_units:
             raise LabelSetError(
-                f"the manifest says {manifest.planned_units} units, the index has {len(shards)}",
+                f"the manifest says {manifest.planned_units} units, the index has "
+                f"{groups.n_shards}",
                 path=remote.url if remote else directory,
             )
     elif allow_partial:
-        entries = read_entries(directory, manifest.planned_units)
-        shards = {entry.shard: (list(entry.row_groups), entry.footer) for entry in entries}
+        groups = index_entries(read_entries(directory, manifest.planned_units))
     else:
         raise LabelSetError(
             "the label set is not finished",
@@ -183,11 +182,6 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
             "the commands that have it",
         )
     check_tokenizer(directory, manifest)
-    groups = tuple(
-        RowGroup(shard=shard, index=index, bytes=stretch, footer=footer)
-        for shard, (stretches, footer) in shards.items()
-        for index, stretch in enumerate(stretches)
-    )
     return LabelSet(directory, manifest, groups, remote=remote)
 
 
@@ -215,26 +209,11 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
             path=place,
             hint=hint,
         )
-    known = {(group.shard, group.index): group for group in labels.row_groups}
-    groups = []
-    for kept in view.kept:
-        group = known.get((kept.shard, kept.row_group))
-        if group is None or group.bytes.sha256 != kept.sha256:
-            raise LabelSetError(
-                f"{labels.place} has changed since the view was made: {kept.shard}, row group "
-                f"{kept.row_group} differs",
-                path=place,
-                hint=hint,
-            )
-        if kept.rows > group.rows or kept.labels > group.labels or kept.tokens > group.tokens:
-            raise LabelSetError(
-                f"the view says more rows, labels or tokens than {kept.shard}, row group "
-                f"{kept.row_group}, has",
-                path=place,
-                hint=hint,
-            )
-        groups.append(replace(group, kept=kept))
-    return replace(labels, row_groups=tuple(groups), view=view)
+    try:
+        groups = labels.row_groups.keep(view.kept)
+    except ValueError as error:
+        raise LabelSetError(f"{labels.place} {error}", path=place, hint=hint) from error
+    return replace(labels, row_groups=groups, view=view)
 
 
 def check_tokenizer(directory: Path, manifest: Manifest) -> None:

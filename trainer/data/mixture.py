@@ -82,8 +82,11 @@ def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.in
     for number, part in enumerate(parts):
         n = len(part.labels.row_groups)
         start, stop = (int(np.floor(e * part.weight * n + 1e-9)) for e in (epoch, epoch + 1))
-        cycle = permutation(n, "mixture", seed, number)
-        groups = np.sort(cycle[np.arange(start, stop) % n])
+        if n and start % n == stop % n == 0:  # whole passes
+            groups = np.repeat(np.arange(n), (stop - start) // n)
+        else:
+            cycle = permutation(n, "mixture", seed, number)
+            groups = np.sort(cycle[np.arange(start, stop) % n])
         chosen.append(np.stack([np.full(len(groups), number), groups], axis=1))
     visited: NDArray[np.int64] = np.concatenate(chosen)
     return np.asarray(visited[row_group_order(len(visited), seed, epoch)])

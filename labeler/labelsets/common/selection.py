@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +31,20 @@ def select_rows(
         n_tokens: int64 [rows], tokens per row.
         made: how the view was made, for `View.made`.
     """
-    groups, first = [], 0
+    kept, first = [], 0
     for group in labels.row_groups:
         here = slice(first, first + group.rows)
         first += group.rows
-        if not mask[here].any():
-            continue
-        kept = Kept.of(group, mask[here], n_labels=n_labels[here], n_tokens=n_tokens[here])
-        groups.append(replace(group, kept=kept))
+        if mask[here].any():
+            sizes = {"n_labels": n_labels[here], "n_tokens": n_tokens[here]}
+            kept.append(Kept.of(group, mask[here], **sizes))
     view = View(
         label_set=str(labels.path),
         identity_digest=labels.manifest.identity_digest,
-        kept=tuple(group.kept for group in groups if group.kept is not None),
+        kept=tuple(kept),
         made=made,
     )
-    return LabelSet(labels.path, labels.manifest, tuple(groups), view)
+    return LabelSet(labels.path, labels.manifest, labels.row_groups.keep(kept), view)
 
 
 def save_view(path: Path, labels: LabelSet) -> None:

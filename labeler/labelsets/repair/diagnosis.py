@@ -23,7 +23,14 @@ from schemas.atomic import TMP_PREFIX
 from schemas.file_names import INDEX, is_plan, shard_name
 from schemas.fingerprint import sha256_file, tokenizer_digest
 from schemas.index import read_index
-from schemas.journal import UnitEntry, entry_path, journaled_units, read_entry, rejects_path
+from schemas.journal import (
+    ByteRange,
+    UnitEntry,
+    entry_path,
+    journaled_units,
+    read_entry,
+    rejects_path,
+)
 from schemas.labelset import check_tokenizer
 from schemas.manifest import MANIFEST, FileDigest, read_manifest
 from schemas.plan import open_plan
@@ -164,17 +171,21 @@ def _check_index(found: Diagnosis) -> dict[str, Ranges]:
         pages = tuple(
             FileDigest(path=f"{INDEX}/{file.name}", sha256=sha256_file(file)) for file in files
         )
-    known: dict[str, Ranges] = {}
+    known: dict[str, tuple[list[ByteRange], ByteRange]] = {}
+    units = 0
     for page in pages:
         try:
-            known |= read_index(out, [page])
+            groups = read_index(out, [page])
+            units += groups.n_shards
+            for group in groups:
+                known.setdefault(group.shard, ([], group.footer))[0].append(group.bytes)
         except (LabelSetError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
             found.index_good = False
             if (out / page.path).exists():
                 found.moves[out / page.path] = "the index page was altered"
     if found.manifest_lost is None and manifest.status == "complete":
-        found.index_good &= len(known) == manifest.planned_units
-    return known
+        found.index_good &= units == manifest.planned_units
+    return {**known}
 
 
 def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ranges | None) -> None:
