@@ -30,14 +30,16 @@ def converted(values: NDArray[np.generic], dtype: type[Scalar]) -> NDArray[Scala
     return copy
 
 
-def as_numpy(array: pa.Array) -> NDArray[Any]:
-    """Return a view of an array of numbers without nulls, as `array.to_numpy` does.
+def as_numpy(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+    """Return an array of numbers without nulls, as `array.to_numpy` does; a view of one chunk.
 
     Raises:
         ValueError: it has nulls.
     """
     if array.null_count:
         raise ValueError("an array has nulls")
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
     values: NDArray[Any] = np.from_dlpack(array)
     return values
 

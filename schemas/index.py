@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.arrow import INDEX_SCHEMA, parquet_options
+from schemas.arrow_alloc import as_arrow, as_numpy
 from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import INDEX, shard_name
@@ -70,7 +71,7 @@ def read_index(directory: Path, pages: Iterable[FileDigest]) -> RowGroups:
     Raises:
         LabelSetError: a page is missing or altered, or is not one that `write_index` writes.
     """
-    tables = [INDEX_SCHEMA.empty_table()]
+    tables: list[pa.Table] = []
     units = np.empty(0, np.int64)
     stored = rows = 0
     for page in pages:
@@ -96,7 +97,7 @@ def read_index(directory: Path, pages: Iterable[FileDigest]) -> RowGroups:
                 f"this is not an index page: {first_line(error)}", path=path
             ) from error
         tables.append(table)
-    return RowGroups.of(pa.concat_tables(tables))
+    return RowGroups.of(pa.concat_tables(tables) if tables else INDEX_SCHEMA.empty_table())
 
 
 def _read_page(path: Path) -> pa.Table:
@@ -121,7 +122,7 @@ def _check_page(table: pa.Table) -> NDArray[np.int64]:
     """
     if any(column.null_count for column in table.columns):
         raise ValueError("a value is missing")
-    numbers = {name: table[name].to_numpy() for name in table.column_names if name not in TEXTS}
+    numbers = {name: as_numpy(table[name]) for name in table.column_names if name not in TEXTS}
     group, start, stop = numbers["row_group"], numbers["start"], numbers["stop"]
     footers = np.flatnonzero(group == FOOTER_ROW_GROUP)
     if len(group) != (footers[-1] + 1 if len(footers) else 0):
@@ -130,7 +131,6 @@ def _check_page(table: pa.Table) -> NDArray[np.int64]:
     first = np.repeat(footers - sizes + 1, sizes)  # of each row: the first row of its shard
     place = np.arange(len(group))
     units: NDArray[np.int64] = numbers["unit"][footers].astype(np.int64)
-    names = pa.array([shard_name(int(unit)) for unit in units], pa.string())
     counts = np.stack([numbers[name] for name in COUNTS])
     for broken, what in (
         (numbers["unit"] != np.repeat(units, sizes), "a unit stands among another's"),
@@ -144,7 +144,11 @@ def _check_page(table: pa.Table) -> NDArray[np.int64]:
     ):
         if broken.any():
             raise ValueError(f"a row group with {what}")
-    if table["shard"].combine_chunks() != names.take(np.repeat(np.arange(len(units)), sizes)):
+    shards = table["shard"]
+    names = [shard_name(int(unit)) for unit in units]
+    if shards.take(as_arrow(footers)).to_pylist() != names or not shards.equals(
+        shards.take(as_arrow(np.repeat(footers, sizes)))
+    ):
         raise ValueError("a unit with another's shard")
     if not pc.all(pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$"), min_count=0).as_py():
         raise ValueError("a hash that is none")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS, row_schema
+from schemas.arrow_alloc import as_numpy
 from schemas.codec import DRAW_COLUMNS, PAD_ID, DecodedLabels, bucketed_entropy, decode
 from schemas.draws import misfits
 from schemas.findings import Finding
@@ -73,8 +74,8 @@ def _row_counts(
     lengths = np.diff(starts)
     outside = np.isin(np.arange(len(keys)), _rows_containing(_outside(tokens, vocab_size), starts))
     for kind, what, wrong in (
-        ("count", "n_labels is not the number of labels", counts != table["n_labels"].to_numpy()),
-        ("count", "n_tokens is not the number of tokens", lengths != table["n_tokens"].to_numpy()),
+        ("count", "n_labels is not the number of labels", counts != as_numpy(table["n_labels"])),
+        ("count", "n_tokens is not the number of tokens", lengths != as_numpy(table["n_tokens"])),
         ("token", "an input id is outside the tokenizer", outside),
     ):
         if wrong.any():

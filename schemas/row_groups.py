@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from schemas.arrow_alloc import as_arrow, as_numpy
 from schemas.fingerprint import sha256_json
 from schemas.journal import ByteRange
 from schemas.row_group import Kept, RowGroup
@@ -40,7 +41,7 @@ class RowGroups(Sequence[RowGroup]):
     @staticmethod
     def of(table: pa.Table) -> RowGroups:
         """Return all row groups of the rows of an index."""
-        places = np.flatnonzero(table["row_group"].to_numpy() != FOOTER_ROW_GROUP)
+        places = np.flatnonzero(as_numpy(table["row_group"]) != FOOTER_ROW_GROUP)
         return RowGroups(table=table.combine_chunks(), places=places)
 
     def __len__(self) -> int:
@@ -73,13 +74,13 @@ class RowGroups(Sequence[RowGroup]):
             )
 
     def _rows(self, places: NDArray[np.int64]) -> list[dict[str, str | int]]:
-        rows: list[dict[str, str | int]] = self.table.take(pa.array(places)).to_pylist()
+        rows: list[dict[str, str | int]] = self.table.take(as_arrow(places)).to_pylist()
         return rows
 
     @cached_property
     def _footers(self) -> NDArray[np.int64]:
         """Rows of the table that are shards' footers, int64 [shards]."""
-        return np.flatnonzero(self.table["row_group"].to_numpy() == FOOTER_ROW_GROUP)
+        return np.flatnonzero(as_numpy(self.table["row_group"]) == FOOTER_ROW_GROUP)
 
     @property
     def n_shards(self) -> int:
@@ -90,7 +91,7 @@ class RowGroups(Sequence[RowGroup]):
     def _used(self) -> pa.Table:
         """Rows of the footers of the shards that have row groups in the sequence."""
         footers = np.unique(np.searchsorted(self._footers, self.places))
-        return self.table.take(pa.array(self._footers[footers]))
+        return self.table.take(as_arrow(self._footers[footers]))
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ class RowGroups(Sequence[RowGroup]):
     @property
     def stored_bytes(self) -> int:
         """Size of these shards."""
-        return int(self._used["stop"].to_numpy().sum())
+        return int(as_numpy(self._used["stop"]).sum())
 
     @cached_property
     def totals(self) -> tuple[int, int, int]:
@@ -108,7 +109,7 @@ class RowGroups(Sequence[RowGroup]):
         if self.kept is not None:
             columns = [np.array([getattr(k, name) for k in self.kept], np.int64) for name in COUNTS]
         else:
-            columns = [self.table[name].to_numpy()[self.places] for name in COUNTS]
+            columns = [as_numpy(self.table[name])[self.places] for name in COUNTS]
         rows, labels, tokens = (int(column.sum(dtype=np.int64)) for column in columns)
         return rows, labels, tokens
 
@@ -117,12 +118,12 @@ class RowGroups(Sequence[RowGroup]):
         """Hex SHA-256 of the hashes of all row groups, and of a view's selection."""
         column = self.table["sha256"]
         if self.kept:
-            hashes = column.take(pa.array(self.places)).to_pylist()
+            hashes = column.take(as_arrow(self.places)).to_pylist()
             return sha256_json([*hashes, [kept.bits for kept in self.kept]])
         # The same for a list of any length: its canonical JSON, written some thousands at a time.
         digest = hashlib.sha256(b"[")
         for start in range(0, len(self), AT_ONCE):
-            hashes = column.take(pa.array(self.places[start : start + AT_ONCE])).to_pylist()
+            hashes = column.take(as_arrow(self.places[start : start + AT_ONCE])).to_pylist()
             text = '","'.join(hashes)
             digest.update(f'{"," if start else ""}"{text}"'.encode())
         digest.update(b"]")
@@ -158,7 +159,7 @@ class RowGroups(Sequence[RowGroup]):
         return replace(self, places=np.array(places, np.int64), kept=tuple(kept))
 
     def _shard_names(self) -> list[str]:
-        names: list[str] = self.table["shard"].take(pa.array(self._footers)).to_pylist()
+        names: list[str] = self.table["shard"].take(as_arrow(self._footers)).to_pylist()
         return names
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from schemas.arrow_alloc import as_numpy
 from schemas.codec import PAD_ID, DecodedLabels, list_offsets, one_array
 from schemas.labeled_spans import positions
 
@@ -52,7 +53,7 @@ def label_places(table: pa.Table, decoded: DecodedLabels) -> LabelPlaces:
     tokens, starts = flat_list(table, "input_ids")
     return LabelPlaces(
         row=np.repeat(np.arange(table.num_rows), np.diff(decoded.offsets)),
-        position=positions(spans.field("start").to_numpy(), spans.field("stop").to_numpy()),
+        position=positions(as_numpy(spans.field("start")), as_numpy(spans.field("stop"))),
         tokens=tokens,
         starts=starts,
     )
@@ -61,7 +62,7 @@ def label_places(table: pa.Table, decoded: DecodedLabels) -> LabelPlaces:
 def flat_list(table: pa.Table, name: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return a list column's values, and the offsets of its rows in them."""
     array = one_array(table[name])
-    return array.flatten().to_numpy(zero_copy_only=False), list_offsets(array)
+    return as_numpy(array.flatten()), list_offsets(array)
 
 
 def shifts(

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS, REJECT_SCHEMA
+from schemas.arrow_alloc import as_numpy
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import JOURNAL, rejects_name
 from schemas.findings import Finding
@@ -77,7 +79,7 @@ def examine(
         yield from (finding.inside(where) for finding in found)
         if any(finding.kind == "schema" for finding in found):
             continue
-        n_labels, n_tokens = (int(table[n].to_numpy().sum()) for n in ("n_labels", "n_tokens"))
+        n_labels, n_tokens = (int(pc.sum(table[n]).as_py() or 0) for n in ("n_labels", "n_tokens"))
         if (table.num_rows, n_labels, n_tokens) != (group.rows, group.labels, group.tokens):
             source = "index" if group.kept is None else "view"
             yield Finding(
@@ -123,7 +125,7 @@ class _Rows:
 
     def add(self, number: int, table: pa.Table) -> None:
         keys = zip(*(table[name].to_pylist() for name in KEY_COLUMNS), strict=True)
-        tokens = (ids.values.to_numpy().tobytes() for ids in table["input_ids"])
+        tokens = (as_numpy(ids.values).tobytes() for ids in table["input_ids"])
         self._groups.append(number)
         self._keys.append(_hashes(repr(key).encode() for key in keys))
         self._contents.append(_hashes(tokens))
