@@ -50,7 +50,7 @@ def finish_gguf(source: Path, target: Path, origin: Provenance, *, to_4_bits: bo
     try:
         _copy_metadata(reader, writer, to_4_bits=to_4_bits)
         for key, value in origin.as_metadata().items():
-            writer.add_string(key, value)
+            writer.add_string(f"softshards.{key}", value)
         if origin.license and "general.license" not in reader.fields:
             writer.add_license(origin.license)
         kinds = [_stored_type(tensor, to_4_bits=to_4_bits) for tensor in reader.tensors]

@@ -36,7 +36,7 @@ class Provenance:
     license: str | None = None
 
     def as_metadata(self) -> dict[str, str]:
-        """Return what is known, under the keys that exported files have it under."""
+        """Return what is known, by its name in exported files."""
         values = {
             "version": __version__,
             "student_weights": self.student_weights,
@@ -44,7 +44,7 @@ class Provenance:
             "teacher_weights": self.teacher_weights,
             "label_set": self.label_set,
         }
-        return {f"softshards.{name}": value for name, value in values.items() if value}
+        return {name: value for name, value in values.items() if value}
 
 
 def read_provenance(folder: Path, weights: str) -> Provenance:

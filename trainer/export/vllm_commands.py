@@ -18,6 +18,7 @@ from trainer.data.window import ROW_COLUMNS, decode_window
 from trainer.export.export_record import ExportSpeed
 from trainer.export.held_out_rows import Answers, HeldOutRow
 from trainer.export.llama_cpp import RuntimeResult
+from trainer.student.load_model import stored_dtype
 
 PROMPT, GENERATED, REPEATS = 128, 64, 5
 """As for llama.cpp: one sequence at a time."""
@@ -59,7 +60,7 @@ def run_vllm(folder: Path, rows: list[HeldOutRow]) -> RuntimeResult:
             *("bench", folder, "--labels", labels, "--out", bench, "--sequences", 1),
             *("--concurrency", 1),
             *("--prompt-tokens", prompt, "--new-tokens", GENERATED, "--repeats", REPEATS),
-            *("--dtype", "auto"),
+            *("--dtype", str(stored_dtype(folder)).removeprefix("torch.")),
         )
         (found,) = read_bench_results(bench).models
     speed = ExportSpeed(

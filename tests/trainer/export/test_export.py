@@ -1,0 +1,293 @@
+"""Students as files for other runtimes: values, provenance, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf.quants import dequantize
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from schemas import SoftshardsError, open_label_set
+from schemas.cache_folder import CACHE
+from tests.tiny_model import make_model
+from tests.trainer.build_label_set import build_label_set, random_rows
+from tests.trainer.conftest import World
+from tests.trainer.running import config as train_config
+from trainer.export.export_config import ExportConfig
+from trainer.export.export_record import ExportRecord
+from trainer.export.export_student import export
+from trainer.export.gguf_file import finish_gguf
+from trainer.export.held_out_rows import Answers, HeldOutRow, quality
+from trainer.export.llama_converter import find_converter
+from trainer.export.llama_cpp import run_llama_cpp
+from trainer.export.provenance import Provenance, read_provenance
+from trainer.student.save_model import copy_files
+from trainer.train.loop import train
+
+ROOT = Path(__file__).parents[3]
+TEACHER = ROOT / ".cache" / "smollm2-135m-instruct"
+ORIGIN = Provenance(name="kd", student_weights="abc", teacher="Größe/7B", license="apache-2.0")
+
+
+def run(model: Path, out: Path, to: Any = "int8", **more: Any) -> ExportRecord:
+    assert export(model, ExportConfig(to=to, out=out, **more)) == 0
+    return ExportRecord.open(out)
+
+
+def test_int8_is_the_students_function(world: World, tmp_path: Path) -> None:
+    """transformers reads the checkpoint: each weight is off by half a step at most."""
+    record = run(world.teacher, tmp_path / "int8")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "int8", dtype=torch.float32)
+    student = AutoModelForCausalLM.from_pretrained(world.teacher, dtype=torch.float32)
+    stored = load_file(tmp_path / "int8" / "model.safetensors")
+    for name, weight in student.state_dict().items():
+        if name not in stored or "proj" not in name:
+            continue
+        scale = stored[f"{name}_scale"]
+        assert (stored[name].dtype, scale.dtype) == (torch.int8, torch.float32)
+        assert scale.shape == (len(weight), 1)
+        found = stored[name].float() * scale
+        assert ((found - weight).abs() <= scale / 2 + 1e-6).all()
+    assert "model.layers.0.mlp.up_proj.weight" in stored
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        gap = exported(ids).logits.log_softmax(-1) - student(ids).logits.log_softmax(-1)
+    assert 0 < gap.abs().max() < 0.2
+    assert record.bytes == (tmp_path / "int8" / "model.safetensors").stat().st_size
+    assert record.bytes < record.student_bytes / 2
+    assert record.measured is None
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    assert config["softshards"]["student_weights"] == record.weights
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+def test_an_export_is_reused_and_never_replaced(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "int8"
+    run(world.student, out)
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert export(world.student, ExportConfig(to="int8", out=out, json=True)) == 0
+    output = capsys.readouterr()
+    assert "reused" in output.err
+    assert json.loads(output.out) == json.loads((out / "export.json").read_text())
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(SoftshardsError, match="another student or format"):
+        run(world.teacher, out)
+    with pytest.raises(SoftshardsError, match="another student or format"):
+        run(world.student, out, "gguf:f16")
+    with (out / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(SoftshardsError, match="the file was altered"):
+        run(world.student, out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(SoftshardsError, match=r"not empty and holds no export\.json"):
+        run(world.student, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SoftshardsError, match="--out is a file"):
+        run(world.student, tmp_path / "file")
+    with pytest.raises(SoftshardsError, match="--sample-labels is 0"):
+        ExportConfig(to="int8", out=out, sample_labels=0)
+
+
+def broken(world: World, path: Path, **tensors: torch.Tensor) -> Path:
+    """Copy the student with other tensors."""
+    shutil.copytree(world.student, path)
+    weights = load_file(path / "model.safetensors") | tensors
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+    return path
+
+
+@pytest.mark.parametrize("to", ["int8", "gguf:f16"])
+def test_broken_students_are_refused_and_nothing_is_left(
+    world: World, tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "llama.cpp"
+    checkout.mkdir()
+    (checkout / "convert_hf_to_gguf.py").write_text("raise SystemExit('never started')")
+    monkeypatch.setenv("LLAMA_CPP", str(checkout))
+    out = tmp_path / "exports" / "out"
+    name = "model.layers.0.mlp.up_proj.weight"
+    nan = broken(world, tmp_path / "nan", **{name: torch.full((128, 64), torch.nan)})
+    with pytest.raises(SoftshardsError, match=f"the weight {name} is not finite"):
+        run(nan, out, to)
+    shape = broken(world, tmp_path / "shape", **{name: torch.zeros(127, 64)})
+    with pytest.raises(SoftshardsError, match="weights have other shapes"):
+        run(shape, out, to)
+    cut = broken(world, tmp_path / "cut")
+    data = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SoftshardsError, match="the model cannot be loaded"):
+        run(cut, out, to)
+    (cut / "model.safetensors").unlink()
+    with pytest.raises(SoftshardsError, match="cannot be loaded"):
+        run(cut, out, to)
+    with pytest.raises(SoftshardsError, match=r"no model here: config\.json is missing"):
+        run(tmp_path / "nowhere", out, to)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(SoftshardsError, match="LoRA adapters alone"):
+        run(tmp_path / "adapter", out, to)
+    (tmp_path / "run").mkdir()
+    shutil.copytree(world.student, tmp_path / "run" / "final")
+    with pytest.raises(SoftshardsError, match="a run, not a model"):
+        run(tmp_path / "run", out, to)
+    assert not out.parent.exists() or not any(out.parent.iterdir())
+
+
+def test_matrices_outside_linear_layers_are_refused_in_int8(tmp_path: Path) -> None:
+    settings = {"vocab_size": 300, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**settings)).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(SoftshardsError, match=r"h\.0\.attn\.c_attn\.weight is in none"):
+        run(tmp_path / "gpt2", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["gpt2"]
+
+
+def write_gguf(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> Path:
+    writer = GGUFWriter(path, "llama")
+    writer.add_file_type(1)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "ü", "\n"])
+    writer.add_float32("llama.rope.freq_base", 1e4)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_four_bits_and_provenance(tmp_path: Path) -> None:
+    """A block of 32 weights has 15 steps of an eighth of its largest; tables have 8 bits."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "token_embd.weight": rng.normal(size=(10, 64)).astype(np.float16),
+        "blk.0.ffn_up.weight": rng.normal(size=(8, 64)).astype(np.float16),
+        "blk.0.odd.weight": rng.normal(size=(8, 33)).astype(np.float16),
+        "blk.0.attn_norm.weight": rng.normal(size=64).astype(np.float32),
+    }
+    source = write_gguf(tmp_path / "f16.gguf", tensors)
+    finish_gguf(source, tmp_path / "q4.gguf", ORIGIN, to_4_bits=True)
+    reader = GGUFReader(tmp_path / "q4.gguf")
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    assert {name: tensor.tensor_type.name for name, tensor in found.items()} == {
+        "token_embd.weight": "Q8_0",
+        "blk.0.ffn_up.weight": "Q4_0",
+        "blk.0.odd.weight": "F16",
+        "blk.0.attn_norm.weight": "F32",
+    }
+    up = dequantize(found["blk.0.ffn_up.weight"].data, GGMLQuantizationType.Q4_0)
+    expected = tensors["blk.0.ffn_up.weight"].astype(np.float32)
+    largest = np.abs(expected).reshape(-1, 32).max(1).repeat(32).reshape(8, 64)
+    assert (np.abs(up - expected) <= largest / 8 + 1e-3).all()
+    assert np.abs(up - expected).max() > 0.01
+    np.testing.assert_array_equal(found["blk.0.odd.weight"].data, tensors["blk.0.odd.weight"])
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.file_type"] == 2
+    assert fields["tokenizer.ggml.tokens"] == ["a", "ü", "\n"]
+    assert fields["softshards.teacher"] == "Größe/7B"
+    assert fields["general.license"] == "apache-2.0"
+    assert "softshards.label_set" not in fields
+
+
+def test_weights_past_float16_are_refused(tmp_path: Path) -> None:
+    weight = np.full((2, 32), np.inf, np.float16)
+    source = write_gguf(tmp_path / "f16.gguf", {"blk.0.ffn_up.weight": weight})
+    with pytest.raises(SoftshardsError, match=r"blk\.0\.ffn_up\.weight has values that float16"):
+        finish_gguf(source, tmp_path / "q4.gguf", ORIGIN, to_4_bits=False)
+
+
+def test_provenance_of_a_run(world: World, tmp_path: Path) -> None:
+    assert train(train_config(world, tmp_path / "kd", epochs=1)) == 0
+    final = tmp_path / "kd" / "final"
+    (final / "README.md").write_text("---\nlicense: mit\n---\n# Student\n")
+    found = read_provenance(final, "w")
+    labels = open_label_set(world.labels)
+    assert found == Provenance(
+        name="kd",
+        student_weights="w",
+        teacher=str(world.teacher),
+        teacher_weights=labels.manifest.identity.weights,
+        label_set=labels.content_digest,
+        license="mit",
+    )
+    assert read_provenance(world.student, "w") == Provenance(name="student", student_weights="w")
+    (final / "config.json").write_text("{}")
+    with pytest.raises(SoftshardsError, match="the file was altered"):
+        read_provenance(final, "w")
+
+
+def test_quality_is_counted_over_labels() -> None:
+    rows = [
+        HeldOutRow(tokens=[5, 6, 7], positions=[1, 2], teacher_top=[6, 3]),
+        HeldOutRow(tokens=[1, 2], positions=[1], teacher_top=[2]),
+    ]
+    found = quality(rows, [Answers([-1.0, -2.0], [6, 4]), Answers([-3.0], [2])])
+    assert (found.labels, found.ce, found.agreement) == (3, 2.0, 2 / 3)
+    assert found.ppl == pytest.approx(np.exp(2))
+
+
+@pytest.mark.slow
+def test_a_file_that_llama_cpp_cannot_read_is_an_error(tmp_path: Path) -> None:
+    row = HeldOutRow(tokens=[1, 2], positions=[1], teacher_top=[2])
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(SoftshardsError, match=r"cut\.gguf: llama\.cpp cannot run the exported"):
+        run_llama_cpp(tmp_path / "cut.gguf", [row], [], 1)
+
+
+@pytest.fixture(scope="module")
+def converter() -> Iterator[Path]:
+    """llama.cpp's converter, fetched once per machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("LLAMA_CPP", raising=False)
+        patch.setenv(CACHE, str(ROOT / ".cache"))
+        yield find_converter(None).script.parent
+
+
+@pytest.mark.slow
+@pytest.mark.teacher
+def test_a_student_in_llama_cpp(converter: Path, tmp_path: Path) -> None:
+    """In 16 bits it has the student's log-probabilities; 4 bits cost some."""
+    student = tmp_path / "Schüler eins"
+    make_model(student, vocab_size=49152, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    copy_files(("tokenizer.json", "tokenizer_config.json"), TEACHER, student)
+    rows = random_rows(4, 49152, longest=24)
+    labels = build_label_set(tmp_path / "labels", student, rows, vocab_size=49152)
+    settings: dict[str, Any] = {"llama_cpp": converter, "threads": 1, "labels": labels}
+    record = run(student, tmp_path / "f16", "gguf:f16", **settings)
+    assert [*record.files] == ["Schüler eins-f16.gguf"]
+    measured = record.measured
+    assert measured is not None
+    assert measured.exported.labels == measured.student.labels == sum(r.n_labels for r in rows)
+    assert measured.exported.ce == pytest.approx(measured.student.ce, abs=2e-3)
+    assert measured.student.agreement == 1  # it is its own teacher
+    assert measured.exported.agreement > 0.95
+    assert measured.tokenizer_rows == 4
+    assert measured.tokenizer_differs == 0
+    assert measured.speed is not None
+    assert measured.speed.threads == 1
+    four = run(student, tmp_path / "q4", "gguf:q4_0", **settings)
+    assert four.measured is not None
+    assert four.bytes < record.bytes * 0.6
+    gap = four.measured.exported.ce - four.measured.student.ce
+    assert 2e-3 < abs(gap) < 1
+
+
+@pytest.mark.slow
+def test_what_the_converter_does_not_know(world: World, converter: Path, tmp_path: Path) -> None:
+    """A tokenizer that was trained here is not among those of published models."""
+    with pytest.raises(SoftshardsError, match="does not know the student's tokenizer"):
+        run(world.student, tmp_path / "out", "gguf:q8_0", llama_cpp=converter)
+    assert not any(tmp_path.iterdir())
