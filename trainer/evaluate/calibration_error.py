@@ -35,6 +35,16 @@ def expected_calibration_error(sums: NDArray[np.float64]) -> NDArray[np.float64]
     return np.asarray(np.abs(_gaps(sums)).sum(-1))
 
 
+def top1_accuracy(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of labels whose top token is the actual one; NaN without labels.
+
+    Args:
+        sums: [..., 3, BINS], as of `expected_calibration_error`.
+    """
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums[..., 2, :].sum(-1) / sums[..., 0, :].sum(-1))
+
+
 def calibration_interval(sums: NDArray[np.float64], documents: int) -> Interval:
     """Return the interval of the ECE. It may lie below the ECE of the sample.
 

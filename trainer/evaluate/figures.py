@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evaluate.calibration_error import expected_calibration_error
+from trainer.evaluate.calibration_error import expected_calibration_error, top1_accuracy
 from trainer.evaluate.results import Metrics, drafted_tokens
 
 Array = NDArray[np.float64]
@@ -42,6 +42,7 @@ def figures(sums: Array, bins: Array) -> dict[str, Array]:
         "acceptance": acceptance,
         "acceptance_upper": means["acceptance_upper"].clip(max=1.0),
         "drafted": np.asarray(drafted_tokens(acceptance)),
+        "accuracy": top1_accuracy(bins),
         "ece": expected_calibration_error(bins),
         "teacher_ppl": perplexity(means["teacher_ce"]),
     }
@@ -61,6 +62,7 @@ def metrics(sums: Array, bins: Array) -> Metrics:
         kl=found["kl"],
         agreement=found["agreement"],
         overlap=found["overlap"],
+        accuracy=found["accuracy"],
         ece=found["ece"],
         teacher_ce=found["teacher_ce"],
         teacher_ppl=found["teacher_ppl"],

@@ -17,6 +17,7 @@ COMPARED = {
     "kl": "KL",
     "agreement": "top-1",
     "overlap": "top-k",
+    "accuracy": "accuracy",
     "ece": "ECE",
     "acceptance": "accepted",
 }

@@ -20,7 +20,9 @@ from trainer.record import LabelSetRecord, Record
 RESULTS_VERSION = 3
 WHAT = "results of `trainer evaluate`"
 
-QualityName = Literal["ppl", "bits_per_byte", "kl", "agreement", "overlap", "ece", "acceptance"]
+QualityName = Literal[
+    "ppl", "bits_per_byte", "kl", "agreement", "overlap", "accuracy", "ece", "acceptance"
+]
 
 
 class Quality(NamedTuple):
@@ -43,6 +45,7 @@ BITS_PER_BYTE = Quality("bits_per_byte", "bits/B", 3)
 KL = Quality("kl", "KL", 4)
 AGREEMENT = Quality("agreement", "top-1", None)
 OVERLAP = Quality("overlap", "top-k", None)
+ACCURACY = Quality("accuracy", "accuracy", None)
 ECE_QUALITY = Quality("ece", "ECE", None)
 ACCEPTANCE = Quality("acceptance", "accept", None)
 QUALITY = (PPL, KL, AGREEMENT, ECE_QUALITY)
@@ -69,6 +72,7 @@ class Metrics(Record):
         kl: forward KL to the teacher over its top-k and the tail, in nats.
         agreement: share of positions where student and teacher have the same top token.
         overlap: share of the teacher's k likeliest tokens that are among the student's.
+        accuracy: share of positions where the student's top token is the actual one.
         acceptance: share of tokens drawn from the student that the teacher would accept in
             speculative decoding, a lower bound: the sum of min(p, q) over the stored ids (Leviathan
             et al., "Fast Inference from Transformers via Speculative Decoding", 2023).
@@ -85,6 +89,7 @@ class Metrics(Record):
     kl: float
     agreement: float
     overlap: float | None = None
+    accuracy: float | None = None
     ece: float
     teacher_ce: float
     teacher_ppl: float
@@ -253,6 +258,7 @@ class MeasuredTeacher(Measured):
     ce: float
     ppl: float
     bits_per_byte: float | None = None
+    accuracy: float | None = None
     ece: float | None = None
     calibration: list[Bin] = Field(default_factory=list)
     lower_bound: bool = False

@@ -28,7 +28,7 @@ from trainer.student.tokenizer_check import check_tokenizer
 
 UNPROVED = ("served", "stated")
 """Scopes of `weights` that are no digest of files: nothing proves which checkpoint it was."""
-TEACHER_FIGURES = ("ce", "ppl", "bits_per_byte", "ece")
+TEACHER_FIGURES = ("ce", "ppl", "bits_per_byte", "accuracy", "ece")
 
 T = TypeVar("T")
 
@@ -62,6 +62,7 @@ def measure_teacher(labels: LabelSet) -> MeasuredTeacher:
         ce=found.ce,
         ppl=found.ppl,
         bits_per_byte=found.bits_per_byte,
+        accuracy=found.accuracy,
         ece=found.ece,
         calibration=tally.calibration(),
         lower_bound=is_imported and has_unknown,

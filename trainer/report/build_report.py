@@ -1,289 +1,211 @@
-"""Compare teacher, baselines and students: one HTML file, and a table on the terminal."""
+"""Compare teacher, baselines and students: a page, the same as Markdown and JSON, and a table."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import json
+import sys
 from pathlib import Path
+from typing import TypedDict
 
 from markupsafe import Markup
 from rich.table import Table
 
-from schemas import Identity, LabelSet, SoftshardsError, __version__, open_label_set
+from schemas import SoftshardsError
 from schemas.atomic import write_atomic
-from schemas.bench_results import BenchResults, read_bench_results, speeds
-from schemas.ledger import read_ledger
-from trainer.console import number, number_table, size, table_console, times
+from trainer.console import message_console, number_table, size, table_console, times
 from trainer.evaluate.bootstrap import FEW_DOCUMENTS
-from trainer.evaluate.model_differences import COMPARED, Difference, differences
-from trainer.evaluate.results import (
-    DRAFT,
-    ECE,
-    QUALITY,
-    EvaluationResults,
-    MeasuredModel,
-    Metrics,
-)
-from trainer.report.layout import (
-    COLORS,
-    INK,
-    check_matplotlib,
-    environment,
-    keep_names_plain,
-    new_figure,
-    svg,
-)
+from trainer.evaluate.model_differences import COMPARED
+from trainer.evaluate.results import ACCURACY, ALL_QUALITY, DRAFT, ECE, QUALITY, Bin, Group
+from trainer.report.gather_report import gather_report, model_folder, parse_named
+from trainer.report.layout import environment, has_matplotlib
+from trainer.report.markdown_text import is_ours, sign
+from trainer.report.model_card import check_card, write_card
 from trainer.report.report_config import ReportConfig
-from trainer.run_files import FINAL, LOG, RESULT, LogLine, read_lines
-from trainer.train.run_record import RunResult
+from trainer.report.report_data import MADE_BY, ReportContent, ReportedModel, shown_number
+from trainer.report.report_figures import (
+    color_of,
+    reliability,
+    trade_offs,
+    training_curves,
+)
+from trainer.report.shown_text import FILTERS, shown_quality
+from trainer.run_files import EVAL_LOG, LOG, read_lines
 
-TEMPLATE = "report/report.html.jinja"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One model of the table; None where something was not measured."""
-
-    name: str
-    role: str
-    path: str
-    ppl: float | None = None
-    at_least: bool = False  # ppl is a lower bound
-    kl: float | None = None
-    agreement: float | None = None
-    ece: float | None = None
-    parameters: int | None = None
-    non_embedding: int | None = None
-    bytes: int | None = None
-    reading: float | None = None  # tokens/s
-    generating: float | None = None  # tokens/s
-    speedup: float | None = None
-    measured: MeasuredModel | None = None
-    differences: dict[str, Difference] = field(default_factory=dict)  # from the first trained run
-    training: RunResult | None = None
-
-    @property
-    def kinds(self) -> dict[str, Metrics]:
-        """The metrics of each kind of span."""
-        return self.measured.kinds if self.measured else {}
-
-    def break_even(self, teacher: Line, label_seconds: float) -> float | None:
-        """Return the generated tokens after which labeling and training have saved their time.
-
-        Args:
-            teacher: the line to compare with.
-            label_seconds: seconds of labeling.
-
-        Returns:
-            None if it is not known, or if the model is not faster.
-        """
-        if not (self.training and self.generating and teacher.generating):
-            return None
-        saved = 1 / teacher.generating - 1 / self.generating
-        return (label_seconds + self.training.seconds) / saved if saved > 0 else None
+MOST_TASK_MODELS = 5
+SHOWN = (*ALL_QUALITY[:-2], ACCURACY, *ALL_QUALITY[-2:])
+PAGE, TEXT = "report/report.html.jinja", "report/report.md.jinja"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """A label set, and where it came from."""
+class Figures(TypedDict):
+    """The figures of the page; None where there is nothing to draw, or no matplotlib."""
 
-    path: str
-    identity: Identity
-    status: str
-    facts: dict[str, str]
-    rows: int
-    labels: int
-    bytes_per_label: float | None
-    engine_seconds: float | None
+    trade_offs: Markup | None
+    reliability: Markup | None
+    training: Markup | None
 
 
 def report(config: ReportConfig) -> int:
     """Write the report and print its table; return the exit code.
 
     Raises:
-        SoftshardsError: something it needs was not measured, or cannot be read.
+        SoftshardsError: something it needs was not measured, or cannot be read, or a file is in the
+            way.
     """
-    results = EvaluationResults.open(config.eval)
-    bench = read_bench_results(config.bench) if config.bench else None
-    runs = [_parse_named(value, "--run") for value in config.run]
-    baselines = [_parse_named(value, "--baseline") for value in config.baseline]
-    teacher = _teacher_line(results, bench)
-    lines = [teacher]
-    lines += [_line(n, "baseline", path, results, bench, teacher) for n, path in baselines]
-    lines += [_line(n, "trained", path, results, bench, teacher) for n, path in runs]
-    lines = _compare_with_first_run(lines)
-    label_sets = [_origin(path) for path in config.labels]
-    curves = {name: read_lines(path / LOG) for name, path in runs}
-    html = (
-        environment()
-        .get_template(TEMPLATE)
-        .render(
-            title=config.title,
-            version=__version__,
-            lines=lines,
-            ece=ECE,
-            compared=COMPARED,
-            few_documents=FEW_DOCUMENTS,
-            draft=DRAFT,
-            several_kinds=any(len(line.kinds) > 1 for line in lines),
-            held_out=results.label_set,
-            label_sets=label_sets,
-            label_seconds=_sum_known([origin.engine_seconds for origin in label_sets]),
-            engine=bench.engine if bench else {},
-            figure=_figure(curves) if any(curves.values()) else None,
+    page, text, data = _outputs(config)
+    content, teacher_bins = gather_report(config)
+    runs = [parse_named(value, "--run") for value in config.run]
+    cards = [model_folder(path) for _, path in runs] if config.model_card else []
+    for folder in cards:
+        check_card(folder)
+    console = message_console()
+    if not has_matplotlib():
+        console.print(
+            "warning: the report has no figures: matplotlib is not installed (pip install "
+            "'softshards[report]')"
         )
-    )
-    write_atomic(config.out, html)
-    console = table_console()
-    console.print(_table(lines))
-    console.print(f"report: {config.out}", soft_wrap=True)
+    values = _values(config, content, _figures(content, teacher_bins, dict(runs)))
+    env = environment()
+    env.filters |= FILTERS
+    write_atomic(page, env.get_template(PAGE).render(values))
+    write_atomic(text, sign(env.get_template(TEXT).render(values)))
+    write_atomic(data, content.to_json())
+    for (name, _), folder in zip(runs, cards):
+        write_card(folder, name, content)
+    if config.json:
+        sys.stdout.write(content.to_json())
+    else:
+        table_console().print(_table(content))
+        if content.verdict is not None:
+            table_console().print(_verdict_lines(content), soft_wrap=True)
+    for path in (page, text, data, *(folder / "README.md" for folder in cards)):
+        console.print(f"report: {path}", soft_wrap=True)
     return 0
 
 
-def _parse_named(value: str, flag: str) -> tuple[str, Path]:
-    name, equals, path = value.partition("=")
-    if not (name and equals and path):
-        raise SoftshardsError(f"{flag} {value}: it must be NAME=DIR")
-    if not Path(path).is_dir():
-        raise SoftshardsError(f"{flag} {name}: there is no such folder", path=path)
-    return name, Path(path)
+def _outputs(config: ReportConfig) -> tuple[Path, Path, Path]:
+    """Return the paths of the page, its Markdown and its JSON.
 
-
-def _teacher_line(results: EvaluationResults, bench: BenchResults | None) -> Line:
-    teacher = results.teacher
-    measured = [model for model in results.models if model.weights == teacher.weights]
-    # The checkpoint of --teacher, or the teacher measured like a model.
-    sizes = teacher if teacher.parameters is not None or not measured else measured[0]
-    places = [*([teacher.path] if teacher.path else []), *(p for m in measured for p in m.paths)]
-    reading, generating = speeds(bench, "teacher", [Path(place) for place in places])
-    return Line(
-        name="teacher",
-        role="teacher",
-        path=teacher.path or ", ".join(places[:1]) or f"weights {teacher.weights[:16]}",
-        ppl=teacher.ppl,
-        at_least=teacher.lower_bound,
-        parameters=sizes.parameters,
-        non_embedding=sizes.non_embedding,
-        bytes=sizes.bytes,
-        reading=reading,
-        generating=generating,
-        speedup=1.0 if generating else None,
-    )
-
-
-def _line(
-    name: str,
-    role: str,
-    path: Path,
-    results: EvaluationResults,
-    bench: BenchResults | None,
-    teacher: Line,
-) -> Line:
-    model = path / FINAL if (path / FINAL).is_dir() else path
-    found = results.find(model)
-    reading, generating = speeds(bench, name, [model, path])
-    training = None
-    if (path / RESULT).is_file():
-        training = RunResult.read(path / RESULT, "the result of `trainer train`")
-    return Line(
-        name=name,
-        role=role,
-        path=str(path),
-        ppl=found.all.ppl,
-        kl=found.all.kl,
-        agreement=found.all.agreement,
-        ece=found.all.ece,
-        parameters=found.parameters,
-        non_embedding=found.non_embedding,
-        bytes=found.bytes,
-        reading=reading,
-        generating=generating,
-        speedup=generating / teacher.generating if generating and teacher.generating else None,
-        measured=found,
-        training=training,
-    )
-
-
-def _compare_with_first_run(lines: list[Line]) -> list[Line]:
-    """Return the lines; those of other models with their differences from the first trained run."""
-    first = next((line for line in lines if line.role == "trained"), None)
-    if first is None or first.measured is None:
-        return lines
-    return [
-        replace(line, differences=differences(line.measured, first.measured))
-        if line.measured and line is not first
-        else line
-        for line in lines
-    ]
-
-
-def _origin(path: str) -> Origin:
-    labels = open_label_set(path, allow_partial=True)
-    manifest = labels.manifest
-    is_whole = labels.view is None  # a view selects a part of the stored rows
-    ledger = read_ledger(labels.path) if is_whole else None
-    seconds = [cost.engine_seconds for cost in ledger.engines.values()] if ledger else []
-    return Origin(
-        path=path,
-        identity=manifest.identity,
-        status=manifest.status,
-        facts=_facts(labels),
-        rows=labels.rows,
-        labels=labels.labels,
-        bytes_per_label=labels.stored_bytes / max(1, labels.labels) if is_whole else None,
-        engine_seconds=sum(seconds) if seconds else None,
-    )
-
-
-def _sum_known(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None
-
-
-def _facts(labels: LabelSet) -> dict[str, str]:
-    """Return the provenance that a reader cares about: teacher, input files, engine and cost."""
-    provenance = labels.manifest.provenance
-    facts: dict[str, str] = {
-        name: str(provenance[name]) for name in ("teacher", "softshards") if name in provenance
-    }
-    inputs = provenance.get("plan", {}).get("inputs", {})
-    if inputs:
-        facts["input"] = ", ".join(f"{name} (SHA-256 {d[:12]})" for name, d in inputs.items())
-    if (ledger := read_ledger(labels.path)) is not None:
-        facts["engine"] = "; ".join(
-            f"{name}: {cost.engine_seconds:,.0f} s, {cost.tokens_per_s:,.0f} tokens/s"
-            for name, cost in ledger.engines.items()
+    Raises:
+        SoftshardsError: one of them is read by this command, or is a file of someone else.
+    """
+    out = config.out
+    stem = out.with_suffix("") if out.suffix.lower() in (".html", ".htm") else out
+    text, data = (stem.with_name(stem.name + suffix) for suffix in (".md", ".json"))
+    inputs = {path.resolve() for path in (config.eval, config.bench) if path is not None}
+    for path in (out, text, data):
+        if path.resolve() in inputs:
+            raise SoftshardsError(
+                "the report would overwrite a file that it reads",
+                path=path,
+                hint="give another --out: Markdown and JSON are written beside the page",
+            )
+    if not (is_ours(text) and _is_our_json(data)):
+        raise SoftshardsError(
+            "in the way is a file that `trainer report` did not write",
+            path=data if is_ours(text) else text,
+            hint="give another --out: Markdown and JSON are written beside the page",
         )
-    return facts
+    return out, text, data
 
 
-def _figure(curves: dict[str, list[LogLine]]) -> Markup:
-    """Draw the training curves: KL to the teacher and cross-entropy by tokens."""
-    check_matplotlib()
-    panels = (("kl", "KL to teacher (nats per label)"), ("ce", "cross-entropy (nats per label)"))
-    with new_figure(len(panels), 9.5, 3.4) as (figure, axes):
-        for axis, (part, label) in zip(axes, panels):
-            for (name, log), color in zip(curves.items(), COLORS * len(curves)):
-                tokens = [line["tokens"] for line in log]
-                axis.plot(tokens, [line[part] for line in log], label=name, color=color, lw=1.6)
-            axis.set_xlabel("training tokens")
-            axis.set_ylabel(label)
-            axis.grid(alpha=0.2, color=INK)
-            keep_names_plain(axis.legend(frameon=False))
-        return svg(figure)
+def _is_our_json(path: Path) -> bool:
+    """Return True if a report may be written here: nothing is there, or a report."""
+    if not path.exists():
+        return True
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("made_by") == MADE_BY
 
 
-def _table(lines: list[Line]) -> Table:
+def _values(config: ReportConfig, content: ReportContent, figures: Figures) -> dict[str, object]:
+    """Return what the templates show."""
+    models = content.models
+    return {
+        "content": content,
+        "verdict": content.verdict,
+        "judged": content.judged,
+        "teacher": content.teacher,
+        "models": content.models,
+        "held_out": content.held_out,
+        "figures": figures,
+        "colors": color_of(content.models, content.judged),
+        "compared": COMPARED,
+        "compared_names": [n for n in COMPARED if any(n in m.differences for m in models)],
+        "qualities": [q for q in SHOWN if any(m.estimate(q.name) for m in models)],
+        "dimensions": _dimensions(content.judged),
+        "task_models": _task_models(content),
+        "few_documents": FEW_DOCUMENTS,
+        "draft": DRAFT,
+        "ece": ECE,
+        "keep": config.keep,
+        "title": content.title,
+        "version": content.softshards,
+    }
+
+
+def _dimensions(judged: ReportedModel | None) -> list[tuple[str, list[Group]]]:
+    """Return the dimensions that divide the held-out set, with their groups."""
+    by = judged.measured.by if judged and judged.measured else {}
+    return [(name, groups) for name, groups in by.items() if len(groups) > 1]
+
+
+def _task_models(content: ReportContent) -> list[ReportedModel]:
+    """Return the models whose tasks are shown, the judged student first: as many as fit a page."""
+    control = content.verdict.control if content.verdict else None
+    with_tasks = [m for m in content.models if any(m.name in row.models for row in content.tasks)]
+    first = [m for m in with_tasks if m is content.judged]
+    second = [m for m in with_tasks if m.name == control]
+    rest = [m for m in with_tasks if m not in first + second]
+    return (first + second + rest)[:MOST_TASK_MODELS]
+
+
+def _figures(content: ReportContent, teacher_bins: list[Bin], runs: dict[str, Path]) -> Figures:
+    if not has_matplotlib():
+        return {"trade_offs": None, "reliability": None, "training": None}
+    judged = content.judged
+    colors = color_of(content.models, judged)
+    order = sorted(runs, key=lambda name: judged is None or name != judged.name)
+    control = content.verdict.control if content.verdict else None
+    shown = [m for m in content.models if m.measured and m.name == control]
+    shown += [judged] if judged is not None else []
+    return {
+        "trade_offs": trade_offs(content.models, judged, content.currency),
+        "reliability": reliability(
+            teacher_bins, [(m.name, m.measured.calibration) for m in shown if m.measured], colors
+        ),
+        "training": training_curves(
+            {name: read_lines(runs[name] / LOG) for name in order},
+            {name: read_lines(runs[name] / EVAL_LOG) for name in order},
+            colors,
+        ),
+    }
+
+
+def _verdict_lines(content: ReportContent) -> str:
+    verdict = content.verdict
+    assert verdict is not None
+    return f"{verdict.summary}\nship it? {verdict.ship}: {verdict.reason}"
+
+
+def _table(content: ReportContent) -> Table:
     headings = [quality.heading for quality in QUALITY]
     columns = (*headings, "params", "size", "read/s", "gen/s", "speed")
     table = number_table("held-out", "model", *columns, caption=ECE)
-    for line in lines:
-        cells = [
-            quality.text(
-                getattr(line, quality.name), at_least=line.at_least and quality.name == "ppl"
-            )
-            for quality in QUALITY
-        ]
-        cells += [size(line.parameters, ""), size(line.bytes, "B")]
-        cells += [number(line.reading, 0), number(line.generating, 0), times(line.speedup)]
-        table.add_row(line.name, *cells)
+    for model in content.models:
+        table.add_row(model.name, *_cells(model))
     return table
+
+
+def _cells(model: ReportedModel) -> list[str]:
+    others = QUALITY[1:]
+    cells = [shown_number(model.ppl, 2, at_least=model.at_least)]
+    cells += [shown_quality(getattr(model.metrics, q.name, None), q) for q in others]
+    cells += [size(model.parameters, ""), size(model.bytes, "B")]
+    return [
+        *cells,
+        shown_number(model.reading, 0),
+        shown_number(model.generating, 0),
+        times(model.speedup),
+    ]

@@ -6,9 +6,18 @@ from markupsafe import Markup
 from rich.console import Console
 
 from schemas import __version__
+from schemas.printable import one_line
 from trainer.console import number, number_table, size
 from trainer.evaluate.results import ECE, QUALITY, HeldOutSet
-from trainer.report.layout import COLORS, environment, keep_names_plain, new_figure, svg
+from trainer.report.layout import (
+    COLORS,
+    QUIET,
+    environment,
+    keep_names_plain,
+    new_figure,
+    staircase,
+    svg,
+)
 from trainer.sweep.leaderboard import Group, Row, Spread
 
 TEMPLATE = "sweep/leaderboard.html.jinja"
@@ -103,10 +112,17 @@ def _figure(groups: list[Group], timed: bool) -> Markup:
             for group, x, y, bar, color in zip(groups, places, kl, bars, colors):
                 fmt, ms = ("*", 13) if group.front else ("o", 6)
                 axis.errorbar(
-                    x, y, bar or None, color=color, capsize=3, label=group.label, fmt=fmt, ms=ms
+                    x,
+                    y,
+                    bar or None,
+                    color=color,
+                    capsize=3,
+                    label=one_line(group.label),
+                    fmt=fmt,
+                    ms=ms,
                 )
-            line = _staircase([(x * better, y) for x, y in zip(places, kl)])
-            axis.plot([x * better for x, _ in line], [y for _, y in line], color="#8a8f98", lw=1)
+            line = staircase([(x * better, y) for x, y in zip(places, kl)])
+            axis.plot([x * better for x, _ in line], [y for _, y in line], color=QUIET, lw=1)
             axis.set_xlabel(label)
             axis.set_ylabel("held-out KL to teacher (nats per label)")
             axis.grid(alpha=0.2)
@@ -114,13 +130,4 @@ def _figure(groups: list[Group], timed: bool) -> Markup:
         keep_names_plain(
             figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
         )
-        return svg(figure)
-
-
-def _staircase(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other beats in both coordinates (less is better), by the first."""
-    line: list[tuple[float, float]] = []
-    for point in sorted(points):
-        if not line or point[1] < line[-1][1]:
-            line.append(point)
-    return line
+        return svg(figure, "KL to the teacher against size and speed", "pareto")

@@ -20,7 +20,7 @@ from labeler.labelsets.view.page_data import Viewer, open_viewer
 from labeler.labelsets.view.server import make_server
 from schemas import decode, open_label_set
 from schemas.divergence import diverge
-from tests.labeler.browser import launched
+from tests.browser import launched
 from tests.labeler.viewed import SCRIPT
 
 pytestmark = pytest.mark.browser

@@ -1,0 +1,305 @@
+"""The content of a report as typed records: the page, its Markdown and its JSON show the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from schemas import __version__
+from schemas.manifest import Identity
+from trainer.console import number
+from trainer.evaluate.results import HeldOutSet, MeasuredModel, Metrics
+from trainer.evaluate.worst_sequences import WorstSequence
+from trainer.record import Record
+from trainer.train.run_record import RunResult
+
+MADE_BY = "softshards report"
+"""Marks files that a later report may overwrite."""
+
+Status = Literal["good", "bad", "unknown", "plain"]
+Role = Literal["teacher", "baseline", "trained"]
+
+
+class ReportRecord(Record):
+    """A part of report.json: figures that are not finite are null there."""
+
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="null")
+
+
+class Estimate(ReportRecord):
+    """A figure and the bounds of its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """True if there is an interval, and it excludes 0."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+class Rate(ReportRecord):
+    """A figure of `labeler bench`: the median of its rounds, the lowest and the highest of them.
+
+    Attributes:
+        is_stable: the rounds agree.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    is_stable: bool
+
+
+class Wait(ReportRecord):
+    """Seconds that requests wait when `concurrency` of them arrive at once."""
+
+    concurrency: int
+    first_token: Rate
+    last_token: Rate
+
+
+class Speed(ReportRecord):
+    """How fast a model runs, as `labeler bench` measured it.
+
+    Attributes:
+        reading, generating: tokens per second.
+        speedup: generating, relative to the teacher round by round; None for the teacher.
+        waits: by concurrency.
+        peak_memory: bytes.
+        joules: per token; None without a counter.
+    """
+
+    reading: Rate
+    generating: Rate
+    speedup: Rate | None = None
+    waits: list[Wait] = Field(default_factory=list)
+    peak_memory: int | None = None
+    joules: Rate | None = None
+
+
+class ReportedModel(ReportRecord):
+    """One model; None where something was not measured.
+
+    Attributes:
+        name: as the command line names it.
+        path: its folder, or the teacher's name.
+        at_least: the perplexity is a lower bound.
+        metrics: means over the held-out labels; the teacher has only `ppl`.
+        intervals: their 95 % intervals.
+        accuracy: share of positions where the most likely token is the actual one.
+        accuracy_kept: that, relative to the teacher's.
+        speed: measured in the same engine for all.
+        cost: price of a million generated tokens, by the user's table.
+        losses: of its training, as typed.
+        tokens_only: it was trained without the teacher's labels.
+        seconds: of its training.
+        differences: metrics minus those of the run on tokens alone.
+        measured, training: the records that the figures are from.
+    """
+
+    name: str
+    role: Role
+    path: str
+    ppl: float | None = None
+    at_least: bool = False
+    metrics: Metrics | None = None
+    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    accuracy: float | None = None
+    accuracy_kept: Estimate | None = None
+    parameters: int | None = None
+    non_embedding: int | None = None
+    bytes: int | None = None
+    speed: Speed | None = None
+    cost: float | None = None
+    losses: list[str] = Field(default_factory=list)
+    tokens_only: bool = False
+    steps: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    differences: dict[str, Estimate] = Field(default_factory=dict)
+    measured: MeasuredModel | None = Field(default=None, exclude=True, repr=False)
+    training: RunResult | None = Field(default=None, exclude=True, repr=False)
+
+    def estimate(self, name: str) -> Estimate | None:
+        """Return a metric with its interval."""
+        value = getattr(self.metrics, name, None)
+        if value is None:
+            return None
+        low, high = self.intervals.get(name, (None, None))
+        return Estimate(value=value, low=low, high=high)
+
+    @property
+    def reading(self) -> float | None:
+        """Tokens read per second, as a median."""
+        return self.speed.reading.value if self.speed else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Speed of generation relative to the teacher."""
+        return self.speed.speedup.value if self.speed and self.speed.speedup else None
+
+    @property
+    def generating(self) -> float | None:
+        """Tokens generated per second, as a median."""
+        return self.speed.generating.value if self.speed else None
+
+    @property
+    def worst(self) -> list[WorstSequence]:
+        """The sequences on which it is farthest from the teacher."""
+        return self.measured.worst if self.measured else []
+
+
+class Answer(ReportRecord):
+    """One of the four questions that the report opens with.
+
+    Attributes:
+        question: "Kept", "Saved", "Paid back", "Teacher's labels".
+        headline: a figure, or "not measured".
+        meaning: what the figure is.
+        interval: its 95 % interval as text; empty where there is none.
+        details: further sentences.
+        status: "bad" is shown in red: the interval includes no gain.
+    """
+
+    question: str
+    headline: str
+    meaning: str
+    interval: str = ""
+    details: list[str] = Field(default_factory=list)
+    status: Status = "plain"
+
+
+class Check(ReportRecord):
+    """A condition of shipping, and how the student meets it."""
+
+    condition: str
+    status: Status
+    finding: str
+
+
+class Verdict(ReportRecord):
+    """The answer to "would I ship it?".
+
+    Attributes:
+        student: name of the run that it is about.
+        control: name of the run on tokens alone that it is compared with.
+        ship: all conditions are met, one is not, or one was not measured.
+        summary: what was kept and saved and when it is paid back, in one sentence.
+        reason: why.
+    """
+
+    student: str
+    control: str | None = None
+    ship: Literal["yes", "no", "undecided"]
+    summary: str
+    reason: str
+    answers: list[Answer]
+    checks: list[Check]
+
+
+class TaskCell(ReportRecord):
+    """A student on a task.
+
+    Attributes:
+        value: its result.
+        kept: the share of the teacher's that it keeps, above chance where that is known.
+        note: why a figure is missing, or what to think of it.
+    """
+
+    value: float | None
+    kept: Estimate | None
+    note: str = ""
+
+
+class TaskRow(ReportRecord):
+    """A metric of a task; `models` by name."""
+
+    name: str
+    task: str
+    metric: str
+    items: int
+    chance: float | None
+    teacher: float | None
+    models: dict[str, TaskCell]
+
+
+class LabelSetCard(ReportRecord):
+    """A label set and where it comes from.
+
+    Attributes:
+        digests: by what: "identity", "plan", "content".
+        facts: teacher, input files, engine and cost.
+    """
+
+    path: str
+    identity: Identity
+    status: str
+    digests: dict[str, str]
+    facts: dict[str, str]
+    rows: int
+    labels: int
+    bytes_per_label: float | None
+    engine_seconds: float | None
+
+
+class Step(ReportRecord):
+    """A command that made a part of what is reported, and what is known of it."""
+
+    makes: str
+    command: str
+    note: str = ""
+
+
+class Reproduction(ReportRecord):
+    """How the report came about: commands, and versions of this machine."""
+
+    steps: list[Step]
+    versions: dict[str, str]
+
+
+class ReportContent(ReportRecord):
+    """report.json."""
+
+    made_by: str = MADE_BY
+    softshards: str = __version__
+    title: str
+    verdict: Verdict | None
+    held_out: HeldOutSet
+    documents: int
+    models: list[ReportedModel]
+    tasks: list[TaskRow] = Field(default_factory=list)
+    label_sets: list[LabelSetCard]
+    label_seconds: float | None
+    bench: dict[str, str | int | float] = Field(default_factory=dict)
+    currency: str | None = None
+    reproduction: Reproduction
+
+    @property
+    def teacher(self) -> ReportedModel:
+        """The teacher, which is always there."""
+        return self.models[0]
+
+    @property
+    def judged(self) -> ReportedModel | None:
+        """The student that the verdict is about."""
+        name = self.verdict.student if self.verdict else None
+        return next((m for m in self.models if m.role == "trained" and m.name == name), None)
+
+
+def shown_number(value: float | None, decimals: int, *, at_least: bool = False) -> str:
+    """Return a figure as the report shows it: short, however large, and never "nan"."""
+    if value is not None and not math.isfinite(value):
+        return "not finite"
+    if value is not None and abs(value) >= 1e7:
+        return f"{'≥' if at_least else ''}{value:.1e}"
+    return number(value, decimals, at_least=at_least)
+
+
+def known_sum(values: list[float | None]) -> float | None:
+    """Return the sum, or None if a value is not known, or there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
