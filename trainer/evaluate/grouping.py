@@ -148,7 +148,7 @@ def plan_groups(labels: LabelSet, by: Iterable[str]) -> Grouping:
 
 def _count_meta(table: pa.Table, counts: dict[str, Counter[Value]], keys: Counter[str]) -> None:
     for text, name in zip(table["meta"].to_pylist(), row_names(table)):
-        keys.update(_parse(text, name))
+        keys.update(list(_parse(text, name)))
         for path, counter in counts.items():
             counter[_meta_value(text, path, name)] += 1
 

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.calibration import calibration_curve
 from torch import nn
+from transformers import LlamaForCausalLM
 
+from tests.trainer.build_label_set import teacher_logprobs
+from tests.trainer.conftest import World
+from trainer.evaluate.bootstrap import FEW_DOCUMENTS
 from trainer.evaluate.calibration_error import BINS, bin_numbers, expected_calibration_error
+from trainer.evaluate.evaluate_config import EvaluateConfig
+from trainer.evaluate.evaluate_models import measure_models
 from trainer.student.label_head import convert_head
 from trainer.student.top_tokens import find_top_tokens
 
@@ -86,3 +94,34 @@ def test_top_tokens_are_those_of_the_dense_logits(
     assert best.shape == (len(hidden), min(k, vocab))
     torch.testing.assert_close(best, dense.topk(min(k, vocab), dim=1).indices)
     torch.testing.assert_close(best_logp.double(), dense.max(1).values, atol=1e-5, rtol=1e-5)
+
+
+def test_the_reliability_diagram_equals_scikit_learn(world: World, tmp_path: Path) -> None:
+    """Of the student by its dense logits, and of the teacher by its labels."""
+    results, [(_, model)] = measure_models(
+        EvaluateConfig(labels=world.labels, model=(world.student,), out=tmp_path / "eval.json")
+    )
+    for measured, path in ((model, world.student), (results.teacher, world.teacher)):
+        dense = LlamaForCausalLM.from_pretrained(path).double().eval()
+        confidence, correct = [], []
+        for row in world.rows:
+            logp = teacher_logprobs(dense, row.input_ids, world.vocab_size)
+            for at in (t for start, stop, _ in row.spans for t in range(start, stop)):
+                confidence.append(float(logp[at - 1].max().exp()))
+                correct.append(int(logp[at - 1].argmax()) == row.input_ids[at])
+        accuracies, confidences = calibration_curve(correct, confidence, n_bins=BINS)
+        used = [bin for bin in measured.calibration if bin.labels]
+        assert [bin.accuracy for bin in used] == pytest.approx(accuracies.tolist())
+        assert [bin.confidence for bin in used] == pytest.approx(confidences.tolist(), rel=2e-3)
+        assert sum(bin.labels for bin in used) == len(confidence)
+        empty = [bin for bin in measured.calibration if not bin.labels]
+        assert all(bin.accuracy is bin.confidence is bin.interval is None for bin in empty)
+        assert len(used) + len(empty) == BINS
+        wide = [bin for bin in used if bin.documents >= FEW_DOCUMENTS]
+        assert wide
+        for bin in used:
+            assert (bin.interval is not None) == (bin in wide)
+        for bin in wide:
+            assert bin.interval is not None
+            assert bin.accuracy is not None
+            assert bin.interval[0] <= bin.accuracy <= bin.interval[1]
