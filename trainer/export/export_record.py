@@ -53,25 +53,23 @@ class Measurement(Record):
         runtime: name and version, such as "xllamacpp 2026.10.11549".
         labels: path of the held-out set.
         label_digests: by which it is found again.
-        rows: rows of it that were measured; None: all of them.
+        rows: rows of it that were measured.
         exported: the exported student in its runtime.
         student: the unexported student, in float32 by the trainer, on the same labels.
         tokenizer_rows: rows of text whose ids the runtime's tokenizer was compared on; None where
             the runtime takes the student's own tokenizer.
         tokenizer_differs: how many of them it reads as other ids.
-        note: what a reader must know of the figures.
     """
 
     runtime: str
     labels: str
     label_digests: dict[str, str]
-    rows: int | None = None
+    rows: int
     exported: ExportQuality
     student: ExportQuality
     speed: ExportSpeed | None = None
     tokenizer_rows: int | None = None
     tokenizer_differs: int | None = None
-    note: str | None = None
 
     @property
     def perplexity_ratio(self) -> float:

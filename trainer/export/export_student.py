@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ def export(model: Path, config: ExportConfig) -> int:
         SoftshardsError: the student or the runtime refuses; nothing is left in OUT.
     """
     console = message_console()
+    config = replace(config, out=config.out.absolute())  # "." has no name
     folder = locate_model(model, say=lambda line: console.print(line)).folder
     _check_is_student(folder)
     labels = None
@@ -120,21 +123,20 @@ def _asks_more(record: ExportRecord, labels: LabelSet, config: ExportConfig) -> 
 
 def _make(folder: Path, config: ExportConfig, labels: LabelSet | None) -> ExportRecord:
     """Write the export and its record; with `labels` only if its runtime runs it."""
-    converter = None
     if config.to == INT8:
         check_compressed_tensors()
     else:
         check_gguf()
-        converter = find_converter(config.llama_cpp)
     model = load_model(folder)
     _check_finite(model, folder)
+    converter = None if config.to == INT8 else find_converter(config.llama_cpp)
     weights = model_digest(folder)
     origin = read_provenance(folder, weights)
     parameters = count_parameters(model)["parameters"]
     with atomic_directory(config.out) as tmp:
         if converter is None:
             write_int8(model, folder, tmp, origin)
-            made_by = f"compressed-tensors {_compressed_tensors_version()}"
+            made_by = f"compressed-tensors {version('compressed-tensors')}"
         else:
             del model  # the converter reads the weights itself
             _write_gguf(folder, tmp, config, converter, origin)
@@ -238,9 +240,3 @@ def _table(record: ExportRecord) -> Table:
         number(speed.generate_tokens_per_s if speed else None, 0),
     )
     return table
-
-
-def _compressed_tensors_version() -> str:
-    from importlib.metadata import version
-
-    return version("compressed-tensors")
