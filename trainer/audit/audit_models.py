@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.errors import first_line
@@ -28,7 +30,8 @@ from trainer.console import ProgressBar, message_console
 from trainer.evaluate.results import HeldOutSet, model_digest
 from trainer.evaluate.teacher_facts import is_the_teacher
 
-Located = tuple[Role, ModelSource]
+Located = tuple[Role, ModelSource, str]
+"""Role, place and digest of a model."""
 
 
 def audit(config: AuditConfig) -> int:
@@ -58,8 +61,8 @@ def audit_models(config: AuditConfig) -> AuditResults:
     patterns = load_patterns(config) if config.scan_rows else []
     results = _open_results(config, labels, _settings(config, patterns))
     missing = []
-    for role, source in models:
-        digest, place = model_digest(source.folder), str(source)
+    for role, source, digest in models:
+        place = str(source)
         entry = results.lookup(digest, role=role, dtype=config.dtype)
         if entry is None:
             missing.append((role, source, digest))
@@ -68,6 +71,7 @@ def audit_models(config: AuditConfig) -> AuditResults:
         if place not in entry.paths:
             entry.paths.append(place)
     if missing:
+        _require_writable(config.out)
         text = TrainingText(labels)
         sample = _read_sample(labels, config, canaries, text)
         results.eligible, results.canary_rows = sample.eligible, sample.canary_rows
@@ -191,7 +195,6 @@ def _audit(
             findings,
             sample.scanned,
             text,
-            prefix=config.prefix,
             limit=config.rows,
             seed=config.seed,
         )
@@ -233,18 +236,23 @@ def _locate(config: AuditConfig, labels: LabelSet) -> list[Located]:
     for role, paths in named:
         for path in paths:
             source = locate_model(path, say=lambda line: message_console().print(line))
-            model_digest(source.folder)  # before anything takes time: there is a model
-            if role == "teacher" and is_the_teacher(source.folder, labels.manifest.identity) is (
-                False
-            ):
+            digest = model_digest(source.folder)
+            if role == "teacher" and not _may_be_teacher(source, digest, labels):
                 raise SoftshardsError(
                     "--teacher is not the checkpoint that made the labels: the digest of its "
                     "weights differs",
                     path=path,
                     hint="give the folder that the set was labeled from, or leave --teacher out",
                 )
-            located.append((role, source))
+            located.append((role, source, digest))
     return located
+
+
+def _may_be_teacher(source: ModelSource, digest: str, labels: LabelSet) -> bool:
+    identity = labels.manifest.identity
+    if identity.weights_scope == "full":
+        return digest == identity.weights
+    return is_the_teacher(source.folder, identity) is not False
 
 
 def _settings(config: AuditConfig, patterns: list[Patterns]) -> AuditSettings:
@@ -263,6 +271,20 @@ def _settings(config: AuditConfig, patterns: list[Patterns]) -> AuditSettings:
         canaries=sha256_file(config.canaries) if config.canaries is not None else None,
         candidates=config.candidates,
     )
+
+
+def _require_writable(out: Path) -> None:
+    """Check that OUT can be written, before anything takes time.
+
+    Raises:
+        SoftshardsError: it is a folder.
+        OSError: nothing can be written beside it.
+    """
+    if out.is_dir():
+        raise SoftshardsError("--out is a folder", path=out, hint="give the name of a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=out.parent):
+        pass
 
 
 def _open_results(config: AuditConfig, labels: LabelSet, settings: AuditSettings) -> AuditResults:

@@ -64,11 +64,11 @@ def conclusions(results: AuditResults) -> list[str]:
     lines = []
     for model in results.of_role("model"):
         own = {row.row.name for row in model.memorization.rows if row.extracted} - rows
-        found = [f"{len(own)} continuations"]
+        found = [f"continuations {len(own)}"]
         if model.leaks is not None:
-            found.append(f"{len(set(model.leaks.values) - values)} values")
+            found.append(f"values {len(set(model.leaks.values) - values)}")
         if model.canaries is not None:
-            found.append(f"{model.canaries.memorized.found} canaries")
+            found.append(f"canaries {model.canaries.memorized.found}")
         lines.append(f"{one_line(model.paths[0])} repeats, and no control does: {', '.join(found)}")
     return lines
 

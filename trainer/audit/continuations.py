@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from schemas import LabelSet, SoftshardsError
 from trainer.audit.read_training import Ids
+from trainer.student.attention_ways import set_attention
 from trainer.student.context_check import CONTEXT_NAMES
 from trainer.student.load_model import LOAD_ERRORS, load_model
 from trainer.student.tokenizer_check import check_tokenizer
@@ -23,6 +24,7 @@ BATCH_TOKENS = 4096
 """Tokens, read or generated, of the sequences that are run at once."""
 LOGIT_BYTES = 1 << 28
 """Memory for the logits of the sequences that are scored at once."""
+NO_LIMIT = 1 << 40
 
 Tick = Callable[[int], None]
 """Called with the number of sequences that are done."""
@@ -41,6 +43,9 @@ class Speaker:
         labels: the label set.
         dtype: fp32 or bf16, under autocast.
 
+    Attributes:
+        context: tokens that its configuration is made for.
+
     Raises:
         IdentityError: its tokenizer is not the label set's.
         SoftshardsError: it cannot be loaded, or its weights are broken.
@@ -53,9 +58,14 @@ class Speaker:
         self.bf16 = dtype == "bf16"
         model = load_model(path)
         check_tokenizer(path, labels)
+        if model.config._attn_implementation == "flash_attention_2":
+            set_attention(model, "sdpa")  # flash attention does not run in float32
         self.head_rows = int(model.get_output_embeddings().weight.shape[0])
         self.model = model.eval()
         nn.Module.to(self.model, self.device)
+        text = self.model.config.get_text_config()
+        found = (getattr(text, name, None) for name in CONTEXT_NAMES)
+        self.context = next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
         self._require_finite()
 
     def require_context(self, length: int) -> None:
@@ -64,12 +74,9 @@ class Speaker:
         Raises:
             SoftshardsError: it has fewer.
         """
-        text = self.model.config.get_text_config()
-        found = (getattr(text, name, None) for name in CONTEXT_NAMES)
-        context = next((n for n in found if isinstance(n, int) and n > 0), length)
-        if length > context:
+        if length > self.context:
             raise SoftshardsError(
-                f"prefix and continuation are {length} tokens, and the model has {context} "
+                f"prefix and continuation are {length} tokens, and the model has {self.context} "
                 "positions",
                 path=self.path,
                 hint="lower --prefix or --continuation",

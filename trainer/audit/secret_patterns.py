@@ -13,7 +13,7 @@ from detect_secrets.__version__ import VERSION
 from detect_secrets.plugins.artifactory import ArtifactoryDetector
 from detect_secrets.plugins.aws import AWSKeyDetector
 from detect_secrets.plugins.azure_storage_key import AzureStorageKeyDetector
-from detect_secrets.plugins.base import BasePlugin
+from detect_secrets.plugins.base import RegexBasedDetector
 from detect_secrets.plugins.basic_auth import BasicAuthDetector
 from detect_secrets.plugins.cloudant import CloudantDetector
 from detect_secrets.plugins.discord import DiscordBotTokenDetector
@@ -37,7 +37,7 @@ from detect_secrets.plugins.twilio import TwilioKeyDetector
 
 from trainer.audit.patterns import Match
 
-PLUGINS: tuple[type[BasePlugin], ...] = (
+PLUGINS: tuple[type[RegexBasedDetector], ...] = (
     *(ArtifactoryDetector, AWSKeyDetector, AzureStorageKeyDetector, BasicAuthDetector),
     *(CloudantDetector, DiscordBotTokenDetector, GitHubTokenDetector, GitLabTokenDetector),
     *(IbmCloudIamDetector, IbmCosHmacDetector, JwtTokenDetector, MailchimpDetector, NpmDetector),
@@ -47,6 +47,8 @@ PLUGINS: tuple[type[BasePlugin], ...] = (
 )
 KEY_BODY = re.compile(r"[-\s]*[A-Za-z0-9+/=]{16,64}")
 """What follows the first line of a private key: the line alone is no secret."""
+SHORTEST_VALUE = 8
+"""Characters of a group of a pattern that is a secret by itself."""
 SCORE = 0.9
 """Of all matches, which are specific: they win over personal data that they overlap."""
 
@@ -62,11 +64,25 @@ class SecretPatterns:
         """Return the secrets in a text."""
         found = []
         for plugin in self._plugins:
-            for value in {value for value in plugin.analyze_string(text) if value}:
-                for place in re.finditer(re.escape(value), text):
-                    stop = place.end()
+            for pattern in plugin.denylist:
+                for place in pattern.finditer(text):
+                    if isinstance(plugin, JwtTokenDetector) and not plugin.is_formally_valid(
+                        place[0]
+                    ):
+                        continue
+                    start, stop = _secret_part(place)
                     if isinstance(plugin, PrivateKeyDetector):
                         body = KEY_BODY.match(text, stop)
                         stop = body.end() if body else stop
-                    found.append(Match("secret", plugin.secret_type, place.start(), stop, SCORE))
+                    found.append(Match("secret", plugin.secret_type, start, stop, SCORE))
         return found
+
+
+def _secret_part(place: re.Match[str]) -> tuple[int, int]:
+    """Return the longest group of a match, which is the value of an assignment, or all of it.
+
+    The library takes every group, and with it the `ghp` of a GitHub token alone.
+    """
+    spans = [place.span(number) for number in range(1, len(place.groups()) + 1)]
+    start, stop = max(spans, key=lambda span: span[1] - span[0], default=(0, 0))
+    return (start, stop) if stop - start >= SHORTEST_VALUE else place.span()

@@ -13,6 +13,9 @@ from trainer.audit.read_training import Ids, TrainingRow
 from trainer.audit.training_text import TrainingText
 from trainer.console import ProgressBar
 
+CONTEXT = 256
+"""Tokens before a value that a model is given, if the row has so many: the more it is given, the
+more it repeats."""
 SLACK = 4
 """Tokens that a model may say before or within a value, more than the row has."""
 
@@ -33,7 +36,6 @@ def value_probes(
     rows: Sequence[TrainingRow],
     text: TrainingText,
     *,
-    prefix: int,
     limit: int,
     seed: int,
 ) -> list[ValueProbe]:
@@ -47,7 +49,7 @@ def value_probes(
     for finding in findings:
         if finding.token_start and finding.row.name in by_name:
             other = places.get(finding.value)
-            if other is None or _rank(finding, prefix) > _rank(other, prefix):
+            if other is None or _rank(finding) > _rank(other):
                 places[finding.value] = finding
     numbers = sorted(places)
     if len(numbers) > limit:
@@ -61,7 +63,7 @@ def value_probes(
                 number=number,
                 kind=place.kind,
                 value=text.decode(ids)[place.start : place.stop],
-                prefix=ids[max(0, place.token_start - prefix) : place.token_start],
+                prefix=ids[max(0, place.token_start - CONTEXT) : place.token_start],
                 length=place.token_stop - place.token_start + SLACK,
             )
         )
@@ -83,8 +85,8 @@ def known_values(
     return frozenset(known)
 
 
-def _rank(finding: Finding, prefix: int) -> tuple[bool, int]:
-    return finding.span is not None, min(finding.token_start, prefix)
+def _rank(finding: Finding) -> tuple[bool, int]:
+    return finding.span is not None, min(finding.token_start, CONTEXT)
 
 
 def measure_leaks(
@@ -105,10 +107,10 @@ def measure_leaks(
         known: kind and value of everything found in the training text.
         continued: prefixes and their continuations by the model.
     """
+    lengths = [probe.length for probe in probes]
+    given = [p.prefix[-max(1, speaker.context - p.length) :] for p in probes]
     with ProgressBar("ask for values", len(probes)) as progress:
-        said = speaker.continue_greedily(
-            [probe.prefix for probe in probes], [probe.length for probe in probes], progress.advance
-        )
+        said = speaker.continue_greedily(given, lengths, progress.advance)
     kinds: dict[str, Share] = {}
     values = []
     for probe, ids in zip(probes, said):
