@@ -133,23 +133,23 @@ def _check_page(table: pa.Table) -> NDArray[np.int64]:
     units: NDArray[np.int64] = numbers["unit"][footers].astype(np.int64)
     counts = np.stack([numbers[name] for name in COUNTS])
     for broken, what in (
-        (numbers["unit"] != np.repeat(units, sizes), "a unit stands among another's"),
+        (numbers["unit"] != np.repeat(units, sizes), "a row group of another unit"),
         (units < 0, "a unit below 0"),
-        (group != np.where(group == FOOTER_ROW_GROUP, group, place - first), "not in order"),
-        (start != np.where(place == first, 0, np.roll(stop, 1)), "bytes that do not follow"),
-        (stop <= start, "no bytes"),
-        ((counts < 0) | (counts > LARGEST_COUNT), "a count that cannot be"),
-        (counts[0] > stop - start, "more rows than bytes"),
-        (stop > LARGEST_COUNT, "a file that cannot be"),
+        (group != np.where(group == FOOTER_ROW_GROUP, group, place - first), "out of order"),
+        (start != np.where(place == first, 0, np.roll(stop, 1)), "bytes do not follow"),
+        (stop <= start, "a row group has no bytes"),
+        ((counts < 0) | (counts > LARGEST_COUNT), "a count is not possible"),
+        (counts[0] > stop - start, "a row group has more rows than bytes"),
+        (stop > LARGEST_COUNT, "a file is too large"),
     ):
         if broken.any():
-            raise ValueError(f"a row group with {what}")
+            raise ValueError(what)
     shards = table["shard"]
     names = [shard_name(int(unit)) for unit in units]
     if shards.take(as_arrow(footers)).to_pylist() != names or not shards.equals(
         shards.take(as_arrow(np.repeat(footers, sizes)))
     ):
-        raise ValueError("a unit with another's shard")
+        raise ValueError("a unit has another's shard")
     if not pc.all(pc.match_substring_regex(table["sha256"], "^[0-9a-f]{64}$"), min_count=0).as_py():
-        raise ValueError("a hash that is none")
+        raise ValueError("a value is not a hash")
     return units
