@@ -16,6 +16,7 @@ from schemas.terminal import DataConsole
 from schemas.version import __version__
 from schemas.whole_numbers import refuse_fractions
 from trainer.audit.audit_config import AuditConfig, CanariesConfig
+from trainer.evaluate.answers.answer_flags import AnswerFlags
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.export.export_config import ExportConfig
@@ -81,7 +82,9 @@ def slice_(config: SliceConfig) -> int:
 
 
 @app.command
-def evaluate(config: EvaluateConfig, *, tasks: TaskFlags | None = None) -> int:
+def evaluate(
+    config: EvaluateConfig, *, tasks: TaskFlags | None = None, answers: AnswerFlags | None = None
+) -> int:
     """Measure models on a held-out label set, against the teacher that labeled it.
 
     For each model and kind of span: perplexity on the actual tokens, forward KL to the teacher with
@@ -90,14 +93,14 @@ def evaluate(config: EvaluateConfig, *, tasks: TaskFlags | None = None) -> int:
     perplexity comes from its labels; it is not loaded. Models that were measured before are reused.
 
     `--tasks` also runs lm-evaluation-harness, and prints what the students keep of the teacher's
-    results.
+    results. `--answers` compares students' answers with the teacher's.
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json
     --teacher TEACHER --tasks mytask.yaml,arc_easy`
     """
     from trainer.evaluate.evaluate_models import evaluate as run
 
-    return run(config, tasks)
+    return run(config, tasks, answers)
 
 
 @app.command

@@ -44,13 +44,17 @@ ENGINE = {
 
 @dataclass(kw_only=True)
 class Row:
-    """A row before it is labeled. Spans: (start, stop, kind)."""
+    """A row before it is labeled. Spans: (start, stop, kind). The last fields are of answers."""
 
     id: str
     input_ids: list[int]
     spans: list[tuple[int, int, str]]
     student_input_ids: list[int] | None = None
     student_spans: list[tuple[int, int, str]] | None = None
+    sample: int = 0
+    prompt: str | None = None
+    generation: str | None = None
+    finish_reason: str | None = None
     source: str | None = None
     meta: str | None = None
 
@@ -199,7 +203,10 @@ def _write_unit(
     columns: dict[str, Any] = {
         "id": [row.id for row in unit],
         "chunk": [0] * len(unit),
-        "sample": [0] * len(unit),
+        "sample": [row.sample for row in unit],
+        "prompt": [row.prompt for row in unit],
+        "generation": [row.generation for row in unit],
+        "finish_reason": [row.finish_reason for row in unit],
         "source": [row.source for row in unit],
         "meta": [row.meta for row in unit],
         "n_tokens": [len(row.input_ids) for row in unit],

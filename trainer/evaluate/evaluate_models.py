@@ -14,6 +14,9 @@ from rich.table import Table
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.hub_model import ModelSource, locate_model
 from trainer.console import message_console, table_console
+from trainer.evaluate.answers.answer_flags import AnswerFlags
+from trainer.evaluate.answers.measure_answers import measure_answers
+from trainer.evaluate.answers.text_metrics import Overlap
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.evaluation_tables import (
     ModelAt,
@@ -32,20 +35,26 @@ from trainer.evaluate.results import (
     MeasuredTeacher,
     model_digest,
 )
-from trainer.evaluate.tasks.measure_tasks import measure_tasks
+from trainer.evaluate.tasks.measure_tasks import measure_tasks, plan_tasks
 from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.evaluate.teacher_facts import add_checkpoint, measure_teacher, weight_bytes
 from trainer.evaluate.worst_group import worst_group
 
 
-def evaluate(config: EvaluateConfig, tasks: TaskFlags | None = None) -> int:
+def evaluate(
+    config: EvaluateConfig, tasks: TaskFlags | None = None, answers: AnswerFlags | None = None
+) -> int:
     """Measure every model that OUT lacks, and print all; return the exit code.
 
     Raises:
-        SoftshardsError: as `measure_models` and `measure_tasks`.
+        SoftshardsError: as `measure_models`, `plan_tasks`, `measure_tasks` and `measure_answers`.
     """
+    plan = plan_tasks(tasks, config.dtype) if tasks and tasks.tasks else None
+    overlap = Overlap() if answers and answers.answers else None
     results, models = measure_models(config)
-    more = measure_tasks(config, tasks, results) if tasks and tasks.tasks else []
+    more = [] if plan is None else measure_tasks(config, plan, results)
+    if answers is not None and overlap is not None:
+        more += measure_answers(answers, overlap, results, config.out)
     if config.json:
         shown = results.to_dict() | {"differences": _differences(models, results.teacher)}
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
@@ -162,6 +171,12 @@ def _measure(
             top_k=config.top_k,
             grouping=grouping,
             worst=worst,
+        )
+    if not tally.documents:
+        raise SoftshardsError(
+            "--vocab-map: every row has a token that the student does not know",
+            path=path,
+            hint="use a student whose tokenizer has the tokens of the held-out rows",
         )
     counted = count_parameters(student.model)
     whole, by = tally.whole, tally.groups()

@@ -12,6 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
 from trainer.console import number, percent
+from trainer.evaluate.answers.answer_results import MeasuredAnswers
 from trainer.evaluate.bootstrap import REPLICATES, from_text
 from trainer.evaluate.tasks.task_results import MeasuredTask
 from trainer.evaluate.worst_sequences import WorstSequence
@@ -287,6 +288,7 @@ class EvaluationResults(Record):
     teacher: MeasuredTeacher
     models: list[MeasuredModel]
     tasks: list[MeasuredTask] = Field(default_factory=list)
+    answers: list[MeasuredAnswers] = Field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -14,24 +14,7 @@ from polars.exceptions import ColumnNotFoundError, PolarsError
 from labeler.console import progress
 from labeler.labelsets.common.rows import Mask, Rows
 from schemas.errors import SoftshardsError, first_line
-
-BEGINNING = 300
-"""Characters of an answer in which refusals are searched."""
-
-_SORRY = r"(i['’]m|i am) (so |very |really |terribly )?(sorry|afraid)|i apologi[sz]e|sorry"
-_CANNOT = (
-    r"(can['’]?t|cannot|can not|won['’]t|will not|am (not able|unable)|['’]m (not able|unable))"
-)
-_HELP = r"(help|assist|answer|provide|comply|fulfil|do that|create|generate|write|discuss|support)"
-REFUSALS = (
-    rf"^\W*({_SORRY})\b.{{0,80}}?\b(i|we) ?{_CANNOT}",
-    rf"^\W*(unfortunately,? )?(i|we) ?{_CANNOT}( to)?( \w+)?( \w+)? {_HELP}",
-    rf"\bas an? (ai|artificial intelligence|(large )?language model)\b.{{0,80}}?\bi ?{_CANNOT}",
-    r"^\W*i (must|have to) (decline|refuse)\b",
-    r"\bagainst my (programming|guidelines|principles|ethical guidelines)\b",
-)
-"""Regular expressions (of Rust's `regex`), case ignored, `.` matching line ends, searched in the
-beginning of an answer. English only."""
+from schemas.refusals import REFUSALS, is_refusal
 
 
 @dataclass(frozen=True)
@@ -51,9 +34,7 @@ class Condition:
 
 def refusals() -> Condition:
     """Return the condition that no answer begins with one of `REFUSALS`."""
-    start = pl.col("answer").str.head(BEGINNING)
-    found = pl.any_horizontal(start.str.contains(f"(?is){pattern}") for pattern in REFUSALS)
-    return Condition("refusals", f"{len(REFUSALS)} patterns", ~found)
+    return Condition("refusals", f"{len(REFUSALS)} patterns", ~is_refusal(pl.col("answer")))
 
 
 def no_match(pattern: str) -> Condition:

@@ -83,6 +83,10 @@ class CurateConfig:
     verify_min: Annotated[float | None, Parameter(group=VERIFY)] = None
     """Remove rows whose number is below this; without it, any number keeps a row."""
 
+    verdicts: Annotated[Path | None, Parameter(group=VERIFY)] = None
+    """File for the verdict on each verified row, for `trainer evaluate --answers`; written even if
+    no row is left."""
+
     score: Annotated[str | None, Parameter(group=CHOICE, allow_leading_hyphen=True)] = None
     """SQL expression by which the best of several rows is kept, the highest first: `"-mean_nll"`.
     Columns: mean_nll, mean_entropy, coverage, n_tokens, n_labels, repetition, and verdict, the
@@ -151,6 +155,8 @@ class CurateConfig:
                 raise SoftshardsError(f"--{_flag(name)} is a share: from 0 to 1")
         if self.verify is not None and self.verify_command is not None:
             raise SoftshardsError("give --verify or --verify-command, not both")
+        if self.verdicts is not None and not self.has_verifier:
+            raise SoftshardsError("--verdicts needs --verify or --verify-command")
         if not self.verify_timeout > 0:
             raise SoftshardsError("--verify-timeout must be above 0 seconds")
         if self.best_of is not None and self.score is None and not self.has_verifier:

@@ -20,6 +20,7 @@ from labeler.labelsets.curate.verdict import Verdict
 from labeler.labelsets.curate.verdict_store import VerdictStore, verify_rows
 from labeler.labelsets.curate.verifier import Verifier
 from schemas.arrow import KEY_COLUMNS
+from schemas.verdicts import RowVerdict, write_verdicts
 
 
 def _no_reason(row: int) -> str:
@@ -122,7 +123,7 @@ def build_rules(
     if facts.overlaps is not None:
         rules.append(_decontaminate(facts, settings))
     if verifier is not None and store is not None:
-        rules.append(_verify(rows, settings, verifier, store, ranking))
+        rules.append(_verify(rows, facts, settings, verifier, store, ranking))
     countable = not (
         settings.has_verifier and (settings.score is None or "verdict" in settings.score)
     )
@@ -164,7 +165,12 @@ def _decontaminate(facts: RowFacts, settings: CurateConfig) -> Rule:
 
 
 def _verify(
-    rows: Rows, settings: CurateConfig, verifier: Verifier, store: VerdictStore, ranking: Ranking
+    rows: Rows,
+    facts: RowFacts,
+    settings: CurateConfig,
+    verifier: Verifier,
+    store: VerdictStore,
+    ranking: Ranking,
 ) -> Rule:
     lowest = settings.verify_min
 
@@ -177,6 +183,12 @@ def _verify(
         kept = np.zeros(len(left), bool)
         kept[[row for row, verdict in verdicts.items() if passes(verdict)]] = True
 
+        if settings.verdicts is not None and not settings.dry_run:
+            keys = facts.rows.select(KEY_COLUMNS)
+            judged = (_row_verdict(keys.row(at), v, kept[at]) for at, v in verdicts.items())
+            write_verdicts(
+                settings.verdicts, rows.labels.manifest.identity_digest, verifier.target, judged
+            )
         faults = {row: v.fault for row, v in verdicts.items() if v.fault is not None}
 
         def why(row: int) -> str:
@@ -187,6 +199,20 @@ def _verify(
     name = "verify-command" if verifier.is_command else "verify"
     setting = verifier.target + ("" if lowest is None else f", at least {lowest:g}")
     return Rule(name, setting, apply, is_countable=False)
+
+
+def _row_verdict(key: tuple[object, ...], verdict: Verdict, passed: bool) -> RowVerdict:
+    name, chunk, sample = key
+    return RowVerdict.model_validate(
+        {
+            "id": name,
+            "chunk": chunk,
+            "sample": sample,
+            "passed": bool(passed),
+            "number": verdict.number,
+            "fault": verdict.fault,
+        }
+    )
 
 
 def _dedup(facts: RowFacts, settings: CurateConfig, ranking: Ranking, countable: bool) -> Rule:

@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
-from labeler.labelsets.curate.conditions import REFUSALS
 from schemas import LabelSet, open_label_set, scan, validate_label_set
+from schemas.refusals import REFUSALS
+from schemas.verdicts import read_verdicts
 from tests.labeler.command_line import CommandLine
 from tests.tiny_model import TEXT
 
@@ -326,6 +327,12 @@ def test_a_verifier_selects_the_best_and_its_faults_cost_one_row(
     calls = Path("calls").read_text()
     assert labeler(*command).json == report
     assert Path("calls").read_text() == calls, "stored verdicts are used"
+    assert labeler(*command, "--verdicts", "v.jsonl").json == report
+    verdicts = read_verdicts(Path("v.jsonl"))
+    assert verdicts.by == "judge:check"
+    assert verdicts.identity_digest == open_label_set(samples).manifest.identity_digest
+    assert {row.id: row.fault for row in verdicts.rows.values() if row.fault} == faults
+    assert sum(row.passed for row in verdicts.rows.values()) == len(rows)
     Path("judge.py").write_text(VERIFIER.replace("return False", "return True"))
     assert labeler(*command).json["rules"][1]["removed"]["rows"] == 12, "a new verifier runs"
 
@@ -377,9 +384,11 @@ def test_a_command_verifies(samples: Path, labeler: CommandLine) -> None:
     assert {sample for _, _, sample in keys(Path("v.view.json"))} == {2}
     assert set(report["rules"][0]["faults"].values()) == {"exit code 1: no"}
     hanging = ("--verify-command", "sleep 60", "--verify-timeout", 0.2, "--verify-jobs", 24)
-    done = labeler("curate", samples, "--out", "w.view.json", *hanging)
+    done = labeler("curate", samples, "--out", "w.view.json", *hanging, "--verdicts", "w.jsonl")
     assert (done.code, "no row is left" in done.err) == (2, True)
     assert "time limit of 0.2 s" in done.out
+    verdicts = read_verdicts(Path("w.jsonl")).rows.values()
+    assert (len(verdicts), any(row.passed for row in verdicts)) == (24, False)
 
 
 def test_a_split_is_by_id_and_stable_when_rows_are_added(

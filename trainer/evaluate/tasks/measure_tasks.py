@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from rich.table import Table
 
-from schemas import SoftshardsError
 from schemas.hub_model import locate_model
 from trainer.console import message_console, number_table, percent
 from trainer.evaluate.bootstrap import FEW_DOCUMENTS, LEVEL
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.results import EvaluationResults, model_digest
 from trainer.evaluate.tasks.run_tasks import harness_version, run_tasks
-from trainer.evaluate.tasks.task_files import parse_tasks
+from trainer.evaluate.tasks.task_files import TaskSpec, parse_tasks
 from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.evaluate.tasks.task_results import TaskMetric, TaskSettings, lookup_task
 from trainer.evaluate.tasks.task_retention import Retention, retention
@@ -20,8 +21,33 @@ TEACHER = "teacher"
 Metrics = dict[tuple[str, str, str], TaskMetric]
 
 
+class TaskPlan(NamedTuple):
+    """What to run, and how."""
+
+    specs: list[TaskSpec]
+    settings: TaskSettings
+    allow_code: bool
+
+
+def plan_tasks(flags: TaskFlags, dtype: str) -> TaskPlan:
+    """Read the tasks.
+
+    Raises:
+        SoftshardsError: a task cannot be read, or the harness is not installed.
+    """
+    settings = TaskSettings(
+        lm_eval=harness_version(),
+        shots=flags.task_shots,
+        limit=flags.task_limit,
+        chat_template=flags.task_chat,
+        dtype=dtype,
+    )
+    specs = parse_tasks(flags.tasks, allow_code=flags.allow_task_code)
+    return TaskPlan(specs, settings, flags.allow_task_code)
+
+
 def measure_tasks(
-    config: EvaluateConfig, flags: TaskFlags, results: EvaluationResults
+    config: EvaluateConfig, plan: TaskPlan, results: EvaluationResults
 ) -> list[Table]:
     """Run tasks on the teacher and all models, and write them to the results.
 
@@ -29,18 +55,9 @@ def measure_tasks(
         A table per metric.
 
     Raises:
-        SoftshardsError: a task cannot be read or run.
+        SoftshardsError: a task cannot be run.
     """
-    if any(number is not None and number < least for number, least in _numbers(flags)):
-        raise SoftshardsError("--task-limit must be at least 1, and --task-shots at least 0")
-    specs = parse_tasks(flags.tasks, allow_code=flags.allow_task_code)
-    settings = TaskSettings(
-        lm_eval=harness_version(),
-        shots=flags.task_shots,
-        limit=flags.task_limit,
-        chat_template=flags.task_chat,
-        dtype=config.dtype,
-    )
+    specs, settings, allow_code = plan
     if config.teacher is None:
         message_console().print("warning: no retention without --teacher")
     places = [config.teacher] if config.teacher is not None else []
@@ -55,7 +72,7 @@ def measure_tasks(
             settings,
             results.tasks,
             place=str(source),
-            allow_code=flags.allow_task_code,
+            allow_code=allow_code,
             store=lambda: results.write(config.out),
         )
         found: Metrics = {}
@@ -67,10 +84,6 @@ def measure_tasks(
             found |= {metric.key: metric for metric in entry.metrics}
         measured[TEACHER if model is config.teacher else str(model)] = found
     return _tables(measured)
-
-
-def _numbers(flags: TaskFlags) -> list[tuple[int | None, int]]:
-    return [(flags.task_limit, 1), (flags.task_shots, 0)]
 
 
 def _tables(measured: dict[str, Metrics]) -> list[Table]:

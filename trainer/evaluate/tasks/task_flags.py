@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
+from schemas.errors import SoftshardsError
+
 TASKS = Group("Tasks", sort_key=1)
 
 
@@ -30,3 +32,9 @@ class TaskFlags:
 
     allow_task_code: Annotated[bool, Parameter(negative="")] = False
     """Run Python that task files name (`!function`, metrics and readers of other libraries)."""
+
+    def __post_init__(self) -> None:
+        if self.task_limit is not None and self.task_limit < 1:
+            raise SoftshardsError(f"--task-limit is {self.task_limit}, it must be at least 1")
+        if self.task_shots is not None and self.task_shots < 0:
+            raise SoftshardsError(f"--task-shots is {self.task_shots}, it must be at least 0")

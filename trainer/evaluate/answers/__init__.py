@@ -1,0 +1,1 @@
+"""Compare the answers of students with those of their teacher, on the same prompts."""
