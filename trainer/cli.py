@@ -125,9 +125,13 @@ def export(model: Path, *, config: ExportConfig) -> int:
 
 @app.command
 def report(config: ReportConfig) -> int:
-    """Compare students, baselines and teacher in one HTML file.
+    """Say whether to ship a student: what it keeps, what it saves, and when that is paid back.
 
     Reads the results of `trainer evaluate` and `labeler bench`, and the logs of training runs.
+    Writes one HTML page that loads nothing from elsewhere, and the same as Markdown and JSON. The
+    answer is yes if the student predicts held-out text clearly better than the run on tokens alone
+    (`--loss ce=1`), keeps `--keep` of the teacher's quality, and is faster or, by `--prices`,
+    cheaper.
 
     Example: `trainer report --eval eval.json --bench bench.json --run kd=RUN_KD --run ce=RUN_CE
     --baseline untrained=STUDENT --labels LABELS --out report.html`

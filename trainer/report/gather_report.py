@@ -15,6 +15,7 @@ from trainer.evaluate.results import Bin, EvaluationResults, MeasuredModel, Meas
 from trainer.losses.loss_table import LOSSES
 from trainer.report.bench_speeds import speed_of
 from trainer.report.break_even import Savings, savings
+from trainer.report.other_findings import audit_lines, export_line
 from trainer.report.prices import Prices, read_prices
 from trainer.report.report_config import ReportConfig
 from trainer.report.report_data import (
@@ -89,6 +90,8 @@ def gather_report(config: ReportConfig) -> tuple[ReportContent, list[Bin]]:
         documents=max((m.measured.documents for m in models if m.measured), default=0),
         models=models,
         tasks=tasks,
+        exports=[export_line(folder) for folder in config.export],
+        audit=audit_lines(config.audit) if config.audit else [],
         label_sets=cards,
         label_seconds=label_seconds,
         bench=bench.engine if bench else {},
@@ -169,6 +172,7 @@ def _teacher(
         ppl=teacher.ppl,
         at_least=teacher.lower_bound,
         intervals=teacher.intervals,
+        ece=teacher.ece,
         accuracy=teacher.accuracy,
         parameters=sizes.parameters,
         non_embedding=sizes.non_embedding,

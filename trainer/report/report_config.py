@@ -45,6 +45,12 @@ class ReportConfig:
     """Price table in YAML: `currency: EUR`, and below `devices:` lines such as
     `h100: {per_hour: 2.5}` or `api: {per_million_tokens: 0.6}`."""
 
+    export: tuple[Path, ...] = ()
+    """Folder of `trainer export` to show; repeat for more."""
+
+    audit: Path | None = None
+    """Results of `trainer audit --out` to show."""
+
     title: str = "Distillation report"
     """Heading of the report."""
 

@@ -88,7 +88,7 @@ class ReportedModel(ReportRecord):
         name: as the command line names it.
         path: its folder, or the teacher's name.
         at_least: the perplexity is a lower bound.
-        metrics: means over the held-out labels; the teacher has only `ppl`.
+        metrics: means over the held-out labels; the teacher has only `ppl` and `ece`.
         intervals: their 95 % intervals.
         accuracy: share of positions where the most likely token is the actual one.
         accuracy_kept: that, relative to the teacher's.
@@ -108,6 +108,7 @@ class ReportedModel(ReportRecord):
     at_least: bool = False
     metrics: Metrics | None = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    ece: float | None = None
     accuracy: float | None = None
     accuracy_kept: Estimate | None = None
     parameters: int | None = None
@@ -227,6 +228,52 @@ class TaskRow(ReportRecord):
     models: dict[str, TaskCell]
 
 
+class ExportLine(ReportRecord):
+    """An exported student; figures are None until it was run on labels.
+
+    Attributes:
+        format: as --to named it.
+        model: the student's folder.
+        size_ratio: bytes over the student's.
+        ppl_ratio: perplexity over the student's.
+        agreement, student_agreement: share of positions with the teacher's top token, of the
+            exported student and of the student on the same labels.
+        generating: tokens per second in its runtime.
+    """
+
+    path: str
+    format: str
+    model: str
+    bytes: int
+    size_ratio: float
+    runtime: str | None = None
+    ppl: float | None = None
+    ppl_ratio: float | None = None
+    agreement: float | None = None
+    student_agreement: float | None = None
+    generating: float | None = None
+
+
+class AuditLine(ReportRecord):
+    """What a model repeats of the training set; counts as text, such as "2 of 50".
+
+    Attributes:
+        extracted: prefixes whose continuation it generates exactly.
+        near_verbatim: generations that mostly consist of training text.
+        longest: tokens of the longest overlap.
+        values: personal data and secrets that it completes; None if they were not searched.
+        canaries: canaries that it memorized; None without canaries.
+    """
+
+    role: str
+    path: str
+    extracted: str
+    near_verbatim: str
+    longest: int
+    values: str | None = None
+    canaries: str | None = None
+
+
 class LabelSetCard(ReportRecord):
     """A label set and where it comes from.
 
@@ -272,6 +319,8 @@ class ReportContent(ReportRecord):
     documents: int
     models: list[ReportedModel]
     tasks: list[TaskRow] = Field(default_factory=list)
+    exports: list[ExportLine] = Field(default_factory=list)
+    audit: list[AuditLine] = Field(default_factory=list)
     label_sets: list[LabelSetCard]
     label_seconds: float | None
     bench: dict[str, str | int | float] = Field(default_factory=dict)
