@@ -168,7 +168,7 @@ def _write_gguf(
     kind = config.to.removeprefix("gguf:")
     to_4_bits = kind == "q4_0"
     message_console().print("converting to GGUF")
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".tmp-") as temporary:
+    with tempfile.TemporaryDirectory(dir=out) as temporary:  # removed with `out` after a kill
         converted = Path(temporary) / "converted.gguf"
         outtype = "f16" if to_4_bits else kind
         convert(converter, folder, converted, outtype=outtype, name=origin.name)

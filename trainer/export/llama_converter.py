@@ -145,8 +145,9 @@ def convert(converter: Converter, model: Path, out: Path, *, outtype: str, name:
         )
     if done.returncode or not out.is_file():
         out.unlink(missing_ok=True)
+        log = (done.stderr + done.stdout).replace(f"{staged}/", "")
         raise SoftshardsError(
-            f"llama.cpp's converter refuses the model: {_reason(done.stderr + done.stdout)}",
+            f"llama.cpp's converter refuses the model: {_reason(log)}",
             path=model,
             hint="a newer llama.cpp may know it (--llama-cpp DIR); --to int8 exports for vLLM",
         )
