@@ -25,8 +25,8 @@ class EvaluateConfig:
     """JSON file for the results; models already in it are not measured again."""
 
     teacher: Path | None = None
-    """Teacher's checkpoint (a folder, or OWNER/NAME[@REVISION] on the Hub), only to count its
-    parameters and bytes; it is not loaded."""
+    """Teacher's checkpoint (a folder, or OWNER/NAME[@REVISION] on the Hub), to count its parameters
+    and bytes, and to run --tasks; otherwise it is not loaded."""
 
     pack_tokens: int | None = None
     """Tokens run at once; the default is 2048, or the length of the longest sequence if greater."""
