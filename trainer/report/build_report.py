@@ -32,6 +32,8 @@ from trainer.report.shown_text import FILTERS, shown_quality
 from trainer.run_files import EVAL_LOG, LOG, read_lines
 
 MOST_TASK_MODELS = 5
+DIFFERENCES = tuple(name for name in COMPARED if name != "ppl")
+"""The perplexity follows from the cross-entropy, and the page is full."""
 SHOWN = (*ALL_QUALITY[:-2], ACCURACY, *ALL_QUALITY[-2:])
 PAGE, TEXT = "report/report.html.jinja", "report/report.md.jinja"
 
@@ -132,7 +134,7 @@ def _values(config: ReportConfig, content: ReportContent, figures: Figures) -> d
         "figures": figures,
         "colors": color_of(content.models, content.judged),
         "compared": COMPARED,
-        "compared_names": [n for n in COMPARED if any(n in m.differences for m in models)],
+        "compared_names": [n for n in DIFFERENCES if any(n in m.differences for m in models)],
         "qualities": [q for q in SHOWN if any(m.estimate(q.name) for m in models)],
         "dimensions": _dimensions(content.judged),
         "task_models": _task_models(content),

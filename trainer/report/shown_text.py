@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from schemas.printable import one_line, printable
 from trainer.console import percent, size, times
-from trainer.evaluate.results import Quality
+from trainer.evaluate.results import ACCURACY, ALL_QUALITY, Quality
 from trainer.evaluate.worst_sequences import WorstSequence
 from trainer.report.markdown_text import escape_cell, escape_text
 from trainer.report.report_data import shown_number
@@ -16,6 +16,7 @@ from trainer.report.ship_verdict import between, duration, money
 FULL_HEAT = 5.0
 """KL in nats from which a token has the darkest ground."""
 TOKENS_BEFORE = 6
+SHARES = tuple(q.name for q in (*ALL_QUALITY, ACCURACY) if q.decimals is None)
 
 
 def heat(kl: float | None) -> str:
@@ -36,11 +37,12 @@ def before(sequence: WorstSequence, at: int) -> str:
     return "".join(token.text for token in sequence.tokens[max(0, at - TOKENS_BEFORE) : at])
 
 
-def signed(value: float | None) -> str:
-    """Return a difference with its sign."""
+def signed(value: float | None, name: str) -> str:
+    """Return the difference of a metric with its sign; of shares, in percent points."""
     if value is None or not math.isfinite(value):
         return "–" if value is None else "not finite"
-    return f"{value:+.4f}".replace("-", "−")
+    text = f"{value:+.1%}" if name in SHARES else f"{value:+.4f}"
+    return text.replace("-", "−")
 
 
 def shown_quality(value: float | None, quality: Quality) -> str:
