@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,13 @@ def test_broken_students_are_refused_and_nothing_is_left(
     with pytest.raises(SoftshardsError, match="a run, not a model"):
         run(tmp_path / "run", out, to)
     assert not out.parent.exists() or not any(out.parent.iterdir())
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_runtime_is_named_first(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SoftshardsError, match="int8 checkpoint in vLLM, which is not installed"):
+        run(world.student, tmp_path / "out", labels=world.labels)
+    assert not any(tmp_path.iterdir())
 
 
 def test_matrices_outside_linear_layers_are_refused_in_int8(tmp_path: Path) -> None:
