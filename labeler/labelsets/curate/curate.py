@@ -176,7 +176,7 @@ def _part_path(path: Path, name: str) -> Path:
 def _require_rows(report: Report, settings: CurateConfig) -> None:
     if report.after.rows == 0:
         raise SoftshardsError(
-            "no row is left; nothing was written",
+            f"no row is left; {'nothing' if settings.verdicts is None else 'no view'} was written",
             hint="--dry-run shows how many rows each rule removes",
         )
     for name, count in report.parts.items():
