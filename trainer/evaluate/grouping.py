@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,9 @@ from schemas import LabelSet, LabelSetError, SoftshardsError
 from schemas.arrow import SPAN_KINDS
 from schemas.fingerprint import canonical_json
 from schemas.json_values import parse_object
-from trainer.data.window import Window, row_names
+
+if TYPE_CHECKING:
+    from trainer.data.window import Window
 
 KIND, SOURCE, LENGTH = "kind", "source", "length"
 ALWAYS = (KIND, SOURCE, LENGTH)
@@ -147,6 +150,8 @@ def plan_groups(labels: LabelSet, by: Iterable[str]) -> Grouping:
 
 
 def _count_meta(table: pa.Table, counts: dict[str, Counter[Value]], keys: Counter[str]) -> None:
+    from trainer.data.window import row_names  # imports torch, which reused results do not need
+
     for text, name in zip(table["meta"].to_pylist(), row_names(table)):
         keys.update(list(_parse(text, name)))
         for path, counter in counts.items():

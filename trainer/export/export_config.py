@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from schemas.errors import SoftshardsError
-from trainer.export.export_record import Format
+
+Format = Literal["gguf:f16", "gguf:q8_0", "gguf:q4_0", "int8"]
 
 
 @Parameter(name="*")

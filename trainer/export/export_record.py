@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field
 
+from trainer.export.export_config import Format
 from trainer.record import Record
 
 EXPORT = "export.json"
 WHAT = "the record of `trainer export`"
-
-Format = Literal["gguf:f16", "gguf:q8_0", "gguf:q4_0", "int8"]
 
 
 class ExportQuality(Record):
