@@ -15,7 +15,7 @@ from trainer.evaluate.results import Bin, EvaluationResults, MeasuredModel, Meas
 from trainer.losses.loss_table import LOSSES
 from trainer.report.bench_speeds import speed_of
 from trainer.report.break_even import Savings, savings
-from trainer.report.other_findings import audit_lines, export_line
+from trainer.report.other_findings import answer_tables, audit_lines, export_line
 from trainer.report.prices import Prices, read_prices
 from trainer.report.report_config import ReportConfig
 from trainer.report.report_data import (
@@ -90,6 +90,7 @@ def gather_report(config: ReportConfig) -> tuple[ReportContent, list[Bin]]:
         documents=max((m.measured.documents for m in models if m.measured), default=0),
         models=models,
         tasks=tasks,
+        answers=answer_tables(results, models),
         exports=[export_line(folder) for folder in config.export],
         audit=audit_lines(config.audit) if config.audit else [],
         label_sets=cards,

@@ -1,12 +1,64 @@
-"""What other commands found, as the report shows it: exported students and audits."""
+"""What else was found, as the report shows it: answers, exported students and audits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from trainer.audit.audit_results import AuditedModel, AuditResults, Share
+from trainer.evaluate.answers.answer_results import AnswerFigure
+from trainer.evaluate.results import EvaluationResults
 from trainer.export.export_record import ExportRecord
-from trainer.report.report_data import AuditLine, ExportLine
+from trainer.report.report_data import (
+    AnswerRow,
+    AnswerTable,
+    AuditLine,
+    Estimate,
+    ExportLine,
+    ReportedModel,
+)
+
+FIGURES = {
+    "exact": "exact match",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "length_ratio": "length ratio",
+    "distinct1": "distinct-1",
+    "distinct2": "distinct-2",
+    "passed": "passed the verifier",
+}
+"""Figures of answers as docs/tasks.md names them, where that is not their name in files."""
+
+
+def answer_tables(results: EvaluationResults, models: list[ReportedModel]) -> list[AnswerTable]:
+    """Return what is shown of students' answers."""
+    names = {model.measured.weights: model.name for model in models if model.measured}
+    return [
+        AnswerTable(
+            name=names.get(found.weights, found.path),
+            path=found.path,
+            prompts=found.prompts,
+            missing=found.missing,
+            rows=[
+                AnswerRow(
+                    figure=FIGURES.get(figure, figure),
+                    student=_estimate(found.student.get(figure)),
+                    teacher=_estimate(found.teacher.get(figure)),
+                    difference=_estimate(found.differences.get(figure)),
+                )
+                for figure in dict.fromkeys([*found.student, *found.teacher])
+            ],
+        )
+        for found in results.answers
+    ]
+
+
+def _estimate(figure: AnswerFigure | None) -> Estimate | None:
+    if figure is None:
+        return None
+    low, high = figure.interval or (None, None)
+    return Estimate(value=figure.value, low=low, high=high)
 
 
 def export_line(folder: Path) -> ExportLine:

@@ -228,6 +228,31 @@ class TaskRow(ReportRecord):
     models: dict[str, TaskCell]
 
 
+class AnswerRow(ReportRecord):
+    """A figure of answers; None where it is of one side, or has no difference."""
+
+    figure: str
+    student: Estimate | None
+    teacher: Estimate | None
+    difference: Estimate | None
+
+
+class AnswerTable(ReportRecord):
+    """A student's answers beside the teacher's; docs/tasks.md explains the figures.
+
+    Attributes:
+        name: of the model, or the label set where no reported model has its weights.
+        path: the label set of the student's answers.
+        prompts: prompts that both answered; `missing` ones have no answer of the student.
+    """
+
+    name: str
+    path: str
+    prompts: int
+    missing: int
+    rows: list[AnswerRow]
+
+
 class ExportLine(ReportRecord):
     """An exported student; figures are None until it was run on labels.
 
@@ -319,6 +344,7 @@ class ReportContent(ReportRecord):
     documents: int
     models: list[ReportedModel]
     tasks: list[TaskRow] = Field(default_factory=list)
+    answers: list[AnswerTable] = Field(default_factory=list)
     exports: list[ExportLine] = Field(default_factory=list)
     audit: list[AuditLine] = Field(default_factory=list)
     label_sets: list[LabelSetCard]
@@ -345,7 +371,7 @@ def shown_number(value: float | None, decimals: int, *, at_least: bool = False) 
         return "not finite"
     if value is not None and abs(value) >= 1e7:
         return f"{'≥' if at_least else ''}{value:.1e}"
-    return number(value, decimals, at_least=at_least)
+    return number(value, decimals, at_least=at_least).replace("-", "−")
 
 
 def known_sum(values: list[float | None]) -> float | None:
