@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 
 from schemas.ledger import Ledger
+from trainer.record import Record
 from trainer.report.prices import MILLION, Prices
-from trainer.report.report_data import ReportRecord
 
 
-class Savings(ReportRecord):
+class Savings(Record):
     """The cost of a student beside its teacher's; None where something was not measured.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, JsonValue
 
 from schemas import __version__
 from schemas.manifest import Identity
@@ -22,13 +22,7 @@ Status = Literal["good", "bad", "unknown", "plain"]
 Role = Literal["teacher", "baseline", "trained"]
 
 
-class ReportRecord(Record):
-    """A part of report.json: figures that are not finite are null there."""
-
-    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="null")
-
-
-class Estimate(ReportRecord):
+class Estimate(Record):
     """A figure and the bounds of its 95 % interval, where there is one."""
 
     value: float
@@ -41,7 +35,7 @@ class Estimate(ReportRecord):
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
-class Rate(ReportRecord):
+class Rate(Record):
     """A figure of `labeler bench`: the median of its rounds, the lowest and the highest of them.
 
     Attributes:
@@ -54,7 +48,7 @@ class Rate(ReportRecord):
     is_stable: bool
 
 
-class Wait(ReportRecord):
+class Wait(Record):
     """Seconds that requests wait when `concurrency` of them arrive at once."""
 
     concurrency: int
@@ -62,7 +56,7 @@ class Wait(ReportRecord):
     last_token: Rate
 
 
-class Speed(ReportRecord):
+class Speed(Record):
     """How fast a model runs, as `labeler bench` measured it.
 
     Attributes:
@@ -81,7 +75,7 @@ class Speed(ReportRecord):
     joules: Rate | None = None
 
 
-class ReportedModel(ReportRecord):
+class ReportedModel(Record):
     """One model; None where something was not measured.
 
     Attributes:
@@ -154,7 +148,7 @@ class ReportedModel(ReportRecord):
         return self.measured.worst if self.measured else []
 
 
-class Answer(ReportRecord):
+class Answer(Record):
     """One of the four questions that the report opens with.
 
     Attributes:
@@ -174,7 +168,7 @@ class Answer(ReportRecord):
     status: Status = "plain"
 
 
-class Check(ReportRecord):
+class Check(Record):
     """A condition of shipping, and how the student meets it."""
 
     condition: str
@@ -182,7 +176,7 @@ class Check(ReportRecord):
     finding: str
 
 
-class Verdict(ReportRecord):
+class Verdict(Record):
     """The answer to "would I ship it?".
 
     Attributes:
@@ -202,7 +196,7 @@ class Verdict(ReportRecord):
     checks: list[Check]
 
 
-class TaskCell(ReportRecord):
+class TaskCell(Record):
     """A student on a task.
 
     Attributes:
@@ -216,7 +210,7 @@ class TaskCell(ReportRecord):
     note: str = ""
 
 
-class TaskRow(ReportRecord):
+class TaskRow(Record):
     """A metric of a task; `models` by name."""
 
     name: str
@@ -228,7 +222,7 @@ class TaskRow(ReportRecord):
     models: dict[str, TaskCell]
 
 
-class AnswerRow(ReportRecord):
+class AnswerRow(Record):
     """A figure of answers; None where it is of one side, or has no difference."""
 
     figure: str
@@ -237,7 +231,7 @@ class AnswerRow(ReportRecord):
     difference: Estimate | None
 
 
-class AnswerTable(ReportRecord):
+class AnswerTable(Record):
     """A student's answers beside the teacher's; docs/tasks.md explains the figures.
 
     Attributes:
@@ -253,7 +247,7 @@ class AnswerTable(ReportRecord):
     rows: list[AnswerRow]
 
 
-class ExportLine(ReportRecord):
+class ExportLine(Record):
     """An exported student; figures are None until it was run on labels.
 
     Attributes:
@@ -279,7 +273,7 @@ class ExportLine(ReportRecord):
     generating: float | None = None
 
 
-class AuditLine(ReportRecord):
+class AuditLine(Record):
     """What a model repeats of the training set; counts as text, such as "2 of 50".
 
     Attributes:
@@ -299,7 +293,7 @@ class AuditLine(ReportRecord):
     canaries: str | None = None
 
 
-class LabelSetCard(ReportRecord):
+class LabelSetCard(Record):
     """A label set and where it comes from.
 
     Attributes:
@@ -318,7 +312,7 @@ class LabelSetCard(ReportRecord):
     engine_seconds: float | None
 
 
-class Step(ReportRecord):
+class Step(Record):
     """A command that made a part of what is reported, and what is known of it."""
 
     makes: str
@@ -326,14 +320,14 @@ class Step(ReportRecord):
     note: str = ""
 
 
-class Reproduction(ReportRecord):
+class Reproduction(Record):
     """How the report came about: commands, and versions of this machine."""
 
     steps: list[Step]
     versions: dict[str, str]
 
 
-class ReportContent(ReportRecord):
+class ReportContent(Record):
     """report.json."""
 
     made_by: str = MADE_BY
@@ -353,6 +347,10 @@ class ReportContent(ReportRecord):
     currency: str | None = None
     reproduction: Reproduction
 
+    def to_dict(self) -> dict[str, JsonValue]:
+        """Return the content as JSON-able values; figures that are not finite are null."""
+        return {name: _with_nulls(value) for name, value in super().to_dict().items()}
+
     @property
     def teacher(self) -> ReportedModel:
         """The teacher, which is always there."""
@@ -363,6 +361,14 @@ class ReportContent(ReportRecord):
         """The student that the verdict is about."""
         name = self.verdict.student if self.verdict else None
         return next((m for m in self.models if m.role == "trained" and m.name == name), None)
+
+
+def _with_nulls(value: JsonValue) -> JsonValue:
+    if isinstance(value, dict):
+        return {name: _with_nulls(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown_number(value: float | None, decimals: int, *, at_least: bool = False) -> str:

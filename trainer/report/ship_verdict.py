@@ -179,8 +179,8 @@ def _enough(share: Estimate | None, keep: float, what: str, condition: str) -> C
     high = share.value if share.high is None else share.high
     status: Status = "good" if low >= keep else "unknown" if high >= keep else "bad"
     around = f" ({between(share, None)})" if between(share, None) else ""
-    unclear = ", which is not clearly enough" if status == "unknown" else ""
-    finding = f"it keeps {share.value:.1%} {what}{around}{unclear}"
+    short = {"unknown": ", not clearly enough", "bad": f", less than {keep:.0%}"}.get(status, "")
+    finding = f"it keeps {share.value:.1%} {what}{around}{short}"
     return Check(condition=condition, status=status, finding=finding)
 
 
