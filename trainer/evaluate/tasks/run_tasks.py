@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def _replies(request: Request) -> Iterator[Reply]:
             with contextlib.suppress(BrokenPipeError):  # it died: its missing reply tells
                 process.stdin.write(request.model_dump_json().encode() + b"\n")
                 process.stdin.flush()
-            for line in process.stdout:
+            for line in _lines(process.stdout.fileno()):
                 left -= 1
                 yield Reply.model_validate_json(line)
             code = process.wait()
@@ -143,3 +144,19 @@ def _replies(request: Request) -> Iterator[Reply]:
             process.wait()
             for pipe in (process.stdout, process.stdin):
                 pipe.close()
+
+
+def _lines(pipe: int) -> Iterator[bytes]:
+    """Yield the lines of a pipe; Ctrl-C interrupts the wait for one.
+
+    It does not interrupt a read where a library handles signals, as Polars does: the read is
+    restarted. `select` is not.
+    """
+    rest = b""
+    while True:
+        select.select([pipe], [], [])
+        block = os.read(pipe, 1 << 16)
+        if not block:
+            return
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
