@@ -56,7 +56,8 @@ def interval(values: NDArray[np.float64], documents: int | None = None) -> Inter
     known = values[~np.isnan(values)]
     if not known.size:
         return Interval(math.nan, math.nan)
-    low, high = np.quantile(known, (_tail(documents), 1 - _tail(documents)))
+    with np.errstate(invalid="ignore"):  # a KL may be infinite
+        low, high = np.quantile(known, (_tail(documents), 1 - _tail(documents)))
     return Interval(float(low), float(high))
 
 

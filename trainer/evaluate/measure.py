@@ -148,9 +148,10 @@ def top_overlap(teacher: Tensor, student: Tensor) -> Tensor:
     ids = teacher[:, : student.shape[1]]
     depth = (ids >= 0).sum(1)
     places = torch.arange(student.shape[1], device=student.device)
-    common = ids[:, :, None] == student[:, None, :]  # -1 equals no id of the student
-    common &= (places < depth[:, None])[:, None, :]
-    return common.sum((1, 2)) / depth.clamp_min(1)
+    student = student.masked_fill(places >= depth[:, None], -2)
+    both = torch.cat([ids, student], 1).sort(1).values  # ids are unique in either list
+    common = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)
+    return common.sum(1) / depth.clamp_min(1)
 
 
 def _bytes_of_ids(labels: LabelSet, vocab_map: VocabMap | None) -> NDArray[np.float64] | None:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas import LabelSet, SoftshardsError
+from schemas import LabelSet, LabelSetError, SoftshardsError
 from schemas.fingerprint import weights_digest
 from schemas.hub_model import ModelSource
 from schemas.manifest import Identity
@@ -39,7 +39,12 @@ def measure_teacher(labels: LabelSet) -> MeasuredTeacher:
     Perplexity and bits per byte are bounds where an imported set lacks the log-probability of an
     actual token outside the top-k, and holds its largest possible value (docs/interchange.md);
     `mean_nll` is null in such rows.
+
+    Raises:
+        LabelSetError: the set holds no labels.
     """
+    if labels.labels == 0:
+        raise LabelSetError("the label set holds no labels", path=labels.place)
     identity = labels.manifest.identity
     is_imported = "imported" in (identity.rendering or {})
     sizes = token_bytes(labels.tokenizer_dir, identity.vocab_size)

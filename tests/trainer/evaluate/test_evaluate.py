@@ -90,6 +90,7 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
         assert metrics["bits_per_byte"] == pytest.approx(text_ce / size / math.log(2), abs=1e-5)
         assert metrics["teacher_ce"] == pytest.approx(teacher_ce / count, rel=2**-11)  # float16
         confidence, correct = map(np.array, zip(*certainty[name]))
+        assert metrics["accuracy"] == pytest.approx(correct.mean())
         assert metrics["ece"] == pytest.approx(reference_ece(confidence, correct), abs=1e-5)
     itself = results["models"][1]["all"]
     assert itself["kl"] < 1e-5

@@ -51,6 +51,7 @@ class Model:
             "overlap": self.overlap,
             "acceptance": self.acceptance,
             "drafted": sum(self.acceptance**i for i in range(5)),
+            "accuracy": float((CONFIDENCE - self.gaps).mean()),
             "ece": float(self.gaps.mean()),
         }
 
@@ -76,7 +77,8 @@ def sample(
     sizes = np.round(lengths * (4.5 + 0.3 * random.normal(size=n)))
     counts = np.stack([random.multinomial(length, np.full(BINS, 1 / BINS)) for length in lengths])
     # Documents differ in how right the model is: overall it is off by `gaps`.
-    accuracy = (CONFIDENCE - model.gaps)[None] + 0.03 * hardness[:, None]
+    mean = CONFIDENCE - model.gaps
+    accuracy = mean + 0.15 * hardness[:, None] * mean * (1 - mean)
     correct = random.binomial(counts, accuracy.clip(0, 1))
     columns = {
         "labels": lengths.astype(float),
