@@ -28,7 +28,7 @@ from trainer.report.report_figures import (
     trade_offs,
     training_curves,
 )
-from trainer.report.shown_text import FILTERS, shown_quality
+from trainer.report.shown_text import FILTERS, rate, shown_quality
 from trainer.run_files import EVAL_LOG, LOG, read_lines
 
 MOST_TASK_MODELS = 5
@@ -207,7 +207,7 @@ def _cells(model: ReportedModel) -> list[str]:
     cells += [size(model.parameters, ""), size(model.bytes, "B")]
     return [
         *cells,
-        shown_number(model.reading, 0),
-        shown_number(model.generating, 0),
+        rate(model.reading),
+        rate(model.generating),
         times(model.speedup),
     ]

@@ -26,6 +26,11 @@ def heat(kl: float | None) -> str:
     return f"{min(1.0, max(0.0, kl) / FULL_HEAT):.2f}"
 
 
+def rate(value: float | None) -> str:
+    """Return a number per second: with decimals where it is small."""
+    return shown_number(value, 0 if value is None or value >= 10 else 2)
+
+
 def visible(text: str) -> str:
     """Return the text of a token with its spaces and line feeds as signs."""
     signs = {" ": "·", "\n": "↵", "\t": "⇥"}
@@ -68,6 +73,7 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "between": between,
     "duration": duration,
     "heat": heat,
+    "rate": rate,
     "visible": visible,
     "printable": printable,
     "oneline": one_line,
