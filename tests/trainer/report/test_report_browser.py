@@ -87,7 +87,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         )
     found = {}
     for name, reported in (("usual", usual), ("many", many)):
-        config = reported.config(title=f"Students of {LONG}" if name == "many" else "Students")
+        title = f"Students of {LONG}" if name == "many" else "Students"
+        config = reported.config(title=title, keep=0.99)
         report(config)
         found[name] = config.out.as_uri()
     return found
