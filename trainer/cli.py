@@ -87,16 +87,18 @@ def evaluate(
 ) -> int:
     """Measure models on a held-out label set, against the teacher that labeled it.
 
-    For each model and kind of span: perplexity on the actual tokens, forward KL to the teacher with
-    tail, the share of positions where both have the same top token, and the calibration error
-    (ECE). Several models are also compared with the first, with 95 % intervals. The teacher's own
-    perplexity comes from its labels; it is not loaded. Models that were measured before are reused.
+    For each model: perplexity and bits per byte of the actual text, forward KL to the teacher with
+    tail, agreement of the most likely tokens, acceptance as a draft model, and calibration (ECE),
+    with 95 % intervals over documents; by kind of span, source, length, and columns of the corpus
+    (`--by`), with the worst group named. Several models are also compared with the first. The
+    teacher's own figures come from its labels; it is not loaded. Models that were measured before
+    are reused.
 
     `--tasks` also runs lm-evaluation-harness, and prints what the students keep of the teacher's
     results. `--answers` compares students' answers with the teacher's.
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json
-    --teacher TEACHER --tasks mytask.yaml,arc_easy`
+    --by meta.lang --teacher TEACHER --tasks mytask.yaml,arc_easy`
     """
     from trainer.evaluate.evaluate_models import evaluate as run
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from schemas import IdentityError, SoftshardsError, open_label_set
+from schemas import IdentityError, LabelSetError, SoftshardsError, open_label_set
 from schemas.fingerprint import weights_digest
 from tests.tiny_model import make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows, teacher_logprobs
@@ -235,3 +235,11 @@ def test_unknown_tokens_of_an_import_make_the_teachers_perplexity_a_bound(
     plain = {"labels": world.labels, "model": (), "out": tmp_path / "plain.json"}
     evaluate(EvaluateConfig(**plain))
     assert not json.loads((tmp_path / "plain.json").read_text())["teacher"]["lower_bound"]
+
+
+def test_a_set_without_labels_is_refused(world: World, tmp_path: Path) -> None:
+    labels = build_label_set(tmp_path / "empty", world.teacher, [], vocab_size=world.vocab_size)
+    out = tmp_path / "eval.json"
+    with pytest.raises(LabelSetError, match="holds no labels"):
+        evaluate(EvaluateConfig(labels=labels, model=(world.student,), out=out))
+    assert not out.exists()
