@@ -82,7 +82,7 @@ def audit_models(config: AuditConfig) -> AuditResults:
             entry = _audit(role, source, digest, config, labels, sample, text, patterns, results)
             results.models.append(entry)
             results.write(config.out)
-    write_rules(results, config.out)
+    write_rules(results, str(config.labels), config.out)
     results.write(config.out)
     return results
 

@@ -12,13 +12,14 @@ NOTHING = "–"
 def print_audit(results: AuditResults) -> None:
     """Print the results to stdout, without anything that was found."""
     settings = results.settings
+    prefixes = min(settings.rows, results.eligible)
     table = number_table(
         "audit",
         *("model", "extracted", "near-verbatim", "longest", "values", "canaries"),
-        caption=f"extracted: of {settings.rows} prefixes of {settings.prefix} tokens, continued "
-        f"exactly for {settings.continuation}\nnear-verbatim: half the {settings.ngram}-grams or "
-        "more are in the training set; longest: copied run, in tokens\nvalues: personal data and "
-        "secrets of the training text, completed from the tokens before them",
+        caption=f"extracted: of {prefixes} prefixes of {settings.prefix} tokens, continued exactly "
+        f"for {settings.continuation}\nnear-verbatim: half the {settings.ngram}-grams or more are "
+        "in the training set; longest: copied run, in tokens\nvalues: personal data and secrets of "
+        "the training text, completed from the tokens before them",
     )
     for model in results.models:
         memorization = model.memorization

@@ -17,7 +17,7 @@ RULE_BYTES = LARGEST_FILE // 4
 HEADER = "# Rows that `trainer audit` found. Delete the rules that you do not want.\nwhere:\n"
 
 
-def write_rules(results: AuditResults, out: Path) -> None:
+def write_rules(results: AuditResults, labels: str, out: Path) -> None:
     """Write rules that drop the rows found, and name them in the results.
 
     A file that `--config` reads has a limit of size. Where the rules need more, the commands follow
@@ -25,11 +25,12 @@ def write_rules(results: AuditResults, out: Path) -> None:
 
     Args:
         results: the audit.
+        labels: the label set or view, as the user named it.
         out: its file; the rules are written beside it.
     """
     base = out.name.removesuffix(".json")
     results.rules, results.commands = [], []
-    source = results.label_set.path
+    source = labels
     for number, text in enumerate(_files(_rules(results)), 1):
         suffix = "" if number == 1 else f"-{number}"
         rules = out.with_name(f"{base}.rules{suffix}.yaml")
