@@ -288,7 +288,8 @@ def test_a_student_in_llama_cpp(converter: Path, tmp_path: Path) -> None:
     assert measured.speed.threads == 1
     four = run(student, tmp_path / "q4", "gguf:q4_0", **settings)
     assert four.measured is not None
-    assert four.bytes < record.bytes * 0.6
+    assert four.bytes < record.bytes * 0.7  # most of it are tables, in 8 bits
+    assert four.measured.exported.agreement < measured.exported.agreement
     gap = four.measured.exported.ce - four.measured.student.ce
     assert 2e-3 < abs(gap) < 1
 
