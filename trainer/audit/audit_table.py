@@ -37,10 +37,11 @@ def print_audit(results: AuditResults) -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in text.kinds().items())
         console.print(
             f"training text: {text.rows} of {results.label_set.rows} rows searched: "
-            f"{kinds or 'nothing found'}"
+            f"{kinds or 'nothing found'}",
+            soft_wrap=True,
         )
     for line in conclusions(results):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     if results.commands:
         message_console().print("to drop the rows found:")
         for command in results.commands:
