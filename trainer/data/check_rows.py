@@ -7,16 +7,19 @@ checks far more; this is what would train a student wrongly without a word.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from schemas import Labels
 from schemas.arrow import SPAN_KINDS
 from schemas.codec import PAD_ID, list_offsets, one_array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST_SHIFT = 0.1
 """Largest logarithm of a label's total mass: `compact/1` rounds to within 0.05."""
@@ -113,6 +116,8 @@ def has_wrong_mass(labels: Labels, topk: Tensor, tail: Tensor) -> Tensor:
         topk: [n, k], their logprobs after `trainer.data.teacher_buckets.renormalize_teacher`.
         tail: [n], their tails after it.
     """
+    import torch  # the rest of this file is used where results are reused, without torch
+
     stored = torch.from_numpy(labels.tail_logprob)
     shift = stored - tail
     if topk.shape[1]:
