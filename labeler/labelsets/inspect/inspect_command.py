@@ -1,4 +1,4 @@
-"""`labeler inspect`: a summary, one row or the rejects. Polars is imported for the summary alone."""
+"""`labeler inspect`: a summary, one row or the rejects. Only the summary imports Polars."""
 
 from __future__ import annotations
 
