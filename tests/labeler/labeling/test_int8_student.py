@@ -29,7 +29,7 @@ def test_an_int8_student_in_vllm(tmp_path: Path) -> None:
     assert measured.runtime.startswith("vLLM 0.")
     assert measured.exported.labels == measured.student.labels == sum(r.n_labels for r in rows)
     assert measured.student.agreement == 1  # it is its own teacher
-    assert 0.8 < measured.exported.agreement <= 1
-    assert measured.exported.ce == pytest.approx(measured.student.ce, abs=0.2)
+    assert 0.5 < measured.exported.agreement <= 1  # a random model's top tokens are nearly tied
+    assert measured.exported.ce == pytest.approx(measured.student.ce, abs=0.05)
     assert measured.speed is not None
     assert measured.speed.generate_tokens_per_s > 0
