@@ -52,6 +52,32 @@ class Record(BaseModel):
             raise SoftshardsError(f"not {what}: {reason}", path=path) from error
 
 
+class _Versioned(Record):
+    version: int
+
+
+def require_version(path: Path, what: str, version: int, *, named: str, again: str) -> None:
+    """Refuse a file of results that another version wrote, before its other fields are read.
+
+    Args:
+        path: the JSON file.
+        what: its content, as for `Record.read`.
+        version: the one that can be read.
+        named: the file with its verb: "the audit is".
+        again: what becomes of the models without it: "audited".
+
+    Raises:
+        SoftshardsError: it is missing, something else, or of another version.
+    """
+    found = _Versioned.read(path, what).version
+    if found != version:
+        raise SoftshardsError(
+            f"{named} of version {found}, this softshards writes {version}",
+            path=path,
+            hint=f"delete the file, or give another --out: the models are {again} again",
+        )
+
+
 class LabelSetRecord(Record):
     """A label set, as results and reports name it."""
 

@@ -8,9 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from schemas import SoftshardsError
 from trainer.evaluate.results import HeldOutSet
-from trainer.record import Record
+from trainer.record import Record, require_version
 
 AUDIT_VERSION = 1
 WHAT = "results of `trainer audit`"
@@ -268,13 +267,7 @@ class AuditResults(Record):
         Raises:
             SoftshardsError: it is missing, something else, or of another version.
         """
-        version = _Versioned.read(path, WHAT).version
-        if version != AUDIT_VERSION:
-            raise SoftshardsError(
-                f"the audit is of version {version}, this softshards writes {AUDIT_VERSION}",
-                path=path,
-                hint="delete the file, or give another --out: the models are audited again",
-            )
+        require_version(path, WHAT, AUDIT_VERSION, named="the audit is", again="audited")
         return cls.read(path, WHAT)
 
     def lookup(self, digest: str, *, role: Role, dtype: str) -> AuditedModel | None:
@@ -287,7 +280,3 @@ class AuditResults(Record):
     def of_role(self, role: Role) -> list[AuditedModel]:
         """Return the models of a role, in the order in which they were audited."""
         return [model for model in self.models if model.role == role]
-
-
-class _Versioned(Record):
-    version: int

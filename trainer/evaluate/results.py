@@ -16,7 +16,7 @@ from trainer.evaluate.answers.answer_results import MeasuredAnswers
 from trainer.evaluate.bootstrap import REPLICATES, from_text
 from trainer.evaluate.tasks.task_results import MeasuredTask
 from trainer.evaluate.worst_sequences import WorstSequence
-from trainer.record import LabelSetRecord, Record
+from trainer.record import LabelSetRecord, Record, require_version
 
 RESULTS_VERSION = 3
 WHAT = "results of `trainer evaluate`"
@@ -297,13 +297,7 @@ class EvaluationResults(Record):
         Raises:
             SoftshardsError: it is missing, something else, or of another version.
         """
-        version = _Versioned.read(path, WHAT).version
-        if version != RESULTS_VERSION:
-            raise SoftshardsError(
-                f"the results are of version {version}, this softshards writes {RESULTS_VERSION}",
-                path=path,
-                hint="delete the file, or give another --out: the models are measured again",
-            )
+        require_version(path, WHAT, RESULTS_VERSION, named="the results are", again="measured")
         return cls.read(path, WHAT)
 
     def lookup(self, digest: str, **settings: str | bool) -> MeasuredModel | None:
@@ -329,10 +323,6 @@ class EvaluationResults(Record):
             hint=f"run `trainer evaluate --model {model}` with the other models' --labels and "
             "--out",
         )
-
-
-class _Versioned(Record):
-    version: int
 
 
 def model_digest(path: Path) -> str:
