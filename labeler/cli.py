@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import cyclopts
 from cyclopts import App, Parameter
 
 from labeler.commands import checking, exchanging, labeling, looking, making
 from labeler.console import err
 from schemas.errors import SoftshardsError
+from schemas.flags_file import run_with_flags
 from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
-from schemas.whole_numbers import refuse_fractions
 
 app = App(
     name="labeler",
@@ -60,19 +59,7 @@ def _launch(
     Args:
         config: YAML file with the command's own flags as keys; flags on the command line win.
     """
-    app.config = (refuse_fractions,)  # without the file of an earlier call in this process
-    if config is not None:
-        if not config.is_file():
-            raise SoftshardsError("no such file", path=config, hint="check --config")
-        from schemas.yaml_settings import check_flags
-
-        check_flags(config)
-        app.config = (
-            cyclopts.config.Yaml(config, use_commands_as_keys=False, search_parents=False),
-            refuse_fractions,
-        )
-    code: int | None = app(_name_stdin(tokens), result_action="return_value", exit_on_error=True)
-    return code
+    return run_with_flags(app, _name_stdin(tokens), config)
 
 
 def _name_stdin(tokens: tuple[str, ...]) -> list[str]:

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import cyclopts
 from cyclopts import App, Parameter
 
 from schemas.errors import SoftshardsError
+from schemas.flags_file import run_with_flags
 from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
 from schemas.version import __version__
-from schemas.whole_numbers import refuse_fractions
 from trainer.audit.audit_config import AuditConfig, CanariesConfig
 from trainer.evaluate.answers.answer_flags import AnswerFlags
 from trainer.evaluate.evaluate_config import EvaluateConfig
@@ -211,15 +210,7 @@ def launch(
         config: YAML file with flags of the command, one per line (`pack_tokens: 1024`). Flags on
             the command line win; unknown names are refused.
     """
-    app.config = (refuse_fractions,)  # without the file of an earlier call in the same process
-    if config is not None:
-        from schemas.yaml_settings import check_flags
-
-        check_flags(config)
-        file = cyclopts.config.Yaml(config, must_exist=True, use_commands_as_keys=False)
-        app.config = (file, refuse_fractions)
-    code: int | None = app(tokens, result_action="return_value", exit_on_error=True)
-    return code
+    return run_with_flags(app, tokens, config)
 
 
 def main(arguments: list[str] | None = None) -> None:

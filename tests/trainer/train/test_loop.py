@@ -26,7 +26,7 @@ from tests.trainer.running import (
     start,
     wait_for_pause,
 )
-from trainer.cli import main
+from trainer.cli import app, main
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 from trainer.losses.batch_loss import label_losses
@@ -201,6 +201,7 @@ def test_altered_shard_is_one_clear_error(
 
 
 def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without_file = app.config
     file = tmp_path / "train.yaml"
     file.write_text(
         f"labels: {world.labels}\nstudent: {world.student}\nout: {tmp_path / 'run'}\n"
@@ -217,6 +218,7 @@ def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture
         main(["train", "--config", str(file)])
     assert caught.value.code
     assert "pack" in capsys.readouterr().err
+    assert app.config == without_file  # the next call in this process starts without the file
 
 
 @pytest.mark.parametrize(

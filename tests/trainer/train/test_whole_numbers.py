@@ -25,11 +25,12 @@ APPS = {"labeler": labeler.cli.app, "trainer": trainer.cli.app}
 
 def parse(app: App, *tokens: str, how: object = refuse_fractions) -> object:
     """Return the settings that a command would get."""
+    sources = app.config
     app.config = how
     try:
         _, bound, _ = app.parse_args(list(tokens), exit_on_error=False, print_error=False)
     finally:
-        app.config = None
+        app.config = sources
     return bound.arguments.get("config")
 
 
