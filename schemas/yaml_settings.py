@@ -28,6 +28,8 @@ def read_settings(path: Path) -> object:
             raise ValueError(f"it is larger than {LARGEST_FILE >> 20} MB")
         content: object = yaml.safe_load(data.decode("utf-8-sig"))
         _count(content, MOST_VALUES, ())
+    except FileNotFoundError as error:
+        raise SoftshardsError("no such file", path=path, hint="check the path") from error
     except READ_ERRORS as error:
         what = f"it cannot be read as YAML: {first_line(error)}"
         raise SoftshardsError(what, path=path, hint="correct the file") from error
