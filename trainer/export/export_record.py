@@ -8,9 +8,10 @@ from typing import Self
 from pydantic import Field
 
 from trainer.export.export_config import Format
-from trainer.record import Record
+from trainer.record import Record, require_version
 
 EXPORT = "export.json"
+VERSION = 1
 WHAT = "the record of `trainer export`"
 
 
@@ -92,7 +93,7 @@ class ExportRecord(Record):
         measured: None until --labels was given.
     """
 
-    version: int = 1
+    version: int = VERSION
     softshards: str
     format: Format
     model: str
@@ -117,6 +118,7 @@ class ExportRecord(Record):
         """Read the record of an exported folder.
 
         Raises:
-            SoftshardsError: it is missing, or holds something else.
+            SoftshardsError: it is missing, something else, or of another version.
         """
+        require_version(folder / EXPORT, WHAT, VERSION, named="the export is", again="exported")
         return cls.read(folder / EXPORT, WHAT)

@@ -7,8 +7,6 @@ holds whole (docs/decisions/0012-export.md).
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from schemas.cache_folder import cache_folder
 from schemas.errors import SoftshardsError, first_line
 from schemas.fingerprint import TOKENIZER_FILES
 from schemas.json_values import parse_object
+from trainer.child_process import run_child
 from trainer.console import message_console
 
 LLAMA_CPP = "LLAMA_CPP"
@@ -76,14 +75,9 @@ def _fetch(kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent) as temporary:
         wanted = Path(temporary) / "requirements.txt"
         wanted.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        pip += ["--no-deps", "--no-binary", ":all:", "--require-hashes", "-r", str(wanted)]
-        done = subprocess.run(
-            [*pip, "--dest", temporary],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
+        done = run_child(
+            *("pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
+            *("--no-binary", ":all:", "--require-hashes", "-r", wanted, "--dest", temporary),
         )
         archives = list(Path(temporary).glob("*.tar.gz"))
         if done.returncode or not archives:
@@ -132,16 +126,10 @@ def convert(converter: Converter, model: Path, out: Path, *, outtype: str, name:
         staged.mkdir()
         for path in sorted({path for pattern in STAGED for path in model.glob(pattern)}):
             (staged / path.name).symlink_to(path.resolve())
-        command = [sys.executable, str(converter.script), str(staged), "--outfile", str(out)]
-        command += ["--outtype", outtype, "--model-name", name]
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=environment,
-            check=False,
+        done = run_child(
+            converter.script,
+            *(staged, "--outfile", out, "--outtype", outtype, "--model-name", name),
+            environment=environment,
         )
     if done.returncode or not out.is_file():
         out.unlink(missing_ok=True)

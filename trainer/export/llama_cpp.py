@@ -6,7 +6,6 @@ import importlib.util
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from schemas.errors import SoftshardsError
+from trainer.child_process import child_command, lifeline
 from trainer.console import ProgressBar
 from trainer.export.export_record import ExportSpeed
 from trainer.export.held_out_rows import Answers, HeldOutRow, Text
@@ -87,25 +87,25 @@ def run_llama_cpp(
 
 def _run(job: Path, out: Path, gguf: Path, labels: int) -> None:
     log_path = job.with_name("log.txt")
-    with log_path.open("wb") as log:
+    with lifeline() as standard_input, log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", CHILD, str(job), str(out)],
-            stdin=subprocess.DEVNULL,
+            [*child_command(CHILD), str(job), str(out)],
+            stdin=standard_input,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
             start_new_session=True,  # Ctrl-C is for this process, which ends that one
         )
-    try:
-        with ProgressBar("llama.cpp", labels) as progress:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.strip().isdecimal():
-                    progress.advance(int(line))
-        code = process.wait()
-    finally:
-        process.kill()
-        process.wait()
+        try:
+            with ProgressBar("llama.cpp", labels) as progress:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if line.strip().isdecimal():
+                        progress.advance(int(line))
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
     if code or not out.is_file():
         lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1] if lines else f"its process ended with {code}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from schemas import open_label_set
 from schemas.bench_results import read_bench_results
 from schemas.errors import SoftshardsError
+from trainer.child_process import run_child
 from trainer.console import message_console
 from trainer.data.window import ROW_COLUMNS, decode_window
 from trainer.export.export_record import ExportSpeed
@@ -84,14 +83,7 @@ def _line(number: int, row: HeldOutRow) -> str:
 
 
 def _labeler(*arguments: object) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "labeler", *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    done = run_child("labeler", *arguments)
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error:")] or lines[-1:]

@@ -87,6 +87,11 @@ def test_an_export_is_reused_and_never_replaced(
         run(world.teacher, out)
     with pytest.raises(SoftshardsError, match="another student or format"):
         run(world.student, out, "gguf:f16")
+    record = (out / "export.json").read_text()
+    (out / "export.json").write_text(record.replace('"version": 1', '"version": 2'))
+    with pytest.raises(SoftshardsError, match="export is of version 2, this softshards writes 1"):
+        run(world.student, out)
+    (out / "export.json").write_text(record)
     with (out / "model.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(SoftshardsError, match="the file was altered"):

@@ -13,10 +13,9 @@ import importlib.util
 import logging
 import os
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,7 @@ from pydantic import Field
 
 from schemas import SoftshardsError
 from schemas.errors import first_line
+from trainer.child_process import end_with_parent
 from trainer.evaluate.bootstrap import document_counts, to_text
 from trainer.evaluate.tasks.task_files import FunctionName, code_refused, read_task
 from trainer.evaluate.tasks.task_results import TaskMetric, TaskSettings
@@ -57,7 +57,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     request = Request.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
         _run(request, replies)
     except KeyboardInterrupt:
@@ -67,11 +67,6 @@ def main() -> None:
     except (Exception, SystemExit) as error:
         _fail(replies, *_explain(error))
     os._exit(0)  # libraries leave threads behind
-
-
-def _end_with_parent() -> NoReturn:
-    sys.stdin.read()
-    os._exit(1)
 
 
 def _send(replies: TextIO, reply: Reply) -> None:
