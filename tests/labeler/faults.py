@@ -23,7 +23,7 @@ from labeler.labeling.engines.vllm import tensor_capture as vllm_capture
 from labeler.labeling.engines.vllm import vllm_engine
 from labeler.labeling.engines.vllm import worker as vllm_worker
 from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
-from labeler.labeling.runs import label_units, plan_input
+from labeler.labeling.runs import append, label_units, plan_input
 from schemas import journal
 
 
@@ -142,6 +142,22 @@ def between_units() -> None:
     journal.write_entry = write_and_stop
 
 
+def dies(when: str, name: str) -> Callable[[], None]:
+    """The process ends with no chance to clean up, before or after a step of appending."""
+
+    def install() -> None:
+        real = getattr(append, name)
+
+        def die(*args: Any, **kwargs: Any) -> None:
+            if when == "after":
+                real(*args, **kwargs)
+            os._exit(9)
+
+        setattr(append, name, die)
+
+    return install
+
+
 def wait_for_gate() -> None:
     while not Path(os.environ["GATE"]).exists():
         time.sleep(0.01)
@@ -157,6 +173,9 @@ FAULTS: dict[str, Callable[[], None]] = {
     "wait-in-third-unit": in_third_unit,
     "wait-in-planning": in_planning,
     "stop-between-units": between_units,
+    "dies-after-write_rejects": dies("after", "write_rejects"),
+    "dies-before-write_manifest": dies("before", "write_manifest"),
+    "dies-after-write_manifest": dies("after", "write_manifest"),
 }
 
 if __name__ == "__main__":

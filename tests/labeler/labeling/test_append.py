@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_rejects
 from schemas.manifest import read_manifest
 from schemas.plan import open_plan
+from tests.fork_server import fork_server
 from tests.labeler.labeling.test_run import shard_bytes
 
 Settings = Callable[..., LabelConfig]
@@ -173,23 +172,6 @@ def test_other_settings_are_refused(corpus: Path, more: Path, settings: Settings
     assert {p: p.read_bytes() for p in config.out.rglob("*") if p.is_file()} == before
 
 
-DIE = """
-import os, sys
-import labeler.labeling.runs.append
-name, when, *arguments = sys.argv[1:]
-real = getattr(labeler.labeling.runs.append, name)
-def die(*args, **kwargs):
-    if when == "after":
-        real(*args, **kwargs)
-    os._exit(9)
-setattr(labeler.labeling.runs.append, name, die)
-sys.argv = ["labeler", *arguments]
-from labeler.cli import main
-main()
-"""
-"""A run that dies, with no chance to clean up, before or after a step of appending."""
-
-
 @pytest.mark.slow
 def test_a_kill_leaves_the_old_set_or_the_new(
     corpus: Path, more: Path, settings: Settings, tmp_path: Path
@@ -207,8 +189,9 @@ def test_a_kill_leaves_the_old_set_or_the_new(
         shutil.copytree(old.out, killed)
         flags = ["--model", old.model, "--out", killed, "--engine", "transformers", "--k", 8]
         flags += ["--max-length", 64, "--unit-labels", 300, "--row-group-labels", 128, "--append"]
-        command = [sys.executable, "-c", DIE, step, when, "label", more, *flags]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+        done = fork_server("tests.labeler.preload").run(
+            "tests.labeler.faults", f"dies-{when}-{step}", "label", more, *flags
+        )
         assert done.returncode == 9, done.stderr
         manifest = read_manifest(killed)
         assert (manifest.status == "running") == switched
