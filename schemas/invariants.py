@@ -145,6 +145,7 @@ def _label_values(
     yield from broken("logprobs are not in descending order", pairs.any(axis=1))
     above = (np.column_stack([logs, tail, token]) > 0).any(axis=1)
     yield from broken("a logprob is above zero", above)
+    logs, tail = np.minimum(logs, 0.0), np.minimum(tail, 0.0)  # their exponentials may overflow
     lost = np.isneginf(tail) & (real.sum(axis=1) < vocab_size)
     yield from broken("the tail is zero, and the ids do not cover the vocabulary", lost)
     slack = rounding(logs, codec)
@@ -154,11 +155,10 @@ def _label_values(
     mass, bound = p.sum(axis=1) + np.exp(tail), SLACK + 2 * (p * np.expm1(slack)).sum(axis=1)
     yield from broken("top-k and tail do not sum to one", ~np.less_equal(np.abs(mass - 1), bound))
     if labels.entropy is not None:
-        least = bucketed_entropy(labels)
-        yield from broken(
-            "the entropy is below that of top-k and tail",
-            labels.entropy < least - 0.02 - 0.02 * least - 2 * bound,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # of logprobs above zero
+            least = bucketed_entropy(labels)
+            low = labels.entropy < least - 0.02 - 0.02 * least - 2 * bound
+        yield from broken("the entropy is below that of top-k and tail", low)
     yield from _token_values(decoded, places, broken, slack)
     yield from _means(table, decoded, keys, bound)
 
@@ -236,7 +236,7 @@ def _means(
     labels, offsets = decoded.labels, decoded.offsets
     if not len(labels):
         return
-    inside = np.exp(labels.topk_logprobs.astype(np.float64)).sum(axis=1)
+    inside = np.exp(np.minimum(labels.topk_logprobs.astype(np.float64), 0.0)).sum(axis=1)
     for name, values, slack in (
         ("mean_nll", -labels.token_logprob.astype(np.float64), np.full(len(labels), SLACK)),
         ("coverage", inside, bound),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -59,6 +60,18 @@ def test_each_broken_invariant_is_reported(message: str) -> None:
     column, change = BREAKS[message]
     found = problems(with_column(shard_table([6, 6, 9]), column, change))
     assert any(message in problem for problem in found), found
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [math.inf, 800.0])
+@pytest.mark.parametrize("column", ["tail_logprob", "token_logprob", "topk_logprobs"])
+def test_huge_logprobs_are_reported_without_warnings(column: str, value: float) -> None:
+    def change(values: Any) -> None:
+        values[0][1] = [value] * 8 if column == "topk_logprobs" else value
+
+    found = problems(with_column(shard_table([6, 6, 9]), column, change))
+    assert any("above zero" in problem for problem in found), found
+    assert column == "token_logprob" or any("sum to one" in problem for problem in found), found
 
 
 def test_labels_shifted_against_the_tokens_are_reported() -> None:
