@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.teacher_labels import as_rows, exact_labels, first_k, identity
+from labeler.labeling.writing.set_place import SetPlace
 from labeler.labelsets.derive.derived_writer import FinishedUnit, write_derived
 from labeler.labelsets.derive.recode import recode
 from schemas import decode, open_label_set
@@ -50,7 +51,7 @@ def label_sets(positions: int, repeat: int, folder: Path) -> tuple[int, dict[str
         tables=lambda: groups * repeat, tail_source="exact", entropy_source="", provenance=facts
     )
     write_derived(
-        folder / "plain",
+        SetPlace(folder / "plain"),
         [unit],
         identity=identity(vocab_size, K, tokenizer=tokenizer_digest(file.parent)),
         codec=PLAIN_1,

@@ -15,6 +15,12 @@ def shard_name(unit: int) -> str:
     return f"{SHARDS}/part-{unit:06d}.parquet"
 
 
+def is_own_shard(name: str, rank: int, world_size: int) -> bool:
+    """Check whether a file of this name is the shard of a unit that falls to a rank."""
+    found = re.fullmatch(SHARDS + r"/part-(\d{6,15})\.parquet", name)
+    return found is not None and int(found[1]) % world_size == rank
+
+
 def entry_name(unit: int) -> str:
     """Return the path of a unit's journal entry."""
     return f"{JOURNAL}/unit-{unit:06d}.json"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,15 +20,21 @@ from schemas.atomic import atomic_path, write_atomic
 from schemas.errors import LabelSetError
 from schemas.file_names import JOURNAL, entry_name, rejects_name, shard_name
 from schemas.fingerprint import sha256_file, sha256_json
-from schemas.manifest import Count, Digest, Model
+from schemas.manifest import Count, Digest, LateFields, Model
 from schemas.parquet_sizes import read_parquet
+from schemas.row_lengths import lengths_from_text
 from schemas.set_paths import set_file
 
 REJECTS_PER_ROW_GROUP = 10_000
 
 
-class ByteRange(Model):
-    """Bytes [start, stop) of a shard file and their hash; the counts are 0 for the footer."""
+class ByteRange(LateFields):
+    """Bytes [start, stop) of a shard file and their hash; the counts are 0 for the footer.
+
+    `lengths` are those of the rows (`schemas.row_lengths`); older versions left them out.
+    """
+
+    late: ClassVar[tuple[str, ...]] = ("lengths",)
 
     start: Count
     stop: Count
@@ -36,6 +42,7 @@ class ByteRange(Model):
     rows: Count = 0
     labels: Count = 0
     tokens: Count = 0
+    lengths: str | None = None
 
 
 def require_tiling(groups: Sequence[ByteRange], footer: ByteRange) -> None:
@@ -76,6 +83,9 @@ class UnitEntry(Model):
         if self.shard != shard_name(self.unit):
             raise ValueError(f"unit {self.unit} has its shard elsewhere: {self.shard!r}")
         require_tiling(self.row_groups, self.footer)
+        for group in self.row_groups:
+            if group.lengths is not None:
+                lengths_from_text(group.lengths, group.rows)
         return self
 
     @property
@@ -183,8 +193,16 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     return entry
 
 
-def finished_unit(directory: Path, unit: int) -> UnitEntry | None:
+def finished_unit(
+    directory: Path, unit: int, sizes: Mapping[str, int] | None = None
+) -> UnitEntry | None:
     """Return the entry of a unit that is done: journaled, with its shard in place and complete.
+
+    Args:
+        directory: the set's folder.
+        unit: the unit's number.
+        sizes: sizes in bytes of the shards in an object store, by name; by default, the shards are
+            in the folder.
 
     Raises:
         LabelSetError: the entry was altered.
@@ -192,6 +210,8 @@ def finished_unit(directory: Path, unit: int) -> UnitEntry | None:
     entry = read_entry(directory, unit)
     if entry is None:
         return None
+    if sizes is not None:
+        return entry if sizes.get(entry.shard) == entry.bytes else None
     shard = set_file(directory, entry.shard)
     return entry if shard.is_file() and shard.stat().st_size == entry.bytes else None
 

@@ -15,11 +15,11 @@ from schemas.errors import LabelSetError, first_line
 from schemas.file_names import TOKENIZER
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
 from schemas.index import index_entries, read_index
-from schemas.journal import read_entries
+from schemas.journal import UnitEntry, entry_path, read_entries, read_entry
 from schemas.manifest import Manifest, read_manifest
 from schemas.redact import redacted
 from schemas.remote import Remote, is_url
-from schemas.remote_metadata import copy_metadata, copy_view
+from schemas.remote_metadata import copy_entry, copy_metadata, copy_view
 from schemas.row_group import RowGroup
 from schemas.row_groups import RowGroups
 from schemas.set_paths import set_file
@@ -82,7 +82,13 @@ class LabelSet:
 
     @property
     def content_digest(self) -> str:
-        """Digest of all rows and labels: the hashes of the row groups, and the view's selection."""
+        """Digest of all rows and labels: the hashes of the row groups, and the view's selection.
+
+        The manifest of a complete set states it, and `labeler verify` compares the two.
+        """
+        recorded = self.manifest.content_digest
+        if recorded is not None and self.view is None and self.manifest.status == "complete":
+            return recorded
         return self.row_groups.digest
 
     @property
@@ -96,6 +102,16 @@ class LabelSet:
             "plan": plan.sha256 if (plan := self.manifest.plan) else "",
             "content": self.content_digest,
         }
+
+    def journal_entry(self, unit: int) -> UnitEntry | None:
+        """Return the journal entry of a unit; None where there is none.
+
+        Raises:
+            LabelSetError: it was altered, or cannot be read.
+        """
+        if self.remote is not None and not entry_path(self.path, unit).exists():
+            copy_entry(self.remote, self.path, unit)
+        return read_entry(self.path, unit)
 
     @property
     def tokenizer_dir(self) -> Path:

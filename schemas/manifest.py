@@ -160,7 +160,7 @@ class Manifest(LateFields):
     A derived set (`provenance.derived`) has no plan: nothing is left to label.
     """
 
-    late: ClassVar[tuple[str, ...]] = ("plan_rejects",)
+    late: ClassVar[tuple[str, ...]] = ("plan_rejects", "content_digest")
 
     format_version: str = FORMAT_VERSION
     codec: str = PLAIN_1
@@ -172,6 +172,7 @@ class Manifest(LateFields):
     tokenizer_files: tuple[FileDigest, ...]
     index_pages: tuple[FileDigest, ...] = ()
     plan_rejects: tuple[FileDigest, ...] | None = None
+    content_digest: Digest | None = None
     totals: Totals | None = None
     provenance: dict[str, Any]
     self_digest: str = ""
@@ -239,7 +240,9 @@ def read_manifest(directory: Path) -> Manifest:
     return content
 
 
-def require_same_identity(expected: Identity, found: Identity, *, path: Path, hint: str) -> None:
+def require_same_identity(
+    expected: Identity, found: Identity, *, path: Path | str, hint: str
+) -> None:
     """Refuse two identities that differ, and name every field that does.
 
     Raises:

@@ -12,8 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from schemas.cache_folder import cache_folder
@@ -21,16 +20,23 @@ from schemas.errors import LabelSetError, SoftshardsError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.range_cache import RangeCache, open_range_cache
+from schemas.urls import is_url as is_url
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+T = TypeVar("T")
 CACHE_GB = "SOFTSHARDS_CACHE_GB"
 """Environment variable: GB to cache, least recently used evicted first; 0 disables the cache."""
 
 ATTEMPTS = 5
-PERMANENT_ERRORS = (FileNotFoundError, PermissionError, NotImplementedError, ValueError)
+PERMANENT_ERRORS = (
+    *(FileNotFoundError, FileExistsError, PermissionError, NotImplementedError, ValueError),
+)
 """Errors that another attempt does not fix."""
+
+MISSING_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+"""Errors of botocore and google.auth, which are plain exceptions."""
 
 FETCH_THREADS = 8
 """Concurrent requests: object stores respond slowly, but to many requests at once."""
@@ -49,7 +55,8 @@ class Remote:
     options: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
-    def _filesystem(self) -> AbstractFileSystem:
+    def filesystem(self) -> AbstractFileSystem:
+        """The filesystem of the URL, for fsspec."""
         import fsspec
 
         options = dict(self.options)
@@ -57,6 +64,10 @@ class Remote:
             options |= {"skip_instance_cache": True, "client_kwargs": self._client_options()}
         filesystem: AbstractFileSystem = fsspec.core.url_to_fs(self.url, **options)[0]
         return filesystem
+
+    def place_of(self, name: str) -> str:
+        """Return the path of a file of the set on its filesystem."""
+        return _filesystem_path(self.filesystem, f"{self.url}/{name}" if name else self.url)
 
     def _client_options(self) -> dict[str, Any]:
         """Return HTTP options under which no redirect takes the options to another origin."""
@@ -94,8 +105,8 @@ class Remote:
 
     def names(self, folder: str, pattern: str) -> list[str]:
         """Return the names of files in a folder of the set that match a glob pattern."""
-        pattern = _filesystem_path(self._filesystem, f"{self.url}/{folder}/{pattern}")
-        return sorted(path.rpartition("/")[2] for path in self._filesystem.glob(pattern))
+        paths = self.filesystem.glob(self.place_of(f"{folder}/{pattern}"))
+        return sorted(path.rpartition("/")[2] for path in paths)
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
         """Read a file of the set, or its bytes [start, stop), with several attempts.
@@ -104,20 +115,9 @@ class Remote:
             FileNotFoundError: the file is missing.
             LabelSetError: the file cannot be read.
         """
-        import tenacity
-
         url = f"{self.url}/{name}"
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_not_exception_type(PERMANENT_ERRORS),
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=30),
-            reraise=True,
-        )
-        filesystem = self._filesystem
         try:
-            data: bytes = attempts(
-                filesystem.cat_file, _filesystem_path(filesystem, url), start=start, end=stop
-            )
+            data = retried(ATTEMPTS, self._read, name, start, stop)
         except FileNotFoundError:
             raise
         except Exception as error:  # each filesystem has errors of its own
@@ -127,6 +127,13 @@ class Remote:
                 hint="check the network and the credentials, and run the same command again: it "
                 "resumes",
             ) from error
+        return data
+
+    def _read(self, name: str, start: int | None, stop: int | None) -> bytes:
+        for _ in range(2):
+            data: bytes = self.filesystem.cat_file(self.place_of(name), start=start, end=stop)
+            if start is None or stop is None or len(data) == stop - start:
+                break  # else the answer was cut off, or the file was, which its hash will tell
         return data
 
     def cached(self, byte_range: ByteRange) -> bytes | None:
@@ -238,9 +245,35 @@ class PartialFile(io.RawIOBase):
         return None
 
 
-def is_url(path: Path | str) -> bool:
-    """Check whether a path is a URL, for fsspec."""
-    return isinstance(path, str) and "://" in path
+def retried(attempts: int, call: Callable[..., T], *arguments: Any) -> T:
+    """Call a function again, with growing pauses, after errors that may pass.
+
+    Args:
+        attempts: most calls.
+        call: the function.
+        arguments: its arguments.
+
+    Raises:
+        Exception: the last error, or the first that another attempt does not fix.
+    """
+    import tenacity
+
+    again = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_may_pass),
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=tenacity.wait_exponential_jitter(initial=0.5, max=30),
+        reraise=True,
+    )
+    return again(call, *arguments)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether another attempt may succeed: not after Ctrl-C, and not without credentials."""
+    return (
+        isinstance(error, Exception)
+        and not isinstance(error, PERMANENT_ERRORS)
+        and type(error).__name__ not in MISSING_CREDENTIALS
+    )
 
 
 def origin(url: str) -> tuple[str, str]:

@@ -7,12 +7,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import LabelSetError
-from schemas.file_names import JOURNAL
+from schemas.file_names import JOURNAL, entry_name
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.remote import FETCH_THREADS, Remote
 
@@ -39,6 +39,16 @@ def copy_metadata(remote: Remote) -> Path:
             named += [f"{JOURNAL}/{name}" for name in remote.names(JOURNAL, "unit-*.json")]
         _copy(remote, named, folder)
     return folder
+
+
+def copy_entry(remote: Remote, folder: Path, unit: int) -> None:
+    """Copy the journal entry of a unit, if there is one, beside the other metadata.
+
+    Raises:
+        LabelSetError: it cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        _copy(remote, [entry_name(unit)], folder)
 
 
 def copy_view(url: str, options: dict[str, Any]) -> Path:

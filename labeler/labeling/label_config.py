@@ -20,9 +20,11 @@ from labeler.labeling.label_settings import (
     InputSettings,
     OutputSettings,
     ServerSettings,
+    SetLocation,
     StorageSettings,
 )
 from schemas.errors import SoftshardsError
+from schemas.urls import is_url
 
 if TYPE_CHECKING:
     from schemas.manifest import Sampling
@@ -58,8 +60,9 @@ class LabelConfig(
     """Branch, tag or commit of a --model on the Hub; main by default. A label set that was begun
     keeps its commit."""
 
-    out: Path
-    """Folder of the label set. An unfinished set there is resumed."""
+    out: SetLocation
+    """Folder of the label set, or its URL in an object store (s3://bucket/labels, gs://..., az://...;
+    credentials from the environment). An unfinished set there is resumed."""
 
     mode: Annotated[Literal["score", "generate"], IDENTITY] = "score"
     """score: label the tokens of the input itself (teacher-forced). generate: let the teacher
@@ -129,6 +132,19 @@ class LabelConfig(
             raise SoftshardsError("--stop is empty: no generation could start")
         if self.kv_cache_gb is not None and not 0 < self.kv_cache_gb < math.inf:
             raise SoftshardsError(f"--kv-cache-gb is {self.kv_cache_gb}; it must be more than 0")
+
+    @property
+    def writer(self) -> str:
+        """The rank of this process and the number of ranks, as locks name them."""
+        return f"{self.rank}-of-{self.world_size}"
+
+    @property
+    def folder(self) -> Path:
+        """The folder that is written into; for a URL, the staging folder of this rank."""
+        from schemas.cache_folder import staging_folder
+
+        is_remote = isinstance(self.out, str) and is_url(self.out)
+        return staging_folder(str(self.out), self.writer) if is_remote else Path(self.out)
 
     @property
     def sampling(self) -> Sampling | None:

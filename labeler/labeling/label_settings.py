@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from schemas.urls import read_location
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -21,6 +23,9 @@ GENERATION = Group("Generation (mode generate)", sort_key=6)
 ENGINE = Group("Engine", sort_key=7)
 SERVED = Group("Served teacher (engine served)", sort_key=8)
 OUTPUT = Group("Label set", sort_key=9)
+
+SetLocation = Annotated[Path | str, Parameter(converter=read_location)]
+"""The folder of a label set, or its URL as text."""
 
 Part = Literal[
     "identity", "rendering", "sampling", "chat_template", "engine_args", "weights", "plan"
@@ -347,8 +352,8 @@ class OutputSettings:
     number modulo --world-size is its rank."""
 
     world_size: Annotated[int, Parameter(group=OUTPUT)] = 1
-    """Processes that label one plan together, on one file system. Each of them may be killed and
-    run again; the last one to finish closes the set."""
+    """Processes that label one plan together, on one file system or in one object store. Each of
+    them may be killed and run again; the last one to finish closes the set."""
 
     seed: Annotated[int, Parameter(group=OUTPUT), SAMPLING, PLAN] = 0
     """Seed for assigning rows to units and for sampling."""

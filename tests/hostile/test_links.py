@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from labeler.labeling.runs.locks import exclusive_lock
+from labeler.labeling.writing.set_place import SetPlace
 from labeler.labelsets.hub.complete_set import open_complete_set
 from labeler.labelsets.repair.repair import run_repair
 from labeler.labelsets.repair.repair_config import RepairConfig
@@ -69,7 +70,8 @@ def test_nothing_is_written_through_a_link(part: str, labels: Path) -> None:
     before = snapshot(target)
     with pytest.raises(SoftshardsError, match="symbolic link"):
         run_repair(RepairConfig(labels))
-    with pytest.raises(SoftshardsError, match="symbolic link"), exclusive_lock(labels, "test"):
+    place = SetPlace(labels)
+    with pytest.raises(SoftshardsError, match="symbolic link"), exclusive_lock(place, "test"):
         pass
     assert snapshot(target) == before
 
@@ -80,7 +82,8 @@ def test_nothing_is_written_through_a_link_beside_the_set(name: str, labels: Pat
     precious = labels.parent / "precious"
     precious.write_text("precious")
     (labels / name).symlink_to(precious)
-    with pytest.raises(SoftshardsError, match="symbolic link"), exclusive_lock(labels, "test"):
+    place = SetPlace(labels)
+    with pytest.raises(SoftshardsError, match="symbolic link"), exclusive_lock(place, "test"):
         pass
     with pytest.raises(SoftshardsError, match="symbolic link"):
         run_repair(RepairConfig(labels))

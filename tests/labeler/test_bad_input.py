@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from labeler.labeling.runs.locks import rank_lock
+from labeler.labeling.writing.set_place import SetPlace
 from schemas.manifest import read_manifest, write_manifest
 from tests.labeler.command_line import CommandLine
 from tests.schemas.sets import GOLDEN
@@ -80,7 +81,7 @@ def test_expressions(labeler: CommandLine, rule: str, text: str, message: str) -
 
 def test_an_unfinished_set_and_a_folder_in_use(labeler: CommandLine) -> None:
     Path("new").mkdir()
-    with rank_lock(Path("new"), 0, 1):
+    with rank_lock(SetPlace(Path("new")), 0, 1):
         done = labeler("convert", "set", "new")
     assert done.code == 2
     assert "new: another process is writing into this folder" in done.err

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from labeler.console import err
 from labeler.labeling.planning.cut import Planned
 from labeler.labeling.planning.planned_row import SpanFields
 from labeler.labeling.rendering.render import Sequence
@@ -56,10 +55,6 @@ def append(
     Returns:
         The new manifest, already on disk.
     """
-    err.print(
-        f"appending {planned.rows} rows in {planned.units} units to the {manifest.planned_units} "
-        f"of {out}; {planned.known} rows are in it already"
-    )
     added = {"planned_rows": planned.rows, "planned_tokens": planned.n_tokens}
     added |= {"planned_labels": planned.n_labels, "plan_rejects": planned.rejects}
     provenance = manifest.provenance | {n: manifest.provenance[n] + added[n] for n in added}

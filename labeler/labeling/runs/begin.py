@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labeler.console import err
 from labeler.labeling.inputs.find_inputs import Input
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.engine_memory import step_tokens
@@ -33,43 +34,47 @@ def begin(
         SoftshardsError: the set was made with other settings, or the input cannot be planned.
     """
     settings = plan_settings(files, config)
-    if not (config.out / MANIFEST).exists():
+    if not (config.folder / MANIFEST).exists():
         if config.append:
             raise SoftshardsError(
-                "there is no label set to append to", path=config.out, hint="leave out --append"
+                "there is no label set to append to", path=config.folder, hint="leave out --append"
             )
         teacher, identity = pin_template_time(teacher, identity, None)
         return new_set(files, config, teacher, identity, settings)
-    manifest = read_manifest(config.out)
+    manifest = read_manifest(config.folder)
     teacher, identity = pin_template_time(teacher, identity, manifest)
     if manifest.plan is None:
         raise SoftshardsError(
             "this label set was derived from others, so it has nothing left to label",
-            path=config.out,
+            path=config.folder,
             hint="label into the set it was made from (--append), or into a new folder",
         )
-    remove_other_plans(config.out, manifest.plan.path)
-    require_same_teacher(identity, manifest, config.out)
+    remove_other_plans(config.folder, manifest.plan.path)
+    require_same_teacher(identity, manifest, config.folder)
     if "plan" not in manifest.provenance:
         own = settings | ({"inputs": {}, "limit": None} if config.append else {})
         step = step_tokens(config, identity.vocab_size)
-        manifest = adopt_settings(own, step, manifest, config.out)
+        manifest = adopt_settings(own, step, manifest, config.folder)
     recorded = is_recorded(settings, manifest)
     adds = config.append and not recorded
-    require_same_codec(config.codec, manifest, config.out)
-    require_same_plan(settings, manifest, config.out, ignore_input=adds or recorded)
-    spool, k = config.out / SPOOL, identity.k
-    if is_plan_lost(config.out, manifest):
+    require_same_codec(config.codec, manifest, config.folder)
+    require_same_plan(settings, manifest, config.folder, ignore_input=adds or recorded)
+    spool, k = config.folder / SPOOL, identity.k
+    if is_plan_lost(config.folder, manifest):
         with plan_input(files, config, teacher, spool, k=k) as planned:
-            write_lost_plan(planned, config.out, manifest)
+            write_lost_plan(planned, config.folder, manifest)
     if adds:
         parents = require_parents(files, identity.tokenizer)
-        known = known_rows(config.out, manifest)
+        known = known_rows(config.folder, manifest)
         with plan_input(files, config, teacher, spool, k=k, known=known) as planned:
             if planned.templated:
-                require_same_teacher(identity, manifest, config.out, templated=True)
+                require_same_teacher(identity, manifest, config.folder, templated=True)
             require_room_for(planned, config, k)
-            manifest = append(planned, manifest, config.out, settings, parents)
+            err.print(
+                f"appending {planned.rows} rows in {planned.units} units to the "
+                f"{manifest.planned_units} of {config.out}; {planned.known} rows are in it already"
+            )
+            manifest = append(planned, manifest, config.folder, settings, parents)
         report_rejects(planned.rejects, config.out)
     return _with_step(manifest, config, identity.vocab_size)
 

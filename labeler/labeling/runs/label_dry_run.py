@@ -26,6 +26,7 @@ from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.plan_input import plan_input
 from labeler.labeling.runs.timing import Timing, measure_timing, rough_timing
 from labeler.labeling.teacher.locate_teacher import locate_teacher
+from schemas.urls import is_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class DryRun:
 
     Attributes:
         planned: the plan in numbers.
-        bytes: of the label set; free_bytes: of its disk.
+        bytes: of the label set; free_bytes: of its disk, None in an object store.
         memory: of the engine.
         timing: engine time for the whole plan.
         dtype, context: of the teacher: the dtype that it runs in, and its longest sequence.
@@ -42,7 +43,7 @@ class DryRun:
 
     planned: Planned
     bytes: int
-    free_bytes: int
+    free_bytes: int | None
     memory: Memory
     timing: Timing
     dtype: str
@@ -85,7 +86,7 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
             bytes=estimate_bytes(
                 planned.n_labels, k=identity.k, draws=config.draws, codec=config.codec
             ),
-            free_bytes=free_bytes(config.out),
+            free_bytes=None if is_url(config.out) else free_bytes(config.folder),
             memory=memory,
             timing=timing,
             dtype=identity.dtype,
@@ -124,7 +125,8 @@ def print_plan(
     for reject in planned.first_rejects:
         out.print(f"              {reject.id}: {reject.reason}")
     out.print(f"size          about {human_bytes(result.bytes)}{most}")
-    out.print(f"free disk     {human_bytes(result.free_bytes)}")
+    if result.free_bytes is not None:
+        out.print(f"free disk     {human_bytes(result.free_bytes)}")
     if config.engine == "served":
         out.print("memory        the server's")
     else:

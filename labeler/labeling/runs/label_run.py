@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from labeler.console import err
 from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning.engine_memory import (
-    checkpoint_size,
-    engine_memory,
-    require_memory,
-)
 from labeler.labeling.runs.begin import begin
 from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.label_units import label_units
-from labeler.labeling.runs.locks import rank_lock, remove_abandoned_files, set_lock
+from labeler.labeling.runs.locks import (
+    rank_lock,
+    remove_abandoned_files,
+    set_lock,
+    wait_for_actors,
+)
 from labeler.labeling.runs.stopping import Stop, stop_on_signals
 from labeler.labeling.teacher.locate_teacher import locate_teacher
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.finalize import close
+from labeler.labeling.writing.set_place import SetPlace, open_place
 from schemas import Manifest
 from schemas.file_names import shard_name
 from schemas.journal import entry_path, finished_unit
 from schemas.os_errors import explain_full_disk
+
+LabelUnits = Callable[[list[int], LabelConfig, Teacher, Manifest, SetPlace, Stop], int]
+"""Labels units and returns how many; `label_units` does it in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,47 +58,57 @@ class RunSummary:
     stopped_by: str | None
 
 
-def label(inputs: Sequence[str], config: LabelConfig) -> RunSummary:
+def label(inputs: Sequence[str], config: LabelConfig, work: LabelUnits = label_units) -> RunSummary:
     """Label `inputs` into `config.out`, or resume where an earlier call stopped.
+
+    Args:
+        inputs: the input.
+        config: all settings.
+        work: labels the units, in this process or elsewhere.
 
     Raises:
         SoftshardsError: with a cause the user can act on; finished units stay.
         Interrupted: by a signal while no unit was in progress, or by a second one.
     """
     started = time.perf_counter()
-    config, source = locate_teacher(config, weights=True)
-    teacher, identity = identify_teacher(
-        config, weights_digest=config.weights_digest, source=source
-    )
-    files = find_inputs(inputs)
-    with stop_on_signals() as stop, rank_lock(config.out, config.rank, config.world_size):
-        with set_lock(config.out, "plan"), explain_full_disk("the plan", config.out):
-            remove_abandoned_files(config.out, config.rank, config.world_size)
-            manifest = begin(files, config, teacher, identity)
-        summary = _label_own_units(config, teacher, manifest, stop)
+    rank, world_size = config.rank, config.world_size
+    with open_place(config.out, writer=config.writer) as place:
+        config, source = locate_teacher(config, weights=True)
+        teacher, identity = identify_teacher(
+            config, weights_digest=config.weights_digest, source=source
+        )
+        files = find_inputs(inputs)
+        with stop_on_signals() as stop, rank_lock(place, rank, world_size):
+            wait_for_actors(place)
+            with set_lock(place, "plan"), explain_full_disk("the plan", place.folder):
+                remove_abandoned_files(place, rank, world_size)
+                manifest = begin(files, config, teacher, identity)
+                place.publish()
+            summary = _label_own_units(config, teacher, manifest, place, stop, work)
     return dataclasses.replace(summary, seconds=round(time.perf_counter() - started, 1))
 
 
 def _label_own_units(
-    config: LabelConfig, teacher: Teacher, manifest: Manifest, stop: Stop
+    config: LabelConfig,
+    teacher: Teacher,
+    manifest: Manifest,
+    place: SetPlace,
+    stop: Stop,
+    work: LabelUnits,
 ) -> RunSummary:
-    out = config.out
     own = range(config.rank, manifest.planned_units, config.world_size)
-    todo = [unit for unit in own if not _is_done(out, unit)]
+    todo = [unit for unit in own if not is_done(place, unit)]
+    place.publish()  # entries of lost shards are gone
     reused = len(own) - len(todo)
     if reused:
-        err.print(f"reusing {reused} of {len(own)} units in {out}")
+        err.print(f"reusing {reused} of {len(own)} units in {place.name}")
     labeled = 0
     if todo:
-        step = manifest.provenance["max_batched_tokens"]
-        size = checkpoint_size(config.model, manifest.identity.dtype)
-        vocab_size = manifest.identity.vocab_size
-        memory = engine_memory(config, size, vocab_size=vocab_size, batched_tokens=step)
-        require_memory(memory, config.model)
         with stop.finishing_units():
-            labeled = label_units(todo, config, teacher, manifest, stop)
-    with set_lock(out, "close"), explain_full_disk("index and manifest", out):
-        manifest, totals, missing = close(out, changed=labeled > 0)
+            labeled = work(todo, config, teacher, manifest, place, stop)
+    with set_lock(place, "close"), explain_full_disk("index and manifest", place.folder):
+        manifest, totals, missing = close(place.folder, changed=labeled > 0, sizes=place.sizes)
+        place.publish()
     stopped = stop.signal.name if stop.signal and labeled < len(todo) else None
     if missing and not stopped:
         names = ", ".join(map(str, missing[:8])) + (", ..." if missing[8:] else "")
@@ -104,7 +117,7 @@ def _label_own_units(
             f"{len(missing)} of {manifest.planned_units} are left to other ranks: {names}"
         )
     return RunSummary(
-        out=str(out),
+        out=place.name,
         status="running" if missing else manifest.status,
         units=manifest.planned_units,
         units_reused=reused,
@@ -120,13 +133,14 @@ def _label_own_units(
     )
 
 
-def _is_done(out: Path, unit: int) -> bool:
+def is_done(place: SetPlace, unit: int) -> bool:
     """Check whether a unit is done; delete its entry where its shard is missing or cut off."""
-    if finished_unit(out, unit) is not None:
+    if finished_unit(place.folder, unit, place.sizes) is not None:
         return True
-    entry = entry_path(out, unit)
+    entry = entry_path(place.folder, unit)
     if entry.exists():
-        shard = out / shard_name(unit)
-        err.print(f"{shard} is missing or truncated: labeling unit {unit} again")
+        err.print(
+            f"{place.name}/{shard_name(unit)} is missing or truncated: labeling unit {unit} again"
+        )
         entry.unlink()
     return False

@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import pyarrow as pa
 
@@ -16,6 +18,11 @@ from labeler.labeling.engines.capture import nucleus
 from labeler.labeling.engines.engine import Engine, EngineFacts, Labeled
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.planning.engine_memory import (
+    checkpoint_size,
+    engine_memory,
+    require_memory,
+)
 from labeler.labeling.planning.planned_row import PlannedRow
 from labeler.labeling.runs import energy
 from labeler.labeling.runs.energy import Energy
@@ -25,6 +32,7 @@ from labeler.labeling.runs.stopping import Stop
 from labeler.labeling.runs.unit_requests import as_reject, unit_requests
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.background import BackgroundWriter
+from labeler.labeling.writing.set_place import SetPlace
 from labeler.labeling.writing.shard_writer import write_unit
 from schemas import Manifest, SoftshardsError, __version__
 from schemas.os_errors import explain_full_disk
@@ -35,7 +43,12 @@ FEW_REJECTS = 10
 
 
 def label_units(
-    todo: list[int], config: LabelConfig, teacher: Teacher, manifest: Manifest, stop: Stop
+    todo: list[int],
+    config: LabelConfig,
+    teacher: Teacher,
+    manifest: Manifest,
+    place: SetPlace,
+    stop: Stop,
 ) -> int:
     """Label the units `todo` in order; a thread writes each while the next is labeled.
 
@@ -46,50 +59,121 @@ def label_units(
         SoftshardsError: the engine cannot load the teacher or fails, the disk is full, or too many
             rows are rejected. Units that were labeled before are safe.
     """
-    plan = open_plan(config.out, manifest.plan)
-    samples = config.samples if config.mode == "generate" else 1
-    total = sum(plan.metadata.row_group(unit).num_rows for unit in todo) * samples
-    rejected = _RejectShare(config.max_reject_share, config.model)
-    done = 0
-
-    def load(batched_tokens: int) -> Engine:
-        return load_engine(teacher, config, manifest.identity, batched_tokens=batched_tokens)
-
-    err.print(f"loading the teacher {teacher.path} into {config.engine}")
     with (
-        contextlib.closing(
-            EngineSession(load, manifest.provenance["max_batched_tokens"])
-        ) as session,
+        UnitLabeler(config, teacher, manifest, place) as labeler,
         progress("rows", note=True) as bar,
-        BackgroundWriter() as writer,
     ):
-        task = bar.add_task("labeling", total=total, note="")
-        for unit in todo:
+        task = bar.add_task("labeling", total=labeler.count_rows(todo), note="")
+        for done, unit in enumerate(todo):
             if stop.requested:
-                break
-            rows: list[PlannedRow] = read_unit(plan, unit).to_pylist()
-            requests = unit_requests(rows, seed=config.seed, samples=samples)
-            meter = energy.start()
-            clock = time.perf_counter()
-            labeled, failed = session.label(requests, lambda note: bar.update(task, note=note))
-            seconds = time.perf_counter() - clock
-            # A served teacher's energy is spent on another machine.
-            used = None if config.engine == "served" else meter.read()
-            bar.advance(task, len(requests))
-            rejects = [as_reject(item, rows, strict=config.strict) for item in failed]
-            rejected.add(len(requests), rejects)
-            unit_labels = _LabeledUnit(
-                unit=unit,
-                rows=rows,
-                labeled=sorted(labeled, key=lambda r: (r.request.index, r.request.sample)),
-                rejects=sorted(rejects, key=lambda r: (r.id, r.chunk or 0, r.sample or 0)),
-                facts=session.engine.facts,
-                engine_seconds=seconds,
-                provenance=_provenance(session.engine.facts, seconds, used),
+                return done
+            count = labeler.label(unit, lambda note: bar.update(task, note=note))
+            bar.advance(task, count.rows)
+    return len(todo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitCount:
+    """What a unit came to, and the seconds that the engine took."""
+
+    rows: int
+    labels: int
+    seconds: float
+
+
+class UnitLabeler:
+    """A loaded teacher that labels units; a thread writes each while the next is labeled.
+
+    Leaving the context waits for the last unit to be journaled, and frees the teacher.
+
+    Raises:
+        SoftshardsError: the engine cannot load the teacher, or the teacher cannot fit in memory.
+    """
+
+    def __init__(
+        self, config: LabelConfig, teacher: Teacher, manifest: Manifest, place: SetPlace
+    ) -> None:
+        self._config, self._teacher = config, teacher
+        self._manifest, self._place = manifest, place
+        self._plan = open_plan(place.folder, manifest.plan)
+        self._samples = config.samples if config.mode == "generate" else 1
+        self._rejected = _RejectShare(config.max_reject_share, config.model)
+        step, identity = manifest.provenance["max_batched_tokens"], manifest.identity
+        size = checkpoint_size(config.model, identity.dtype)
+        memory = engine_memory(config, size, vocab_size=identity.vocab_size, batched_tokens=step)
+        require_memory(memory, config.model)
+
+        def load(batched_tokens: int) -> Engine:
+            return load_engine(teacher, config, identity, batched_tokens=batched_tokens)
+
+        err.print(f"loading the teacher {teacher.path} into {config.engine}")
+        self._session = EngineSession(load, step)
+        self._writer = BackgroundWriter()
+
+    @property
+    def facts(self) -> EngineFacts:
+        """The facts of the engine that is loaded now."""
+        return self._session.engine.facts
+
+    def count_rows(self, units: list[int]) -> int:
+        """Return how many rows `units` have, generations counted one by one."""
+        groups = map(self._plan.metadata.row_group, units)
+        return sum(group.num_rows for group in groups) * self._samples
+
+    def label(self, unit: int, note: Callable[[str], None]) -> UnitCount:
+        """Label a unit and hand it to the thread that writes, once that has written the last one.
+
+        Args:
+            unit: its number.
+            note: called with the progress and the speed.
+
+        Raises:
+            SoftshardsError: as `label_units`; also if the unit before could not be written.
+        """
+        config = self._config
+        rows: list[PlannedRow] = read_unit(self._plan, unit).to_pylist()
+        requests = unit_requests(rows, seed=config.seed, samples=self._samples)
+        meter = energy.start()
+        clock = time.perf_counter()
+        labeled, failed = self._session.label(requests, note)
+        seconds = time.perf_counter() - clock
+        # A served teacher's energy is spent on another machine.
+        used = None if config.engine == "served" else meter.read()
+        rejects = [as_reject(item, rows, strict=config.strict) for item in failed]
+        self._rejected.add(len(requests), rejects)
+        unit_labels = _LabeledUnit(
+            unit=unit,
+            rows=rows,
+            labeled=sorted(labeled, key=lambda r: (r.request.index, r.request.sample)),
+            rejects=sorted(rejects, key=lambda r: (r.id, r.chunk or 0, r.sample or 0)),
+            facts=self.facts,
+            engine_seconds=seconds,
+            provenance=_provenance(self.facts, seconds, used),
+        )
+        self._writer.submit(
+            functools.partial(
+                _write, unit_labels, config, self._teacher, self._manifest, self._place
             )
-            writer.submit(functools.partial(_write, unit_labels, config, teacher, manifest))
-            done += 1
-    return done
+        )
+        labels = sum(len(row.labels) for row in labeled)
+        return UnitCount(rows=len(requests), labels=labels, seconds=seconds)
+
+    def flush(self) -> None:
+        """Wait until the last unit is journaled.
+
+        Raises:
+            Exception: it could not be written.
+        """
+        self._writer.wait()
+
+    def __enter__(self) -> UnitLabeler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        with contextlib.closing(self._session):
+            self._writer.__exit__(kind, error, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +189,9 @@ class _LabeledUnit:
     provenance: dict[str, object]
 
 
-def _write(unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: Manifest) -> None:
+def _write(
+    unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: Manifest, place: SetPlace
+) -> None:
     labeled = unit.labeled
     if config.top_p_labels < 1:
         cut = functools.partial(nucleus, mass=config.top_p_labels, min_k=config.min_k)
@@ -113,9 +199,9 @@ def _write(unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: 
     texts: list[str | None] = [None] * len(labeled)
     if config.mode == "generate":
         texts = _texts(labeled, teacher)
-    with explain_full_disk(f"unit {unit.unit}", config.out):
+    with explain_full_disk(f"unit {unit.unit}", place.folder):
         entry = write_unit(
-            config.out,
+            place.folder,
             unit.unit,
             unit.rows,
             labeled,
@@ -127,6 +213,7 @@ def _write(unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: 
             provenance=unit.provenance,
             codec=manifest.codec,
         )
+    place.publish_unit(unit.unit)
     if not err.is_terminal:
         seconds = human_seconds(unit.engine_seconds)
         err.print(

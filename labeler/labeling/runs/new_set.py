@@ -20,6 +20,7 @@ from schemas.hub_model import ModelSource
 from schemas.journal import plan_rejects_path, write_rejects
 from schemas.manifest import write_manifest
 from schemas.plan import PLAN, write_plan
+from schemas.urls import is_url
 from schemas.version import CODECS
 
 SPOOL = f"{TMP_PREFIX}plan.sqlite"
@@ -46,15 +47,15 @@ def new_set(
     """
     batched_tokens = step_tokens(config, identity.vocab_size)
     parents = require_parents(files, identity.tokenizer)
-    with plan_input(files, config, teacher, config.out / SPOOL, k=identity.k) as planned:
+    with plan_input(files, config, teacher, config.folder / SPOOL, k=identity.k) as planned:
         if not planned.templated:
             identity = identity.model_copy(update={"chat_template": None})
         if teacher.clock is None or not teacher.clock.used:
             identity = identity.model_copy(update={"template_time": None})
         require_room_for(planned, config, identity.k)
         rejects = map(vars, planned.all_rejects())
-        write_rejects(plan_rejects_path(config.out, PLAN), rejects)
-        plan = write_plan(config.out, planned.tables())
+        write_rejects(plan_rejects_path(config.folder, PLAN), rejects)
+        plan = write_plan(config.folder, planned.tables())
     report_rejects(planned.rejects, config.out)
     manifest = Manifest(
         codec=CODECS[config.codec],
@@ -63,7 +64,7 @@ def new_set(
         identity_digest=identity.digest,
         plan=plan,
         planned_units=planned.units,
-        tokenizer_files=copy_tokenizer(teacher.path, config.out),
+        tokenizer_files=copy_tokenizer(teacher.path, config.folder),
         provenance={
             "softshards": __version__,
             **source_provenance(teacher.source or ModelSource(folder=teacher.path)),
@@ -80,18 +81,20 @@ def new_set(
             identity, teacher.chat_template, config.chat_template, config.template_arguments
         ),
     )
-    write_manifest(config.out, manifest)
+    write_manifest(config.folder, manifest)
     return manifest
 
 
 def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:
-    """Refuse a plan whose labels cannot fit on the disk.
+    """Refuse a plan whose labels cannot fit on the disk; an object store has room.
 
     Raises:
         SoftshardsError: the estimate is more than the free space.
     """
+    if is_url(config.out):
+        return
     needed = estimate_bytes(planned.n_labels, k=k, draws=config.draws, codec=config.codec)
-    require_space(needed, config.out)
+    require_space(needed, config.folder)
 
 
 def _template_provenance(

@@ -85,7 +85,7 @@ def require_parents(files: list[Input], tokenizer: str) -> list[dict[str, Any]]:
     return parents
 
 
-def report_rejects(count: int, out: Path) -> None:
+def report_rejects(count: int, out: Path | str) -> None:
     """Print the number of rejected records, if there are any."""
     if count:
         err.print(f"{count} records rejected: see `labeler inspect {out} --rejects`")

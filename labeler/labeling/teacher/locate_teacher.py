@@ -32,7 +32,7 @@ def locate_teacher(config: LabelConfig, *, weights: bool) -> tuple[LabelConfig, 
     """
     recorded: dict[str, str] | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((config.out / MANIFEST).read_bytes())
+        manifest = json.loads((config.folder / MANIFEST).read_bytes())
         recorded = recorded_source(manifest["provenance"])
     source = locate_model(
         config.model,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from schemas import Manifest
 from schemas.file_names import JOURNAL, is_plan_rejects
 from schemas.fingerprint import sha256_file
-from schemas.index import write_index
+from schemas.index import read_index, write_index
 from schemas.journal import UnitEntry, finished_unit
 from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import FileDigest, Totals, read_manifest, write_manifest
 from schemas.set_paths import set_file
+from schemas.version import FORMAT_VERSION
 
 
-def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
+def close(
+    out: Path, *, changed: bool, sizes: Mapping[str, int] | None = None
+) -> tuple[Manifest, Totals, list[int]]:
     """Finalize a set if all its units are done; only one process at a time may call this.
 
     The manifest is read again: another process may have closed the set, or appended to it.
@@ -23,27 +26,30 @@ def close(out: Path, *, changed: bool) -> tuple[Manifest, Totals, list[int]]:
     Args:
         out: the set's folder.
         changed: whether this process labeled units, so that an existing index may be outdated.
+        sizes: as in `finished_unit`.
 
     Returns:
         The manifest, totals of the finished units, and the numbers of the others.
     """
     manifest = read_manifest(out)
-    sums = _Sums()
+    sums = _Sums(sizes)
     done = {entry.unit for entry in sums.over(out, manifest)}
     missing = [unit for unit in range(manifest.planned_units) if unit not in done]
     if not missing and (changed or not _is_closed(out, manifest)):
-        manifest = finalize(out, manifest)
+        manifest = finalize(out, manifest, sizes)
     recorded = None if missing else manifest.totals
     return manifest, recorded or sums.totals(manifest), missing
 
 
-def finalize(out: Path, manifest: Manifest) -> Manifest:
+def finalize(out: Path, manifest: Manifest, sizes: Mapping[str, int] | None = None) -> Manifest:
     """Index the finished units and close the set. Any process may do it, any number of times."""
-    sums = _Sums()
+    sums = _Sums(sizes)
     pages = write_index(out, sums.over(out, manifest))
     changes = {
         "status": "complete",
+        "format_version": FORMAT_VERSION,
         "index_pages": pages,
+        "content_digest": read_index(out, pages).digest,
         "totals": sums.totals(manifest),
         "plan_rejects": _plan_rejects(out),
     }
@@ -72,7 +78,8 @@ def _is_closed(out: Path, manifest: Manifest) -> bool:
 class _Sums:
     """Sums over the journal's entries, taken while they are read once."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Mapping[str, int] | None) -> None:
+        self._sizes = sizes
         names = ("units", "rows", "tokens", "labels", "rejects", "bytes")
         self._sums = dict.fromkeys(names, 0)
         self.costs = LedgerSums()
@@ -80,7 +87,7 @@ class _Sums:
     def over(self, out: Path, manifest: Manifest) -> Iterator[UnitEntry]:
         """Yield the entries of all finished units, by unit; add each up as it passes."""
         for unit in range(manifest.planned_units):
-            entry = finished_unit(out, unit)
+            entry = finished_unit(out, unit, self._sizes)
             if entry is not None:
                 self._sums["units"] += 1
                 for name in ("rows", "tokens", "labels", "rejects", "bytes"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def select_rows(
         kept=tuple(kept),
         made=made,
     )
-    return LabelSet(labels.path, labels.manifest, labels.row_groups.keep(kept), view)
+    return replace(labels, row_groups=labels.row_groups.keep(kept), view=view)
 
 
 def save_view(path: Path, labels: LabelSet) -> None:

@@ -30,6 +30,8 @@ from labeler.labelsets.curate.verdict_store import VerdictStore
 from labeler.labelsets.curate.verifier import Verifier
 from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
+from schemas.redact import redacted
+from schemas.urls import inside
 from schemas.version import CODECS
 from schemas.view import VIEW_SUFFIX
 
@@ -57,9 +59,9 @@ def run_curate(settings: CurateConfig) -> int:
             save_view(paths[name], part)
             if settings.materialize is not None:
                 codec = CODECS[settings.codec] if settings.codec else labels.manifest.codec
-                folder = settings.materialize / name if name else settings.materialize
-                recode([part], folder, codec=codec, how="curate")
-                written[name] = str(folder)
+                place = inside(settings.materialize, name)
+                recode([part], place, codec=codec, how="curate")
+                written[name] = redacted(str(place))
     if settings.as_json:
         views = {} if dry_run else {name: str(path) for name, path in paths.items()}
         print(json.dumps(asdict(report) | {"views": views, "materialized": written}))

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from schemas.errors import SoftshardsError
+from schemas.urls import read_location
 
 ROWS = Group("Rules on single rows", sort_key=2)
 OVERLAP = Group("Overlap with held-out text", sort_key=3)
@@ -117,10 +118,11 @@ class CurateConfig:
     """Seed of the split."""
 
     materialize: Annotated[
-        Path | None, Parameter(name=["--materialize", "--materialise"], group=RESULT)
+        Path | str | None,
+        Parameter(name=["--materialize", "--materialise"], group=RESULT, converter=read_location),
     ] = None
-    """Also write the rows as a label set into this folder; with --split, one folder per part in
-    it."""
+    """Also write the rows as a label set into this folder, or to this URL in an object store; with
+    --split, one folder per part in it."""
 
     codec: Annotated[Literal["plain", "compact"] | None, Parameter(group=RESULT)] = None
     """Codec of that set; by default the codec of LABELS."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from labeler.console import human_bytes, out
+from labeler.labeling.writing.set_place import open_place
 from labeler.labelsets.derive.derive_config import ConvertConfig
 from labeler.labelsets.derive.recode import recode
 from schemas import open_label_set
@@ -18,14 +19,16 @@ def run_convert(config: ConvertConfig) -> int:
     Raises:
         SoftshardsError: as `recode`.
     """
-    target = config.out
     labels = open_label_set(config.labels)
-    manifest = recode([labels], target, codec=CODECS[config.codec], how="convert")
+    with open_place(config.out) as place:
+        target = place.name
+        manifest = recode([labels], place, codec=CODECS[config.codec], how="convert")
+        entries = read_entries(place.folder, manifest.planned_units)
     totals = manifest.totals
     assert totals is not None, "recode closes the set"
-    parts = [e.provenance["recoded"] for e in read_entries(target, manifest.planned_units)]
+    parts = [entry.provenance["recoded"] for entry in entries]
     facts = {
-        "out": str(target),
+        "out": target,
         "codec": manifest.codec,
         "rows": totals.rows,
         "labels": totals.labels,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+
+from labeler.labeling.label_settings import SetLocation
 
 
 @Parameter(name="*")
@@ -14,11 +15,11 @@ from cyclopts import Parameter
 class ConvertConfig:
     """The label set to write in another codec."""
 
-    labels: Path
-    """Folder of a complete label set, or a view of one."""
+    labels: SetLocation
+    """Folder or URL of a complete label set, or a view of one."""
 
-    out: Path
-    """Folder of the new set."""
+    out: SetLocation
+    """Folder of the new set, or its URL in an object store."""
 
     _: KW_ONLY
 
@@ -34,8 +35,8 @@ class ConvertConfig:
 class MergeConfig:
     """The label sets that become one."""
 
-    sets: tuple[Path, ...]
-    """Folders of two or more complete label sets, or views; last, the folder of the new set."""
+    sets: tuple[SetLocation, ...]
+    """Folders or URLs of two or more complete label sets, or views; last, that of the new set."""
 
     _: KW_ONLY
 

@@ -18,10 +18,11 @@ from labeler.console import err, progress
 from labeler.labeling.runs.locks import rank_lock, remove_abandoned_files, set_lock
 from labeler.labeling.runs.stopping import stop_on_signals
 from labeler.labeling.writing.finalize import close
+from labeler.labeling.writing.set_place import SetPlace
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
 from schemas.file_names import TOKENIZER, shard_name
-from schemas.journal import finished_unit, journal_unit
+from schemas.journal import entry_path, finished_unit, journal_unit
 from schemas.manifest import (
     MANIFEST,
     FileDigest,
@@ -57,7 +58,7 @@ class FinishedUnit:
 
 
 def write_derived(
-    out: Path,
+    place: SetPlace,
     units: Sequence[FinishedUnit],
     *,
     identity: Identity,
@@ -70,37 +71,45 @@ def write_derived(
     """Write the units that are missing, and close the set.
 
     Args:
-        out: folder of the new set.
+        place: where the new set goes.
         units: all units, none of them empty; unit i becomes shard i.
         identity: identity of the new set.
         codec: codec of the new set.
-        derived: sources and settings, as JSON; a set in `out` must have been made with the same.
+        derived: sources and settings, as JSON; a set in `place` must have been made with the same.
         copy_tokenizer: copies the tokenizer's files into a folder, and returns their digests.
         provenance: further facts for the manifest (`teacher`, `parents`, ...).
         check: called with a unit's number when its shard is written, before it is journaled; the
             journal records the facts that it returns.
 
     Raises:
-        SoftshardsError: `out` holds another set, or other files, the disk is full, or `check`
+        SoftshardsError: `place` holds another set, or other files, the disk is full, or `check`
             refuses.
     """
-    with stop_on_signals() as stop, rank_lock(out, 0, 1), explain_full_disk("the label set", out):
-        remove_abandoned_files(out, 0, 1)
+    out = place.folder
+    full = explain_full_disk("the label set", out)
+    with stop_on_signals() as stop, rank_lock(place, 0, 1), full:
+        place.pull()
+        remove_abandoned_files(place, 0, 1)
         manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
-        todo = [unit for unit in range(len(units)) if finished_unit(out, unit) is None]
+        todo = [n for n in range(len(units)) if finished_unit(out, n, place.sizes) is None]
+        for unit in todo:  # of which an entry may be left
+            entry_path(out, unit).unlink(missing_ok=True)
+        place.publish()
         if reused := len(units) - len(todo):
-            err.print(f"reusing {reused} of {len(units)} units in {out}")
+            err.print(f"reusing {reused} of {len(units)} units in {place.name}")
         with stop.finishing_units(), progress("units") as bar:
             for unit in bar.track(todo, description="writing"):
                 _write(out, unit, units[unit], manifest, check)
+                place.publish_unit(unit)
                 if stop.requested:
                     break
-        with set_lock(out, "close"):
-            manifest, _, missing = close(out, changed=bool(todo))
+        with set_lock(place, "close"):
+            manifest, _, missing = close(out, changed=bool(todo), sizes=place.sizes)
+            place.publish()
     if missing:
         raise SoftshardsError(
             f"stopped with {len(missing)} of {len(units)} units left; finished units are safe",
-            path=out,
+            path=place.name,
             hint="run the same command again: it resumes",
         )
     return manifest

@@ -18,6 +18,7 @@ from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
 from schemas.manifest import require_same_identity
+from schemas.redact import redacted
 from schemas.version import CODECS
 
 SHOWN = 5
@@ -48,18 +49,20 @@ def run_merge(config: MergeConfig) -> int:
         return 0
     left_out = f", {facts['left_out']} duplicates left out" if facts["left_out"] else ""
     out.print(
-        f"{target}: {facts['rows']} rows, {facts['labels']} labels from {len(sources)} sets in "
-        f"{facts['codec']}, {human_bytes(facts['bytes'])}{left_out}; every row compared"
+        f"{facts['out']}: {facts['rows']} rows, {facts['labels']} labels from {len(sources)} sets "
+        f"in {facts['codec']}, {human_bytes(facts['bytes'])}{left_out}; every row compared"
     )
     return 0
 
 
-def merge(sources: Sequence[Path], target: Path, *, codec: str | None, on_duplicate: str) -> Merged:
+def merge(
+    sources: Sequence[Path | str], target: Path | str, *, codec: str | None, on_duplicate: str
+) -> Merged:
     """Write the rows of several label sets or views as one set.
 
     Args:
         sources: the sets, in the order of their rows in the new one.
-        target: folder of the new set; an unfinished one there is resumed.
+        target: folder or URL of the new set; an unfinished one there is resumed.
         codec: `plain` or `compact`; None takes the codec of the first set.
         on_duplicate: `refuse` rows that share a key, or keep the `first`.
 
@@ -76,7 +79,7 @@ def merge(sources: Sequence[Path], target: Path, *, codec: str | None, on_duplic
         require_same_identity(
             sets[0].manifest.identity,
             other.manifest.identity,
-            path=other.path,
+            path=other.place,
             hint="only sets with the same teacher and settings can be merged",
         )
     distinct = _without_duplicates(sets, sources, on_duplicate)
@@ -85,7 +88,7 @@ def merge(sources: Sequence[Path], target: Path, *, codec: str | None, on_duplic
     )
     assert manifest.totals is not None, "recode closes the set"
     return {
-        "out": str(target),
+        "out": redacted(str(target)),
         "codec": manifest.codec,
         "rows": manifest.totals.rows,
         "labels": manifest.totals.labels,
@@ -95,7 +98,7 @@ def merge(sources: Sequence[Path], target: Path, *, codec: str | None, on_duplic
 
 
 def _without_duplicates(
-    sets: Sequence[LabelSet], sources: Sequence[Path], on_duplicate: str
+    sets: Sequence[LabelSet], sources: Sequence[Path | str], on_duplicate: str
 ) -> list[LabelSet]:
     """Return the sets, without rows whose key an earlier set has.
 
@@ -127,7 +130,7 @@ def _without_duplicates(
         )
         made: dict[str, object] = {
             "by": "merge",
-            "without keys of": [str(p) for p in sources[:number]],
+            "without keys of": [redacted(str(p)) for p in sources[:number]],
         }
         if labels.view is not None:
             made["of"] = labels.view.made

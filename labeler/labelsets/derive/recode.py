@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeler.console import progress
+from labeler.labeling.writing.set_place import SetPlace, open_place
 from labeler.labelsets.derive.derived_writer import FinishedUnit, write_derived
 from schemas import LabelSet, Manifest, RowGroup, SoftshardsError, decode, rounding, to_plain
 from schemas.arrow import KEY_COLUMNS, TOPK_COLUMNS
 from schemas.file_names import TOKENIZER, shard_name
 from schemas.fingerprint import sha256_file
-from schemas.journal import read_entry
 from schemas.manifest import FileDigest, require_same_identity
 from schemas.version import PLAIN_1
 
@@ -36,7 +37,9 @@ class ShardError(TypedDict):
     kl: float
 
 
-def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> Manifest:
+def recode(
+    sources: Sequence[LabelSet], out: Path | str | SetPlace, *, codec: str, how: str
+) -> Manifest:
     """Write all rows of `sources` as one label set; a shard of a source stays a shard.
 
     Every row is read back and compared with its source: ids and all other columns must be equal,
@@ -44,7 +47,7 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
 
     Args:
         sources: label sets or views with one identity.
-        out: folder of the new set; an unfinished one there is resumed.
+        out: folder, URL or opened place of the new set; an unfinished one there is resumed.
         codec: codec of the new set.
         how: name of the operation in the manifest: `convert`, `merge`, `curate`.
 
@@ -59,9 +62,16 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
             path=other.path,
             hint="only sets with the same teacher and settings can be merged",
         )
-    if out.resolve() in {labels.path.resolve() for labels in sources}:
+    with nullcontext(out) if isinstance(out, SetPlace) else open_place(out) as place:
+        return _recode(sources, place, codec, how)
+
+
+def _recode(sources: Sequence[LabelSet], place: SetPlace, codec: str, how: str) -> Manifest:
+    first = sources[0]
+    where = {labels.remote.url if labels.remote else labels.path.resolve() for labels in sources}
+    if (place.remote.url if place.remote else place.folder.resolve()) in where:
         raise SoftshardsError(
-            "the new set would overwrite its source", path=out, hint="name another folder"
+            "the new set would overwrite its source", path=place.name, hint="name another folder"
         )
     shards = [(labels, groups) for labels in sources for groups in _by_shard(labels)]
     if not shards:
@@ -69,13 +79,13 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
 
     def check(unit: int) -> dict[str, object]:
         labels, groups = shards[unit]
-        return {"recoded": compare_shards(labels, groups, out / shard_name(unit), codec)}
+        return {"recoded": compare_shards(labels, groups, place.folder / shard_name(unit), codec)}
 
     with progress("shards") as bar:
         units = [_unit(*shard) for shard in bar.track(shards, description="opening")]
     facts = ("teacher", "parents", "max_batched_tokens", "chat_template")
     return write_derived(
-        out,
+        place,
         units,
         identity=first.manifest.identity,
         codec=codec,
@@ -89,7 +99,7 @@ def recode(sources: Sequence[LabelSet], out: Path, *, codec: str, how: str) -> M
 def origin(labels: LabelSet) -> dict[str, object]:
     """Return the facts about a source that the manifest of a derived set records."""
     return {
-        "path": str(labels.path),
+        "path": labels.place,
         "self_digest": labels.manifest.self_digest,
         "identity_digest": labels.manifest.identity_digest,
         "content": labels.content_digest,
@@ -125,11 +135,11 @@ def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
 
     footer = labels.shard_facts(groups[0])
     number = int(Path(groups[0].shard).stem.removeprefix("part-"))
-    entry = read_entry(labels.path, number)
+    entry = labels.journal_entry(number)
     if entry is None:
         raise SoftshardsError(
             f"the journal has no entry of {groups[0].shard}",
-            path=labels.path,
+            path=labels.place,
             hint="run `labeler repair` on the set",
         )
     return FinishedUnit(

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from labeler.labeling.label_settings import SetLocation
 from schemas.errors import SoftshardsError
+from schemas.urls import read_location
 
 
 @Parameter(name="*")
@@ -16,12 +18,12 @@ from schemas.errors import SoftshardsError
 class ExportConfig:
     """The label set to export, and the file to write."""
 
-    labels: Path
-    """Folder of a complete label set, or a view of one."""
+    labels: SetLocation
+    """Folder or URL of a complete label set, or a view of one."""
 
-    file: Path
-    """The file to write: .parquet for distillkit and axolotl; .jsonl or .jsonl.zst for trl, jsonl.
-    """
+    file: SetLocation
+    """The file to write, or its URL in an object store: .parquet for distillkit and axolotl;
+    .jsonl or .jsonl.zst for trl and jsonl."""
 
     _: KW_ONLY
 
@@ -54,8 +56,8 @@ class ImportConfig:
 
     _: KW_ONLY
 
-    out_dir: Annotated[Path | None, Parameter(name="--out")] = None
-    """Folder of the new label set."""
+    out_dir: Annotated[Path | str | None, Parameter(name="--out", converter=read_location)] = None
+    """Folder of the new label set, or its URL in an object store."""
 
     tokenizer: Path
     """Folder of the tokenizer that produced the ids."""

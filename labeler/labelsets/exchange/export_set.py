@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ from schemas.atomic import atomic_path, write_atomic
 from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_file
 from schemas.labelset import LabelSet, open_label_set
+from schemas.object_store import list_names, put
+from schemas.redact import redacted
+from schemas.remote import Remote
+from schemas.urls import is_url
 from schemas.version import __version__
 
 SIDECAR = ".softshards.json"
@@ -67,10 +72,10 @@ def run_export(config: ExportConfig) -> int:
     Raises:
         SoftshardsError: as `export`.
     """
-    file = config.file
+    file = redacted(str(config.file))
     facts = export(
         config.labels,
-        file,
+        config.file,
         config.format,
         limit=config.limit,
         lossy=config.lossy,
@@ -96,15 +101,22 @@ def run_export(config: ExportConfig) -> int:
 
 
 def export(
-    source: Path, file: Path, format: str, *, limit: int | None, lossy: bool, replace: bool
+    source: Path | str,
+    file: Path | str,
+    format: str,
+    *,
+    limit: int | None,
+    lossy: bool,
+    replace: bool,
 ) -> ExportFacts:
     """Write rows of a label set or view as another tool's file, and a sidecar with facts.
 
     One row group of the set is held at a time. The file appears complete or not at all.
 
     Args:
-        source: the set or view.
-        file: the file to write; its suffix decides whether it is compressed.
+        source: the set or view, or the URL of one.
+        file: the file to write, or its URL in an object store; its suffix decides whether it is
+            compressed.
         format: one of `FORMATS`.
         limit: most rows to write.
         lossy: also write rows that lose more than every row does.
@@ -118,14 +130,29 @@ def export(
             more than every row does and `lossy` is not set.
     """
     suffixes = FORMATS[format].suffixes
-    if not file.name.endswith(suffixes):
+    if not str(file).endswith(suffixes):
         raise SoftshardsError(
             f"format {format} needs a file name that ends in {' or '.join(suffixes)}",
             path=file,
             hint="rename the file",
         )
-    if file.exists() and not replace:
+    folder, _, name = str(file).rpartition("/")
+    remote = Remote(folder) if is_url(file) else None
+    exists = Path(file).exists() if remote is None else name in list_names(remote, name)
+    if exists and not replace:
         raise SoftshardsError("the file exists already", path=file, hint="--replace overwrites it")
+    if remote is None:
+        return _export(source, Path(file), format, limit=limit, lossy=lossy)
+    with tempfile.TemporaryDirectory(prefix="softshards-") as staging:
+        facts = _export(source, Path(staging, name), format, limit=limit, lossy=lossy)
+        for sent in (name, name + SIDECAR):
+            put(remote, sent, Path(staging, sent))
+    return facts
+
+
+def _export(
+    source: Path | str, file: Path, format: str, *, limit: int | None, lossy: bool
+) -> ExportFacts:
     labels = open_label_set(source)
     completions = open_completions(labels, lossy=lossy) if format == "trl" else None
     rows, count = 0, 0
@@ -163,7 +190,7 @@ def _tables(labels: LabelSet, limit: int | None) -> Iterator[pa.Table]:
                 return
 
 
-def _refuse_student_context(table: pa.Table, format: str, source: Path) -> None:
+def _refuse_student_context(table: pa.Table, format: str, source: Path | str) -> None:
     has_context = table["student_input_ids"].is_valid()
     if has_context.to_numpy().any():
         raise SoftshardsError(
@@ -236,7 +263,7 @@ def _facts(labels: LabelSet, file: Path, format: str) -> _SetFacts:
         "identity_digest": manifest.identity_digest,
         "identity": manifest.identity.model_dump(mode="json"),
         "label_set": {
-            "path": str(labels.path),
+            "path": labels.place,
             "self_digest": manifest.self_digest,
             "content": labels.content_digest,
             "view": labels.view.made if labels.view else None,

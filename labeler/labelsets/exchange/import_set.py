@@ -9,6 +9,7 @@ from typing import Any
 from labeler.console import err, human_bytes, out, progress
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
+from labeler.labeling.writing.set_place import SetPlace, open_place
 from labeler.labelsets.derive.derived_writer import write_derived
 from labeler.labelsets.exchange.batcher import Batcher
 from labeler.labelsets.exchange.check_row import (
@@ -32,6 +33,7 @@ from labeler.labelsets.exchange.import_spool import Spool
 from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_file
 from schemas.manifest import MANIFEST, Manifest, read_manifest
+from schemas.redact import redacted
 from schemas.version import CODECS
 
 
@@ -49,7 +51,7 @@ def run_import(config: ImportConfig) -> int:
     totals = manifest.totals
     assert totals is not None, "write_derived closes the set"
     facts = {
-        "out": str(config.out_dir),
+        "out": redacted(str(config.out_dir)),
         "format": manifest.provenance["derived"]["format"],
         "codec": manifest.codec,
         "rows": totals.rows,
@@ -64,18 +66,18 @@ def run_import(config: ImportConfig) -> int:
         print(json.dumps(facts))
         return 0
     out.print(
-        f"{config.out_dir}: {totals.rows} rows, {totals.labels} labels of at most {facts['k']} ids "
+        f"{facts['out']}: {totals.rows} rows, {totals.labels} labels of at most {facts['k']} ids "
         f"from format {facts['format']}, {human_bytes(totals.bytes)}; {totals.rejects} rejects",
     )
     out.print(f"tail: {facts['tail_source']}")
     if unknown := facts["unknown_token_logprobs"]:
         out.print(f"{unknown} of {totals.labels} labels: {UNKNOWN_TOKEN}")
     if totals.rejects:
-        out.print(f"see `labeler inspect {config.out_dir} --rejects`")
+        out.print(f"see `labeler inspect {facts['out']} --rejects`")
     return 0
 
 
-def import_labels(config: ImportConfig, out_dir: Path) -> Manifest:
+def import_labels(config: ImportConfig, out: Path | str) -> Manifest:
     """Write the files of another tool as a label set; reuse a finished import of the same files.
 
     All rows are read and checked first, into a temporary file beside the set, and then written. A
@@ -83,22 +85,27 @@ def import_labels(config: ImportConfig, out_dir: Path) -> Manifest:
 
     Raises:
         SoftshardsError: the files contradict the statement about them, too many rows are bad, or
-            `out_dir` holds another set.
+            `out` holds another set.
     """
     source = open_source(config)
+    with open_place(out) as place:
+        return _import(source, config, place)
+
+
+def _import(source: ImportSource, config: ImportConfig, place: SetPlace) -> Manifest:
     derived = _derived_facts(source, config)
-    if (finished := _finished_import(out_dir, derived)) is not None:
-        err.print(f"{out_dir} holds this import, finished; nothing to do")
+    if (finished := _finished_import(place.folder, derived)) is not None:
+        err.print(f"{place.name} holds this import, finished; nothing to do")
         return finished
     counts = ImportCounts()
-    spool = Spool(out_dir.parent, source.layout.vocab_size, LabelConfig.unit_labels)
+    spool = Spool(place.folder.parent, source.layout.vocab_size, LabelConfig.unit_labels)
     _spool_rows(source, config, counts, spool)
     tail = describe_tail(counts)
     units = spool.units(tail, DERIVED_ENTROPY if counts.derived_entropy else RECORDED)
     if not units:
         raise SoftshardsError("all rows were rejected", path=source.files[0])
     return write_derived(
-        out_dir,
+        place,
         units,
         identity=source.stated.identity(
             vocab_size=source.layout.vocab_size, k=counts.k, max_length=counts.longest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from labeler.console import out as console
 from labeler.labeling.runs.locks import exclusive_lock
 from labeler.labeling.teacher.tokenizer_files import copy_tokenizer
 from labeler.labeling.writing.finalize import finalize
+from labeler.labeling.writing.set_place import SetPlace, open_place
 from labeler.labelsets.repair.diagnosis import (
     FROM_FILE,
     Diagnosis,
@@ -61,16 +63,8 @@ def run_repair(config: RepairConfig) -> int:
         SoftshardsError: the label set is missing, nothing is left to rebuild it from, or another
             process is using it.
     """
-    out = config.labels
-    require_label_set(out)  # before the lock writes a file there
-    if config.dry_run:
-        result = describe_repair(diagnose(out, config.model), dry_run=True)
-    else:
-        with exclusive_lock(out, "repair"):
-            found = diagnose(out, config.model)
-            result = describe_repair(found, dry_run=False)
-            if not found.is_undamaged:
-                _apply(found)
+    with open_place(config.labels) as place:
+        result = _repair(place, config.model, dry_run=config.dry_run)
     if config.as_json:
         print(json.dumps(vars(result)))
     else:
@@ -78,6 +72,22 @@ def run_repair(config: RepairConfig) -> int:
     incomplete = result.redo or result.left
     pending = config.dry_run and (result.moved or result.rebuilt)
     return 1 if incomplete or pending else 0
+
+
+def _repair(place: SetPlace, model: Path | None, *, dry_run: bool) -> Repair:
+    out = place.folder
+    if place.remote is None:
+        require_label_set(out)  # before the lock writes a file there
+    if dry_run:
+        place.pull(whole=True)
+        found = diagnose(out, model)
+    else:
+        with exclusive_lock(place, "repair"):
+            found = diagnose(out, model)
+            if not found.is_undamaged:
+                _apply(found)
+                place.publish()
+    return dataclasses.replace(describe_repair(found, dry_run=dry_run), path=place.name)
 
 
 def describe_repair(found: Diagnosis, *, dry_run: bool) -> Repair:

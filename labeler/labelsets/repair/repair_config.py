@@ -8,14 +8,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from labeler.labeling.label_settings import SetLocation
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RepairConfig:
     """The label set to repair."""
 
-    labels: Path
-    """Folder of the label set."""
+    labels: SetLocation
+    """Folder of the label set, or its URL in an object store: all of it is then copied to this
+    machine for the time of the repair."""
 
     _: KW_ONLY
 

@@ -1,0 +1,214 @@
+"""Write the files of a label set into an object store, through fsspec, with several attempts.
+
+A store keeps an object whole or not at all, but has no rename and no locks. What stands in for
+them is `create`: it writes an object only where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import SoftshardsError, first_line
+from schemas.remote import Remote, retried
+
+ATTEMPTS = 8
+"""Of each request: with growing pauses, they outlast a minute or two without the store."""
+HINT = (
+    "check the network, the credentials and that the bucket exists, and run the same command "
+    "again: it resumes"
+)
+READ_ONLY = ("http", "https")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An object in a listing: its size in bytes, and what changes when it is written again."""
+
+    size: int
+    stamp: str
+
+
+def list_files(remote: Remote) -> dict[str, StoredFile]:
+    """Return all files of a set, by name; none where there is no set.
+
+    Raises:
+        SoftshardsError: the store does not answer.
+    """
+
+    def find() -> dict[str, StoredFile]:
+        remote.filesystem.invalidate_cache()
+        root = remote.place_of("")
+        try:
+            found = remote.filesystem.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            path[len(root) :].lstrip("/"): StoredFile(int(info["size"]), _stamp(info))
+            for path, info in found.items()
+        }
+
+    with as_store_error(remote, ""):
+        return retried(ATTEMPTS, find)
+
+
+def list_names(remote: Remote, prefix: str) -> list[str]:
+    """Return the names in the set's own folder that begin with `prefix`, sorted.
+
+    Raises:
+        SoftshardsError: the store does not answer.
+    """
+
+    def names() -> list[str]:
+        remote.filesystem.invalidate_cache()
+        try:
+            paths = remote.filesystem.ls(remote.place_of(""), detail=False)
+        except FileNotFoundError:
+            return []
+        found = (path.rstrip("/").rpartition("/")[2] for path in paths)
+        return sorted(name for name in found if name.startswith(prefix))
+
+    with as_store_error(remote, ""):
+        return retried(ATTEMPTS, names)
+
+
+def put(remote: Remote, name: str, source: Path | bytes) -> None:
+    """Write an object, over an older one; large files in parts.
+
+    Raises:
+        SoftshardsError: the store refuses or does not answer. The older object is unchanged, or,
+            where only the answer was lost, replaced.
+    """
+    with as_store_error(remote, name):
+        retried(ATTEMPTS, _put, remote, name, source, "overwrite")
+
+
+def create(remote: Remote, name: str, data: bytes) -> None:
+    """Write an object where there is none.
+
+    An object that is already there with the same bytes counts as written: the answer to an earlier
+    attempt may have been lost.
+
+    Raises:
+        FileExistsError: there is an object with other bytes.
+        SoftshardsError: the store refuses or does not answer.
+    """
+
+    def attempt() -> None:
+        try:
+            _put(remote, name, data, "create")
+        except Exception as error:
+            found = _read_back(remote, name)
+            if found is None:
+                raise
+            if found != data:
+                raise FileExistsError(name) from error
+
+    with as_store_error(remote, name):
+        retried(ATTEMPTS, attempt)
+
+
+def delete(remote: Remote, names: Sequence[str]) -> None:
+    """Delete objects; those that are missing already do not matter.
+
+    Raises:
+        SoftshardsError: the store refuses or does not answer.
+    """
+
+    def remove() -> None:
+        places = [remote.place_of(name) for name in names]
+        try:
+            remote.filesystem.rm(places)
+        except FileNotFoundError:  # by an earlier attempt whose answer was lost, or one of several
+            for place in places:
+                if remote.filesystem.exists(place):
+                    remote.filesystem.rm_file(place)
+
+    if names:
+        with as_store_error(remote, names[0]):
+            retried(ATTEMPTS, remove)
+
+
+def abort_uploads(remote: Remote, is_own: Callable[[str], bool]) -> int:
+    """Abort uploads in parts that a killed process left: they are invisible, and are paid for.
+
+    Only S3 keeps them without end; the other stores delete theirs.
+
+    Args:
+        remote: the location of the set.
+        is_own: whether no other process can be writing the file of this name.
+
+    Returns:
+        The number of aborted uploads.
+    """
+    filesystem: Any = remote.filesystem
+    if "s3" not in filesystem.protocol or not hasattr(filesystem, "call_s3"):
+        return 0
+    bucket, root, _ = filesystem.split_path(remote.place_of("").rstrip("/") + "/")
+    aborted = 0
+    with as_store_error(remote, ""):
+        try:
+            answer = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=root)
+        except OSError:  # not every key may list them, nor every store has them
+            return 0
+        for upload in answer.get("Uploads") or []:
+            if is_own(upload["Key"].removeprefix(root).lstrip("/")):
+                filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                aborted += 1
+    return aborted
+
+
+@contextmanager
+def as_store_error(remote: Remote, name: str) -> Iterator[None]:
+    """Raise errors of the filesystem as one that names the object; a `FileExistsError` passes."""
+    where = f"{remote.url}/{name}" if name else remote.url
+    if remote.url.partition("://")[0] in READ_ONLY:
+        raise SoftshardsError(
+            "a web server cannot be written to",
+            path=where,
+            hint="give a folder, or the URL of an object store: s3://, gs://, az://, ...",
+        )
+    try:
+        yield
+    except (SoftshardsError, FileExistsError):
+        raise
+    except ImportError as error:
+        package = getattr(error.__cause__ or error, "name", None)
+        hint = f"pip install {package}" if package else "install the package that it names"
+        raise SoftshardsError(f"no driver for this URL: {error}", path=where, hint=hint) from error
+    except ValueError as error:
+        hint = "give a folder, or a URL such as s3://bucket/labels"
+        raise SoftshardsError(
+            f"cannot be used: {first_line(error)}", path=where, hint=hint
+        ) from error
+    except Exception as error:  # each filesystem has errors of its own
+        raise SoftshardsError(
+            f"the object store fails: {type(error).__name__}: {first_line(error)}",
+            path=where,
+            hint=HINT,
+        ) from error
+
+
+def _put(remote: Remote, name: str, source: Path | bytes, mode: str) -> None:
+    filesystem, place = remote.filesystem, remote.place_of(name)
+    if isinstance(source, bytes):
+        filesystem.pipe_file(place, source, mode=mode)
+    else:
+        filesystem.put_file(str(source), place, mode=mode)
+
+
+def _read_back(remote: Remote, name: str) -> bytes | None:
+    remote.filesystem.invalidate_cache()
+    try:
+        data: bytes = remote.filesystem.cat_file(remote.place_of(name))
+    except FileNotFoundError:
+        return None
+    return data
+
+
+def _stamp(info: dict[str, object]) -> str:
+    names = ("ETag", "etag", "generation", "LastModified", "last_modified", "mtime", "created")
+    return next((str(info[name]) for name in names if info.get(name)), "")
