@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labeler.console import err
 from labeler.labeling.engines.engine import Engine
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.teacher import Teacher
@@ -16,6 +17,8 @@ def load_engine(
     Raises:
         SoftshardsError: it cannot be loaded, or runs the teacher in another dtype than recorded.
     """
+    if config.engine != "served" and (warning := emulation_warning(identity.dtype)):
+        err.print(f"warning: {warning}", style="yellow")
     engine: Engine
     if config.engine == "vllm":
         from labeler.labeling.engines.vllm.vllm_engine import VllmEngine
@@ -57,3 +60,20 @@ def load_engine(
             hint="pass --head-dtype model, or another --dtype",
         )
     return engine
+
+
+def emulation_warning(dtype: str) -> str | None:
+    """Return a warning where this machine only emulates products in bfloat16, far slower.
+
+    `trainer.ops.bf16_support` asks the same of PyTorch: neither package may import the other, nor
+    the one that they share import torch.
+    """
+    if dtype != "bfloat16":
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return None if native else "this machine emulates bfloat16, slowly: use --dtype float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning import budget, engine_memory
+from labeler.labeling.runs.identify_teacher import identify_teacher
+from labeler.labeling.runs.load_engine import load_engine
 from schemas import SoftshardsError
 from tests.labeler.test_cli import assert_one_error, flags
 
@@ -124,6 +127,19 @@ def test_calibration_measures_and_writes_nothing(
     assert plan["estimated_seconds"] == pytest.approx(work / plan["tokens_per_s"], abs=0.51)
     assert plan["memory"]["weights"] > 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of an x86 CPU")
+def test_a_dtype_that_is_emulated_is_warned_of(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    emulates = not (torch.cuda.is_available() or {"avx512bw", "avx512vl", "avx512dq"} <= flags)
+    for dtype, warned in (("float32", False), ("bfloat16", emulates)):
+        config = settings(dtype=dtype)
+        teacher, identity = identify_teacher(config, weights_digest="header")
+        load_engine(teacher, config, identity, batched_tokens=256).close()
+        assert ("emulates bfloat16" in capsys.readouterr().err) == warned
 
 
 def test_calibration_needs_a_dry_run(
