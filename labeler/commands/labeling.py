@@ -15,6 +15,10 @@ def label(config: LabelCommand) -> int:
 
     Example: `labeler label corpus.jsonl --model ./teacher --out ./labels --k 64`
     """
+    if config.cluster.ray is not None:
+        from labeler.labeling.cluster.label_on_ray import run_label_on_ray
+
+        return run_label_on_ray(config)
     from labeler.labeling.runs.label_command import run_label
 
     return run_label(config)

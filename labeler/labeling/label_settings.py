@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from schemas.errors import SoftshardsError
 from schemas.urls import read_location
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ GENERATION = Group("Generation (mode generate)", sort_key=6)
 ENGINE = Group("Engine", sort_key=7)
 SERVED = Group("Served teacher (engine served)", sort_key=8)
 OUTPUT = Group("Label set", sort_key=9)
+RAY = Group("Ray cluster", sort_key=10)
 
 SetLocation = Annotated[Path | str, Parameter(converter=read_location)]
 """The folder of a label set, or its URL as text."""
@@ -371,3 +373,45 @@ class OutputSettings:
 
     weights_digest: Annotated[Literal["full", "header"], Parameter(group=OUTPUT), WEIGHTS] = "full"
     """Identify the teacher by all bytes of its weights, or by file sizes and headers only."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RaySettings:
+    """Settings for labeling on a cluster; they change no label."""
+
+    ray: Annotated[str | None, Parameter(group=RAY)] = None
+    """Label on a Ray cluster: HOST:PORT of its head node, `auto` for RAY_ADDRESS or the cluster
+    that this machine belongs to (also without a value), `local` for the GPUs of this machine alone.
+    Ray places the teachers; each labels and journals units as it becomes free, and those of a lost
+    node are labeled again elsewhere. A run may begin without --ray and end with it, and the
+    reverse."""
+
+    ray_actors: Annotated[int | None, Parameter(group=RAY)] = None
+    """Teachers to place; by default as many as fit, also when nodes join or leave."""
+
+    ray_cpus: Annotated[float | None, Parameter(group=RAY)] = None
+    """CPU cores per teacher; by default its GPUs' share of the node's cores, and without GPUs all
+    cores of the smallest node."""
+
+    ray_gpus: Annotated[float | None, Parameter(group=RAY)] = None
+    """GPUs per teacher; by default one per tensor- and pipeline-parallel rank if the cluster has
+    any. Where no node has that many, a teacher spans nodes."""
+
+    ray_wait: Annotated[float, Parameter(group=RAY)] = 0.0
+    """Minutes to wait for nodes to join where the cluster has no room for the teachers, as when it
+    scales by itself."""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "ray-actors": self.ray_actors is None or self.ray_actors >= 1,
+            "ray-cpus": self.ray_cpus is None or self.ray_cpus > 0,
+            "ray-gpus": self.ray_gpus is None or self.ray_gpus >= 0,
+            "ray-wait": self.ray_wait >= 0,
+        }
+        for flag, fits in checks.items():
+            value = getattr(self, flag.replace("-", "_"))
+            if not fits:
+                raise SoftshardsError(f"--{flag} is {value}; it must be more")
+            if self.ray is None and value:
+                raise SoftshardsError(f"--{flag} needs --ray")

@@ -73,6 +73,10 @@ class EngineOutOfMemory(SoftshardsError):
     """The engine ran out of memory; it can be loaded again with smaller steps."""
 
 
+class EngineFailed(SoftshardsError):
+    """The engine broke while it labeled; another one, perhaps on another device, may not."""
+
+
 class Engine(Protocol):
     """A loaded teacher: `VllmEngine`, `ServedEngine` or `TransformersEngine`."""
 

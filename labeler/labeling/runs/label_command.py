@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.label_settings import RaySettings
 from schemas.errors import SoftshardsError
 
 if TYPE_CHECKING:
-    from labeler.labeling.runs.label_run import RunSummary
+    from labeler.labeling.runs.label_run import LabelUnits, RunSummary
 
 
 @Parameter(name="*")
@@ -32,6 +33,8 @@ class LabelCommand:
 
     settings: LabelConfig
 
+    cluster: RaySettings = field(default_factory=RaySettings)
+
     dry_run: bool = False
     """Print the plan with estimated bytes, memory and time; write nothing, load no teacher."""
 
@@ -46,8 +49,12 @@ class LabelCommand:
             raise SoftshardsError("--calibrate needs --dry-run", hint="give both, or neither")
 
 
-def run_label(config: LabelCommand) -> int:
+def run_label(config: LabelCommand, work: LabelUnits | None = None) -> int:
     """Label the inputs, or print the plan of a dry run, and return the exit code.
+
+    Args:
+        config: the command's settings.
+        work: labels the units; by default this process.
 
     Raises:
         SoftshardsError: as `label_run.label`.
@@ -56,13 +63,14 @@ def run_label(config: LabelCommand) -> int:
 
     prepare_environment()
     from labeler.labeling.runs import label_dry_run, label_run
+    from labeler.labeling.runs.label_units import label_units
 
     if config.dry_run:
         label_dry_run.print_plan(
             config.inputs, config.settings, calibrate=config.calibrate, as_json=config.as_json
         )
         return 0
-    summary = label_run.label(config.inputs, config.settings)
+    summary = label_run.label(config.inputs, config.settings, work or label_units)
     if config.as_json:
         print(json.dumps(dataclasses.asdict(summary)))
     else:

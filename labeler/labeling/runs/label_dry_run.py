@@ -22,6 +22,7 @@ from labeler.labeling.planning.engine_memory import (
     require_memory,
     step_tokens,
 )
+from labeler.labeling.planning.placement import Placement
 from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.plan_input import plan_input
 from labeler.labeling.runs.timing import Timing, measure_timing, rough_timing
@@ -95,9 +96,20 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
 
 
 def print_plan(
-    inputs: Sequence[str], config: LabelConfig, *, calibrate: bool, as_json: bool
+    inputs: Sequence[str],
+    config: LabelConfig,
+    *,
+    calibrate: bool,
+    as_json: bool,
+    placement: Placement | None = None,
 ) -> None:
-    """Plan, estimate and print; nothing is written to `config.out`."""
+    """Plan, estimate and print; nothing is written to `config.out`.
+
+    Args:
+        inputs, config, calibrate: as for `dry_run`.
+        as_json: print JSON.
+        placement: where teachers fit into a cluster.
+    """
     result = dry_run(inputs, config, calibrate=calibrate)
     planned, timing = result.planned, result.timing
     if as_json:
@@ -115,6 +127,8 @@ def print_plan(
             "estimated_seconds": round(timing.seconds),
             "tokens_per_s": timing.tokens_per_s and round(timing.tokens_per_s, 1),
         }
+        if placement is not None:
+            facts["ray"] = placement.as_json()
         print(json.dumps(facts))
         return
     most = " at most" if config.mode == "generate" else ""
@@ -142,6 +156,8 @@ def print_plan(
             f"time          roughly {human_seconds(timing.seconds)} (within a factor of three; "
             "--calibrate measures it)"
         )
+    for line in placement.lines() if placement is not None else ():
+        out.print(line)
     out.print("nothing was written (--dry-run)")
 
 

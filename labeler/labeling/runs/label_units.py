@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from labeler.console import err, human_bytes, human_seconds, progress
 from labeler.labeling.engines.capture import nucleus
@@ -63,13 +64,24 @@ def label_units(
         UnitLabeler(config, teacher, manifest, place) as labeler,
         progress("rows", note=True) as bar,
     ):
-        task = bar.add_task("labeling", total=labeler.count_rows(todo), note="")
+        plan = open_plan(place.folder, manifest.plan)
+        task = bar.add_task("labeling", total=count_rows(plan, todo, config), note="")
         for done, unit in enumerate(todo):
             if stop.requested:
                 return done
             count = labeler.label(unit, lambda note: bar.update(task, note=note))
             bar.advance(task, count.rows)
     return len(todo)
+
+
+def count_rows(plan: pq.ParquetFile, units: list[int], config: LabelConfig) -> int:
+    """Return how many rows units of a plan have, generations counted one by one."""
+    rows: int = sum(plan.metadata.row_group(unit).num_rows for unit in units)
+    return rows * _samples(config)
+
+
+def _samples(config: LabelConfig) -> int:
+    return config.samples if config.mode == "generate" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +108,6 @@ class UnitLabeler:
         self._config, self._teacher = config, teacher
         self._manifest, self._place = manifest, place
         self._plan = open_plan(place.folder, manifest.plan)
-        self._samples = config.samples if config.mode == "generate" else 1
         self._rejected = _RejectShare(config.max_reject_share, config.model)
         step, identity = manifest.provenance["max_batched_tokens"], manifest.identity
         size = checkpoint_size(config.model, identity.dtype)
@@ -115,11 +126,6 @@ class UnitLabeler:
         """The facts of the engine that is loaded now."""
         return self._session.engine.facts
 
-    def count_rows(self, units: list[int]) -> int:
-        """Return how many rows `units` have, generations counted one by one."""
-        groups = map(self._plan.metadata.row_group, units)
-        return sum(group.num_rows for group in groups) * self._samples
-
     def label(self, unit: int, note: Callable[[str], None]) -> UnitCount:
         """Label a unit and hand it to the thread that writes, once that has written the last one.
 
@@ -132,7 +138,7 @@ class UnitLabeler:
         """
         config = self._config
         rows: list[PlannedRow] = read_unit(self._plan, unit).to_pylist()
-        requests = unit_requests(rows, seed=config.seed, samples=self._samples)
+        requests = unit_requests(rows, seed=config.seed, samples=_samples(config))
         meter = energy.start()
         clock = time.perf_counter()
         labeled, failed = self._session.label(requests, note)

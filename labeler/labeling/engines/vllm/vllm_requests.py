@@ -11,12 +11,18 @@ from typing import Any, Literal
 import numpy as np
 
 from labeler.labeling.engines.capture import CaptureError, positions
-from labeler.labeling.engines.engine import EngineOutOfMemory, Failed, Labeled, Request
+from labeler.labeling.engines.engine import (
+    EngineFailed,
+    EngineOutOfMemory,
+    Failed,
+    Labeled,
+    Request,
+)
 from labeler.labeling.engines.vllm.vllm_load import is_out_of_memory
 from labeler.labeling.engines.vllm.vllm_outputs import Completion, Output, OutputReader
 from labeler.labeling.engines.vllm.worker import SPANS_KEY
 from labeler.labeling.rendering.spans import Span
-from schemas import Labels, Sampling, SoftshardsError
+from schemas import Labels, Sampling
 from schemas.errors import first_line
 
 
@@ -115,13 +121,13 @@ class RequestRunner:
 
         Raises:
             EngineOutOfMemory: memory ran out.
-            SoftshardsError: the engine failed otherwise.
+            EngineFailed: the engine failed otherwise.
         """
         try:
             outputs: list[Output] = self.llm.llm_engine.step()
             return outputs
         except Exception as error:  # any failure of the engine; finished units are safe
-            kind = EngineOutOfMemory if is_out_of_memory(error) else SoftshardsError
+            kind = EngineOutOfMemory if is_out_of_memory(error) else EngineFailed
             raise kind(
                 f"the engine failed: {first_line(error)}",
                 path=self._model,

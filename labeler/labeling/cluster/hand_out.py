@@ -1,0 +1,367 @@
+"""The driver of a run on Ray: hands out units to actors, and replaces those that die.
+
+Ray places the actors and notices their deaths. The journal says what is done: a unit whose actor
+died is handed out again unless it is journaled, and only once the dead actor's lock is free, so
+that no two processes ever write the same shard. (An actor that Ray counts as lost may still run:
+its node may only have lost the connection.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from labeler.console import err
+from labeler.labeling.cluster.node_progress import NodeProgress
+from labeler.labeling.cluster.teacher_actor import Job, Ready, TeacherActor
+from labeler.labeling.engines.engine import EngineFailed
+from labeler.labeling.planning.placement import ActorNeeds, ClusterNode, count_actors
+from labeler.labeling.runs.label_run import is_done
+from labeler.labeling.runs.label_units import UnitCount
+from labeler.labeling.runs.locks import wait_for_actor
+from labeler.labeling.runs.stopping import Stop
+from labeler.labeling.writing.set_place import SetPlace
+from schemas import SoftshardsError
+from schemas.errors import first_line
+
+POLL_SECONDS = 0.5
+LOOK_SECONDS = 5.0
+"""Time between two looks at the nodes of the cluster."""
+MOST_DEATHS = 3
+"""Actors that one unit may cost, or that may die one after the other while they start."""
+FENCE_SECONDS = 600.0
+"""Longest wait for a lost actor to let go of the set."""
+PLACE_SECONDS = 120.0
+"""Longest time without any teacher that Ray could place, beside --ray-wait."""
+CLOSE_SECONDS = 20.0
+
+
+@dataclass(kw_only=True, eq=False)
+class _Actor:
+    """An actor and what it is doing.
+
+    Attributes:
+        call: the pending call, None while it has nothing to do.
+        node: id of its node, once its teacher is loaded.
+        unit: in its engine; writing: labeled, and perhaps not journaled yet.
+    """
+
+    name: str
+    handle: Any
+    group: Any
+    call: Any
+    what: Literal["place", "load", "label", "flush"] = "place"
+    node: str | None = None
+    unit: int | None = None
+    writing: int | None = None
+
+    @property
+    def units(self) -> list[int]:
+        """The units that are lost if it dies now."""
+        return [unit for unit in (self.writing, self.unit) if unit is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A connected cluster and the actors to place on it.
+
+    Attributes:
+        ray: the module.
+        nodes: returns the living nodes.
+        needs: of one actor; actors: how many, None for as many as fit.
+        patience: seconds to wait while there is no room for any.
+    """
+
+    ray: Any
+    nodes: Callable[[], list[ClusterNode]]
+    needs: ActorNeeds
+    actors: int | None
+    patience: float
+
+
+class HandOut:
+    """Labels units with the actors of a cluster; `run` does it once.
+
+    Args:
+        cluster: where.
+        units: what, in the order to begin with.
+        job: makes the job of an actor from its name.
+        place: of the set.
+        stop: the state of a request to stop.
+        progress: shows what is done.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        units: Sequence[int],
+        job: Callable[[str], Job],
+        place: SetPlace,
+        stop: Stop,
+        progress: NodeProgress,
+    ) -> None:
+        self._cluster, self._ray = cluster, cluster.ray
+        self._job, self._place, self._stop = job, place, stop
+        self._progress = progress
+        self._queue, self._done = deque(units), set[int]()
+        self._actors: list[_Actor] = []
+        self._fences: dict[Future[bool], tuple[str, list[int]]] = {}
+        self._threads = ThreadPoolExecutor(thread_name_prefix="fence")
+        self._nodes, self._looked = cluster.nodes(), time.monotonic()
+        self._names = {node.id: node.name for node in self._nodes}
+        self._deaths: Counter[int] = Counter()
+        self._failed_starts = self._refused = 0
+        self._error: BaseException | None = None
+        self._alone_since = time.monotonic()
+
+    def run(self) -> int:
+        """Label the units, and return how many are journaled: fewer than all after a signal.
+
+        Raises:
+            SoftshardsError: a teacher cannot be loaded, labels cannot be written, a unit costs one
+                actor after the other, or no actor can be placed. Journaled units are safe.
+        """
+        try:
+            while not self._is_over():
+                self._follow_nodes()
+                self._place_actors()
+                self._give_units()
+                self._take_results()
+                self._take_fences()
+            if self._error is not None:
+                raise self._error
+            self._close()
+        finally:
+            self._kill(self._actors)
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        return len(self._done)
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._stop.requested or self._error is not None
+
+    def _is_over(self) -> bool:
+        if any(actor.units for actor in self._actors):
+            return False
+        return self._is_stopping or not (self._queue or self._fences)
+
+    def _follow_nodes(self) -> None:
+        """Look at the nodes now and then; give up where no teacher could be placed for long."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_SECONDS:
+            self._looked, self._nodes = now, self._cluster.nodes()
+            self._names |= {node.id: node.name for node in self._nodes}
+        if any(actor.what != "place" for actor in self._actors) or self._is_stopping:
+            self._alone_since = now
+        elif now - self._alone_since > PLACE_SECONDS + self._cluster.patience:
+            fit = count_actors(self._nodes, self._cluster.needs)
+            raise SoftshardsError(
+                f"Ray could not place any teacher for {(now - self._alone_since) / 60:.0f} min: "
+                f"each needs {self._cluster.needs}, and {len(self._nodes)} nodes have room for "
+                f"{fit} if nothing else runs there",
+                hint="`ray status` shows what is taken; --ray-wait MINUTES waits longer; finished "
+                "units are safe, and the same command resumes",
+            )
+
+    def _place_actors(self) -> None:
+        """Have as many actors as were asked for, or as fit; never more than units are left."""
+        if self._is_stopping:
+            return
+        wanted = self._cluster.actors
+        if wanted is None:
+            wanted = max(1, count_actors(self._nodes, self._cluster.needs))
+        lost = sum(len(units) for _, units in self._fences.values())
+        left = len(self._queue) + lost + sum(actor.unit is not None for actor in self._actors)
+        wanted = min(wanted - self._refused, left)
+        surplus = [actor for actor in self._actors if actor.what == "place"][: -wanted or None]
+        if len(self._actors) > wanted and surplus:  # of nodes that are gone
+            self._kill(surplus[: len(self._actors) - wanted])
+        while len(self._actors) < wanted:
+            self._actors.append(self._new_actor())
+
+    def _new_actor(self) -> _Actor:
+        needs, name = self._cluster.needs, secrets.token_hex(6)
+        # No restarts by Ray: a new actor has a new lock, and its units are known to be lost.
+        options: dict[str, Any] = {
+            "num_cpus": needs.cpus,
+            "num_gpus": needs.gpus,
+            "max_restarts": 0,
+        }
+        group = None
+        if needs.spans:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            # A bundle per GPU; vLLM's own workers take the bundles of the group they run in.
+            share = {"GPU": 1.0, "CPU": max(1.0, needs.cpus // needs.gpus)}
+            group = self._ray.util.placement_group([share] * int(needs.gpus), strategy="PACK")
+            options |= {
+                "num_cpus": share["CPU"],
+                "num_gpus": 0,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_capture_child_tasks=True
+                ),
+            }
+        handle = self._ray.remote(**options)(TeacherActor).remote()
+        call = handle.__ray_ready__.remote()
+        return _Actor(name=name, handle=handle, group=group, call=call)
+
+    def _give_units(self) -> None:
+        for actor in self._actors:
+            if actor.call is not None:
+                continue
+            if self._queue and not self._is_stopping:
+                actor.what, actor.unit = "label", self._queue.popleft()
+                actor.call = actor.handle.label.remote(actor.unit)
+            elif actor.writing is not None:
+                actor.what, actor.call = "flush", actor.handle.flush.remote()
+
+    def _take_results(self) -> None:
+        calls = {actor.call: actor for actor in self._actors if actor.call is not None}
+        if not calls:
+            time.sleep(POLL_SECONDS)  # a lost actor's lock is waited for
+            return
+        ready, _ = self._ray.wait(list(calls), timeout=POLL_SECONDS)
+        errors = self._ray.exceptions
+        for call in ready:
+            actor = calls[call]
+            try:
+                result = self._ray.get(call)
+            except errors.RayTaskError as error:
+                self._failed(actor, error)
+            except errors.RayError as error:
+                self._died(actor, SoftshardsError(first_line(error)))
+            else:
+                actor.call = None
+                self._worked(actor, result)
+
+    def _worked(self, actor: _Actor, result: object) -> None:
+        if actor.what == "place":
+            actor.what = "load"
+            actor.call = actor.handle.load.remote(self._job(actor.name))
+        elif isinstance(result, Ready):
+            actor.node, self._failed_starts = result.node, 0
+            self._names.setdefault(result.node, result.node[:8])
+            self._progress.joined(result.node, self._names[result.node])
+            if result.capture.startswith("public interface: "):
+                err.print(f"labels through vLLM's {result.capture}", style="yellow")
+        else:
+            self._count_done(actor.writing)
+            actor.writing = None
+            if isinstance(result, UnitCount):
+                assert actor.unit is not None
+                assert actor.node is not None
+                self._progress.labeled(actor.node, actor.unit, result)
+                actor.writing, actor.unit = actor.unit, None
+
+    def _failed(self, actor: _Actor, error: Any) -> None:
+        """Handle an error that an actor raised."""
+        cause = error.cause
+        if isinstance(cause, EngineFailed):
+            self._died(actor, cause)
+        elif isinstance(cause, SoftshardsError) and actor.what == "load" and self._others(actor):
+            err.print(f"a teacher could not start, the others go on: {cause}", style="yellow")
+            self._refused += 1
+            self._kill([actor])
+        else:
+            self._error = self._error or (cause if isinstance(cause, SoftshardsError) else error)
+            self._died(actor, None)
+
+    def _others(self, actor: _Actor) -> bool:
+        return any(other.node is not None for other in self._actors if other is not actor)
+
+    def _died(self, actor: _Actor, reason: SoftshardsError | None) -> None:
+        """Give up an actor; its units are handed out again when its lock is free."""
+        if actor.node is not None:
+            self._progress.left(actor.node)
+        elif reason is not None:
+            self._failed_starts += 1
+        if reason is not None:
+            where = "before it was ready" if actor.node is None else self._names[actor.node]
+            listed = ", ".join(str(unit + 1) for unit in actor.units)
+            again = f"; unit {listed} is labeled again unless it is journaled" if listed else ""
+            err.print(f"lost a teacher ({where}): {reason.what}{again}", style="yellow")
+            if actor.unit is not None:
+                self._deaths[actor.unit] += 1
+            if self._deaths[actor.unit or 0] >= MOST_DEATHS or self._failed_starts >= MOST_DEATHS:
+                self._error = self._error or _too_often(actor.unit, reason)
+        units, actor.unit, actor.writing = actor.units, None, None
+        self._kill([actor])
+        if actor.what != "place":
+            fence = self._threads.submit(wait_for_actor, self._place, actor.name, FENCE_SECONDS)
+            self._fences[fence] = (actor.name, units)
+
+    def _take_fences(self) -> None:
+        for fence in [each for each in self._fences if each.done()]:
+            name, units = self._fences.pop(fence)
+            if not fence.result():
+                raise SoftshardsError(
+                    f"a lost teacher ({name}) may still write into this set",
+                    path=self._place.name,
+                    hint="stop its node, and run the same command again: it resumes",
+                )
+            if units:
+                self._place.pull()
+            for unit in reversed(units):
+                if is_done(self._place, unit):
+                    self._count_done(unit)
+                else:
+                    self._progress.redo(unit)
+                    self._queue.appendleft(unit)
+
+    def _count_done(self, unit: int | None) -> None:
+        if unit is not None:
+            self._done.add(unit)
+
+    def _close(self) -> None:
+        """Let the living actors free their teachers and locks."""
+        living = [actor for actor in self._actors if actor.node is not None]
+        calls = [actor.handle.close.remote() for actor in living]
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            if calls:
+                self._ray.wait(calls, num_returns=len(calls), timeout=CLOSE_SECONDS)
+        self._kill(list(self._actors))
+        for actor in living:
+            wait_for_actor(self._place, actor.name, CLOSE_SECONDS)
+
+    def _kill(self, actors: list[_Actor]) -> None:
+        for actor in list(actors):
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor.handle)
+            if actor.group is not None:
+                self._ray.util.remove_placement_group(actor.group)
+            self._actors.remove(actor)
+
+
+def _too_often(unit: int | None, reason: SoftshardsError) -> SoftshardsError:
+    if unit is None:
+        what = f"{MOST_DEATHS} teachers died one after the other before they were ready"
+    else:
+        what = f"unit {unit + 1} was the last thing that {MOST_DEATHS} teachers did"
+    return SoftshardsError(
+        f"{what}: {reason.what}",
+        path=reason.path,
+        hint=reason.hint
+        or "the actor's log is in the folder of Ray's session on its node; if memory ran out, "
+        "lower --max-batched-tokens or --max-sequences",
+    )
+
+
+@contextlib.contextmanager
+def shared_token(place: SetPlace, prefix: str) -> Iterator[str | None]:
+    """Yield the name of a file in the set's folder by which nodes know that they share it."""
+    if place.remote is not None:
+        yield None
+        return
+    token = f"{prefix}ray-{secrets.token_hex(6)}"
+    path = place.folder / token
+    path.touch()
+    try:
+        yield token
+    finally:
+        path.unlink(missing_ok=True)

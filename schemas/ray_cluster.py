@@ -1,0 +1,117 @@
+"""Ray: a cluster that runs already, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from schemas.errors import SoftshardsError, first_line
+
+LOCAL = "local"
+AUTO = "auto"
+CONNECT_SECONDS = 5.0
+STORE_BYTES = 100 * 1024**2
+"""Size of the object store of our own Ray: only settings and small reports pass through it."""
+START_SECONDS = 120
+
+
+def require_ray(extra: str) -> None:
+    """Check that Ray is installed.
+
+    Raises:
+        SoftshardsError: it is not; the hint names the extra of this package that has it.
+    """
+    if find_spec("ray") is None:
+        raise SoftshardsError("Ray is not installed", hint=f"pip install 'softshards[{extra}]'")
+
+
+def prepare_ray(address: str) -> None:
+    """Set Ray's environment variables; it reads some of them while it is imported."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
+        "RAY_BACKEND_LOG_LEVEL": "error",  # errors of ours say what failed
+    }
+    if address == LOCAL:
+        settings |= {
+            # It listens on all interfaces, and a client can run code: require a token of our own.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_memory_monitor_refresh_ms": "0",  # it would kill actors for others' memory
+            # Ray gives up after 15 s on a machine that is busy.
+            "RAY_agent_register_timeout_ms": str(1000 * START_SECONDS),
+            "RAY_raylet_start_wait_time_s": str(START_SECONDS),
+        }
+    os.environ |= settings
+
+
+@contextmanager
+def ray_cluster(address: str) -> Iterator[Any]:
+    """Connect to a cluster; yield the module `ray`. Its actors end with the context.
+
+    Call `prepare_ray` first.
+
+    Args:
+        address: `HOST:PORT` of the head node; `auto` for RAY_ADDRESS, or else the cluster that
+            this machine belongs to; `local` to start one of our own on this machine.
+
+    Raises:
+        SoftshardsError: there is no cluster, or it runs another version of Ray or Python.
+    """
+    if address != LOCAL:
+        _require_reachable(os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address)
+    import ray
+
+    with tempfile.TemporaryDirectory(
+        prefix="softshards-ray-", ignore_cleanup_errors=True
+    ) as folder:
+        own: dict[str, Any] = {
+            "include_dashboard": False,
+            "object_store_memory": STORE_BYTES,
+            "_temp_dir": folder,
+        }
+        settings: dict[str, Any] = own if address == LOCAL else {}
+        settings |= {"logging_level": logging.ERROR, "log_to_driver": False}
+        try:
+            ray.init(address=address, **settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, first_line(error)) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Check that something listens at HOST:PORT: Ray itself would try for minutes."""
+    if address == AUTO:
+        return
+    if "://" in address:
+        raise SoftshardsError(
+            f"{address} is an address of Ray's client, which may be cut off from the cluster",
+            hint="run the command on a node of the cluster with --ray auto, or send it there with "
+            "`ray job submit`",
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise SoftshardsError(
+            f"--ray {address} is no address", hint=f"pass HOST:PORT, {AUTO} or {LOCAL}"
+        )
+    try:
+        with closing(socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, first_line(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> SoftshardsError:
+    return SoftshardsError(
+        f"no Ray cluster at {address}: {reason}",
+        hint="start one with `ray start --head`, or on this machine alone with --ray local",
+    )
