@@ -8,6 +8,9 @@ library take inside, and unlike a peak in a shared process it cannot be hidden b
 The outputs and the gradients of weight and hidden are subtracted, from all sides: the op holds all
 of them at its peak, materialized logits may not, so the ratio errs against the op.
 
+`exact` compares with the teacher's whole distribution, made from its states and head in chunks;
+`online` is the same loss on materialized logits of both sides.
+
 Beside it the losses of TRL and Liger that run on a CPU (`benchmarks/peers.py`). They and, by
 default, materialized logits are measured at a quarter of the tokens: what materializes grows with
 them in proportion, and is scaled; Liger's is flat from there on (its chunk). --full measures
@@ -28,6 +31,7 @@ from torch import Tensor
 from benchmarks.peers import PEERS
 from trainer.losses import cross_entropy, forward_kl
 from trainer.ops import linear_label_logprobs
+from trainer.ops.dense_divergence import TeacherHead, linear_divergence
 from trainer.ops.label_logprobs import CHUNK_BYTES
 
 VOCAB, K, N = 151_936, 64, 4096
@@ -49,6 +53,15 @@ def step(name: str, hidden: Tensor, weight: Tensor, ids: Tensor, target: Tensor)
     teacher = torch.linspace(0, -6, ids.shape[1] + 1).log_softmax(0).expand(len(ids), -1)
     if name in PEERS:
         PEERS[name](hidden, weight, hidden.detach().flip(0), target).backward()
+        return
+    if name in ("exact", "online"):
+        states, head = hidden.detach().flip(0), weight.detach()
+        if name == "exact":
+            losses = linear_divergence(hidden, weight, states, TeacherHead(weight=head))
+        else:
+            log_q, log_p = ((x @ w.T).log_softmax(1) for x, w in ((states, head), (hidden, weight)))
+            losses = (log_q.exp() * (log_q - log_p)).sum(1)
+        losses.mean().backward()
         return
     if name == "op":
         logp, log_rest, target_logp = linear_label_logprobs(hidden, weight, ids, target=target)
@@ -116,9 +129,13 @@ def main() -> None:
     op = _show("op", N, d)
     op_few = _show("op", FEW, d)
     dense = _show("materialized", dense_n, d) * N / dense_n
+    exact, online = _show("exact", N, d), _show("online", dense_n, d) * N / dense_n
+    exact_few = _show("exact", FEW, d)
     peers = {name: _show(name, FEW, d) for name in PEERS}
     print(f"op / materialized = 1/{dense / op:.0f} at n={N} (target 1/20)")
     print(f"op, n={N} / n={FEW} = {op / op_few:.2f}")
+    print(f"exact / two materialized logits = 1/{2 * logits / exact:.0f} at n={N} (target 1/20)")
+    print(f"exact, n={N} / n={FEW} = {exact / exact_few:.2f}")
     result = {
         "ratio": op / dense,
         "target": TARGET,
@@ -127,6 +144,12 @@ def main() -> None:
         "op_bytes": op,
         "materialized_bytes": dense,
         "materialized_n": dense_n,
+        "exact": {
+            "of_two_logits_tensors": exact / (2 * logits),
+            "of_online": exact / online,
+            "growth": exact / exact_few,
+            "bytes": exact,
+        },
         "peers": {name: {"bytes": v, "op_to_it": op_few / v} for name, v in peers.items()},
         "peers_n": FEW,
         "chunk_bytes": CHUNK_BYTES,

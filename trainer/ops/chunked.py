@@ -75,12 +75,12 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
         z_all = logp.new_empty(min(n, settings.chunk_size), vocab)
         spare = torch.empty_like(z_all) if with_target and temperature != 1.0 else None
         given = hidden, weight, bias, low, up
-        hidden, weight = _operands(settings, hidden, weight)
-        low, up = _operands(settings, low, up)
+        hidden, weight = cast_operands(settings, hidden, weight)
+        low, up = cast_operands(settings, low, up)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in slices(n, settings.chunk_size):
                 z = z_all[: rows.stop - rows.start]
-                _logits(rows, hidden, weight, bias, low, up, settings, out=z)
+                chunk_logits(rows, hidden, weight, bias, low, up, settings, out=z)
                 if target is not None:
                     target_logp[rows] = z.gather(1, target[rows, None])[:, 0]
                 if spare is not None:
@@ -126,12 +126,12 @@ class ChunkedLabelLogprobs(torch.autograd.Function):
         separate_ce = target is not None and temperature != 1.0
         g_all = torch.empty_like(z_all) if separate_ce or softcap is not None else z_all
         p_all = torch.empty_like(z_all) if separate_ce and softcap is not None else z_all
-        hidden, weight = _operands(settings, hidden, weight)
-        low, up = _operands(settings, low, up)
+        hidden, weight = cast_operands(settings, hidden, weight)
+        low, up = cast_operands(settings, low, up)
         with torch.autocast(hidden.device.type, enabled=False):
             for rows in slices(n, settings.chunk_size):
                 z, g = z_all[: rows.stop - rows.start], g_all[: rows.stop - rows.start]
-                _logits(rows, hidden, weight, bias, low, up, settings, out=z)
+                chunk_logits(rows, hidden, weight, bias, low, up, settings, out=z)
                 pad, slot, safe = _mirror_padding(ids[rows])
                 no_rest = log_rest[rows] == -math.inf
                 u = u_ids[rows].masked_fill(pad, 0) / temperature
@@ -185,13 +185,13 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _operands(settings: Settings, *factors: OptionalTensor) -> list[OptionalTensor]:
+def cast_operands(settings: Settings, *factors: OptionalTensor) -> list[OptionalTensor]:
     """Return factors of products in the dtype that they are multiplied in."""
     dtype = settings.operands
     return [x if x is None or dtype is None else x.to(dtype) for x in factors]
 
 
-def _logits(
+def chunk_logits(
     rows: slice,
     hidden: Tensor,
     weight: Tensor,
@@ -202,6 +202,7 @@ def _logits(
     *,
     out: Tensor,
 ) -> None:
+    """Write the logits [m, vocab] of a chunk of tokens into `out`, before any temperature."""
     project(hidden[rows], weight[: settings.vocab], out=out)
     if low is not None and up is not None:
         project(low[rows], up[: settings.vocab], out=out, beta=1)

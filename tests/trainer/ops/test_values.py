@@ -103,13 +103,13 @@ def test_chunk_size_follows_the_memory_budget(
     if kwargs.get("target"):
         kwargs = kwargs | {"target": case.target}
     heights: list[int] = []
-    logits = chunked._logits
+    logits = chunked.chunk_logits
 
     def spy(rows: slice, *args: Any, out: Tensor) -> None:
         heights.append(len(out))
         logits(rows, *args, out=out)
 
-    monkeypatch.setattr(chunked, "_logits", spy)
+    monkeypatch.setattr(chunked, "chunk_logits", spy)
     if by_argument:
         kwargs = kwargs | {"chunk_bytes": 6 * V * 4}
     else:
