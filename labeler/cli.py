@@ -35,7 +35,7 @@ app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
 
 
 for command in (
-    *(labeling.label, labeling.preview, labeling.bench),
+    *(labeling.label, labeling.preview, labeling.bench, labeling.plan_cluster),
     *(looking.inspect, looking.view, looking.compare),
     *(checking.verify, checking.repair),
     *(making.convert, making.curate, making.merge),

@@ -1,8 +1,9 @@
-"""Commands that run a teacher or its tokenizer: `label`, `preview`, `bench`."""
+"""Commands about labeling: `label`, `preview`, `bench`, `plan-cluster`."""
 
 from __future__ import annotations
 
 from labeler.labeling.bench.bench_config import BenchConfig
+from labeler.labeling.planning.cluster_config import ClusterConfig
 from labeler.labeling.rendering.preview_command import PreviewCommand
 from labeler.labeling.runs.label_command import LabelCommand
 
@@ -49,3 +50,18 @@ def bench(config: BenchConfig) -> int:
     from labeler.labeling.bench.bench import run_bench
 
     return run_bench(config)
+
+
+def plan_cluster(config: ClusterConfig) -> int:
+    """Plan a large run from a small one: nodes, hours, storage, bandwidth, cost, the bottleneck.
+
+    Label a few thousand rows of the corpus on one device, and give that label set. No teacher is
+    loaded. The exit code is 1 if the set does not fit on --disk-gb, or the store cannot take it in
+    --hours.
+
+    Example: `labeler plan-cluster ./sample --tokens 10e9 --hours 24 --engines-per-node 8
+    --store-mb-per-s 500 --prices prices.yaml`
+    """
+    from labeler.labeling.planning.plan_cluster import run_plan_cluster
+
+    return run_plan_cluster(config)

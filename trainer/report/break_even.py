@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 
 from schemas.ledger import Ledger
+from schemas.prices import MILLION, Prices
 from trainer.record import Record
-from trainer.report.prices import MILLION, Prices
 
 
 class Savings(Record):

@@ -9,6 +9,7 @@ import numpy as np
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.bench_results import BenchModel, BenchResults, read_bench_results
 from schemas.ledger import read_ledger
+from schemas.prices import Prices, read_prices
 from trainer.evaluate.bootstrap import from_text, interval
 from trainer.evaluate.model_differences import differences
 from trainer.evaluate.results import Bin, EvaluationResults, MeasuredModel, MeasuredTeacher
@@ -16,7 +17,6 @@ from trainer.losses.loss_table import LOSSES
 from trainer.report.bench_speeds import speed_of
 from trainer.report.break_even import Savings, savings
 from trainer.report.other_findings import answer_tables, audit_lines, export_line
-from trainer.report.prices import Prices, read_prices
 from trainer.report.report_config import ReportConfig
 from trainer.report.report_data import (
     Estimate,

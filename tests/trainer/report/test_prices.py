@@ -9,8 +9,8 @@ import pytest
 
 from schemas import SoftshardsError
 from schemas.ledger import EngineCost, Ledger, read_ledger
+from schemas.prices import Device, Prices, money, read_prices
 from trainer.report.break_even import Savings, break_even, savings
-from trainer.report.prices import Device, Prices, money, read_prices
 
 TABLE = """
 currency: EUR
