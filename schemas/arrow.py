@@ -167,6 +167,11 @@ INDEX_SCHEMA = pa.schema(
 The byte ranges of a shard tile the file, so a hash covers each of its bytes."""
 
 
+LENGTHS = pa.field("lengths", pa.list_(pa.field("element", pa.int32(), nullable=False)))
+"""Last column of an index page that has lengths: tokens of each row that a student sees, 0 for rows
+without labels. Null in row groups that an older version wrote, and in footers."""
+
+
 class ParquetOptions(TypedDict):
     """Options of `pq.ParquetWriter` and `pq.write_table`."""
 

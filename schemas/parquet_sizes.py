@@ -133,24 +133,30 @@ def _chunk(name: str, column: dict[int, Any]) -> Chunk:
 
 
 @contextmanager
-def checked_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+def checked_parquet(
+    file: Path | bytes, columns: Collection[str] | None = None
+) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file whose pages were all checked; reads verify their checksums, too.
+
+    Args:
+        file: its path, or its bytes.
+        columns: the columns to read; all by default.
 
     Raises:
         ValueError, OSError: it cannot be read, or would expand too much.
     """
-    with pa.memory_map(str(path)) as source:
+    with pa.BufferReader(file) if isinstance(file, bytes) else pa.memory_map(str(file)) as source:
         stored = memoryview(source.read_buffer()).cast("B")  # Arrow's buffers have signed bytes
         footer = parse_footer(stored)
         require_plausible(
-            (chunk for n in range(len(footer.row_groups)) for chunk in footer.chunks(n)),
+            (chunk for n in range(len(footer.row_groups)) for chunk in footer.chunks(n, columns)),
             read=lambda start, stop: stored[start:stop],
             stored=len(stored),
         )
         with pq.ParquetFile(
             source, metadata=footer.metadata, page_checksum_verification=True
-        ) as file:
-            yield file
+        ) as opened:
+            yield opened
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -6,13 +6,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from schemas.arrow import INDEX_SCHEMA
 from schemas.arrow_alloc import as_arrow, as_numpy
+from schemas.codec import one_array
 from schemas.fingerprint import sha256_json
 from schemas.journal import ByteRange
 from schemas.row_group import Kept, RowGroup
@@ -20,7 +23,18 @@ from schemas.row_group import Kept, RowGroup
 FOOTER_ROW_GROUP = -1
 AT_ONCE = 4096
 """Row groups that iterating makes objects of at a time."""
+HASH_WIDTH = 64
+"""Characters of a hash."""
 COUNTS = ("rows", "labels", "tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexPage:
+    """A page of the index: its file, its hash, and the number of its rows."""
+
+    path: Path
+    sha256: str
+    rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +46,19 @@ class RowGroups(Sequence[RowGroup]):
             its footer last.
         places: rows of `table`, int64 [n], that are the row groups of the sequence.
         kept: of a view, the rows that it keeps of each.
+        pages: the pages that `table` comes from; it leaves out their lengths of rows.
     """
 
     table: pa.Table
     places: NDArray[np.int64]
     kept: tuple[Kept, ...] | None = None
+    pages: tuple[IndexPage, ...] = ()
 
     @staticmethod
-    def of(table: pa.Table) -> RowGroups:
+    def of(table: pa.Table, pages: tuple[IndexPage, ...] = ()) -> RowGroups:
         """Return all row groups of the rows of an index."""
         places = np.flatnonzero(as_numpy(table["row_group"]) != FOOTER_ROW_GROUP)
-        return RowGroups(table=table.combine_chunks(), places=places)
+        return RowGroups(table=table.combine_chunks(), places=places, pages=pages)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -74,7 +90,8 @@ class RowGroups(Sequence[RowGroup]):
             )
 
     def _rows(self, places: NDArray[np.int64]) -> list[dict[str, str | int]]:
-        rows: list[dict[str, str | int]] = self.table.take(as_arrow(places)).to_pylist()
+        table = self.table.select(INDEX_SCHEMA.names)
+        rows: list[dict[str, str | int]] = table.take(as_arrow(places)).to_pylist()
         return rows
 
     @cached_property
@@ -123,9 +140,14 @@ class RowGroups(Sequence[RowGroup]):
         # The same for a list of any length: its canonical JSON, written some thousands at a time.
         digest = hashlib.sha256(b"[")
         for start in range(0, len(self), AT_ONCE):
-            hashes = column.take(as_arrow(self.places[start : start + AT_ONCE])).to_pylist()
-            text = '","'.join(hashes)
-            digest.update(f'{"," if start else ""}"{text}"'.encode())
+            hashes = one_array(column.take(as_arrow(self.places[start : start + AT_ONCE])))
+            characters = np.frombuffer(hashes.buffers()[2], np.uint8)[: HASH_WIDTH * len(hashes)]
+            text = np.empty((len(hashes), HASH_WIDTH + 3), np.uint8)
+            text[:, 0] = text[:, -2] = ord('"')
+            text[:, -1] = ord(",")
+            text[:, 1:-2] = characters.reshape(-1, HASH_WIDTH)
+            is_last = start + AT_ONCE >= len(self)
+            digest.update(text.ravel()[: -1 if is_last else None].data)
         digest.update(b"]")
         return digest.hexdigest()
 

@@ -18,8 +18,9 @@ from schemas.fingerprint import canonical_json, sha256_bytes
 from schemas.journal import ByteRange
 from schemas.json_values import parse_object
 from schemas.manifest import Identity, Manifest
+from schemas.row_lengths import LENGTH_COLUMNS, count_lengths, lengths_to_text
 from schemas.size_limits import LARGEST_VOCABULARY
-from schemas.version import COMPACT_1, FORMAT_VERSION, PLAIN_1
+from schemas.version import COMPACT_1, PLAIN_1, SHARD_VERSION
 
 ORDER = "topk_order"
 """Key of a compact shard's order of ids in the footer's JSON object."""
@@ -46,7 +47,7 @@ def footer_metadata(
         order: `compact.frequency_order` of the ids, for codec `compact/1`.
     """
     content = {
-        "format_version": FORMAT_VERSION,
+        "format_version": SHARD_VERSION,
         "codec": PLAIN_1 if order is None else COMPACT_1,
         "k": identity.k,
         "vocab_size": identity.vocab_size,
@@ -110,7 +111,8 @@ def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
     with pa.memory_map(str(path)) as source:
         data = memoryview(source.read_buffer())
         file = pq.ParquetFile(source)
-        metadata, table = file.metadata, file.read(["n_labels", "n_tokens"])
+        metadata, table = file.metadata, file.read(list(LENGTH_COLUMNS))
+        lengths = count_lengths(table)
         start, row, groups = 0, 0, []
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
@@ -125,6 +127,7 @@ def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
                     rows=group.num_rows,
                     labels=sum(rows["n_labels"].to_pylist()),
                     tokens=sum(rows["n_tokens"].to_pylist()),
+                    lengths=lengths_to_text(lengths[row : row + group.num_rows]),
                 )
             )
             start, row = stop, row + group.num_rows
@@ -194,7 +197,7 @@ def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str
         raise LabelSetError("not a softshards shard: its footer has no identity", path=path)
     found = parse_object(raw)
     for name, expected in (
-        ("format_version", manifest.format_version),
+        ("format_version", SHARD_VERSION),
         ("codec", manifest.codec),
         ("identity_digest", manifest.identity_digest),
         ("vocab_size", manifest.identity.vocab_size),
@@ -202,7 +205,7 @@ def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str
         if found.get(name) != expected:
             raise LabelSetError(
                 f"the shard belongs to a different label set: {name} is {found.get(name)!r}, "
-                f"the manifest has {expected!r}",
+                f"expected {expected!r}",
                 path=path,
                 hint="put the shard back where it came from and run `labeler label` again",
             )

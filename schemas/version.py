@@ -1,8 +1,12 @@
 """Versions that a label set carries. A reader checks them before anything else."""
 
 FORMAT_MAJOR = 1
-FORMAT_MINOR = 0
+FORMAT_MINOR = 1
+"""1: the index may have lengths of rows, and the manifest the digest of the content."""
 FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
+"""Of a label set, in its manifest."""
+SHARD_VERSION = "1.0"
+"""Of shards and views, which are the same in all sets of version 1."""
 
 PLAIN_1 = "plain/1"
 """Codec: uint16 or int32 ids, float16 logprobs, readable by any Parquet reader (docs/format.md)."""

@@ -19,7 +19,7 @@ from schemas.fingerprint import sha256_json
 from schemas.manifest import Model, check_version
 from schemas.remote import is_url, origin
 from schemas.row_group import Kept
-from schemas.version import FORMAT_VERSION
+from schemas.version import SHARD_VERSION
 
 VIEW_SUFFIX = ".view.json"
 
@@ -28,7 +28,7 @@ class View(Model):
     """The content of the file. `made` records for people what each rule removed."""
 
     kind: Literal["view"] = "view"
-    format_version: str = FORMAT_VERSION
+    format_version: str = SHARD_VERSION
     label_set: str
     identity_digest: str
     kept: tuple[Kept, ...]

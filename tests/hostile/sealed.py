@@ -82,6 +82,9 @@ def reseal(path: Path, *, manifest: Callable[[Json], Json] = lambda content: con
         write_index_page(path, rows)
         if content["totals"]:
             content["totals"]["bytes"] = sum(r["stop"] for r in rows if r["row_group"] == -1)
+        if content.get("content_digest"):
+            hashes = [row["sha256"] for row in rows if row["row_group"] != -1]
+            content["content_digest"] = sha256_json(hashes)
         for unit in {row["unit"] for row in rows}:
             _reseal_entry(path, unit, [row for row in rows if row["unit"] == unit])
     for name in ("tokenizer_files", "index_pages", "plan_rejects"):
@@ -98,7 +101,8 @@ def _reseal_entry(path: Path, unit: int, rows: list[Json]) -> None:
     if not file.is_file():
         return
     content = read_json(file)
-    ranges = [{n: row[n] for n in row if n not in ("unit", "shard", "row_group")} for row in rows]
+    names = ("start", "stop", "sha256", "rows", "labels", "tokens")
+    ranges = [{n: row[n] for n in names if n in row} for row in rows]
     content["row_groups"], content["footer"] = ranges[:-1], ranges[-1]
     rejects = path / "journal" / f"unit-{unit:06d}.rejects.parquet"
     if rejects.is_file():

@@ -14,13 +14,13 @@ from schemas import LabelSet
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
 from schemas.file_names import shard_name
-from schemas.index import write_index
+from schemas.index import read_index, write_index
 from schemas.journal import UnitEntry, journal_unit
 from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import read_manifest, write_manifest
 from schemas.row_group import Kept
 from schemas.shard import write_shard
-from schemas.version import COMPACT_1, PLAIN_1
+from schemas.version import COMPACT_1, FORMAT_VERSION, PLAIN_1
 from schemas.view import View
 from tests.schemas.samples import shard_table
 
@@ -55,13 +55,16 @@ def write_set(path: Path, shards: Sequence[Sequence[pa.Table]], codec: str) -> P
         )
         entries.append(journal_unit(path, unit, groups, footer, rejects=[], provenance=ENGINE))
     write_costs(path, entries)
+    pages = write_index(path, entries)
     write_manifest(
         path,
         manifest.model_copy(
             update={
+                "format_version": FORMAT_VERSION,
                 "codec": codec,
                 "planned_units": len(shards),
-                "index_pages": write_index(path, entries),
+                "index_pages": pages,
+                "content_digest": read_index(path, pages).digest,
                 "totals": None,
                 "plan": None,
             }

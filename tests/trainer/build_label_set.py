@@ -26,7 +26,7 @@ from schemas.fingerprint import (
     tokenizer_digest,
     weights_digest,
 )
-from schemas.index import write_index
+from schemas.index import read_index, write_index
 from schemas.journal import UnitEntry, rejects_path, write_entry, write_rejects
 from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import FileDigest, Identity, Manifest, Totals, write_manifest
@@ -169,6 +169,7 @@ def build_label_set(
         rejects=0,
         bytes=sum(e.bytes for e in entries),
     )
+    pages = write_index(path, entries)
     manifest = Manifest(
         status="complete",
         identity=identity,
@@ -176,7 +177,8 @@ def build_label_set(
         plan=plan,
         planned_units=len(units),
         tokenizer_files=tuple(files),
-        index_pages=write_index(path, entries),
+        index_pages=pages,
+        content_digest=read_index(path, pages).digest,
         totals=totals,
         provenance={"engine": "transformers", "teacher": str(teacher_dir)},
     )

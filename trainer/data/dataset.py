@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import DRAW_COLUMNS
+from schemas.index import read_lengths
 from schemas.remote import FETCH_THREADS
+from schemas.row_lengths import LENGTH_COLUMNS, count_lengths
 from trainer.data.mixture import Part, epoch_order
-from trainer.data.order import cut_windows
+from trainer.data.order import Windows
 from trainer.data.packing import pack_window
 from trainer.data.vocab_map import VocabMap
 from trainer.data.window import (
-    LENGTH_COLUMNS,
     ROW_COLUMNS,
     Window,
     decode_window,
@@ -209,35 +209,48 @@ class LabelDataset:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def count(self) -> PackCount:
-        """Count the packs of all epochs. This reads the set's length columns, and no labels."""
+        """Count the packs of all epochs, from the lengths of rows in the index where it has them.
+
+        Otherwise this reads the columns of lengths from the shards, and no labels.
+        """
         if self.epochs is None:
             raise ValueError("the packs of an endless dataset cannot be counted: pass epochs")
-        places = [
-            (part, group)
-            for part in range(len(self.parts))
-            for group in range(len(self.parts[part].labels.row_groups))
-        ]
-        with self._fetchers() as pool:
-            lengths = dict(zip(places, pool.map(lambda place: self._lengths(*place), places)))
+        lengths = [self._row_lengths(part) for part in range(len(self.parts))]
         packs = tokens = 0
         for epoch in range(self.epochs):
             for window, groups in enumerate(self._windows(epoch)):
-                rows = np.concatenate([lengths[int(part), int(group)] for part, group in groups])
+                rows = np.concatenate([lengths[part][group] for part, group in groups.tolist()])
                 cut = self._pack(rows, epoch, window, partial(self._row_name, groups))
                 packs, tokens = packs + len(cut), tokens + int(rows.sum())
         return PackCount(
             packs=packs,
             tokens=tokens,
             fill=tokens / max(1, packs * self.pack_tokens),
-            longest=max((int(rows.max(initial=0)) for rows in lengths.values()), default=0),
+            longest=max((int(rows.max(initial=0)) for part in lengths for rows in part), default=0),
         )
 
-    def _windows(self, epoch: int) -> list[NDArray[np.int64]]:
+    def _row_lengths(self, part: int) -> list[NDArray[np.int64]]:
+        """Return the lengths of the trainable rows of each row group of a part.
+
+        They are in the index. Shards are read where an older version wrote the set, or where ids
+        decide what the student can learn from.
+        """
+        groups = self.parts[part].labels.row_groups
+        stated = read_lengths(groups) if self.vocab_map is None else None
+
+        def find(group: int) -> NDArray[np.int64]:
+            rows = None if stated is None else stated.of(group)
+            return self._lengths(part, group) if rows is None else rows[rows > 0].astype(np.int64)
+
+        with self._fetchers() as pool:
+            return list(pool.map(find, range(len(groups))))
+
+    def _windows(self, epoch: int) -> Windows:
         """Return (part, row group) [up to `window`, 2] of each window of an epoch.
 
         This orders all row groups of the set: call it once per epoch.
         """
-        return cut_windows(epoch_order(self.parts, self.seed, epoch), self.window)
+        return Windows(epoch_order(self.parts, self.seed, epoch), self.window)
 
     def _load_windows(self, epoch: int, window: int) -> Iterator[_LoadedWindow]:
         """Yield the windows of all epochs, from a place on."""
@@ -270,8 +283,7 @@ class LabelDataset:
     def _lengths(self, part: int, group: int) -> NDArray[np.int64]:
         """Return the lengths of a row group's labeled rows, unverified until they are read."""
         table = self._rows(np.array([[part, group]]), LENGTH_COLUMNS, verify=False)
-        student = pc.list_value_length(table["student_input_ids"]).cast(pa.int32())
-        return np.asarray(pc.coalesce(student, table["n_tokens"]).to_numpy(), dtype=np.int64)
+        return count_lengths(table).astype(np.int64)
 
     @property
     def _vocab_size(self) -> int:

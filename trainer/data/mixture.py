@@ -72,13 +72,40 @@ def _split(text: str) -> tuple[str, float]:
     return path, value
 
 
-def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return (part, row group) [n, 2] of an epoch, in the order of the visits: a pure function.
+@dataclass(frozen=True, kw_only=True)
+class EpochOrder:
+    """The row groups of an epoch, in the order of the visits.
+
+    Attributes:
+        order: int64 [n], numbers of visits of all parts, those of part 0 first.
+        groups: of each part, int64, the row groups that the epoch visits.
+    """
+
+    order: NDArray[np.int64]
+    groups: tuple[NDArray[np.int64], ...]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, at: slice) -> NDArray[np.int64]:
+        """Return (part, row group) [visits, 2]."""
+        visits = self.order[at]
+        stops = np.cumsum([len(groups) for groups in self.groups])
+        found = np.empty((len(visits), 2), np.int64)
+        found[:, 0] = np.searchsorted(stops, visits, side="right")
+        for number, groups in enumerate(self.groups):
+            here = found[:, 0] == number
+            found[here, 1] = groups[visits[here] - (stops[number] - len(groups))]
+        return found
+
+
+def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> EpochOrder:
+    """Return the order of an epoch: a pure function.
 
     Whatever its weight w, the visits of a part's row groups over the epochs differ by at most one:
     epoch e takes places floor(e w n) to floor((e + 1) w n) of a cycle through all n.
     """
-    chosen = []
+    chosen: list[NDArray[np.int64]] = []
     for number, part in enumerate(parts):
         n = len(part.labels.row_groups)
         start, stop = (int(np.floor(e * part.weight * n + 1e-9)) for e in (epoch, epoch + 1))
@@ -87,9 +114,9 @@ def epoch_order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.in
         else:
             cycle = permutation(n, "mixture", seed, number)
             groups = np.sort(cycle[np.arange(start, stop) % n])
-        chosen.append(np.stack([np.full(len(groups), number), groups], axis=1))
-    visited: NDArray[np.int64] = np.concatenate(chosen)
-    return np.asarray(visited[row_group_order(len(visited), seed, epoch)])
+        chosen.append(groups)
+    order = row_group_order(sum(map(len, chosen)), seed, epoch)
+    return EpochOrder(order=order, groups=tuple(chosen))
 
 
 def mixture_facts(parts: tuple[Part, ...]) -> list[dict[str, JsonValue]]:

@@ -13,10 +13,10 @@ from schemas import Labels, LabelSetError, decode
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
 from schemas.codec import LABEL_COLUMNS, list_offsets
 from schemas.labeled_spans import positions
+from schemas.row_lengths import LENGTH_COLUMNS
 from trainer.data.check_rows import layout_problem, value_problem
 from trainer.data.vocab_map import VocabMap
 
-LENGTH_COLUMNS = ("n_tokens", "n_labels", "student_input_ids")
 ROW_COLUMNS = (
     *(*KEY_COLUMNS, "source", *LENGTH_COLUMNS),
     *("input_ids", "spans", "student_spans", *LABEL_COLUMNS),

@@ -16,7 +16,7 @@ from schemas.arrow import SPAN_KINDS
 from tests.trainer.build_label_set import Row, build_label_set
 from tests.trainer.conftest import World
 from trainer.data.dataset import LabelDataset, Pack, ReaderState
-from trainer.data.mixture import Part, epoch_order
+from trainer.data.mixture import EpochOrder, Part, epoch_order
 
 
 def dataset(labels: Any, **settings: Any) -> LabelDataset:
@@ -129,7 +129,7 @@ def test_the_row_groups_of_an_epoch_are_ordered_once(
 ) -> None:
     epochs: list[int] = []
 
-    def order(parts: tuple[Part, ...], seed: int, epoch: int) -> NDArray[np.int64]:
+    def order(parts: tuple[Part, ...], seed: int, epoch: int) -> EpochOrder:
         epochs.append(epoch)
         return epoch_order(parts, seed, epoch)
 
