@@ -21,6 +21,7 @@ def run_with_flags(app: App, tokens: Sequence[str], config: Path | None) -> int 
     Raises:
         SoftshardsError: `config` cannot be read or does not map flags to values.
     """
+    tokens = name_cluster(tokens)
     sources = app.config
     app.config = (*_read(config), refuse_fractions)
     try:
@@ -28,6 +29,14 @@ def run_with_flags(app: App, tokens: Sequence[str], config: Path | None) -> int 
     finally:
         app.config = sources  # the next call in this process starts without the file
     return code
+
+
+def name_cluster(tokens: Sequence[str]) -> list[str]:
+    """Return the tokens with `--ray auto` for a `--ray` at the end or before another flag."""
+    after = (*tokens[1:], "-")
+    pairs = zip(tokens, after, strict=True)
+    named = [[t, "auto"] if t == "--ray" and a.startswith("-") else [t] for t, a in pairs]
+    return [token for part in named for token in part]
 
 
 def _read(config: Path | None) -> list[object]:

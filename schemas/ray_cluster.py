@@ -34,10 +34,7 @@ def require_ray(extra: str) -> None:
 
 def prepare_ray(address: str) -> None:
     """Set Ray's environment variables; it reads some of them while it is imported."""
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry
-        "RAY_BACKEND_LOG_LEVEL": "error",  # errors of ours say what failed
-    }
+    settings = {"RAY_USAGE_STATS_ENABLED": "0"}  # no telemetry
     if address == LOCAL:
         settings |= {
             # It listens on all interfaces, and a client can run code: require a token of our own.

@@ -1,4 +1,4 @@
-"""Trials in parallel, stopped early where asked: Ray Tune. Only this file uses Ray.
+"""Trials in parallel, stopped early where asked: Ray Tune. Only this file uses it.
 
 Ray's state is thrown away. A new sweep over old trials first replays their eval.jsonl to the
 scheduler, so that early stopping continues as if there had been no break.
@@ -8,7 +8,6 @@ scheduler, so that early stopping continues as if there had been no break.
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import tempfile
 import time
@@ -17,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import ray
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from schemas import SoftshardsError
+from schemas.ray_cluster import LOCAL, ray_cluster
 from trainer.run_files import EVAL_LOG, RESULT, LogLine, read_lines
 from trainer.sweep import trial_process
 from trainer.sweep.sweep_config import SweepConfig
@@ -158,10 +157,10 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: L
         0, or the number of the signal that ended it. All processes have ended then.
 
     Raises:
-        SoftshardsError: a trial needs more than the machine has.
+        SoftshardsError: there is no cluster, or a trial needs more than any node has.
     """
-    with _ray() as (storage, machine):
-        resources = _resources(config, machine)
+    with ray_cluster(config.ray or LOCAL) as ray, _storage(config) as storage:
+        resources = _resources(config, [n["Resources"] for n in ray.nodes() if n["Alive"]])
         folders = [folder.resolve() for folder in folders]
         space = {
             "folder": tune.grid_search([str(folder) for folder in folders]),
@@ -201,36 +200,33 @@ def _scheduler(config: SweepConfig, grace: int) -> TrialScheduler:
     )
 
 
-def _resources(config: SweepConfig, machine: dict[str, float]) -> dict[str, float]:
-    """Return the share of a trial: by default one GPU and its share of the cores, or all cores."""
-    cores, devices = machine.get("CPU", 1.0), machine.get("GPU", 0.0)
+def _resources(config: SweepConfig, nodes: list[dict[str, float]]) -> dict[str, float]:
+    """Return the share of a trial: by default one GPU and its share of the cores, or all cores.
+
+    Where nodes differ, "all cores" are the smallest node's.
+    """
+    nodes = [node for node in nodes if node.get("CPU", 0.0) >= 1] or [{"CPU": 1.0}]
+    devices = max(node.get("GPU", 0.0) for node in nodes)
     gpus = (1.0 if devices else 0.0) if config.per_trial_gpus is None else config.per_trial_gpus
+    if gpus and devices:
+        nodes = [node for node in nodes if node.get("GPU", 0.0) >= min(gpus, devices)]
     cpus = config.per_trial_cpus
     if cpus is None:
-        cpus = max(1.0, cores * gpus // devices) if gpus and devices else cores
+        shares = [node["CPU"] * (gpus / node["GPU"] if gpus and devices else 1) for node in nodes]
+        cpus = max(1.0, min(shares) // 1)
+    cores = max(node["CPU"] for node in nodes)
     for name, needed, available in (("cpus", cpus, cores), ("gpus", gpus, devices)):
         if needed > available:
-            raise SoftshardsError(
-                f"--per-trial-{name} is {needed:g}; this machine has {available:g}"
-            )
+            where = "this machine" if config.ray is None else "the largest node"
+            raise SoftshardsError(f"--per-trial-{name} is {needed:g}; {where} has {available:g}")
     return {"cpu": cpus, "gpu": gpus}
 
 
 @contextmanager
-def _ray() -> Iterator[tuple[str, dict[str, float]]]:
-    """Start a Ray of our own on this machine; yield a folder for its state, and its resources."""
+def _storage(config: SweepConfig) -> Iterator[str]:
+    """Yield a folder for Ray's state, which is thrown away; all nodes of a cluster must see it."""
+    shared = None if config.ray is None else config.out.absolute()
     with tempfile.TemporaryDirectory(
-        prefix="softshards-ray-", ignore_cleanup_errors=True
+        prefix=".ray-", dir=shared, ignore_cleanup_errors=True
     ) as folder:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 1024**2,
-            _temp_dir=folder,
-        )
-        try:
-            yield folder, ray.cluster_resources()
-        finally:
-            ray.shutdown()
+        yield folder

@@ -29,9 +29,14 @@ class SweepConfig:
     """With asha: of this many trials that reach a rung, one continues; the next rung is this many
     times as far."""
 
+    ray: str | None = None
+    """Run the trials on a Ray cluster: HOST:PORT of its head node, or `auto` for RAY_ADDRESS or the
+    cluster that this machine belongs to (also without a value). All nodes must share OUT, the label
+    sets and the current folder. By default Ray is started on this machine alone."""
+
     per_trial_cpus: float | None = None
-    """CPU cores per trial. The default without a GPU is all of them, so that trials run one after
-    the other: on a CPU they would slow each other down."""
+    """CPU cores per trial. The default without a GPU is all of a node's, so that trials run one
+    after the other there: on a CPU they would slow each other down."""
 
     per_trial_gpus: float | None = None
     """GPUs per trial, 1 or a share of one; the default is 1 if there is any."""

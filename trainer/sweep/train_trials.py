@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from schemas import SoftshardsError
+from schemas.ray_cluster import LOCAL, require_ray
 from trainer.console import ProgressBar
 from trainer.sweep.grid import Trial
-from trainer.sweep.ray_environment import prepare_ray
+from trainer.sweep.ray_environment import prepare_tune
 from trainer.sweep.sweep_config import SweepConfig
 from trainer.sweep.trial_folder import (
     STOPPED,
@@ -40,11 +39,10 @@ def train_all(
         0 when all ended (well or not), else the number of the signal that stopped them.
 
     Raises:
-        SoftshardsError: Ray is not installed, or a trial needs more than the machine has.
+        SoftshardsError: Ray is not installed, or a trial needs more than a node has.
     """
-    if find_spec("ray") is None:
-        raise SoftshardsError("Ray is not installed", hint="pip install 'softshards[sweep]'")
-    prepare_ray()
+    require_ray("sweep")
+    prepare_tune(config.ray or LOCAL)
     from trainer.sweep.schedule import run_trials
 
     for trial in left:
@@ -77,7 +75,7 @@ def train_all(
             line = f"{trial.name}: {text}"
             bar.console.print(line)
 
-    bar.console.print("starting Ray")
+    bar.console.print("starting Ray" if config.ray is None else f"connecting to Ray: {config.ray}")
     with bar:
         return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, on_event)
 

@@ -1,0 +1,152 @@
+"""`labeler label --ray` while actors, nodes and drivers are killed, against a local run.
+
+    python -m benchmarks.ray_kills [--trials 12] [--seed 0] [--corpus FILE]
+
+A Ray cluster of three nodes is started on this machine: a head, and two nodes with one core each. A
+local run labels the corpus first. Then each trial labels it on the cluster, and at a random moment
+something is killed with -9, in turn: a teacher's process, a whole node (a new one joins), the
+driver (the same command then runs again). A trial holds if the set is complete, `labeler verify`
+finds nothing, every shard has the same bytes as the local run's, and no key is lost or doubled.
+The teacher is a tiny random model in transformers, on one thread: its labels are deterministic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.ray_nodes import RayNodes, ray_nodes
+from tests.tiny_model import make_model, make_tokenizer
+
+VICTIMS = ("actor", "node", "driver")
+PATIENCE = 600.0
+POLL = 0.05
+CORPUS = Path(json.__file__).parents[1]
+"""Without --corpus: some sources of the standard library."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", type=Path)
+    given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    chance = random.Random(given.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = _command(folder, given.corpus)
+        _finish(_start([*command, "--out", folder / "local"], folder / "local.log"))
+        expected = _shards(folder / "local")
+        trials = []
+        with ray_nodes(1, 1) as nodes:
+            for number in range(given.trials):
+                victim = VICTIMS[number % len(VICTIMS)]
+                out = folder / f"trial-{number}"
+                run = [*command, "--out", out, "--ray", nodes.address]
+                begun = time.perf_counter()
+                moment = chance.uniform(0.02, 0.9) * len(expected)
+                killed_after = _disturbed(run, out, victim, moment, nodes, chance)
+                holds = _shards(out) == expected and _keys(out) == _keys(folder / "local")
+                verify = [sys.executable, "-m", "labeler", "verify", out]
+                holds &= subprocess.run(verify, capture_output=True, check=False).returncode == 0
+                log = out.with_suffix(".log").read_text()
+                trials.append(
+                    {
+                        "victim": victim,
+                        "units_before": killed_after,
+                        "lost_teachers": log.count("lost a teacher"),
+                        "seconds": round(time.perf_counter() - begun),
+                        "holds": holds,
+                    }
+                )
+                print(f"trial {number + 1}: {trials[-1]}", flush=True)
+                if not holds:
+                    print(log)
+        print(json.dumps({"units": len(expected), "trials": trials}))
+        if not all(trial["holds"] for trial in trials):
+            sys.exit(1)
+
+
+def _command(folder: Path, corpus: Path | None) -> list[object]:
+    teacher = folder / "teacher"
+    teacher.mkdir()
+    ids = make_tokenizer(teacher)
+    make_model(teacher, vocab_size=ids + 20, max_position_embeddings=512)
+    if corpus is None:
+        corpus = folder / "corpus.jsonl"
+        texts = [path.read_text(errors="replace") for path in sorted(CORPUS.glob("[a-d]*.py"))]
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:20]))
+    settings = ["--k", 8, "--max-length", 512, "--unit-labels", 6000, "--limit", 20]
+    return ["label", corpus, "--model", teacher, "--engine", "transformers", *settings]
+
+
+def _start(arguments: list[object], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as stream:
+        command = [sys.executable, "-m", "labeler", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=stream, stderr=stream)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    assert process.wait(PATIENCE) == 0, f"exit code {process.returncode}"
+
+
+def _disturbed(
+    run: list[object],
+    out: Path,
+    victim: str,
+    moment: float,
+    nodes: RayNodes,
+    chance: random.Random,
+) -> int:
+    """Label, kill the victim once about `moment` units are journaled, and let the run end."""
+    log = out.with_suffix(".log")
+    process = _start(run, log)
+    while (done := _journaled(out)) < int(moment) and process.poll() is None:
+        time.sleep(POLL)
+    while victim != "driver" and not (alive := nodes.teachers()) and process.poll() is None:
+        time.sleep(POLL)
+    time.sleep(chance.uniform(0, 0.5))
+    if victim == "driver":
+        process.kill()
+        process.wait()
+        process = _start(run, log)
+    elif victim == "node":
+        nodes.kill(chance.choice(nodes.nodes))
+        nodes.add()
+    elif process.poll() is None and alive:
+        chance.choice(alive).kill()
+    _finish(process)
+    return done
+
+
+def _journaled(out: Path) -> int:
+    return len(list((out / "journal").glob("unit-*.json")))
+
+
+def _shards(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "shards").iterdir())}
+
+
+def _keys(out: Path) -> Counter[tuple[str, int]]:
+    """Count the keys of all rows; each must be there once."""
+    keys: Counter[tuple[str, int]] = Counter()
+    for path in (out / "shards").iterdir():
+        rows = pq.read_table(path, columns=["id", "chunk"]).to_pylist()
+        keys.update((row["id"], row["chunk"]) for row in rows)
+    assert set(keys.values()) == {1}, "a key is doubled"
+    return keys
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""A Ray cluster of several nodes on this machine; each node is a raylet with its own processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psutil
+
+STORE_BYTES = 80 * 1024**2
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",  # other processes of the machine may fill its memory
+    "RAY_raylet_start_wait_time_s": "180",
+    # A lost node is noticed within seconds.
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "10",
+}
+TRIES = 3
+
+
+class RayNodes:
+    """The nodes of a cluster."""
+
+    def __init__(self, cluster: Any) -> None:
+        self._cluster = cluster
+        self.address: str = cluster.address
+        self.nodes: list[Any] = []
+
+    def add(self, cpus: int = 1) -> Any:
+        """Start a node."""
+        self.nodes.append(_retried(lambda: self._cluster.add_node(**_node(cpus))))
+        return self.nodes[-1]
+
+    def kill(self, node: Any) -> None:
+        """End a node as if its machine was switched off."""
+        self._cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
+
+    def teachers(self) -> list[psutil.Process]:
+        """Return the processes of the teachers on these nodes."""
+        found = []
+        for node in self.nodes:
+            for raylet in node.all_processes["raylet"]:
+                with suppress(psutil.NoSuchProcess):
+                    found += psutil.Process(raylet.process.pid).children(recursive=True)
+        return [each for each in found if _command(each).startswith("ray::TeacherActor")]
+
+
+@contextmanager
+def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
+    """Yield a cluster: a head node without cores, and one node for each number of cores."""
+    before = {name: os.environ.get(name) for name in SETTINGS}
+    os.environ |= SETTINGS
+    from ray.cluster_utils import Cluster
+
+    cluster: Any = Cluster()
+    try:
+        _retried(lambda: cluster.add_node(include_dashboard=False, no_monitor=True, **_node(0)))
+        nodes = RayNodes(cluster)
+        for count in cpus:
+            nodes.add(count)
+        yield nodes
+    finally:
+        cluster.shutdown()
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _node(cpus: int) -> dict[str, Any]:
+    # With ports of ours, a raylet does not wait for its agents: 15 s, too short on a busy machine.
+    names = ("metrics_agent", "dashboard_agent_listen", "runtime_env_agent", "metrics_export")
+    ports = {f"{name}_port": port for name, port in zip(names, _free_ports(len(names)))}
+    settings = {"num_cpus": cpus, "num_gpus": 0, "object_store_memory": STORE_BYTES}
+    return settings | ports | {"include_log_monitor": False}
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def _retried(start: Any) -> Any:
+    """Start a node; another process may have taken one of its ports in the meantime."""
+    for left in reversed(range(TRIES)):
+        try:
+            return start()
+        except Exception:
+            if not left:
+                raise
+    raise AssertionError
