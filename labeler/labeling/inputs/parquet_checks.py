@@ -55,7 +55,7 @@ def parquet_batches(stream: io.BufferedReader, rows: int) -> Iterator[pa.RecordB
         except ValueError as error:
             raise ArrowDamage(f"row group {number}: {error}") from error
         check_rows(group_rows, stored)
-        fitting = max(1, min(rows, 4 * base_bytes() // max(1, largest)))
+        fitting = max(1, min(rows, base_bytes() // 2 // max(1, largest)))  # 4 copies of a batch
         yield from file.iter_batches(batch_size=fitting, row_groups=[number])
 
 
