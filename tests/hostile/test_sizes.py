@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from schemas import open_label_set
 from schemas.arrow import INDEX_SCHEMA
 from schemas.compact import order_from_text, order_to_text
 from schemas.parquet_sizes import read_parquet
+from tests.hostile.peak_memory import peak_growth
 from tests.hostile.sealed import (
     Json,
     findings,
@@ -38,18 +36,6 @@ from tests.hostile.sealed import (
 from tests.schemas.sets import CODECS, varied_set
 
 MEGABYTES = 256
-READ = """
-import resource, sys
-from pathlib import Path
-from tests.hostile.fuzz_sets import use
-import tests.schemas.sets, trainer.data.collate
-path = Path(sys.argv[1])
-warm = path.parent / "warm"
-use(warm)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-use(path)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
 
 
 @pytest.fixture(params=CODECS)
@@ -59,14 +45,10 @@ def labels(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def cost(path: Path) -> int:
-    """Read a set in every way in a fresh process; return by how many MB its peak grew."""
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert time.monotonic() - start < 40
-    return int(done.stdout)
+    """Read a set in every way in a process of its own; return by how many MB its peak grew."""
+    kilobytes, seconds = peak_growth("set", path)
+    assert float(seconds) < 30  # of processor time
+    return int(kilobytes) // 1024
 
 
 def size(path: Path) -> int:
