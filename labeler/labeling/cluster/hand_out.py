@@ -34,7 +34,10 @@ POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
 """Time between two looks at the nodes of the cluster."""
 MOST_DEATHS = 3
-"""Actors that one unit may cost, or that may die one after the other while they start."""
+"""Actors that one unit may cost."""
+MOST_FAILED_STARTS = 5
+"""Actors that may die one after the other before they are ready. Ray may take a while to notice
+that a node is gone, and place more on it: each is a little later than the one before."""
 FENCE_SECONDS = 600.0
 """Longest wait for a lost actor to let go of the set."""
 PLACE_SECONDS = 120.0
@@ -117,6 +120,7 @@ class HandOut:
         self._names = {node.id: node.name for node in self._nodes}
         self._deaths: Counter[int] = Counter()
         self._failed_starts = self._refused = 0
+        self._not_before = 0.0
         self._error: BaseException | None = None
         self._alone_since = time.monotonic()
 
@@ -171,7 +175,7 @@ class HandOut:
 
     def _place_actors(self) -> None:
         """Have as many actors as were asked for, or as fit; never more than units are left."""
-        if self._is_stopping:
+        if self._is_stopping or time.monotonic() < self._not_before:
             return
         wanted = self._cluster.actors
         if wanted is None:
@@ -179,9 +183,9 @@ class HandOut:
         lost = sum(len(units) for _, units in self._fences.values())
         left = len(self._queue) + lost + sum(actor.unit is not None for actor in self._actors)
         wanted = min(wanted - self._refused, left)
-        surplus = [actor for actor in self._actors if actor.what == "place"][: -wanted or None]
-        if len(self._actors) > wanted and surplus:  # of nodes that are gone
-            self._kill(surplus[: len(self._actors) - wanted])
+        extra = len(self._actors) - wanted
+        if extra > 0:  # that were to be placed on nodes which are gone
+            self._kill([actor for actor in self._actors if actor.what == "place"][:extra])
         while len(self._actors) < wanted:
             self._actors.append(self._new_actor())
 
@@ -281,15 +285,18 @@ class HandOut:
             self._progress.left(actor.node)
         elif reason is not None:
             self._failed_starts += 1
+            self._not_before = time.monotonic() + LOOK_SECONDS * self._failed_starts
         if reason is not None:
             where = "before it was ready" if actor.node is None else self._names[actor.node]
             listed = ", ".join(str(unit + 1) for unit in actor.units)
-            again = f"; unit {listed} is labeled again unless it is journaled" if listed else ""
+            again = f"; to be labeled again unless journaled: unit {listed}" if listed else ""
             err.print(f"lost a teacher ({where}): {reason.what}{again}", style="yellow")
             if actor.unit is not None:
                 self._deaths[actor.unit] += 1
-            if self._deaths[actor.unit or 0] >= MOST_DEATHS or self._failed_starts >= MOST_DEATHS:
+            if max(self._deaths.values(), default=0) >= MOST_DEATHS:
                 self._error = self._error or _too_often(actor.unit, reason)
+            elif self._failed_starts >= MOST_FAILED_STARTS:
+                self._error = self._error or _too_often(None, reason)
         units, actor.unit, actor.writing = actor.units, None, None
         self._kill([actor])
         if actor.what != "place":
@@ -340,7 +347,7 @@ class HandOut:
 
 def _too_often(unit: int | None, reason: SoftshardsError) -> SoftshardsError:
     if unit is None:
-        what = f"{MOST_DEATHS} teachers died one after the other before they were ready"
+        what = f"{MOST_FAILED_STARTS} teachers died one after the other before they were ready"
     else:
         what = f"unit {unit + 1} was the last thing that {MOST_DEATHS} teachers did"
     return SoftshardsError(
