@@ -48,8 +48,7 @@ def _compute(positions: int) -> dict[str, NDArray[np.float32] | NDArray[np.int32
     engine = TransformersEngine(
         teacher, dtype="float32", head_dtype="float32", k=WIDEST, sampling=None
     )
-    text = "\n\n".join(pydoc_data.topics.topics.values())
-    ids = teacher.tokenizer.encode(text[: positions * 12])[: positions * LENGTH // (LENGTH - 1) + 1]
+    ids = text_ids(positions * LENGTH // (LENGTH - 1) + 1)
     parts: list[Labels] = []
     with progress("sequences") as bar:
         starts = range(0, len(ids), LENGTH)
@@ -63,6 +62,13 @@ def _compute(positions: int) -> dict[str, NDArray[np.float32] | NDArray[np.int32
     engine.close()
     names = ("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob")
     return {n: np.concatenate([getattr(p, n) for p in parts])[:positions] for n in names}
+
+
+def text_ids(count: int) -> list[int]:
+    """Return the first tokens of the quickstart's articles."""
+    text = "\n\n".join(pydoc_data.topics.topics.values())
+    teacher = open_teacher(TEACHER, max_length=LENGTH)
+    return teacher.tokenizer.encode(text[: count * 12])[:count]
 
 
 def first_k(labels: Labels, k: int) -> Labels:
