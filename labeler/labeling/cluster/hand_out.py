@@ -22,13 +22,13 @@ from labeler.labeling.cluster.node_progress import NodeProgress
 from labeler.labeling.cluster.teacher_actor import Job, Ready, TeacherActor
 from labeler.labeling.engines.engine import EngineFailed
 from labeler.labeling.planning.placement import ActorNeeds, ClusterNode, count_actors
-from labeler.labeling.runs.label_run import is_done
 from labeler.labeling.runs.label_units import UnitCount
 from labeler.labeling.runs.locks import wait_for_actor
 from labeler.labeling.runs.stopping import Stop
 from labeler.labeling.writing.set_place import SetPlace
 from schemas import SoftshardsError
 from schemas.errors import first_line
+from schemas.journal import finished_unit
 
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
@@ -315,7 +315,7 @@ class HandOut:
             if units:
                 self._place.pull()
             for unit in reversed(units):
-                if is_done(self._place, unit):
+                if finished_unit(self._place.folder, unit, self._place.sizes) is not None:
                     self._count_done(unit)
                 else:
                     self._progress.redo(unit)
