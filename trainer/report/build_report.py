@@ -29,6 +29,7 @@ from trainer.report.report_figures import (
     training_curves,
 )
 from trainer.report.shown_text import FILTERS, rate, shown_quality
+from trainer.report.task_summary import kept_on_tasks
 from trainer.run_files import EVAL_LOG, LOG, read_lines
 
 MOST_TASK_MODELS = 5
@@ -42,6 +43,7 @@ class Figures(TypedDict):
     """The figures of the page; None where there is nothing to draw, or no matplotlib."""
 
     trade_offs: Markup | None
+    task_trade_offs: Markup | None
     reliability: Markup | None
     training: Markup | None
 
@@ -165,24 +167,42 @@ def _task_models(content: ReportContent) -> list[ReportedModel]:
 
 def _figures(content: ReportContent, teacher_bins: list[Bin], runs: dict[str, Path]) -> Figures:
     if not has_matplotlib():
-        return {"trade_offs": None, "reliability": None, "training": None}
+        return Figures(trade_offs=None, task_trade_offs=None, reliability=None, training=None)
     judged = content.judged
     colors = color_of(content.models, judged)
     order = sorted(runs, key=lambda name: judged is None or name != judged.name)
     control = content.verdict.control if content.verdict else None
     shown = [m for m in content.models if m.measured and m.name == control]
     shown += [judged] if judged is not None else []
-    return {
-        "trade_offs": trade_offs(content.models, judged, content.currency),
-        "reliability": reliability(
+    on_tasks = {m.name: kept_on_tasks(content.tasks, m.name) for m in content.models}
+    return Figures(
+        trade_offs=trade_offs(
+            content.models,
+            judged,
+            content.currency,
+            quality={m.name: m.estimate("agreement") for m in content.models},
+            label="same next token as the teacher",
+            title="Agreement with the teacher against size and speed",
+            name="trade",
+        ),
+        task_trade_offs=trade_offs(
+            content.models,
+            judged,
+            content.currency,
+            quality={name: kept[0] for name, kept in on_tasks.items() if kept},
+            label="kept of the teacher's tasks",
+            title="Share kept of the teacher's results on tasks against size and speed",
+            name="task-trade",
+        ),
+        reliability=reliability(
             teacher_bins, [(m.name, m.measured.calibration) for m in shown if m.measured], colors
         ),
-        "training": training_curves(
+        training=training_curves(
             {name: read_lines(runs[name] / LOG) for name in order},
             {name: read_lines(runs[name] / EVAL_LOG) for name in order},
             colors,
         ),
-    }
+    )
 
 
 def _verdict_lines(content: ReportContent) -> str:

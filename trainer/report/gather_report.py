@@ -97,7 +97,9 @@ def gather_report(config: ReportConfig) -> tuple[ReportContent, list[Bin]]:
         label_seconds=label_seconds,
         bench=bench.engine if bench else {},
         currency=prices.currency if prices else None,
-        reproduction=reproduction(config, label_sets, models, results),
+        reproduction=reproduction(
+            config, label_sets, models, results, bench.engine if bench else {}
+        ),
     )
     return content, results.teacher.calibration
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -19,7 +19,7 @@ from trainer.report.layout import (
     staircase,
     svg,
 )
-from trainer.report.report_data import ReportedModel
+from trainer.report.report_data import Estimate, ReportedModel
 from trainer.run_files import LogLine
 
 if TYPE_CHECKING:
@@ -50,14 +50,24 @@ def color_of(models: Sequence[ReportedModel], judged: ReportedModel | None) -> d
 
 
 def trade_offs(
-    models: list[ReportedModel], judged: ReportedModel | None, currency: str | None
+    models: list[ReportedModel],
+    judged: ReportedModel | None,
+    currency: str | None,
+    *,
+    quality: Mapping[str, Estimate | None],
+    label: str,
+    title: str,
+    name: str,
 ) -> Markup | None:
-    """Draw agreement with the teacher against size, speed and cost; None if nothing is known.
+    """Draw a quality against size, speed and cost; None if nothing is known.
 
     Args:
         models: all models, the teacher first.
         judged: the student of the verdict.
         currency: of the costs.
+        quality: a share for each student that has it, by name.
+        label: of the quality, on its axis.
+        title: as of `svg`; name: likewise.
     """
     measures: list[tuple[str, Callable[[ReportedModel], float | None], int]] = [
         ("parameters (millions)", lambda m: m.parameters and m.parameters / 1e6, 1),
@@ -68,44 +78,43 @@ def trade_offs(
     if any(m.cost for m in models):  # four panels are too narrow
         measures = [measures[0], *measures[2:]]
     panels = []
-    for label, value, better in measures:
+    for measure, value, better in measures:
         found = {m.name: x for m in models if (x := value(m)) and math.isfinite(x)}
         if len([m for m in models if m.name in found and m.role != "teacher"]) > 0:
-            panels.append((label, found, better))
-    students = [m for m in models if m.metrics and math.isfinite(m.metrics.agreement)]
-    if not panels or not students:
+            panels.append((measure, found, better))
+    known = {n: share for n, share in quality.items() if share and math.isfinite(share.value)}
+    if not panels or not known:
         return None
     colors = color_of(models, judged)
     with new_figure(len(panels), 10.4, 3.5) as (figure, axes):
-        for axis, (label, places, better) in zip(axes, panels):
-            _trade_off(axis, students, places, better, colors, judged)
-            axis.set_xlabel(label)
-        axes[0].set_ylabel("same next token as the teacher (%)")
-        return svg(figure, "Agreement with the teacher against size and speed", "trade")
+        for axis, (measure, places, better) in zip(axes, panels):
+            _trade_off(axis, known, places, better, colors, judged)
+            axis.set_xlabel(measure)
+        axes[0].set_ylabel(f"{label} (%)")
+        return svg(figure, title, name)
 
 
 def _trade_off(
     axis: Axes,
-    students: list[ReportedModel],
+    quality: Mapping[str, Estimate],
     places: dict[str, float],
     better: int,
     colors: dict[str, str],
     judged: ReportedModel | None,
 ) -> None:
-    shown = [m for m in students if m.name in places]
-    points = {m.name: (places[m.name], 100 * m.metrics.agreement) for m in shown if m.metrics}
+    points = {n: (places[n], 100 * share.value) for n, share in quality.items() if n in places}
     front = [(x * better, -y) for x, y in staircase([(x * better, -y) for x, y in points.values()])]
     axis.plot(*zip(*front), color=QUIET, lw=1, zorder=1)
     named: list[tuple[str, float, float]] = []
-    for model in shown:
-        x, y = points[model.name]
-        color = colors.get(model.name, QUIET)
-        ends = [100 * bound for bound in model.intervals.get("agreement", ())]
-        if ends and all(map(math.isfinite, ends)):
+    for name, (x, y) in points.items():
+        color = colors.get(name, QUIET)
+        is_judged = judged is not None and name == judged.name
+        ends = [100 * end for end in (quality[name].low, quality[name].high) if end is not None]
+        if len(ends) == 2 and all(map(math.isfinite, ends)):
             axis.plot([x, x], ends, color=color, lw=1, alpha=0.5, zorder=2)
-        axis.plot(x, y, "o", ms=7.5 if model is judged else 5.5, color=color, zorder=3)
-        if (x, y) in front or model is judged or len(shown) <= len(COLORS):
-            named.append((model.name, x, y))
+        axis.plot(x, y, "o", ms=7.5 if is_judged else 5.5, color=color, zorder=3)
+        if (x, y) in front or is_judged or len(points) <= len(COLORS):
+            named.append((name, x, y))
     xs = list(places.values())
     if min(xs) > 0 and max(xs) / min(xs) > 8:
         axis.set_xscale("log")

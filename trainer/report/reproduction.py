@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 from collections.abc import Iterable, Mapping
@@ -11,17 +12,20 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from schemas import LabelSet, SoftshardsError
+from schemas import LabelSet
 from schemas.redact import redacted
+from trainer.evaluate.grouping import ALWAYS
 from trainer.evaluate.results import EvaluationResults
+from trainer.report.label_flags import input_names, label_flags
 from trainer.report.report_config import ReportConfig
 from trainer.report.report_data import ReportedModel, Reproduction, Step
+from trainer.report.ship_verdict import start_of
 from trainer.slice.slice_result import SLICE, SliceResult
 from trainer.train.train_config import TrainConfig
 
 PACKAGES = ("softshards", "torch", "transformers", "tokenizers", "accelerate", "pyarrow", "numpy")
-LABEL_PLAN = ("seed", "unit_labels", "row_group_labels", "engine")
-"""Settings of the plan that are flags of `labeler label`."""
+WORKLOAD = ("sequences", "prompt_tokens", "new_tokens", "repeats", "dtype", "kv_cache_gb")
+"""Facts of `labeler bench` that have the names of their flags."""
 
 
 def reproduction(
@@ -29,6 +33,7 @@ def reproduction(
     label_sets: list[LabelSet],
     models: list[ReportedModel],
     results: EvaluationResults,
+    workload: Mapping[str, str | int | float],
 ) -> Reproduction:
     """Return the commands that made what is reported, and the versions of this machine.
 
@@ -37,25 +42,22 @@ def reproduction(
         label_sets: the sets of --labels.
         models: all models.
         results: the measurements.
+        workload: facts of `labeler bench`.
     """
     steps = [_label_step(labels) for labels in label_sets]
-    starts = dict.fromkeys(
-        str(m.training.config["student"]) for m in models if m.training is not None
-    )
-    steps += [step for start in starts if (step := _slice_step(Path(start), results))]
+    starts = {str(m.training.config["student"]): start_of(m) for m in models if m.training}
+    for start, weights in starts.items():
+        same = (Path(m.path) for m in models if m.measured and m.measured.weights == weights)
+        steps += _slice_step(start, [Path(start), *same], results, label_sets)
     steps += [_train_step(m.name, m.training.config) for m in models if m.training is not None]
     steps += [_evaluate_step(config, models, results)]
     if config.bench is not None:
-        steps.append(
-            Step(
-                makes="speeds",
-                command=_command(
-                    "labeler bench",
-                    [f"{m.name}={_model_path(m)}" for m in models],
-                    {"labels": results.label_set.path, "out": config.bench},
-                ),
-            )
-        )
+        flags: dict[str, object] = {"labels": workload.get("labels", results.label_set.path)}
+        flags |= {name: workload[name] for name in WORKLOAD if name in workload}
+        flags["concurrency"] = [n for n in str(workload.get("concurrency", "")).split(", ") if n]
+        named = [f"{m.name}={_model_path(m)}" for m in models]
+        command = _command("labeler bench", named, flags | {"out": config.bench})
+        steps.append(Step(makes="speeds", command=command))
     steps.append(Step(makes="this report", command=_command("trainer report", [], _given(config))))
     return Reproduction(steps=steps, versions=_versions())
 
@@ -71,42 +73,38 @@ def _versions() -> dict[str, str]:
 
 
 def _label_step(labels: LabelSet) -> Step:
-    identity, provenance = labels.manifest.identity, labels.manifest.provenance
-    plan = provenance.get("plan") or {}
-    flags: dict[str, object] = {"model": provenance.get("teacher") or "TEACHER"}
-    flags |= {"mode": identity.mode} if identity.mode != "score" else {}
-    flags |= {"k": identity.k, "max_length": identity.max_length}
-    if identity.sampling is not None:
-        flags |= {
-            name: getattr(identity.sampling, name)
-            for name in ("temperature", "top_p", "max_tokens")
-        }
-    flags |= {name: plan[name] for name in LABEL_PLAN if name in plan}
+    flags = label_flags(labels) | {"out": labels.place}
     return Step(
         makes=labels.place,
-        command=_command(
-            "labeler label", list(plan.get("inputs", {})), flags | {"out": labels.place}
-        ),
-        note="The main settings; plan.parquet and manifest.json hold all.",
+        command=_command("labeler label", input_names(labels), flags),
+        note="Input files by name: plan.parquet has the rows, manifest.json their digests.",
     )
 
 
-def _slice_step(student: Path, results: EvaluationResults) -> Step | None:
-    try:
-        made = SliceResult.read(student / SLICE, "the result of `trainer slice`")
-    except SoftshardsError:
-        return None
-    flags = {
+def _slice_step(
+    student: str, places: list[Path], results: EvaluationResults, label_sets: list[LabelSet]
+) -> list[Step]:
+    """Return the step that made a student, if it was sliced.
+
+    Args:
+        student: its folder, as `trainer train` was given it.
+        places: where it may be now.
+        results: the measurements.
+        label_sets: of the report.
+    """
+    file = next((place / SLICE for place in places if (place / SLICE).is_file()), None)
+    if file is None:
+        return []
+    made = SliceResult.read(file, "the result of `trainer slice`")
+    flags: dict[str, object] = {
         n: v for n, v in made.asked.items() if n not in ("teacher", "labels") and v is not None
     }
-    teacher = results.teacher.path or "TEACHER"
-    return Step(
-        makes=str(student),
-        command=_command(
-            "trainer slice", [], {"teacher": teacher, "labels": "LABELS", **flags, "out": student}
-        ),
-        note=f"Keeps layers {', '.join(map(str, made.layers))} of {made.of}.",
-    )
+    known = (s.place for s in label_sets if s.digests == made.asked.get("labels"))
+    teacher = made.teacher or results.teacher.path or "TEACHER"
+    labels = made.labels or next(known, "LABELS")
+    flags |= {"teacher": teacher, "labels": labels, "out": student}
+    note = f"Keeps layers {', '.join(map(str, made.layers))} of {made.of}."
+    return [Step(makes=student, command=_command("trainer slice", [], flags), note=note)]
 
 
 def _train_step(name: str, settings: Mapping[str, JsonValue]) -> Step:
@@ -125,8 +123,21 @@ def _evaluate_step(
     flags: dict[str, object] = {"labels": results.label_set.path}
     flags |= {"teacher": results.teacher.path} if results.teacher.path else {}
     flags["model"] = [_model_path(m) for m in models if m.role != "teacher"]
-    dtypes = sorted({m.measured.dtype for m in models if m.measured})
+    measured = [m.measured for m in models if m.measured]
+    dtypes = sorted({each.dtype for each in measured})
     flags |= {"dtype": dtypes[0]} if len(dtypes) == 1 and dtypes != ["fp32"] else {}
+    flags["by"] = [n for n in dict.fromkeys(n for m in measured for n in m.by) if n not in ALWAYS]
+    if tasks := [task.path or task.name for task in results.tasks]:
+        settings = results.tasks[-1].settings
+        flags |= {
+            "tasks": ",".join(dict.fromkeys(tasks)),
+            "task_shots": settings.shots,
+            "task_limit": settings.limit,
+            "task_chat": settings.chat_template or None,
+        }
+    if results.answers:
+        flags["reference"] = results.answers[-1].reference
+        flags["answers"] = list(dict.fromkeys(each.path for each in results.answers))
     return Step(
         makes="held-out measurements",
         command=_command("trainer evaluate", [], flags | {"out": config.eval}),
@@ -154,6 +165,10 @@ def _command(name: str, words: Iterable[str], flags: Mapping[str, object]) -> st
             parts.append(option)
         elif value is False:
             parts.append(f"--no-{flag.replace('_', '-')}")
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                text = inner if isinstance(inner, str) else json.dumps(inner)
+                parts += [f"{option}.{key.replace('_', '-')}", text]
         elif value is not None:
             values = value if isinstance(value, list | tuple) else [value]
             for one in values:

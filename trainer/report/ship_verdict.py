@@ -98,7 +98,7 @@ def judge(
         student=student.name,
         control=control.name if control else None,
         ship=ship,
-        summary=_summary(student, kept, less, paid),
+        summary=_summary(student, kept, less, paid, kept_check),
         reason=f"{reason[:1].upper()}{reason[1:]}." if reason else "Every condition is met.",
         answers=[kept, less, paid, helped],
         checks=checks,
@@ -135,8 +135,9 @@ def _kept(
     accuracy = student.accuracy_kept
     if on_tasks is not None:
         share, each = on_tasks
-        of = "1 task" if len(each) == 1 else f"{len(each)} tasks"
-        what = f"of the teacher's result on {of}"
+        of = each[0][0] if len(each) == 1 else f"{len(each)} tasks"
+        above = " above chance" if all(row.chance is not None for row in tasks) else ""
+        what = f"of the teacher's result{above} on {of}"
         if len(each) > 1:
             details.insert(0, f"Least: {each[0][1]:.1%} of {each[0][0]}.")
         details.insert(0, f"{same[:1].upper()}{same[1:]}.")
@@ -413,18 +414,22 @@ def _change(difference: Estimate) -> str:
     return f"{difference.value:+.4f}".replace("-", "−")
 
 
-def _summary(student: ReportedModel, kept: Answer, saved: Answer, paid: Answer) -> str:
+def _summary(
+    student: ReportedModel, kept: Answer, saved: Answer, paid: Answer, check: Check
+) -> str:
+    """Return the verdict in a sentence; with the interval of what is kept if it decides nothing."""
+    unsure = f" ({kept.interval})" if check.status == "unknown" and kept.interval else ""
     is_agreement = kept.meaning.startswith("of next tokens")
     parts = [
         f"{student.name} picks the teacher's next token at {kept.headline} of positions"
         if is_agreement
-        else f"{student.name} keeps {kept.headline} {kept.meaning}"
+        else f"{student.name} keeps {kept.headline}{unsure} {kept.meaning}"
     ]
     if saved.meaning.startswith("of the teacher's cost"):
         parts.append(f"saves {saved.headline} of the cost per token")
     elif student.speed is not None and student.speed.speedup is not None:
-        unsure = "" if student.speed.speedup.is_stable else " (not stable)"
-        parts.append(f"generates at {saved.headline} its speed{unsure}")
+        shaky = "" if student.speed.speedup.is_stable else " (not stable)"
+        parts.append(f"generates at {saved.headline} its speed{shaky}")
     elif saved.status != "unknown":
         parts.append(f"has {saved.headline} fewer parameters")
     if paid.headline == "never":

@@ -50,6 +50,7 @@ class SliceResult(Record):
         kl: KL to the teacher's labels before any training, in nats.
         removals: the layers in the order of their removal, if measurements chose them.
         from_the_labels_teacher: the teacher made the labels; None if nothing tells.
+        teacher, labels: where they were.
     """
 
     asked: dict[str, JsonValue]
@@ -60,6 +61,8 @@ class SliceResult(Record):
     removals: list[Removal]
     sample_labels: int
     from_the_labels_teacher: bool | None = None
+    teacher: str | None = None
+    labels: str | None = None
 
 
 def asked_settings(config: SliceConfig, labels: LabelSet) -> dict[str, JsonValue]:

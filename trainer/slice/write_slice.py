@@ -79,6 +79,8 @@ def write_slice(
         removals=removals,
         sample_labels=sum(len(batch.targets) for batch in batches),
         from_the_labels_teacher=is_the_teacher(config.teacher, labels.manifest.identity),
+        teacher=str(source),
+        labels=labels.place,
     )
     files = {SLICE: result.to_dict() | ({"source": named} if (named := source.as_json()) else {})}
     save_model(

@@ -91,6 +91,7 @@ def run_tasks(
                 model=digest,
                 name=spec.name,
                 digest=spec.digest,
+                path=None if spec.path is None else str(spec.path),
                 settings=settings,
                 metrics=reply.metrics,
             )

@@ -64,11 +64,13 @@ class MeasuredTask(Record):
         model: digest of the model's weights.
         name: of the task, group or tag.
         digest: of its file and data; empty for one that comes with the harness.
+        path: of its file, where it was when it ran.
     """
 
     model: str
     name: str
     digest: str
+    path: str | None = None
     settings: TaskSettings
     metrics: list[TaskMetric]
 
