@@ -8,6 +8,8 @@ TOKENIZER = "tokenizer"
 INDEX = "index"
 JOURNAL = "journal"
 SHARDS = "shards"
+BATCH = 256
+"""Units whose journal entries are merged into one file."""
 
 
 def shard_name(unit: int) -> str:
@@ -24,6 +26,11 @@ def is_own_shard(name: str, rank: int, world_size: int) -> bool:
 def entry_name(unit: int) -> str:
     """Return the path of a unit's journal entry."""
     return f"{JOURNAL}/unit-{unit:06d}.json"
+
+
+def batch_name(unit: int) -> str:
+    """Return the path of the batch that a unit's entry and rejects may be merged into."""
+    return f"{JOURNAL}/units-{unit // BATCH * BATCH:06d}.parquet"
 
 
 def rejects_name(unit: int) -> str:

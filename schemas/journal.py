@@ -18,10 +18,17 @@ from pydantic import model_validator
 from schemas.arrow import REJECT_SCHEMA, parquet_options
 from schemas.atomic import atomic_path, write_atomic
 from schemas.errors import LabelSetError
-from schemas.file_names import JOURNAL, entry_name, rejects_name, shard_name
+from schemas.file_names import BATCH, JOURNAL, entry_name, rejects_name, shard_name
 from schemas.fingerprint import sha256_file, sha256_json
+from schemas.journal_batches import (
+    UnitFiles,
+    batch_path,
+    drop_from_batch,
+    read_batch,
+    write_batch,
+)
 from schemas.manifest import Count, Digest, LateFields, Model
-from schemas.parquet_sizes import read_parquet
+from schemas.parquet_sizes import checked_parquet, read_parquet
 from schemas.row_lengths import lengths_from_text
 from schemas.set_paths import set_file
 
@@ -128,6 +135,11 @@ def read_rejects(directory: Path) -> pa.Table:
     """Return all rejects of a set: first the plans', then the units'."""
     files = sorted((directory / JOURNAL).glob("*.rejects.parquet"))
     tables = [read_parquet(set_file(directory, f"{JOURNAL}/{path.name}")) for path in files]
+    for first in _numbers(directory, r"units-#\.parquet"):
+        for unit, content in read_batch(directory, first).items():
+            if not rejects_path(directory, unit).exists():
+                with checked_parquet(content.rejects) as file:
+                    tables.append(file.read())
     # An empty table imports pandas, so there is one only where it is needed.
     return pa.concat_tables(tables or [REJECT_SCHEMA.empty_table()])
 
@@ -180,17 +192,91 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
         LabelSetError: the entry was altered.
     """
     path = set_file(directory, entry_name(unit))
-    if not path.exists():
-        return None
     hint = "delete the entry and run the same `labeler label` command: it labels the unit again"
+    if path.exists():
+        content = path.read_bytes()
+    else:
+        path = batch_path(directory, unit)
+        if (files := read_batch(directory, unit).get(unit)) is None:
+            return None
+        content = files.entry
     try:
-        entry = UnitEntry.model_validate_json(path.read_bytes())
+        entry = UnitEntry.model_validate_json(content)
         digest = entry.sealed().self_digest
     except (ValueError, RecursionError) as error:  # the digest prints numbers of any length
         raise LabelSetError("the journal entry cannot be read", path=path, hint=hint) from error
     if digest != entry.self_digest or entry.unit != unit:
         raise LabelSetError("the journal entry was altered", path=path, hint=hint)
     return entry
+
+
+def unit_rejects(directory: Path, unit: int) -> bytes | None:
+    """Return the content of a unit's file of rejects; None where it is missing.
+
+    Raises:
+        LabelSetError: it is a link, or the batch that it should be in was altered.
+    """
+    path = set_file(directory, rejects_name(unit))
+    if path.is_file():
+        return path.read_bytes()
+    files = read_batch(directory, unit).get(unit)
+    return None if files is None else files.rejects
+
+
+def forget_unit(directory: Path, unit: int) -> bool:
+    """Delete the entry of a unit, wherever it is, and return whether there was one.
+
+    Hold the set's lock: no other process may compact the journal meanwhile.
+    """
+    known = read_batch(directory, unit)
+    drop_from_batch(directory, unit)
+    path = entry_path(directory, unit)
+    alone = path.exists()
+    path.unlink(missing_ok=True)
+    return alone or unit in known
+
+
+def compact_journal(directory: Path, units: int) -> int:
+    """Merge the entries and rejects of each full batch of finished units into one file.
+
+    Hold the set's lock. A crash leaves the batch, its parts, or both, which are the same.
+
+    Args:
+        directory: the set's folder.
+        units: number of planned units; the last ones, fewer than a batch, stay as they are.
+
+    Returns:
+        The number of batches that were written.
+    """
+    written = 0
+    alone: dict[int, list[int]] = {}
+    for unit in _units_alone(directory):
+        alone.setdefault(unit // BATCH, []).append(unit)
+    for number in sorted(alone):
+        members = range(number * BATCH, (number + 1) * BATCH)
+        if members.stop > units:
+            continue
+        merged = read_batch(directory, members.start)
+        files = {unit: _unit_files(directory, unit) or merged.get(unit) for unit in members}
+        full = {unit: content for unit, content in files.items() if content is not None}
+        if len(full) < BATCH:
+            continue
+        if full != merged:
+            write_batch(directory, full)
+            written += 1
+        for unit in alone[number]:
+            entry_path(directory, unit).unlink()
+            rejects_path(directory, unit).unlink()
+    return written
+
+
+def _unit_files(directory: Path, unit: int) -> UnitFiles | None:
+    """Return a unit's own files, if there are both, and the entry is good."""
+    entry, rejects = entry_path(directory, unit), rejects_path(directory, unit)
+    if not (entry.is_file() and rejects.is_file()):
+        return None
+    read_entry(directory, unit)
+    return UnitFiles(entry.read_bytes(), rejects.read_bytes())
 
 
 def finished_unit(
@@ -226,7 +312,19 @@ def read_entries(directory: Path, units: int) -> list[UnitEntry]:
 
 
 def journaled_units(directory: Path) -> list[int]:
-    """Return the numbers of the units that have an entry: as many as there are files."""
-    names = (re.fullmatch(r"unit-(\d{6,})\.json", p.name) for p in (directory / JOURNAL).glob("*"))
-    numbers = (int(name[1]) for name in names if name is not None and len(name[1]) < 16)
+    """Return the numbers of the units that have an entry, in a file of its own or in a batch."""
+    merged = (read_batch(directory, first) for first in _numbers(directory, r"units-#\.parquet"))
+    return sorted({*_units_alone(directory), *(unit for batch in merged for unit in batch)})
+
+
+def _units_alone(directory: Path) -> list[int]:
+    """Return the numbers of the units that have an entry in a file of its own."""
+    numbers = _numbers(directory, r"unit-#\.json")
     return sorted(unit for unit in numbers if entry_path(directory, unit).exists())
+
+
+def _numbers(directory: Path, pattern: str) -> list[int]:
+    """Return the numbers in names of the journal's files; `#` stands for one in the pattern."""
+    pattern = pattern.replace("#", r"(\d{6,15})")
+    names = (re.fullmatch(pattern, path.name) for path in (directory / JOURNAL).glob("*"))
+    return sorted(int(name[1]) for name in names if name is not None)

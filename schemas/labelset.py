@@ -15,7 +15,7 @@ from schemas.errors import LabelSetError, first_line
 from schemas.file_names import TOKENIZER
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
 from schemas.index import index_entries, read_index
-from schemas.journal import UnitEntry, entry_path, read_entries, read_entry
+from schemas.journal import UnitEntry, read_entries, read_entry
 from schemas.manifest import Manifest, read_manifest
 from schemas.redact import redacted
 from schemas.remote import Remote, is_url
@@ -109,9 +109,11 @@ class LabelSet:
         Raises:
             LabelSetError: it was altered, or cannot be read.
         """
-        if self.remote is not None and not entry_path(self.path, unit).exists():
+        entry = read_entry(self.path, unit)
+        if entry is None and self.remote is not None:
             copy_entry(self.remote, self.path, unit)
-        return read_entry(self.path, unit)
+            entry = read_entry(self.path, unit)
+        return entry
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -15,8 +15,8 @@ from typing import Any
 from schemas.errors import SoftshardsError, first_line
 from schemas.remote import Remote, retried
 
-ATTEMPTS = 8
-"""Of each request: with growing pauses, they outlast a minute or two without the store."""
+ATTEMPTS = 4
+"""Of each request, beside the attempts of the store's own library (of S3, five)."""
 HINT = (
     "check the network, the credentials and that the bucket exists, and run the same command "
     "again: it resumes"
@@ -75,7 +75,7 @@ def list_names(remote: Remote, prefix: str) -> list[str]:
         return retried(ATTEMPTS, names)
 
 
-def put(remote: Remote, name: str, source: Path | bytes) -> None:
+def put(remote: Remote, name: str, source: Path | bytes, *, attempts: int = ATTEMPTS) -> None:
     """Write an object, over an older one; large files in parts.
 
     Raises:
@@ -83,7 +83,7 @@ def put(remote: Remote, name: str, source: Path | bytes) -> None:
             where only the answer was lost, replaced.
     """
     with as_store_error(remote, name):
-        retried(ATTEMPTS, _put, remote, name, source, "overwrite")
+        retried(attempts, _put, remote, name, source, "overwrite")
 
 
 def create(remote: Remote, name: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import LabelSetError
-from schemas.file_names import JOURNAL, entry_name
+from schemas.file_names import JOURNAL, batch_name, entry_name
 from schemas.manifest import MANIFEST, read_manifest
 from schemas.remote import FETCH_THREADS, Remote
 
@@ -36,7 +36,8 @@ def copy_metadata(remote: Remote) -> Path:
     named = [file.path for file in (*manifest.tokenizer_files, *manifest.index_pages)]
     with as_label_set_error(remote.url):
         if manifest.status != "complete":
-            named += [f"{JOURNAL}/{name}" for name in remote.names(JOURNAL, "unit-*.json")]
+            for pattern in ("units-*.parquet", "unit-*.json"):  # in the order of a compaction
+                named += [f"{JOURNAL}/{name}" for name in remote.names(JOURNAL, pattern)]
         _copy(remote, named, folder)
     return folder
 
@@ -47,8 +48,11 @@ def copy_entry(remote: Remote, folder: Path, unit: int) -> None:
     Raises:
         LabelSetError: it cannot be read.
     """
-    with suppress(FileNotFoundError):
-        _copy(remote, [entry_name(unit)], folder)
+    for name in (entry_name(unit), batch_name(unit)):
+        if not (folder / name).exists():
+            with suppress(FileNotFoundError):
+                _copy(remote, [name], folder)
+                return
 
 
 def copy_view(url: str, options: dict[str, Any]) -> Path:

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from schemas.atomic import TMP_PREFIX
-from schemas.file_names import INDEX, JOURNAL, SHARDS, TOKENIZER, entry_name, is_plan, rejects_name
+from schemas.file_names import (
+    BATCH,
+    INDEX,
+    JOURNAL,
+    SHARDS,
+    TOKENIZER,
+    batch_name,
+    entry_name,
+    is_plan,
+    rejects_name,
+)
+from schemas.journal_batches import batch_path
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST
@@ -37,7 +48,13 @@ def declared_files(labels: LabelSet) -> list[str]:
                 f"{JOURNAL}/{path.name}"
                 for path in (labels.path / JOURNAL).glob("plan*.rejects.parquet")
             }
-    return sorted(files.union(*({entry_name(unit), rejects_name(unit)} for unit in units)))
+    merged = {
+        batch_name(first)
+        for first in range(0, manifest.planned_units - BATCH + 1, BATCH)
+        if batch_path(labels.path, first).is_file()
+    }
+    alone = (unit for unit in units if batch_name(unit) not in merged)
+    return sorted(files.union(merged, *({entry_name(u), rejects_name(u)} for u in alone)))
 
 
 def is_set_file(name: str) -> bool:

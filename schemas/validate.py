@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,25 @@ from numpy.typing import NDArray
 from schemas.arrow import KEY_COLUMNS, REJECT_SCHEMA
 from schemas.arrow_alloc import as_numpy
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import JOURNAL, rejects_name
+from schemas.file_names import JOURNAL
 from schemas.findings import Finding
-from schemas.fingerprint import sha256_file
+from schemas.fingerprint import sha256_bytes, sha256_file
+from schemas.index import RowLengths, read_lengths
 from schemas.invariants import Key, row_name, validate_table
-from schemas.journal import ByteRange, entry_path, journaled_units, read_entry
+from schemas.journal import (
+    ByteRange,
+    entry_path,
+    journaled_units,
+    read_entry,
+    rejects_path,
+    unit_rejects,
+)
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER, LedgerSums, is_ledger_of
 from schemas.parquet_sizes import checked_parquet
 from schemas.plan import open_plan
 from schemas.row_group import RowGroup
+from schemas.row_lengths import count_lengths, lengths_to_text
 from schemas.set_files import extra_files, is_set_file
 from schemas.set_paths import set_file
 
@@ -53,6 +63,9 @@ def examine(
     """
     rows = _Rows()
     manifest = labels.manifest
+    lengths = _index_lengths(labels)
+    if isinstance(lengths, Finding):
+        yield lengths
     identity = manifest.identity
     for number, group in enumerate(labels.row_groups):
         where = f"{group.shard}, row group {group.index}"
@@ -88,6 +101,9 @@ def examine(
                 what=f"{table.num_rows} rows, {n_labels} labels and {n_tokens} tokens; the "
                 f"{source} says {group.rows}, {group.labels} and {group.tokens}",
             )
+        stated = None if isinstance(lengths, Finding) else lengths.of(number)
+        if stated is not None and not np.array_equal(stated, count_lengths(table)):
+            yield Finding(kind="count", where=where, what="the index has other lengths of its rows")
         rows.add(number, table)
         if done is not None:
             done(group)
@@ -96,9 +112,21 @@ def examine(
         yield from _examine_set_files(labels)
 
 
+def _index_lengths(labels: LabelSet) -> RowLengths | Finding:
+    try:
+        return read_lengths(labels.row_groups)
+    except LabelSetError as error:
+        return Finding(kind="count", where=str(error.path), what=error.what)
+
+
 def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
     """Check the files of a set that its views do not cover: plan, journal, totals, stray files."""
     yield from examine_other_files(labels)
+    stated = labels.manifest.content_digest
+    is_stated = stated is not None and labels.manifest.status == "complete"
+    if is_stated and labels.row_groups.digest != stated:
+        what = "the digest of the content is not that of the index"
+        yield Finding(kind="count", where="manifest.json", what=what)
     totals = labels.manifest.totals
     if totals is None:
         return
@@ -109,9 +137,9 @@ def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
         ("tokens", labels.tokens),
         ("bytes", labels.stored_bytes),
     ):
-        stated = getattr(totals, name)
-        if stated != found:
-            what = f"the manifest says {stated} {name}, the index {found}"
+        total = getattr(totals, name)
+        if total != found:
+            what = f"the manifest says {total} {name}, the index {found}"
             yield Finding(kind="count", where="manifest.json", what=what)
 
 
@@ -213,14 +241,17 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
     manifest, path = labels.manifest, labels.path
     complete = manifest.status == "complete"
     indexed: dict[str, list[ByteRange]] = {}
-    for group in labels.row_groups:
-        indexed.setdefault(group.shard, []).append(group.bytes)
+    lengths = _index_lengths(labels)
+    for number, group in enumerate(labels.row_groups):
+        stated = None if isinstance(lengths, Finding) else lengths.of(number)
+        text = None if stated is None else lengths_to_text(stated)
+        indexed.setdefault(group.shard, []).append(group.bytes.model_copy(update={"lengths": text}))
     costs: LedgerSums | None = LedgerSums()
     for unit in range(manifest.planned_units) if complete else journaled_units(path):
         where = str(entry_path(path, unit))
         try:
             entry = read_entry(path, unit)
-            rejects = set_file(path, rejects_name(unit))
+            rejects = unit_rejects(path, unit)
         except (LabelSetError, OSError) as error:
             what, hint = getattr(error, "what", str(error)), getattr(error, "hint", None)
             yield Finding(kind="journal", where=where, what=what, hint=hint)
@@ -231,12 +262,18 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
                 yield Finding(kind="journal", where=where, what="the journal entry is missing")
             costs = None
             continue
-        if not rejects.is_file() or sha256_file(rejects) != entry.rejects_sha256:
+        where_rejects = str(rejects_path(path, unit))
+        if rejects is None or sha256_bytes(rejects) != entry.rejects_sha256:
             what = "the rejects are missing or altered"
-            yield Finding(kind="journal", where=str(rejects), what=what)
+            yield Finding(kind="journal", where=where_rejects, what=what)
         elif problem := _rejects_problem(rejects, entry.rejects):
-            yield Finding(kind="journal", where=str(rejects), what=problem)
-        if indexed.get(entry.shard, []) != list(entry.row_groups):
+            yield Finding(kind="journal", where=where_rejects, what=problem)
+        ranges = indexed.get(entry.shard, [])
+        journaled = [
+            group if known.lengths is not None else group.model_copy(update={"lengths": None})
+            for group, known in zip_longest(entry.row_groups, ranges, fillvalue=entry.footer)
+        ]
+        if ranges != journaled:
             what = "the journal entry and the index differ"
             yield Finding(kind="journal", where=where, what=what)
         try:
@@ -249,9 +286,9 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
         yield from _ledger_file(path, costs)
 
 
-def _rejects_problem(path: Path, count: int) -> str | None:
+def _rejects_problem(content: bytes, count: int) -> str | None:
     try:
-        with checked_parquet(path) as file:
+        with checked_parquet(content) as file:
             if not file.schema_arrow.remove_metadata().equals(REJECT_SCHEMA):
                 return "this is not a file of rejects: its columns differ"
             if file.metadata.num_rows != count:

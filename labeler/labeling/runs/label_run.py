@@ -12,6 +12,7 @@ from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.begin import begin
 from labeler.labeling.runs.identify_teacher import identify_teacher
+from labeler.labeling.runs.journal_upkeep import forget_lost_units
 from labeler.labeling.runs.label_units import label_units
 from labeler.labeling.runs.locks import (
     rank_lock,
@@ -26,7 +27,7 @@ from labeler.labeling.writing.finalize import close
 from labeler.labeling.writing.set_place import SetPlace, open_place
 from schemas import Manifest
 from schemas.file_names import shard_name
-from schemas.journal import entry_path, finished_unit
+from schemas.journal import finished_unit, forget_unit
 from schemas.os_errors import explain_full_disk
 
 LabelUnits = Callable[[list[int], LabelConfig, Teacher, Manifest, SetPlace, Stop], int]
@@ -97,8 +98,8 @@ def _label_own_units(
     work: LabelUnits,
 ) -> RunSummary:
     own = range(config.rank, manifest.planned_units, config.world_size)
-    todo = [unit for unit in own if not is_done(place, unit)]
-    place.publish()  # entries of lost shards are gone
+    todo = [n for n in own if finished_unit(place.folder, n, place.sizes) is None]
+    forget_lost_units(place, todo)
     reused = len(own) - len(todo)
     if reused:
         err.print(f"reusing {reused} of {len(own)} units in {place.name}")
@@ -137,10 +138,8 @@ def is_done(place: SetPlace, unit: int) -> bool:
     """Check whether a unit is done; delete its entry where its shard is missing or cut off."""
     if finished_unit(place.folder, unit, place.sizes) is not None:
         return True
-    entry = entry_path(place.folder, unit)
-    if entry.exists():
+    if forget_unit(place.folder, unit):
         err.print(
             f"{place.name}/{shard_name(unit)} is missing or truncated: labeling unit {unit} again"
         )
-        entry.unlink()
     return False

@@ -28,6 +28,7 @@ from labeler.labeling.planning.planned_row import PlannedRow
 from labeler.labeling.runs import energy
 from labeler.labeling.runs.energy import Energy
 from labeler.labeling.runs.engine_session import EngineSession
+from labeler.labeling.runs.journal_upkeep import compact_after
 from labeler.labeling.runs.load_engine import load_engine
 from labeler.labeling.runs.stopping import Stop
 from labeler.labeling.runs.unit_requests import as_reject, unit_requests
@@ -220,6 +221,7 @@ def _write(
             codec=manifest.codec,
         )
     place.publish_unit(unit.unit)
+    compact_after(place, unit.unit, stride=config.world_size, planned_units=manifest.planned_units)
     if not err.is_terminal:
         seconds = human_seconds(unit.engine_seconds)
         err.print(

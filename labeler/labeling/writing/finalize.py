@@ -9,7 +9,7 @@ from schemas import Manifest
 from schemas.file_names import JOURNAL, is_plan_rejects
 from schemas.fingerprint import sha256_file
 from schemas.index import read_index, write_index
-from schemas.journal import UnitEntry, finished_unit
+from schemas.journal import UnitEntry, compact_journal, finished_unit
 from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import FileDigest, Totals, read_manifest, write_manifest
 from schemas.set_paths import set_file
@@ -43,6 +43,7 @@ def close(
 
 def finalize(out: Path, manifest: Manifest, sizes: Mapping[str, int] | None = None) -> Manifest:
     """Index the finished units and close the set. Any process may do it, any number of times."""
+    compact_journal(out, manifest.planned_units)
     sums = _Sums(sizes)
     pages = write_index(out, sums.over(out, manifest))
     changes = {

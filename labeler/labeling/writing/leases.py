@@ -61,7 +61,8 @@ class Lease:
 
     def __init__(self, remote: Remote, name: str, number: int, holder: Holder) -> None:
         self._remote, self._name, self._number, self._holder = remote, name, number, holder
-        self._safe_until, self._lost = _now() + EXPIRY / 2, False
+        self._object = _object(name, number)
+        self._safe_until, self._lost, self._failing = _now() + EXPIRY / 2, False, False
         self._writing, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {name}", daemon=True)
         self._thread.start()
@@ -85,21 +86,25 @@ class Lease:
     def release(self) -> None:
         """Let the next process have it."""
         self._ended.set()
-        self._thread.join()
-        with contextlib.suppress(SoftshardsError):  # it expires
-            self._renew(free=True)
+        self._thread.join(RENEW)
+        if not self._failing:  # else the store is gone, and the lease expires
+            with contextlib.suppress(SoftshardsError):
+                self._renew(free=True)
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW):
-            with contextlib.suppress(SoftshardsError):  # `require` tells
+            try:
                 self._renew()
+            except SoftshardsError:  # tried again soon; `require` tells
+                self._failing = True
 
     def _renew(self, *, free: bool = False) -> None:
         with self._writing:
             started = _now()
             changes = {"renewed": self._holder.renewed + 1, "free": free}
             self._holder = self._holder.model_copy(update=changes)
-            put(self._remote, _object(self._name, self._number), _as_bytes(self._holder))
+            put(self._remote, self._object, _as_bytes(self._holder), attempts=1)
+            self._failing = False
             if started >= self._safe_until:  # it may have expired meanwhile
                 self._lost |= _numbers(self._remote, self._name)[-1:] != [self._number]
             self._safe_until = started + EXPIRY / 2

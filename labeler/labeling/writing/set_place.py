@@ -72,7 +72,7 @@ class SetPlace:
         """Bring the folder to the state of the store.
 
         Args:
-            whole: also the shards and the units' rejects, which a writer does without.
+            whole: also the shards and the quarantine, which a writer does without.
 
         Raises:
             SoftshardsError: the store fails.
@@ -261,8 +261,7 @@ def _is_of_set(name: str) -> bool:
 
 
 def _is_bulk(name: str) -> bool:
-    is_rejects = name.startswith(f"{JOURNAL}/unit-") and name.endswith(".rejects.parquet")
-    return is_rejects or name.startswith((f"{SHARDS}/", f"{QUARANTINE}/"))
+    return name.startswith((f"{SHARDS}/", f"{QUARANTINE}/"))
 
 
 def _is_entry(name: str) -> bool:
@@ -276,7 +275,7 @@ def _turn(name: str) -> int:
     if name == LEDGER or name.startswith(f"{INDEX}/"):
         return 4
     if name.startswith(f"{JOURNAL}/"):
-        return 3 if _is_entry(name) else 2
+        return 2 if name.endswith(".rejects.parquet") else 3
     return 1 if name.startswith(f"{TOKENIZER}/") else 0
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from labeler.console import err, progress
+from labeler.labeling.runs.journal_upkeep import compact_after, forget_lost_units
 from labeler.labeling.runs.locks import rank_lock, remove_abandoned_files, set_lock
 from labeler.labeling.runs.stopping import stop_on_signals
 from labeler.labeling.writing.finalize import close
@@ -22,7 +23,7 @@ from labeler.labeling.writing.set_place import SetPlace
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
 from schemas.file_names import TOKENIZER, shard_name
-from schemas.journal import entry_path, finished_unit, journal_unit
+from schemas.journal import finished_unit, journal_unit
 from schemas.manifest import (
     MANIFEST,
     FileDigest,
@@ -92,15 +93,15 @@ def write_derived(
         remove_abandoned_files(place, 0, 1)
         manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
         todo = [n for n in range(len(units)) if finished_unit(out, n, place.sizes) is None]
-        for unit in todo:  # of which an entry may be left
-            entry_path(out, unit).unlink(missing_ok=True)
         place.publish()
+        forget_lost_units(place, todo)
         if reused := len(units) - len(todo):
             err.print(f"reusing {reused} of {len(units)} units in {place.name}")
         with stop.finishing_units(), progress("units") as bar:
             for unit in bar.track(todo, description="writing"):
                 _write(out, unit, units[unit], manifest, check)
                 place.publish_unit(unit)
+                compact_after(place, unit, stride=1, planned_units=len(units))
                 if stop.requested:
                     break
         with set_lock(place, "close"):

@@ -21,7 +21,7 @@ from labeler.labelsets.repair.salvage import (
 from schemas import LabelSetError, Manifest, SoftshardsError
 from schemas.atomic import TMP_PREFIX
 from schemas.file_names import INDEX, is_plan, shard_name
-from schemas.fingerprint import sha256_file, tokenizer_digest
+from schemas.fingerprint import sha256_bytes, sha256_file, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import (
     ByteRange,
@@ -30,7 +30,9 @@ from schemas.journal import (
     journaled_units,
     read_entry,
     rejects_path,
+    unit_rejects,
 )
+from schemas.journal_batches import batch_path
 from schemas.labelset import check_tokenizer
 from schemas.manifest import MANIFEST, FileDigest, read_manifest
 from schemas.plan import open_plan
@@ -195,7 +197,9 @@ def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ran
     try:
         entry = read_entry(out, unit)
     except LabelSetError as error:
-        found.moves[path] = error.what
+        # A batch that cannot be read moves as a whole; of a readable one, other units stay good.
+        file = path if path.exists() else batch_path(out, unit)
+        found.moves[file] = error.what
     reason, ranges, source = _check_shard(found, unit, footer, entry, indexed)
     if reason is not None:
         found.redo.append(unit)
@@ -210,12 +214,20 @@ def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ran
         found.rebuilt[unit] = source
     found.entries[unit] = entry
     rejects = rejects_path(out, unit)
-    if not rejects.is_file() or sha256_file(rejects) != entry.rejects_sha256:
+    stored = _rejects_of(found, unit)
+    if stored is None or sha256_bytes(stored) != entry.rejects_sha256:
         found.lost_rejects.append(unit)
         if rejects.is_file():
             found.moves[rejects] = "the rejects differ from the journal's"
         if path.exists() and unit not in found.rebuilt:
             found.moves[path] = "its rejects are lost"
+
+
+def _rejects_of(found: Diagnosis, unit: int) -> bytes | None:
+    try:
+        return unit_rejects(found.out, unit)
+    except LabelSetError:
+        return None
 
 
 def _check_shard(
