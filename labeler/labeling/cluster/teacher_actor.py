@@ -87,7 +87,7 @@ class TeacherActor:
         place = self._open.enter_context(open_place(config.out, writer=job.name))
         self._open.enter_context(actor_lock(place, job.name))
         place.pull()
-        _require_model(config, node)
+        require_model(config, node)
         config, source = locate_teacher(config, weights=True)
         teacher, identity = identify_teacher(
             config, weights_digest=config.weights_digest, source=source
@@ -145,7 +145,7 @@ def require_shared(out: Path, token: str, node: str) -> None:
         )
 
 
-def _require_model(config: LabelConfig, node: str) -> None:
+def require_model(config: LabelConfig, node: str) -> None:
     """Check that the teacher's folder is on this node.
 
     Raises:
