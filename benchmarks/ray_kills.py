@@ -59,7 +59,8 @@ def main() -> None:
                 killed_after = _disturbed(run, out, victim, moment, nodes, chance)
                 holds = _shards(out) == expected and _keys(out) == _keys(folder / "local")
                 verify = [sys.executable, "-m", "labeler", "verify", out]
-                holds &= subprocess.run(verify, capture_output=True, check=False).returncode == 0
+                verified = subprocess.run(verify, capture_output=True, text=True, check=False)
+                holds &= verified.returncode == 0
                 log = out.with_suffix(".log").read_text()
                 trials.append(
                     {
@@ -72,7 +73,7 @@ def main() -> None:
                 )
                 print(f"trial {number + 1}: {trials[-1]}", flush=True)
                 if not holds:
-                    print(log)
+                    print(log, verified.stdout, verified.stderr)
         print(json.dumps({"units": len(expected), "trials": trials}))
         if not all(trial["holds"] for trial in trials):
             sys.exit(1)

@@ -19,7 +19,8 @@ AUTO = "auto"
 CONNECT_SECONDS = 5.0
 STORE_BYTES = 100 * 1024**2
 """Size of the object store of our own Ray: only settings and small reports pass through it."""
-START_SECONDS = 120
+STARTS = 3
+"""Attempts to start our own Ray: it gives its processes 15 s, too few on a machine that is busy."""
 
 
 def require_ray(extra: str) -> None:
@@ -41,9 +42,6 @@ def prepare_ray(address: str) -> None:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_memory_monitor_refresh_ms": "0",  # it would kill actors for others' memory
-            # Ray gives up after 15 s on a machine that is busy.
-            "RAY_agent_register_timeout_ms": str(1000 * START_SECONDS),
-            "RAY_raylet_start_wait_time_s": str(START_SECONDS),
         }
     os.environ |= settings
 
@@ -68,21 +66,34 @@ def ray_cluster(address: str) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(
         prefix="softshards-ray-", ignore_cleanup_errors=True
     ) as folder:
-        own: dict[str, Any] = {
-            "include_dashboard": False,
-            "object_store_memory": STORE_BYTES,
-            "_temp_dir": folder,
-        }
-        settings: dict[str, Any] = own if address == LOCAL else {}
-        settings |= {"logging_level": logging.ERROR, "log_to_driver": False}
-        try:
-            ray.init(address=address, **settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, first_line(error)) from error
+        settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == LOCAL:
+            settings |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
+            settings |= {"_temp_dir": folder}
+            _start(ray, settings)
+        else:
+            try:
+                ray.init(address=address, **settings)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise _no_cluster(address, first_line(error)) from error
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+def _start(ray: Any, settings: dict[str, Any]) -> None:
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address=LOCAL, **settings)
+            return
+        except Exception as error:  # Ray raises that type itself
+            ray.shutdown()
+            if not left:
+                raise SoftshardsError(
+                    f"Ray could not be started on this machine: {first_line(error)}",
+                    hint="try again when the machine is less busy",
+                ) from error
 
 
 def _require_reachable(address: str) -> None:

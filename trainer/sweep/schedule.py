@@ -9,10 +9,11 @@ scheduler, so that early stopping continues as if there had been no break.
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -159,7 +160,11 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: L
     Raises:
         SoftshardsError: there is no cluster, or a trial needs more than any node has.
     """
-    with ray_cluster(config.ray or LOCAL) as ray, _storage(config) as storage:
+    with (
+        redirect_stdout(sys.stderr),  # where Ray prints that a worker died
+        ray_cluster(config.ray or LOCAL) as ray,
+        _storage(config) as storage,
+    ):
         resources = _resources(config, [n["Resources"] for n in ray.nodes() if n["Alive"]])
         folders = [folder.resolve() for folder in folders]
         space = {

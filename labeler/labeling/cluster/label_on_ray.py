@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -129,9 +131,12 @@ def _label_units(
     rows = count_rows(open_plan(place.folder, manifest.plan), todo, config)
     err.print(f"placing teachers, each with {cluster.needs}: {teacher.path} in {config.engine}")
     with (
+        contextlib.redirect_stdout(sys.stderr),  # where Ray prints that a worker died
+        contextlib.ExitStack() as connection,
         shared_token(place, TMP_PREFIX) as token,
         NodeProgress(rows, manifest.planned_units) as progress,
     ):
+        connection.callback(cluster.ray.shutdown)  # before the summary is printed
 
         def job(name: str) -> Job:
             return Job(
