@@ -326,14 +326,14 @@ class HandOut:
             self._done.add(unit)
 
     def _close(self) -> None:
-        """Let the living actors free their teachers and locks."""
-        living = [actor for actor in self._actors if actor.node is not None]
-        calls = [actor.handle.close.remote() for actor in living]
+        """Let the actors free their teachers; end also those that are still loading one."""
+        begun = [actor for actor in self._actors if actor.what != "place"]
+        calls = [actor.handle.close.remote() for actor in begun if actor.node is not None]
         with contextlib.suppress(self._ray.exceptions.RayError):
             if calls:
                 self._ray.wait(calls, num_returns=len(calls), timeout=CLOSE_SECONDS)
-        self._kill(list(self._actors))
-        for actor in living:
+        self._kill(self._actors)
+        for actor in begun:
             wait_for_actor(self._place, actor.name, CLOSE_SECONDS)
 
     def _kill(self, actors: list[_Actor]) -> None:
