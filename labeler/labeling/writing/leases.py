@@ -28,6 +28,9 @@ from schemas.remote import Remote
 RENEW = 10.0
 EXPIRY = 60.0
 POLL = 1.0
+HELD: set[str] = set()
+"""Tokens of the leases that this process holds. One that was given up while the store could not be
+reached is not marked as free, and its holder still runs."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -63,6 +66,7 @@ class Lease:
         self._remote, self._name, self._number, self._holder = remote, name, number, holder
         self._object = _object(name, number)
         self._safe_until, self._lost, self._failing = _now() + EXPIRY / 2, False, False
+        HELD.add(holder.token)
         self._writing, self._ended = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {name}", daemon=True)
         self._thread.start()
@@ -86,6 +90,7 @@ class Lease:
     def release(self) -> None:
         """Let the next process have it."""
         self._ended.set()
+        HELD.discard(self._holder.token)
         self._thread.join(RENEW)
         if not self._failing:  # else the store is gone, and the lease expires
             with contextlib.suppress(SoftshardsError):
@@ -206,6 +211,8 @@ def _is_alive(holder: Holder | None) -> bool | None:
     here = _this_process()
     if not here.machine or holder.machine != here.machine:
         return None
+    if holder.pid == here.pid and holder.started == here.started:
+        return holder.token in HELD
     return _start_of(holder.pid) == holder.started
 
 

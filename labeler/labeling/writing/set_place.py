@@ -34,7 +34,7 @@ from schemas.file_names import (
 from schemas.journal import UnitEntry
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST
-from schemas.object_store import StoredFile, create, delete, list_files, put
+from schemas.object_store import StoredFile, as_store_error, create, delete, list_files, put
 from schemas.redact import redacted
 from schemas.remote import FETCH_THREADS, Remote, is_url, retried
 from schemas.set_files import QUARANTINE
@@ -226,7 +226,7 @@ def open_place(
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
-        with suppress(FileNotFoundError):
+        with as_store_error(remote, ""), suppress(FileNotFoundError):
             write_atomic(folder / MANIFEST, remote.read(MANIFEST))
         yield place
     except SoftshardsError as error:
