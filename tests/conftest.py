@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from schemas.cache_folder import CACHE
 from tests import objects
+from tests.process_state import differences, process_state
 
 LONG = ("slow", "vllm", "teacher", "browser")
 """Markers of tests that cost seconds of processor time."""
@@ -55,6 +57,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_left_behind(request: pytest.FixtureRequest, _own_cache: None) -> Iterator[None]:
+    """A warning names a file of tests that does not leave the process as it was."""
+    before = process_state()
+    yield
+    for line in differences(before, process_state()):
+        warnings.warn(f"{request.node.nodeid} left behind: {line}", stacklevel=1)
 
 
 @pytest.fixture(scope="session")
