@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,10 +15,11 @@ from schemas import LabelSetError
 from schemas.arrow import INDEX_SCHEMA
 from schemas.file_names import shard_name
 from schemas.fingerprint import sha256_file, sha256_json
-from schemas.index import index_entries, read_index, write_index
+from schemas.index import index_entries, read_index, read_lengths, write_index
 from schemas.journal import ByteRange, UnitEntry
 from schemas.manifest import FileDigest
 from schemas.row_group import Kept, packed_bits
+from schemas.row_lengths import lengths_to_text
 
 PAGE = "index/page-000000.parquet"
 
@@ -65,6 +67,61 @@ def test_the_index_says_what_the_journal_says(tmp_path: Path) -> None:
         )
         assert groups.digest == sha256_json([r.sha256 for e in ENTRIES for r in e.row_groups])
     assert index_entries([]).digest == sha256_json([])
+
+
+def with_lengths(old: UnitEntry) -> UnitEntry:
+    """Return the entry with lengths of rows: 0, then 10 u + 1, 10 u + 2, ... in unit u."""
+    groups = []
+    for group in old.row_groups:
+        lengths = 10 * old.unit + np.arange(group.rows, dtype=np.int32)
+        lengths[0] = 0
+        groups.append(group.model_copy(update={"lengths": lengths_to_text(lengths)}))
+    return UnitEntry(**dict(old) | {"row_groups": tuple(groups)})
+
+
+def test_lengths_of_rows_are_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of old units are unknown; so are those of a unit that is too long for a page."""
+    (tmp_path / "index").mkdir()
+    entries = [with_lengths(ENTRIES[0]), ENTRIES[1], ENTRIES[2], with_lengths(ENTRIES[3])]
+    expected = [[0], [0, 1], [0, 1, 2], None, [0], [0, 51], [0, 51, 52], [0, 51, 52, 53]]
+    stored = read_index(tmp_path, write_index(tmp_path, entries))
+    for groups in (stored, index_entries(entries)):
+        lengths = read_lengths(groups)
+        found = [lengths.of(number) for number in range(len(groups))]
+        assert [None if each is None else each.tolist() for each in found] == expected
+        assert [group.bytes for group in groups] == [r for e in ENTRIES for r in e.row_groups]
+    bits = packed_bits(np.array([True, False, True]))
+    sha256 = sha256_json([5, 2])
+    kept = Kept(
+        shard=shard_name(5), row_group=2, sha256=sha256, rows=2, labels=0, tokens=3, bits=bits
+    )
+    view = read_lengths(stored.keep([kept])).of(0)
+    assert view is not None
+    assert view.tolist() == [0, 52]
+    monkeypatch.setattr("schemas.index.ROWS_PER_PAGE", 7)  # units have 6, 1, 0 and 10 rows
+    pages = write_index(tmp_path, entries)
+    assert len(pages) == 2
+    lengths = read_lengths(read_index(tmp_path, pages))
+    known = [lengths.of(number) is not None for number in range(8)]
+    assert known == [True] * 3 + [False] * 5
+    assert pq.read_schema(tmp_path / pages[1].path).equals(INDEX_SCHEMA)
+
+
+def test_lengths_of_an_altered_page_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    groups = read_index(tmp_path, write_index(tmp_path, [with_lengths(ENTRIES[0])]))
+    data = bytearray((tmp_path / PAGE).read_bytes())
+    data[100] ^= 1
+    (tmp_path / PAGE).write_bytes(data)
+    with pytest.raises(LabelSetError, match="altered since the set was opened"):
+        read_lengths(groups)
+
+
+@pytest.mark.parametrize("lengths", ["", "AAAA", "AAAAAAAAAAA=", "AAAA////", "/////w==", "%"])
+def test_a_journal_entry_with_lengths_of_other_rows_is_refused(lengths: str) -> None:
+    group = ENTRIES[1].row_groups[0].model_copy(update={"lengths": lengths})
+    with pytest.raises(ValueError, match=r"lengths of 1 rows|base64|padding"):
+        UnitEntry(**dict(ENTRIES[1]) | {"row_groups": (group,)})
 
 
 def test_a_view_keeps_row_groups_by_name_and_hash() -> None:

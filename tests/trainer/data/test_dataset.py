@@ -61,6 +61,16 @@ def test_counts_agree_with_reading(world: World) -> None:
     assert count.fill == count.tokens / (128 * len(packs))
 
 
+def test_steps_are_counted_without_shards(world: World, tmp_path: Path) -> None:
+    """The lengths of rows are in the index, in the student's context."""
+    path = tmp_path / "labels"
+    shutil.copytree(world.labels, path)
+    expected = dataset(world.labels).count()
+    labels = open_label_set(path)
+    shutil.rmtree(path / "shards")
+    assert dataset(labels).count() == expected
+
+
 def test_any_state_resumes_the_same_sequence(world: World) -> None:
     packs = list(dataset(world.labels))
     for done in range(len(packs)):
