@@ -37,7 +37,7 @@ from labeler.labeling.engines.capture import (  # noqa: E402
     labels_from_tensors,
 )
 from labeler.labeling.engines.engine import EngineFacts, Labeled, Request  # noqa: E402
-from labeler.labeling.engines.label_rows import gather_rows, normalizer  # noqa: E402
+from labeler.labeling.engines.label_rows import gather_rows  # noqa: E402
 from labeler.labeling.engines.vllm.tensor_capture import TensorRows, tensor_front_end  # noqa: E402
 from labeler.labeling.engines.vllm.vllm_load import import_vllm  # noqa: E402
 from labeler.labeling.rendering.spans import Span  # noqa: E402
@@ -81,10 +81,7 @@ def engine_rows(sequences: int) -> list[tuple[Any, Any, list[int]]]:
     for _ in range(sequences):
         logits = torch.randn(LENGTH - 1, LIKELY, generator=generator) * 2 + unigram
         tokens = torch.randint(0, LIKELY, (LENGTH,), generator=generator)
-        logprobs = logits.log_softmax(-1)
-        ids, values = gather_rows(
-            logprobs, normalizer(logits, logprobs), tokens[1:], k=K, vocab_size=LIKELY
-        )
+        ids, values = gather_rows(logits, tokens[1:], k=K, vocab_size=LIKELY)
         made.append((likely[ids], values, likely[tokens].tolist()))
     return made
 

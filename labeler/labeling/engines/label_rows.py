@@ -1,4 +1,8 @@
-"""Logits to label rows on the engine's device: the arithmetic inside vLLM's workers."""
+"""Logits to label rows on the engine's device: the arithmetic inside vLLM's workers.
+
+A row of logits is read from memory twice: for the largest logits, and for softmax over the others.
+Everything else works on k numbers, or on a chunk of rows that is still in the processor's cache.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +10,25 @@ import torch
 
 EXTRAS = ("tail_logprob", "entropy", "log_normalizer")
 """The values of a row after the actual token and the top-k."""
-ROWS_AT_ONCE = 128
-"""Rows whose probabilities are held beside their log-probabilities, to bound memory."""
-
-
-def normalizer(logits: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
-    """Return float32 [n] with logits = logprobs + normalizer, read from one column."""
-    return logits[:, 0].float() - logprobs[:, 0]
+CHUNK_BYTES = {"cpu": 1 << 23}
+"""Bytes of float32 logits in a chunk of rows, by device: a CPU's cache holds two such chunks."""
+DEVICE_CHUNK_BYTES = 1 << 27
+"""The same elsewhere: memory is bounded, and a GPU is busy with one chunk."""
+FOLD = 8
+"""Logits per group in `largest`."""
+FEW = 32
+"""`largest` sorts rows of up to k times this width directly."""
+LOWEST = -1e30
+"""Stands for -inf, which is no number when multiplied by 0: below any logit, exp of it is 0."""
 
 
 def gather_rows(
-    logprobs: torch.Tensor,
-    log_normalizer: torch.Tensor,
-    tokens: torch.Tensor,
-    *,
-    k: int,
-    vocab_size: int,
-    draws: int = 0,
+    logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_size: int, draws: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return actual token, top-k of the real ids, exact tail, entropy, normalizer of n positions.
 
     Args:
-        logprobs: float32 [n, V], T = 1. Overwritten: its memory is used for the probabilities.
-        log_normalizer: float32 [n].
+        logits: [n, V], at T = 1. Float32 logits are overwritten.
         tokens: int64 [n], the actual tokens.
         k: ids to keep, at most `vocab_size`.
         vocab_size: number of real ids; those at or past it (padding of the head) are in the tail.
@@ -39,31 +39,86 @@ def gather_rows(
         the top-k in order; the drawn ids, ascending, at the end of the ids, and `EXTRAS` at the end
         of the values. The tail is the log of a sum over all other ids, never 1 - sum.
     """
-    top, ids = logprobs[:, :vocab_size].topk(k, dim=-1)
-    token = logprobs.gather(1, tokens[:, None])
-    tail = torch.empty_like(log_normalizer)
-    entropy = torch.empty_like(log_normalizer)
-    drawn = ids.new_empty(len(ids), draws)
-    for start in range(0, len(logprobs), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        some, some_ids = logprobs[rows], ids[rows]
-        probabilities = some.exp()
-        if draws:
-            u = uniform(log_normalizer[rows], tokens[rows])
-            drawn[rows] = draw(probabilities[:, :vocab_size], u, draws)
-        # 0 log 0 = 0; exp(-1e4) is 0 in float32.
-        finite = some.clamp_min_(-1e4)
-        entropy[rows] = -torch.linalg.vecdot(probabilities, finite)
-        tail[rows] = probabilities.scatter_(1, some_ids, 0.0).sum(dim=-1).log()
-        lost = torch.isneginf(tail[rows])
-        if k < logprobs.shape[1] and bool(lost.any()):  # below float32's smallest probability
-            others = finite[lost].scatter(1, some_ids[lost], -torch.inf)
-            tail[rows][lost] = others.logsumexp(dim=-1)
-    extras = torch.stack([tail, entropy, log_normalizer], dim=1)
-    return (
-        torch.cat([tokens[:, None], ids, drawn], dim=1).to(torch.int32),
-        torch.cat([token, top, extras], dim=1),
-    )
+    n, width = logits.shape
+    chunk = max(1, CHUNK_BYTES.get(logits.device.type, DEVICE_CHUNK_BYTES) // (4 * width))
+    ids = torch.empty(n, 1 + k + draws, dtype=torch.int32, device=logits.device)
+    values = torch.empty(n, 1 + k + len(EXTRAS), device=logits.device)
+    for start in range(0, n, chunk):
+        rows = slice(start, start + chunk)
+        _fill(ids[rows], values[rows], logits[rows].float(), tokens[rows, None], k, vocab_size)
+    return ids, values
+
+
+def _fill(
+    ids: torch.Tensor,
+    values: torch.Tensor,
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    k: int,
+    vocab_size: int,
+) -> None:
+    """Fill the rows `ids` and `values` of `gather_rows` from one chunk of logits [n, V].
+
+    The others (all ids but the top-k) are normalized by their own largest logit, so their mass is
+    exact however small it is. The normalizer is that of the top-k and the others' log-sum.
+    """
+    token = logits.gather(1, tokens)
+    ranked = largest(logits[:, :vocab_size], min(k + 1, vocab_size))
+    top_ids, next_ids = ranked[:, :k], ranked[:, k:]
+    if vocab_size < logits.shape[1]:  # the padding's largest may be larger than all others
+        padding = logits[:, vocab_size:].argmax(dim=1, keepdim=True) + vocab_size
+        next_ids = torch.cat([next_ids, padding], dim=1)
+    top = logits.gather(1, top_ids)
+    candidates = torch.cat([top[:, :1], logits.gather(1, next_ids)], dim=1)
+    most = candidates.amax(dim=1, keepdim=True)
+    others = logits.scatter_(1, top_ids, LOWEST).sub_(most).clamp_min_(LOWEST)
+    shares = others.softmax(dim=1)
+    # Sums of softmax are off by some 1e-6 where V is large, those of sum by less.
+    total = shares.sum(dim=1, keepdim=True)
+    log_sum = torch.full_like(most, -torch.inf)
+    if next_ids.shape[1]:
+        at = next_ids.gather(1, candidates[:, 1:].argmax(dim=1, keepdim=True))
+        largest_other = others.gather(1, at)
+        log_sum = largest_other - (shares.gather(1, at) / total).log()
+        log_sum = log_sum.where(largest_other > LOWEST, -torch.inf)
+    mean = others.mul_(shares).sum(dim=1, keepdim=True) / total
+    logprobs = torch.cat([top - most, log_sum], dim=1)
+    # By log1p where the first id has all the mass: its logprob is minus what the others hold.
+    log_total = logprobs[:, :1].logaddexp(logprobs[:, 1:].logsumexp(dim=1, keepdim=True))
+    logprobs -= log_total
+    p = logprobs.exp()
+    terms = logprobs.clamp_min(LOWEST)
+    terms[:, k:] = mean - log_total
+    log_normalizer = most + log_total
+    ids[:, :1], ids[:, 1 : 1 + k] = tokens, top_ids
+    draws = ids.shape[1] - 1 - k
+    if draws:
+        probabilities = shares.mul_(p[:, k:]).scatter_(1, top_ids, p[:, :k])
+        u = uniform(log_normalizer[:, 0], tokens[:, 0])
+        ids[:, 1 + k :] = draw(probabilities[:, :vocab_size], u, draws)
+    values[:, :1] = token - most - log_total
+    values[:, 1 : 2 + k] = logprobs
+    values[:, 2 + k] = -torch.linalg.vecdot(p, terms)
+    values[:, 3 + k :] = log_normalizer
+
+
+def largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the ids int64 [n, k] of the k largest `values` [n, w], in descending order.
+
+    As `topk`, and faster where w is large: the k largest lie in the k groups whose maxima are
+    largest, and groups of every w/8-th value have their maxima taken without any sorting.
+    """
+    width = values.shape[1]
+    if width <= FEW * k:
+        return values.topk(k, dim=1).indices
+    groups = width // FOLD
+    maxima = values[:, : groups * FOLD].view(-1, FOLD, groups).amax(dim=1)
+    every = torch.arange(0, groups * FOLD, groups, device=values.device)
+    ids = (largest(maxima, k)[:, None, :] + every[:, None]).flatten(1)
+    if groups * FOLD < width:
+        left_over = torch.arange(groups * FOLD, width, device=values.device)
+        ids = torch.cat([ids, left_over.expand(len(values), -1)], dim=1)
+    return ids.gather(1, values.gather(1, ids).topk(k, dim=1).indices)
 
 
 def draw(probabilities: torch.Tensor, u: torch.Tensor, draws: int) -> torch.Tensor:

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from labeler.labeling.engines.engine import Labeled, Request
 from labeler.labeling.engines.label_rows import EXTRAS
@@ -28,7 +35,7 @@ from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import Labels, open_label_set, scan, validate_label_set
 from schemas.journal import read_entries
 from tests.labeler.labeling.test_vllm import small
-from tests.tiny_model import TEXT, make_model
+from tests.tiny_model import TEXT, make_model, make_tokenizer
 
 pytestmark = pytest.mark.vllm
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -37,7 +44,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @contextmanager
 def vllm(teacher: Path, *, k: int, batched_tokens: int, **settings: Any) -> Iterator[VllmEngine]:
     prepare_environment()
-    config = LabelConfig(model=teacher, out=Path("unused"), k=k, max_sequences=4, **settings)
+    settings = {"model": teacher, "out": Path("unused"), "max_sequences": 4} | settings
+    config = LabelConfig(k=k, **settings)
     opened = open_teacher(teacher, max_length=config.max_length)
     engine = VllmEngine(opened, config, dtype="float32", k=k, batched_tokens=batched_tokens)
     try:
@@ -94,6 +102,100 @@ def test_every_column_equals_the_reference(teacher: Path, whole: bool) -> None:
     for item, exact in zip(outcomes, reference(teacher, k, outcomes), strict=True):
         assert len(item.labels) == 33
         require_equal(item.labels, exact)
+
+
+SMALL = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+LOGITS = {
+    "softcap": Gemma2Config(
+        **SMALL, head_dim=32, final_logit_softcapping=1.5, attn_logit_softcapping=None
+    ),
+    "scale": CohereConfig(**SMALL, logit_scale=0.25),
+}
+"""Teachers that change their logits after the product with the head."""
+
+
+@pytest.mark.parametrize("kind", sorted(LOGITS))
+def test_logits_that_a_teacher_changes_after_its_head(tmp_path: Path, kind: str) -> None:
+    vocab_size = make_tokenizer(tmp_path)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(LOGITS[kind]).save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(
+            index=i,
+            sample=0,
+            input_ids=rng.integers(0, vocab_size, 40).tolist(),
+            spans=(Span(start=1, stop=40, kind="text"),),
+            seed=i,
+        )
+        for i in range(3)
+    ]
+    with vllm(tmp_path, k=8, batched_tokens=48, max_length=64) as engine:
+        assert engine.facts.settings["capture"] == "tensors"
+        outcomes = [item for item in engine.run(requests) if isinstance(item, Labeled)]
+    for item, exact in zip(outcomes, reference(tmp_path, 8, outcomes), strict=True):
+        require_equal(item.labels, exact)
+
+
+@contextmanager
+def calls_of_the_head(engine: VllmEngine) -> Iterator[list[int]]:
+    """Yield a list that receives the number of calls of each engine step."""
+    (model,) = engine.runner.llm.apply_model(lambda model: model)
+    project, step = model.compute_logits, engine.runner.step
+    steps: list[int] = []
+
+    def count_projection(*args: Any) -> Any:
+        steps[-1] += 1
+        return project(*args)
+
+    def count_step() -> Any:
+        steps.append(0)
+        return step()
+
+    model.compute_logits, engine.runner.step = count_projection, count_step  # type: ignore[method-assign]
+    try:
+        yield steps
+    finally:
+        model.compute_logits, engine.runner.step = project, step  # type: ignore[method-assign]
+
+
+def test_calls_of_the_head_do_not_grow_with_the_requests(teacher: Path) -> None:
+    """One block for all of them, and vLLM's own call for the next tokens; the labels are equal."""
+    vocab_size = open_teacher(teacher, max_length=8).vocab_size
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(
+            index=i,
+            sample=0,
+            input_ids=rng.integers(0, vocab_size, 6 + i % 3).tolist(),
+            spans=(Span(start=1 + i % 2, stop=6, kind="text"),),
+            seed=i,
+        )
+        for i in range(60)
+    ]
+    with vllm(teacher, k=8, batched_tokens=512, max_length=64, max_sequences=64) as engine:
+        with calls_of_the_head(engine) as together:
+            labeled = [item for item in engine.run(requests) if isinstance(item, Labeled)]
+        with calls_of_the_head(engine) as alone:
+            for item in labeled:
+                (single,) = engine.run([item.request])
+                assert isinstance(single, Labeled)
+                require_equal(item.labels, single.labels, tolerance=1e-5)
+    assert len(labeled) == len(alone) == len(requests)
+    assert together == [2]
+    assert set(alone) == {2}
 
 
 def test_the_real_teachers_full_context_under_chunked_prefill(

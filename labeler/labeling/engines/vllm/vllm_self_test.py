@@ -1,7 +1,7 @@
 """Decides at start-up whether labels leave vLLM as tensors.
 
-A fixed probe is labeled through the public interface, then as tensors. Only if the two agree to the
-bit are tensors used: `tensor_capture` and `worker` rely on vLLM's internals.
+A fixed probe is labeled through the public interface, then as tensors. Only if the two agree up to
+the rounding of a sum are tensors used: `tensor_capture` and `worker` rely on vLLM's internals.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labeler.labeling.engines.capture import TAIL_FLOOR, CaptureError
 from labeler.labeling.engines.engine import EngineOutOfMemory, Failed, Labeled, Request
@@ -23,6 +24,8 @@ from schemas.errors import first_line
 PROMPT_TOKENS = 24
 GENERATED_TOKENS = 8
 """Tokens of the probe, where the model's context has room for them."""
+LOGPROB_TOLERANCE = 1e-5
+"""Largest difference of a log-probability: float32 sums over a vocabulary, in another order."""
 TAIL_TOLERANCE = 1e-4
 """Largest difference of the exact tail's mass from 1 - sum, from rounding of float32 sums."""
 DRAW_SLACK = 1e-3
@@ -93,14 +96,15 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
     The public ones have no exact tail, so it is compared within the accuracy of 1 - sum.
     """
     for ours, theirs in zip(tensors, public, strict=True):
-        if not np.array_equal(ours.topk_logprobs, theirs.topk_logprobs):
+        if not _equal(ours.topk_logprobs, theirs.topk_logprobs):
             return "top-k logprobs differ from the public interface's"
-        if not np.array_equal(ours.token_logprob, theirs.token_logprob):
+        if not _equal(ours.token_logprob, theirs.token_logprob):
             return "logprobs of the actual tokens differ from the public interface's"
         ties = np.zeros(ours.topk_ids.shape, bool)  # ids of equal logprobs may come in any order
-        same = ours.topk_logprobs[:, 1:] == ours.topk_logprobs[:, :-1]
-        ties[:, 1:] |= same
-        ties[:, :-1] |= same
+        for logprobs in (ours.topk_logprobs, theirs.topk_logprobs):
+            same = logprobs[:, 1:] >= logprobs[:, :-1] - LOGPROB_TOLERANCE
+            ties[:, 1:] |= same
+            ties[:, :-1] |= same
         ties[:, -1] = True  # perhaps equal to the first one left out
         if ((ours.topk_ids != theirs.topk_ids) & ~ties).any():
             return "top-k ids differ from the public interface's"
@@ -112,3 +116,8 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
         if draws and misfits(ours, draws, DRAW_SLACK).any():
             return "the drawn ids do not fit the top-k"
     return None
+
+
+def _equal(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> bool:
+    """Return whether log-probabilities are the same up to rounding; -inf equals -inf."""
+    return bool(np.allclose(ours, theirs, rtol=LOGPROB_TOLERANCE, atol=LOGPROB_TOLERANCE))

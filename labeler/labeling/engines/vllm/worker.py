@@ -1,5 +1,8 @@
 """Code that runs inside vLLM's workers: labels of the wanted positions only, with exact tails.
 
+The wanted positions of all prompts in a step pass the head together, in blocks, and their labels
+reach the host in one copy: neither grows with the number of requests.
+
 vLLM mixes `LabelWorker` into its worker class (`worker_extension_cls`). Nothing changes until
 `softshards_install` is called, and `softshards_uninstall` restores everything. `vllm_self_test`
 calls both, and the labels are used only if they pass its test.
@@ -14,14 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from labeler.labeling.engines.label_rows import EXTRAS, gather_rows, normalizer
+from labeler.labeling.engines.label_rows import EXTRAS, gather_rows
 from schemas.labeled_spans import positions
 
 SPANS_KEY = "softshards_spans"
 """Key in `SamplingParams.extra_args`: [[start, stop], ...], the prompt's positions to label."""
 Rows = tuple[torch.Tensor, torch.Tensor]
+Gather = Callable[[torch.Tensor, torch.Tensor], Rows]
+"""`gather_rows` with its settings: logits [n, V] and tokens [n] to label rows."""
 LOGIT_ROWS = 512
-"""Rows of logits in memory at once while a prompt is labeled, for any step size."""
+"""Rows of logits in memory at once while prompts are labeled, for any step size."""
 
 
 class LabelWorker:
@@ -61,35 +66,28 @@ class LabelWorker:
                 runner.sampler.__dict__.pop(name, None)
 
 
-def _take_over_sampler(sampler: Any, gather: Callable[..., Rows]) -> None:
-    """Make the sampler gather our rows. It computes logprobs first and gathers them after sampling.
+def _take_over_sampler(sampler: Any, gather: Gather) -> None:
+    """Make the sampler gather our rows, from logits: they are kept where it computes logprobs.
 
-    The normalizer is taken when the logprobs are computed: sampling scales the logits in place.
+    Sampling changes float32 logits in place before it gathers, so these are copied.
     """
-    compute = type(sampler).compute_logprobs
-    latest: dict[str, torch.Tensor] = {}
+    for name in ("compute_logprobs", "gather_logprobs"):
+        getattr(type(sampler), name)  # an AttributeError here, not in the first step
 
-    def compute_logprobs(logits: torch.Tensor) -> torch.Tensor:
-        logprobs: torch.Tensor = compute(logits)
-        latest["logprobs"], latest["normalizer"] = logprobs, normalizer(logits, logprobs)
-        return logprobs
+    def keep_logits(logits: torch.Tensor) -> torch.Tensor:
+        return logits.clone() if logits.dtype == torch.float32 else logits
 
-    def gather_logprobs(logprobs: torch.Tensor, _: int, token_ids: torch.Tensor) -> Any:
-        if latest.get("logprobs") is not logprobs:
-            raise RuntimeError("the sampler gathers logprobs that it did not compute last")
-        log_normalizer = latest.pop("normalizer")
-        del latest["logprobs"]
-        return _tensors(*gather(logprobs, log_normalizer, token_ids))
+    def gather_labels(logits: torch.Tensor, _: int, token_ids: torch.Tensor) -> Any:
+        return _tensors(*gather(logits, token_ids))
 
-    type(sampler).gather_logprobs  # noqa: B018  # an AttributeError here, not in the first step
-    sampler.compute_logprobs, sampler.gather_logprobs = compute_logprobs, gather_logprobs
+    sampler.compute_logprobs, sampler.gather_logprobs = keep_logits, gather_labels
 
 
 def _prompt_labels(
     runner: Any,
     hidden_states: torch.Tensor,
     scheduled: dict[str, int],
-    gather: Callable[..., Rows],
+    gather: Gather,
     width: tuple[int, int],
 ) -> dict[str, Any]:
     """Return the labels of the prompts that this step finishes, by request id.
@@ -104,7 +102,9 @@ def _prompt_labels(
         gather: `gather_rows` with its settings.
         width: ids per row, without drawn ones, and drawn ids per row.
     """
-    finished = {}
+    finished: dict[str, Any] = {}
+    parts: list[tuple[Any, slice]] = []  # a request's rows, and those that this step labels
+    states, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for name in list(runner.num_prompt_logprobs):
         scheduled_tokens = scheduled.get(name)
         if scheduled_tokens is None:  # preempted
@@ -120,25 +120,50 @@ def _prompt_labels(
             request.in_progress_prompt_logprobs_cpu = rows
         first = request.num_computed_tokens
         # The token at t is predicted by the hidden state of t - 1.
-        here = range(*np.searchsorted(wanted, [first + 1, first + scheduled_tokens + 1]))
-        offset = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[name]]) - first
-        for start in range(here.start, here.stop, LOGIT_ROWS):
-            part = slice(start, min(start + LOGIT_ROWS, here.stop))
-            where = torch.from_numpy(wanted[part]).to(hidden_states.device)
-            logits = runner.model.compute_logits(hidden_states[where - 1 + offset])
-            logprobs = type(runner.sampler).compute_logprobs(logits)
-            actual = [request.prompt_token_ids[t] for t in wanted[part]]
-            tokens = torch.tensor(actual, dtype=torch.int64, device=logits.device)
-            ids, values = gather(logprobs, normalizer(logits, logprobs), tokens)
-            rows.logprob_token_ids[part].copy_(ids, non_blocking=True)
-            rows.logprobs[part].copy_(values, non_blocking=True)
+        here = slice(*np.searchsorted(wanted, [first + 1, first + scheduled_tokens + 1]))
+        index = runner.input_batch.req_id_to_index[name]
+        parts.append((rows, here))
+        states.append(wanted[here] - 1 - first + runner.query_start_loc.np[index])
+        tokens.append(runner.input_batch.token_ids_cpu[index, wanted[here]])
         if first + scheduled_tokens >= len(request.prompt_token_ids):
             finished[name] = rows
             del runner.num_prompt_logprobs[name]
             request.in_progress_prompt_logprobs_cpu = None
-    if finished:
-        runner._sync_device()
+    where = torch.from_numpy(np.stack([np.concatenate(states), np.concatenate(tokens)]))
+    if where.shape[1]:
+        ids, values = _label_states(runner, hidden_states, where, gather)
+        start = 0
+        for rows, here in parts:
+            stop = start + here.stop - here.start
+            rows.logprob_token_ids[here] = ids[start:stop]
+            rows.logprobs[here] = values[start:stop]
+            start = stop
     return finished
+
+
+def _label_states(
+    runner: Any, hidden_states: torch.Tensor, where: torch.Tensor, gather: Gather
+) -> Rows:
+    """Return the label rows of some positions of a step, on the host.
+
+    Args:
+        runner: vLLM's model runner.
+        hidden_states: [tokens, hidden] of this step.
+        where: int64 [2, n], rows of `hidden_states` and the tokens that they predict.
+        gather: `gather_rows` with its settings.
+    """
+    pinned = hidden_states.is_cuda
+    where = (where.pin_memory() if pinned else where).to(hidden_states.device, non_blocking=True)
+    packed = []
+    for states, tokens in torch.split(where, LOGIT_ROWS, dim=1):
+        logits = runner.model.compute_logits(hidden_states[states])
+        ids, values = gather(logits, tokens)
+        packed.append(torch.cat([ids, values.view(torch.int32)], dim=1))
+    rows = torch.cat(packed)
+    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=pinned)
+    host.copy_(rows, non_blocking=True)
+    runner._sync_device()
+    return host[:, : ids.shape[1]], host[:, ids.shape[1] :].view(torch.float32)
 
 
 def _tensors(ids: torch.Tensor, values: torch.Tensor) -> Any:
