@@ -270,7 +270,9 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
             yield Finding(kind="journal", where=where_rejects, what=problem)
         ranges = indexed.get(entry.shard, [])
         journaled = [
-            group if known.lengths is not None else group.model_copy(update={"lengths": None})
+            group
+            if group.lengths is not None and known.lengths is not None
+            else group.model_copy(update={"lengths": known.lengths})  # an older version wrote one
             for group, known in zip_longest(entry.row_groups, ranges, fillvalue=entry.footer)
         ]
         if ranges != journaled:
