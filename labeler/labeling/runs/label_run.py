@@ -26,8 +26,7 @@ from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.finalize import close
 from labeler.labeling.writing.set_place import SetPlace, open_place
 from schemas import Manifest
-from schemas.file_names import shard_name
-from schemas.journal import finished_unit, forget_unit
+from schemas.journal import finished_unit
 from schemas.os_errors import explain_full_disk
 
 LabelUnits = Callable[[list[int], LabelConfig, Teacher, Manifest, SetPlace, Stop], int]
@@ -132,14 +131,3 @@ def _label_own_units(
         seconds=0.0,
         stopped_by=stopped,
     )
-
-
-def is_done(place: SetPlace, unit: int) -> bool:
-    """Check whether a unit is done; delete its entry where its shard is missing or cut off."""
-    if finished_unit(place.folder, unit, place.sizes) is not None:
-        return True
-    if forget_unit(place.folder, unit):
-        err.print(
-            f"{place.name}/{shard_name(unit)} is missing or truncated: labeling unit {unit} again"
-        )
-    return False
