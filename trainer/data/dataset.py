@@ -22,6 +22,7 @@ from trainer.data.mixture import Part, epoch_order
 from trainer.data.order import Windows
 from trainer.data.packing import pack_window
 from trainer.data.vocab_map import VocabMap
+from trainer.data.wait_for_store import wait_for_store
 from trainer.data.window import (
     ROW_COLUMNS,
     Window,
@@ -306,7 +307,8 @@ class LabelDataset:
         def read(place: NDArray[np.int64]) -> pa.Table:
             labels = self.parts[place[0]].labels
             group = labels.row_groups[place[1]]
-            table = labels.read_row_group(group, list(columns), verify=verify)
+            wanted = partial(labels.read_row_group, group, list(columns), verify=verify)
+            table = wait_for_store(wanted) if labels.remote else wanted()
             if verify:
                 require_layout(table, self._vocab_size)
             return table
