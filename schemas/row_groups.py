@@ -91,6 +91,9 @@ class RowGroups(Sequence[RowGroup]):
 
     def _rows(self, places: NDArray[np.int64]) -> list[dict[str, str | int]]:
         table = self.table.select(INDEX_SCHEMA.names)
+        if len(places) == 1:  # a row group that training asks for: twice as fast as `take`
+            place = int(places[0])
+            return [{name: table[name][place].as_py() for name in INDEX_SCHEMA.names}]
         rows: list[dict[str, str | int]] = table.take(as_arrow(places)).to_pylist()
         return rows
 
