@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills",
         type=int,
         default=5,
-        help="times that real vLLM runs are killed at random moments (test_kills.py)",
+        help="times that runs are killed at random moments (test_kills.py, test_store_runs.py)",
     )
     parser.addoption(
         "--fast",
