@@ -33,6 +33,8 @@ from trainer.student.load_model import load_model
 from trainer.student.student import count_parameters
 
 INT8 = "int8"
+SAME_CE = 0.01
+"""Nats by which float16 may move the cross-entropy; more is another function."""
 
 
 def export(model: Path, config: ExportConfig) -> int:
@@ -204,6 +206,11 @@ def _measure(
             "was trained on"
         )
     exported = quality(rows, found.answers)
+    if config.to == "gguf:f16" and abs(exported.ce - student.ce) > SAME_CE:
+        message_console().print(
+            f"warning: in 16 bits, the perplexity should be the student's {student.ppl:.3f}, and "
+            f"llama.cpp computes {exported.ppl:.3f}: it ignores a setting of config.json"
+        )
     return Measurement(
         runtime=found.runtime,
         labels=labels.place,

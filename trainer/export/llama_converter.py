@@ -36,6 +36,7 @@ REASONS = {
     "BPE pre-tokenizer was not recognized": "it does not know the student's tokenizer (it knows "
     "tokenizers of published models, by what they make of a sample)",
     "No module named": "a package is missing: {line}",
+    "KeyError: '": "config.json lacks a setting that it reads, {line}",
 }
 
 

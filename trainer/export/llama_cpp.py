@@ -108,7 +108,8 @@ def _run(job: Path, out: Path, gguf: Path, labels: int) -> None:
             process.wait()
     if code or not out.is_file():
         lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"its process ended with {code}"
+        found = [line for line in lines if not line.lstrip().startswith("For further information")]
+        reason = found[-1].strip() if found else f"its process ended with {code}"
         raise SoftshardsError(f"llama.cpp cannot run the exported file: {reason}", path=gguf.name)
 
 

@@ -95,9 +95,17 @@ def _start(job: Job) -> _Server:
     return cast(_Server, xllamacpp.Server(params))
 
 
+def _complete(server: _Server, request: dict[str, object]) -> dict[str, JsonValue]:
+    reply = server.handle_completions(request)
+    if "error" in reply:
+        raise ValueError(f"it answers {json.dumps(reply['error'])}")
+    return reply
+
+
 def _ask(server: _Server, tokens: list[int], position: int) -> tuple[float, int]:
     """Return the log-probability of the token at a position, and the most likely id there."""
-    reply = server.handle_completions(
+    reply = _complete(
+        server,
         {
             "prompt": tokens[:position],
             "n_predict": 1,
@@ -105,7 +113,7 @@ def _ask(server: _Server, tokens: list[int], position: int) -> tuple[float, int]
             "temperature": 0,
             "cache_prompt": True,
             "logit_bias": [[tokens[position], FORCED]],
-        }
+        },
     )
     found = _Reply.model_validate(reply).choices[0].logprobs.content[0]
     if found.id != tokens[position]:
@@ -146,14 +154,15 @@ class _Timed(Record):
 
 def _time(server: _Server, prompt: list[int]) -> tuple[float, float]:
     """Return the tokens read and generated per second."""
-    reply = server.handle_completions(
+    reply = _complete(
+        server,
         {
             "prompt": prompt,
             "n_predict": GENERATED,
             "ignore_eos": True,
             "temperature": 0,
             "cache_prompt": False,
-        }
+        },
     )
     timings = _Timed.model_validate(reply).timings
     return timings.prompt_per_second, timings.predicted_per_second

@@ -14,6 +14,9 @@ from trainer.file_digests import check_digests
 from trainer.run_files import BEST, FINAL, RESULT
 from trainer.train.run_record import RunResult
 
+LICENSE = ("license", "license_name", "license_link")
+"""Keys of a model card; the last two belong to `license: other`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -53,7 +56,7 @@ def read_provenance(folder: Path, weights: str) -> Provenance:
     Raises:
         SoftshardsError: the run's record is broken, or the model is not as the run left it.
     """
-    license_ = _license(folder)
+    license_ = read_license(folder).get("license")
     folder = folder.resolve()
     run = folder.parent
     if folder.name not in (FINAL, BEST) or not (run / RESULT).is_file():
@@ -73,9 +76,12 @@ def read_provenance(folder: Path, weights: str) -> Provenance:
     )
 
 
-def _license(folder: Path) -> str | None:
+def read_license(folder: Path) -> dict[str, str]:
+    """Return what a folder's model card states about its license, by the Hub's names."""
     card = None
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         card = metadata_load(folder / "README.md")
-    found = card.get("license") if isinstance(card, dict) else None
-    return found if isinstance(found, str) else None
+    found = card if isinstance(card, dict) else {}
+    values = {name: found.get(name) for name in LICENSE}
+    known = {name: value for name, value in values.items() if isinstance(value, str)}
+    return known if "license" in known else {}

@@ -6,14 +6,18 @@ import math
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
+from huggingface_hub import try_to_load_from_cache
+
 from schemas import SoftshardsError
 from schemas.atomic import write_atomic
 from schemas.hub_model import COMMIT, NAME
 from schemas.printable import one_line
+from trainer.export.provenance import read_license
 from trainer.report.layout import environment
 from trainer.report.markdown_text import is_ours, sign
 from trainer.report.report_data import ReportContent, ReportedModel
 from trainer.report.shown_text import FILTERS
+from trainer.slice.slice_result import SLICE, SliceResult
 from trainer.train.run_record import RunResult
 
 if TYPE_CHECKING:
@@ -71,10 +75,14 @@ def model_card(name: str, content: ReportContent) -> str:
     from huggingface_hub import ModelCardData
 
     model = next(m for m in content.models if m.name == name and m.role == "trained")
+    license_ = _license(model.training)
     header = ModelCardData(
         model_name=one_line(name),
         base_model=_base_model(model.training),
         library_name="transformers",
+        license=license_.get("license", "other"),
+        license_name=license_.get("license_name"),
+        license_link=license_.get("license_link"),
         pipeline_tag="text-generation",
         tags=["softshards", "knowledge-distillation"],
         eval_results=_results(model, content) or None,
@@ -89,6 +97,7 @@ def model_card(name: str, content: ReportContent) -> str:
         teacher=_teacher_name(content),
         metrics=METRICS,
         recipe=_recipe(model.training),
+        license=license_,
     )
     return sign(text)
 
@@ -106,6 +115,25 @@ def _base_model(training: RunResult | None) -> str | None:
         return None
     name, commit = (str(training.config.get(key)) for key in ("student", "revision"))
     return name if NAME.fullmatch(name) and COMMIT.fullmatch(commit) else None
+
+
+def _license(training: RunResult | None) -> dict[str, str]:
+    """Return the license of the weights that training began with, as their card states it.
+
+    Of a student that was sliced, the card is the teacher's. {} where nothing states one.
+    """
+    if training is None:
+        return {}
+    student = Path(str(training.config["student"]))
+    sliced = student / SLICE
+    teacher = SliceResult.read(sliced, "a slice").teacher if sliced.is_file() else None
+    cached = None
+    if (base := _base_model(training)) is not None:
+        commit = str(training.config["revision"])
+        cached = try_to_load_from_cache(base, README, revision=commit)
+    places = [student, *([Path(teacher)] if teacher else [])]
+    places += [Path(cached).parent] if isinstance(cached, str) else []
+    return next((found for place in places if (found := read_license(place))), {})
 
 
 def _results(model: ReportedModel, content: ReportContent) -> list[EvalResult]:

@@ -10,6 +10,7 @@ from schemas import SoftshardsError
 from tests.trainer.report.reported import DIGEST, Reported
 from trainer.report.build_report import report
 from trainer.report.markdown_text import escape_cell, escape_text, is_ours, sign
+from trainer.slice.slice_result import SliceResult
 
 NASTY = "---\nlicense: mit\n---\n# <b>`x`</b> | *y* {{ z }}"
 
@@ -48,12 +49,38 @@ def test_the_base_model_is_named_if_the_hub_has_it(reported: Reported) -> None:
     assert card.data.base_model == "owner/name"
 
 
+def test_the_license_is_that_of_the_first_weights(reported: Reported) -> None:
+    student, teacher = reported.root / "first", reported.root / "teacher"
+    for folder in (student, teacher):
+        folder.mkdir()
+    link = "https://example.org/license"
+    (teacher / "README.md").write_text(
+        f"---\nlicense: other\nlicense_name: mine\nlicense_link: {link}\n---\n# t\n"
+    )
+    sliced = SliceResult(
+        asked={}, layers=[0], of=2, kl=1.0, removals=[], sample_labels=1, teacher=str(teacher)
+    )
+    sliced.write(student / "slice.json")
+    result = reported.root / "kd" / "result.json"
+    result.write_text(result.read_text().replace('"student": "s"', f'"student": "{student}"'))
+    report(reported.config(model_card=True))
+    card = ModelCard.load(reported.root / "kd" / "final" / "README.md")
+    found = (card.data.license, card.data.license_name, card.data.license_link)
+    assert found == ("other", "mine", link)
+    assert "The license is that of the weights" in card.text
+    (student / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    report(reported.config(model_card=True))
+    card = ModelCard.load(reported.root / "kd" / "final" / "README.md")
+    assert (card.data.license, getattr(card.data, "license_name", None)) == ("apache-2.0", None)
+
+
 def test_names_of_strangers_stay_text(tmp_path: Path) -> None:
     reported = Reported(tmp_path)
     reported.add(NASTY, ce=2.4, folder="kd")
     report(reported.config(model_card=True))
     card = ModelCard.load(tmp_path / "kd" / "final" / "README.md")
-    assert card.data.license is None
+    assert card.data.license == "other"
+    assert "stands for a license that is not known" in card.text
     assert card.data.model_name == NASTY.replace("\n", "\\n")
     assert "<b>" not in card.text.replace("\\<b\\>", "")
 
