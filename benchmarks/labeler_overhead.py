@@ -1,8 +1,8 @@
 """L1: labeling end to end, against the same vLLM calls with outputs dropped and against prefill.
 
-    python -m benchmarks.labeler_overhead [--full] [--k 64]
+    python -m benchmarks.labeler_overhead [--full] [--k 64] [--length 512] [--tokens 2048]
 
-One engine, loaded once, on the quickstart's teacher and articles; the three take turns:
+One engine, loaded once, on the quickstart's teacher and articles; in three rounds, take turns:
 
 - labels: the labeler's own loop (`labeler.labeling.runs.label_units`): engine, capture, encoding,
   compression, shards and journal on disk;
@@ -10,19 +10,23 @@ One engine, loaded once, on the quickstart's teacher and articles; the three tak
 - prefill: the same prompts without logprobs.
 
 `ratio` is labels / dropped: what the labeler adds to vLLM. `vs_prefill` is labels / prefill: what
-labels cost at all.
+labels cost at all. Both are medians of wall clock; `cpu_ratio` and `cpu_vs_prefill` are the same of
+processor time, which other programs disturb less. (With `OMP_NUM_THREADS=1` no thread waits for
+another: use it where the machine is busy.) `head_calls` counts calls of the head per engine step.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,7 @@ from labeler.labeling.teacher.teacher_identity import (  # noqa: E402
     local_weights,
     teacher_identity,
 )
+from labeler.labeling.writing.set_place import open_place  # noqa: E402
 from schemas import Manifest  # noqa: E402
 from schemas.journal import JOURNAL  # noqa: E402
 from schemas.plan import open_plan, read_unit  # noqa: E402
@@ -50,29 +55,74 @@ ROOT = Path(__file__).parents[1]
 TEACHER = ROOT / ".cache" / "smollm2-135m-instruct"
 
 
-def time_labels(todo: list[int], config: LabelConfig, teacher: Any, manifest: Manifest) -> float:
-    for entry in (config.out / JOURNAL).glob("unit-*"):
+@dataclass(frozen=True)
+class Taken:
+    """Seconds of one pass: wall clock, and processor time of all threads."""
+
+    wall: float
+    cpu: float
+
+
+def take(work: Callable[[], object]) -> Taken:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Taken(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def label(todo: list[int], config: LabelConfig, teacher: Any, manifest: Manifest) -> None:
+    for entry in (config.folder / JOURNAL).glob("unit-*"):
         entry.unlink()
-    start = time.perf_counter()
-    label_units.label_units(todo, config, teacher, manifest, Stop())
-    return time.perf_counter() - start
+    with open_place(config.out, writer=config.writer) as place:
+        label_units.label_units(todo, config, teacher, manifest, place, Stop())
 
 
-def time_calls(engine: VllmEngine, prompts: list[list[int]], params: Callable[[int], Any]) -> float:
+def call(engine: VllmEngine, prompts: list[list[list[int]]], params: Callable[[int], Any]) -> None:
     """Send prompts to vLLM unit by unit, as the labeler does, and drop what comes back."""
-    start = time.perf_counter()
     for unit in prompts:
         for ids in unit:
             engine.runner.add(ids, params(len(ids)))
         while engine.runner.llm.llm_engine.has_unfinished_requests():
             engine.runner.step()
-    return time.perf_counter() - start
+
+
+@dataclass
+class Counts:
+    """Calls of the head, and engine steps."""
+
+    head: int = 0
+    steps: int = 0
+
+
+@contextlib.contextmanager
+def count_calls(engine: VllmEngine) -> Iterator[Counts]:
+    """Count what happens inside the context; the engine runs in this process."""
+    llm = engine.runner.llm
+    models: list[Any] = llm.apply_model(lambda model: model)
+    counts = Counts()
+    (model,), step = models, engine.runner.step
+    project = model.compute_logits
+
+    def counted_project(*args: Any, **kwargs: Any) -> Any:
+        counts.head += 1
+        return project(*args, **kwargs)
+
+    def counted_step() -> Any:
+        counts.steps += 1
+        return step()
+
+    model.compute_logits, engine.runner.step = counted_project, counted_step  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        model.compute_logits, engine.runner.step = project, step  # type: ignore[method-assign]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--full", action="store_true", help="ten times the tokens")
     parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512, help="tokens per row, at most")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens per pass, at least")
     arguments = parser.parse_args()
     subprocess.run([sys.executable, ROOT / "scripts" / "get_teacher.py", TEACHER], check=True)
     with tempfile.TemporaryDirectory() as name:
@@ -83,19 +133,23 @@ def main() -> None:
             model=TEACHER,
             out=folder / "labels",
             k=arguments.k,
-            max_length=512,
-            limit=60 if arguments.full else 3,
+            max_length=arguments.length,
+            limit=400,
             unit_labels=1024,
             max_batched_tokens=1024,
         )
         teacher = open_teacher(TEACHER, max_length=config.max_length)
         identity = teacher_identity(teacher, config, local_weights(TEACHER, "full"))
         files = find_inputs([str(corpus / "train.jsonl")])
-        (config.out).mkdir()
+        config.folder.mkdir()
         manifest = begin(files, config, teacher, identity)
-        plan = open_plan(config.out, manifest.plan)
-        todo = list(range(manifest.planned_units))
-        prompts = [read_unit(plan, unit)["input_ids"].to_pylist() for unit in todo]
+        plan = open_plan(config.folder, manifest.plan)
+        enough = arguments.tokens * (10 if arguments.full else 1)
+        todo: list[int] = []
+        prompts: list[list[list[int]]] = []
+        while sum(len(ids) for unit in prompts for ids in unit) < enough:
+            todo.append(len(todo))
+            prompts.append(read_unit(plan, todo[-1])["input_ids"].to_pylist())
         tokens = sum(len(ids) for unit in prompts for ids in unit)
         engine = VllmEngine(
             teacher, config, dtype=identity.dtype, k=identity.k, batched_tokens=1024
@@ -111,20 +165,35 @@ def main() -> None:
                 [Span(start=1, stop=length, kind="text")], engine.reader.top
             )
 
-        time_calls(engine, prompts[:1], score)  # warm
-        taken: dict[str, list[float]] = {"labels": [], "dropped": [], "prefill": []}
+        arms: dict[str, Callable[[], object]] = {
+            "labels": lambda: label(todo, config, teacher, manifest),
+            "dropped": lambda: call(engine, prompts, score),
+            "prefill": lambda: call(engine, prompts, lambda _: plain),
+        }
+        call(engine, prompts[:1], score)  # warm
+        with count_calls(engine) as counts:
+            call(engine, prompts, score)
+        taken: dict[str, list[Taken]] = {name: [] for name in arms}
         for _ in range(3):
-            taken["labels"].append(time_labels(todo, config, teacher, manifest))
-            taken["dropped"].append(time_calls(engine, prompts, score))
-            taken["prefill"].append(time_calls(engine, prompts, lambda _: plain))
+            for name, work in arms.items():
+                taken[name].append(take(work))
         close()
-    best = {what: statistics.median(times) for what, times in taken.items()}
-    for what, value in best.items():
-        print(f"{what:8} {value:7.2f} s, {tokens / value:6.0f} tokens/s; all: {taken[what]}")
+    wall = {name: statistics.median(one.wall for one in all_) for name, all_ in taken.items()}
+    cpu = {name: statistics.median(one.cpu for one in all_) for name, all_ in taken.items()}
+    for name, all_ in taken.items():
+        each = ", ".join(f"{one.wall:.2f} ({one.cpu:.2f})" for one in all_)
+        print(
+            f"{name:8} {tokens / wall[name]:6.0f} tokens/s, {tokens / cpu[name]:6.0f} per second "
+            f"of processor time; seconds (of processor time): {each}"
+        )
     result = {
-        "ratio": round(best["labels"] / best["dropped"], 4),
-        "vs_prefill": round(best["labels"] / best["prefill"], 4),
+        "ratio": round(wall["labels"] / wall["dropped"], 4),
+        "vs_prefill": round(wall["labels"] / wall["prefill"], 4),
+        "cpu_ratio": round(cpu["labels"] / cpu["dropped"], 4),
+        "cpu_vs_prefill": round(cpu["labels"] / cpu["prefill"], 4),
+        "head_calls": round(counts.head / counts.steps, 2),
         "k": arguments.k,
+        "length": arguments.length,
         "tokens": tokens,
     }
     print(json.dumps(result))
