@@ -43,7 +43,7 @@ from schemas.state_codec import (
 )
 
 SMALL_KL = 0.06
-TOP = 64
+TOP = (12, 50, 64, 128)
 States = NDArray[np.float32]
 
 
@@ -79,22 +79,20 @@ def measure(states: States, head: OutputHead, basis: StateBasis | None, path: Pa
     )
 
 
-def measure_top(states: States, head: OutputHead, path: Path) -> Any:
+def measure_top(states: States, head: OutputHead, k: int, path: Path) -> Any:
     """Return the same for the top k and a tail that is spread evenly over all other ids."""
     vocab = len(head.weight)
     tokens = torch.zeros(len(states), dtype=torch.int64)
     with torch.inference_mode():
-        labels = exact_labels(
-            head.logits(torch.from_numpy(states)), tokens, k=TOP, vocab_size=vocab
-        )
-        write(path, as_rows(labels, vocab), vocab, TOP, "plain", len(states))
+        labels = exact_labels(head.logits(torch.from_numpy(states)), tokens, k=k, vocab_size=vocab)
+        write(path, as_rows(labels, vocab), vocab, k, "plain", len(states))
         found = []
         for start in range(0, len(states), 256):
             rows = slice(start, start + 256)
             log_q = head.logits(torch.from_numpy(states[rows])).log_softmax(1)
             some = labels[rows]
             even = torch.from_numpy(some.tail_logprob.astype(np.float16).astype(np.float32))
-            log_p = (even - np.log(vocab - TOP))[:, None].repeat(1, vocab)
+            log_p = (even - np.log(vocab - k))[:, None].repeat(1, vocab)
             stored = torch.from_numpy(some.topk_logprobs.astype(np.float16).astype(np.float32))
             log_p.scatter_(1, torch.from_numpy(some.topk_ids).long(), stored)
             found.append((log_q.exp() * (log_q - log_p.log_softmax(1))).sum(1).double().numpy())
@@ -124,7 +122,7 @@ def main() -> None:
         for arm, kl in (("fisher", DEFAULT_KL), ("fisher_small", SMALL_KL)):
             basis = fit_states(head, sample, kl=kl)
             result[arm] = measure(held_out, head, basis, path)
-        result["top64"] = measure_top(held_out, head, path)
+        result |= {f"top{k}": measure_top(held_out, head, k, path) for k in TOP}
     console, shown = Console(), Table("stored", "B a position", "KL", "largest KL", box=None)
     for arm, facts in result.items():
         shown.add_row(arm, str(facts["bytes"]), f"{facts['kl']:.1e}", f"{facts['max']:.1e}")
