@@ -109,7 +109,9 @@ def main() -> None:
     if not TEACHER.is_dir():
         raise SystemExit(f"error: no teacher: run scripts/get_teacher.py {TEACHER}")
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        TEACHER, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     head = OutputHead(weight=model.get_output_embeddings().weight.detach())
     states = exact_states(model, arguments.sequences * LENGTH)
     measured = np.arange(len(states)) // LENGTH % 3 == 2

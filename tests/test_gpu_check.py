@@ -37,7 +37,7 @@ def test_its_tests_are_those_marked_gpu() -> None:
         and any(word in path.read_text() for word in ("mark.gpu", "tests.trainer.devices"))
     ]
     assert sorted(marked) == gpu_check.TRAINER_TESTS
-    assert len(marked) == 4
+    assert len(marked) == 5
     assert all(path.is_file() for path in gpu_check.LABELER_TESTS)
 
 

@@ -5,16 +5,11 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import replace
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
 
-from schemas.state_codec import decode_codes, encode_states, fit_basis
-from tests.trainer.devices import DEVICES
 from tests.trainer.losses.dense import ALPHA, BETA, DENSE
 from tests.trainer.ops.case import make_case
 from tests.trainer.ops.test_devices import relative
@@ -83,33 +78,6 @@ def test_values_and_gradients_equal_online_distillation(
         assert a.shape == b.shape
         assert relative(a, b) < gradient
     assert not got[1][V - 3 :].any()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_codes_of_a_basis_give_the_divergence_of_their_states(device: str) -> None:
-    """int8 codes go into the op as they are; the basis is multiplied into the head once."""
-    states, head = teacher(torch.float32)
-    assert head.bias is not None
-    basis = fit_basis(states.numpy(), np.eye(WIDTH))
-    basis = replace(basis, step=0.05)
-    table = pa.table(encode_states([states.numpy()], WIDTH, basis))
-    codes = torch.from_numpy(np.array(decode_codes(table)))
-    assert codes.dtype == torch.int8
-    mean, synthesis = torch.from_numpy(basis.mean), torch.from_numpy(basis.synthesis) * basis.step
-    folded = TeacherHead(
-        weight=(head.weight @ synthesis.T).to(device),
-        bias=(head.bias + head.weight @ mean).to(device), scale=head.scale, softcap=head.softcap,
-    )  # fmt: skip
-    case = make_case(n=N, d=D, v=V, dtype=torch.float32)
-    hidden, weight = case.hidden.detach().to(device), case.weight.detach().to(device)
-    by_codes = linear_divergence(hidden, weight, codes.to(device), folded)
-    plain = TeacherHead(
-        weight=head.weight.to(device), bias=head.bias.to(device), scale=0.5, softcap=8.0
-    )
-    rebuilt = torch.from_numpy(basis.states(codes.numpy())).to(device)
-    torch.testing.assert_close(
-        by_codes, linear_divergence(hidden, weight, rebuilt, plain), rtol=1e-4, atol=1e-5
-    )
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
