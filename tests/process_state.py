@@ -8,7 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
-LIBRARIES = ("VLLM_", "TORCH", "PYTORCH", "PYTEST_", "OMP_", "KMP_", "RAY_", "TOKENIZERS_")
+LIBRARIES = (
+    *("VLLM_", "TORCH", "PYTORCH", "_TORCH", "OMP_", "KMP_", "NUMEXPR_", "TRITON_", "TILELANG_"),
+    *("AITER_", "LD_", "LOCAL_WORLD_SIZE", "PYTEST_", "RAY_", "TOKENIZERS_"),
+)
 """Beginnings of environment variables that libraries set, most when they are imported."""
 
 
@@ -21,7 +24,7 @@ def process_state() -> dict[str, object]:
     }
     state |= {
         "the current folder": Path.cwd(),
-        "sys.path": list(sys.path),
+        "sys.path": [path for path in sys.path if not _is_of_library(path)],
         "the level of logging": logging.root.level,
         "the handler of SIGINT": signal.getsignal(signal.SIGINT),
         "the handler of SIGTERM": signal.getsignal(signal.SIGTERM),
@@ -38,6 +41,11 @@ def differences(before: dict[str, object], after: dict[str, object]) -> list[str
         for name in sorted(names)
         if before.get(name) != after.get(name)
     ]
+
+
+def _is_of_library(path: str) -> bool:
+    """Check for folders that libraries add to those of modules when they are imported."""
+    return "site-packages" in path or path.endswith("huggingface/modules")
 
 
 def _torch_state() -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -57,6 +58,7 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
     os.environ |= SETTINGS
     from ray.cluster_utils import Cluster
 
+    ending = signal.getsignal(signal.SIGTERM)  # each node sets one of its own
     cluster: Any = Cluster()
     try:
         _retried(lambda: cluster.add_node(include_dashboard=False, no_monitor=True, **_node(0)))
@@ -66,6 +68,7 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
         yield nodes
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, ending)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
