@@ -116,8 +116,9 @@ class Remote:
             LabelSetError: the file cannot be read.
         """
         url = f"{self.url}/{name}"
+        place = self.place_of(name)  # no driver, or an unknown protocol: errors of another kind
         try:
-            data = retried(ATTEMPTS, self._read, name, start, stop)
+            data = retried(ATTEMPTS, self._read, place, start, stop)
         except FileNotFoundError:
             raise
         except Exception as error:  # each filesystem has errors of its own
@@ -129,9 +130,9 @@ class Remote:
             ) from error
         return data
 
-    def _read(self, name: str, start: int | None, stop: int | None) -> bytes:
+    def _read(self, place: str, start: int | None, stop: int | None) -> bytes:
         for _ in range(2):
-            data: bytes = self.filesystem.cat_file(self.place_of(name), start=start, end=stop)
+            data: bytes = self.filesystem.cat_file(place, start=start, end=stop)
             if start is None or stop is None or len(data) == stop - start:
                 break  # else the answer was cut off, or the file was, which its hash will tell
         return data

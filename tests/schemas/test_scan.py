@@ -286,7 +286,7 @@ def test_a_set_behind_a_url(sets: dict[str, Path], truth: dict[str, pl.DataFrame
         scan("memory://bucket/plain").collect()
     with pytest.raises(LabelSetError, match="no label set can be read here"):
         scan("memory://bucket/nothing")
-    with pytest.raises(LabelSetError, match="no label set can be read here"):
+    with pytest.raises(LabelSetError, match="no label set can be read here: Protocol not known"):
         scan("nosuch://bucket/nothing")
 
 
