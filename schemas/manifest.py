@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,6 +26,8 @@ from schemas.size_limits import LARGEST_COUNT, LARGEST_UNITS, LARGEST_VOCABULARY
 from schemas.version import FORMAT_MAJOR, FORMAT_VERSION, KNOWN_CODECS, PLAIN_1
 
 MANIFEST = "manifest.json"
+URL_START = re.compile("[a-z][a-z0-9+.-]+:/")
+"""What a URL begins with once it was taken for a path."""
 
 
 class Model(BaseModel):
@@ -212,6 +215,13 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = set_file(directory, MANIFEST)
     if not path.is_file():
+        if URL_START.match(str(directory)):
+            raise LabelSetError(
+                "this is a URL, and the command reads folders",
+                path=directory,
+                hint="copy the set with the store's own tool; `trainer train`, `labeler convert`, "
+                "`merge` and `export` read URLs",
+            )
         raise LabelSetError(
             "no label set here: "
             + ("manifest.json is missing" if directory.is_dir() else "the folder does not exist"),

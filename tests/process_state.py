@@ -10,7 +10,7 @@ from pathlib import Path
 
 LIBRARIES = (
     *("VLLM_", "TORCH", "PYTORCH", "_TORCH", "OMP_", "KMP_", "NUMEXPR_", "TRITON_", "TILELANG_"),
-    *("AITER_", "LD_", "LOCAL_WORLD_SIZE", "PYTEST_", "RAY_", "TOKENIZERS_"),
+    *("AITER_", "LD_", "LOCAL_WORLD_SIZE", "PYTEST_", "RAY_", "_RJEM_", "TOKENIZERS_"),
 )
 """Beginnings of environment variables that libraries set, most when they are imported."""
 

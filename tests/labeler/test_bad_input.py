@@ -27,6 +27,8 @@ def places(tmp_path: Path) -> None:
     ("command", "message"),
     [
         ("inspect gone", "gone: no label set here: the folder does not exist"),
+        ("inspect s3://bucket/set", "s3:/bucket/set: this is a URL, and the command reads folders"),
+        ("verify hf://a/b", "hf:/a/b: this is a URL, and the command reads folders"),
         ("inspect full", "full: no label set here: manifest.json is missing"),
         ("inspect file.txt", "file.txt: not a view of a label set"),
         ("repair gone", "gone: no label set here"),
