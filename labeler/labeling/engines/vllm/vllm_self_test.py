@@ -24,8 +24,11 @@ from schemas.errors import first_line
 PROMPT_TOKENS = 24
 GENERATED_TOKENS = 8
 """Tokens of the probe, where the model's context has room for them."""
-LOGPROB_TOLERANCE = 1e-5
-"""Largest difference of a log-probability: float32 sums over a vocabulary, in another order."""
+LOGPROB_TOLERANCE = 2e-4
+"""Largest difference of a log-probability, the same for a whole row: the rounding of the sum in
+vLLM's float32 log-softmax. It was 2e-5 at 49,152 ids, and grows with their number."""
+TIE = 1e-5
+"""Logprobs of one row that are this close may be in either order."""
 TAIL_TOLERANCE = 1e-4
 """Largest difference of the exact tail's mass from 1 - sum, from rounding of float32 sums."""
 DRAW_SLACK = 1e-3
@@ -102,7 +105,7 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
             return "logprobs of the actual tokens differ from the public interface's"
         ties = np.zeros(ours.topk_ids.shape, bool)  # ids of equal logprobs may come in any order
         for logprobs in (ours.topk_logprobs, theirs.topk_logprobs):
-            same = logprobs[:, 1:] >= logprobs[:, :-1] - LOGPROB_TOLERANCE
+            same = logprobs[:, 1:] >= logprobs[:, :-1] - TIE
             ties[:, 1:] |= same
             ties[:, :-1] |= same
         ties[:, -1] = True  # perhaps equal to the first one left out
@@ -120,4 +123,4 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
 
 def _equal(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> bool:
     """Return whether log-probabilities are the same up to rounding; -inf equals -inf."""
-    return bool(np.allclose(ours, theirs, rtol=LOGPROB_TOLERANCE, atol=LOGPROB_TOLERANCE))
+    return bool(np.allclose(ours, theirs, rtol=1e-6, atol=LOGPROB_TOLERANCE))
