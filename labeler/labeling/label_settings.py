@@ -383,7 +383,7 @@ class RaySettings:
     ray: Annotated[str | None, Parameter(group=RAY)] = None
     """Label on a Ray cluster: HOST:PORT of its head node, `auto` for RAY_ADDRESS or the cluster
     that this machine belongs to (also without a value), `local` for the GPUs of this machine alone.
-    Ray places the teachers; each labels and journals units as it becomes free, and those of a lost
+    Ray places the teachers; each labels and journals units as it becomes free; the units of a lost
     node are labeled again elsewhere. A run may begin without --ray and end with it, and the
     reverse."""
 

@@ -269,7 +269,7 @@ class HandOut:
         if isinstance(cause, EngineFailed):
             self._died(actor, cause)
         elif isinstance(cause, SoftshardsError) and actor.what == "load" and self._others(actor):
-            err.print(f"a teacher could not start, the others go on: {cause}", style="yellow")
+            err.print(f"a teacher could not start, the others continue: {cause}", style="yellow")
             self._refused += 1
             self._kill([actor])
         else:

@@ -143,7 +143,7 @@ def lease_names(remote: Remote, prefix: str) -> list[str]:
 
 def _acquire(remote: Remote, name: str, wait_to: str | None) -> Lease:
     seen: tuple[int, bytes] | None = None
-    since, told = 0.0, False
+    since, announced = 0.0, False
     while True:
         numbers = _numbers(remote, name)
         newest = numbers[-1] if numbers else 0
@@ -170,8 +170,8 @@ def _acquire(remote: Remote, name: str, wait_to: str | None) -> Lease:
             continue
         if alive and wait_to is None:
             raise LeaseTaken(_describe(holder))
-        if not told:
-            told = True
+        if not announced:
+            announced = True
             what = f"waiting to {wait_to}" if wait_to else "checking whether it still runs"
             err.print(f"{what}: {_describe(holder)} is using {remote.url}")
         time.sleep(POLL)
