@@ -50,3 +50,10 @@ class LabelSetError(SoftshardsError):
 
 class IdentityError(LabelSetError):
     """Two label sets or runs that must share teacher, tokenizer and settings do not."""
+
+
+def missing_driver(error: ImportError, where: str) -> SoftshardsError:
+    """Return the error for a URL whose driver, a package of fsspec's, is not installed."""
+    package = getattr(error.__cause__ or error, "name", None)
+    hint = f"pip install {package}" if package else "install the package that it names"
+    return SoftshardsError(f"no driver for this URL: {error}", path=where, hint=hint)

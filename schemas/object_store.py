@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import SoftshardsError, first_line
+from schemas.errors import SoftshardsError, first_line, missing_driver
 from schemas.remote import Remote, retried
 
 ATTEMPTS = 4
@@ -176,9 +176,7 @@ def as_store_error(remote: Remote, name: str) -> Iterator[None]:
     except (SoftshardsError, FileExistsError):
         raise
     except ImportError as error:
-        package = getattr(error.__cause__ or error, "name", None)
-        hint = f"pip install {package}" if package else "install the package that it names"
-        raise SoftshardsError(f"no driver for this URL: {error}", path=where, hint=hint) from error
+        raise missing_driver(error, where) from error
     except ValueError as error:
         hint = "give a folder, or a URL such as s3://bucket/labels"
         raise SoftshardsError(

@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from schemas import SoftshardsError
-from schemas.errors import first_line
+from schemas.errors import first_line, missing_driver
 from schemas.fingerprint import sha256_file
 
 BLOCK = 1 << 20
@@ -32,9 +32,7 @@ def open_location(text: str) -> tuple[AbstractFileSystem, str]:
         fs, path = fsspec.core.url_to_fs(text)
         return fs, path
     except ImportError as error:
-        package = getattr(error.__cause__ or error, "name", None)
-        hint = f"pip install {package}" if package else "install the package that it names"
-        raise SoftshardsError(f"no driver for this URL: {error}", path=text, hint=hint) from error
+        raise missing_driver(error, text) from error
     except ValueError as error:
         hint = "give a path, or a URL such as https://, s3://, gs:// or file://"
         raise SoftshardsError(f"no such kind of URL: {error}", path=text, hint=hint) from error
