@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from schemas.arrow import id_type
 from schemas.arrow_alloc import Scalar, as_arrow, as_numpy, converted
+from schemas.arrow_lists import list_offsets, one_array
 
 PAD_ID = -1
 """Fills `topk_ids` past the end of shorter lists; its logprob is -inf."""
@@ -257,19 +258,6 @@ def _column(table: pa.Table, name: str) -> pa.ListArray:
     if column.null_count:
         raise ValueError(f"column {name} has nulls")
     return column
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array, without the copy that `combine_chunks` makes of one chunk."""
-    if column.num_chunks == 1:
-        return column.chunk(0)
-    return pa.concat_arrays(column.chunks) if column.num_chunks else column.type.empty()
-
-
-def list_offsets(array: pa.ListArray) -> NDArray[np.int64]:
-    """Return offsets into `array.flatten()`, which (unlike `.values`) honors slices."""
-    offsets = as_numpy(array.offsets)
-    return np.subtract(offsets, offsets[0], dtype=np.int64) if len(offsets) else np.zeros(1, int)
 
 
 def _nested(

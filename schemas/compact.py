@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
 from schemas.arrow_alloc import as_arrow, as_numpy, converted, empty
-from schemas.codec import list_offsets, one_array
+from schemas.arrow_lists import list_offsets, one_array
 from schemas.version import COMPACT_1
 
 STEPS = ((0.0, 1 / 64), (4.0, 1 / 32), (6.0, 1 / 16))

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from schemas.arrow import INDEX_SCHEMA, LENGTHS, parquet_options
 from schemas.arrow_alloc import as_arrow, as_numpy
+from schemas.arrow_lists import list_offsets, one_array
 from schemas.atomic import atomic_path
-from schemas.codec import list_offsets, one_array
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import INDEX, shard_name
 from schemas.fingerprint import sha256_bytes, sha256_file

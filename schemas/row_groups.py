@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from schemas.arrow import INDEX_SCHEMA
 from schemas.arrow_alloc import as_arrow, as_numpy
-from schemas.codec import one_array
+from schemas.arrow_lists import one_array
 from schemas.fingerprint import sha256_json
 from schemas.journal import ByteRange
 from schemas.row_group import Kept, RowGroup

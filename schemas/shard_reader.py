@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from schemas import compact
 from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS
 from schemas.arrow_alloc import as_numpy
-from schemas.codec import list_offsets, one_array
+from schemas.arrow_lists import list_offsets, one_array
 from schemas.errors import LabelSetError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange

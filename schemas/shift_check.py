@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.arrow_alloc import as_numpy
-from schemas.codec import PAD_ID, DecodedLabels, list_offsets, one_array
+from schemas.arrow_lists import list_offsets, one_array
+from schemas.codec import PAD_ID, DecodedLabels
 from schemas.labeled_spans import positions
 
 SHIFTS = (-1, 1, -2, 2, -3, 3)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from schemas.arrow import parquet_options
 from schemas.arrow_alloc import as_arrow, as_numpy
-from schemas.codec import list_offsets, one_array
+from schemas.arrow_lists import list_offsets, one_array
 
 Real = TypeVar("Real", bound=np.floating)
 

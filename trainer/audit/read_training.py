@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError
 from schemas.arrow import KEY_COLUMNS
-from schemas.codec import list_offsets
+from schemas.arrow_lists import list_offsets
 from trainer.audit.audit_results import RowKey
 from trainer.data.window import coalesce, drop_unlabeled, row_names
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from schemas import Labels
 from schemas.arrow import SPAN_KINDS
-from schemas.codec import PAD_ID, list_offsets, one_array
+from schemas.arrow_lists import list_offsets, one_array
+from schemas.codec import PAD_ID
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from schemas import Labels, LabelSetError, decode
 from schemas.arrow import KEY_COLUMNS, SPAN_KINDS
-from schemas.codec import LABEL_COLUMNS, list_offsets
+from schemas.arrow_lists import list_offsets
+from schemas.codec import LABEL_COLUMNS
 from schemas.labeled_spans import positions
 from schemas.row_lengths import LENGTH_COLUMNS
 from trainer.data.check_rows import layout_problem, value_problem
