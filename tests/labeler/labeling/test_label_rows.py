@@ -134,6 +134,70 @@ def test_draws_fit_their_distribution() -> None:
     assert (ids[usual, 65:] < 5_000).all()
 
 
+@pytest.mark.parametrize(
+    ("width", "vocab_size", "k"), [(50_257, 50_257, 50), (5_003, 5_000, 64), (16, 9, 8), (9, 9, 9)]
+)
+def test_asked_ids_and_tails_at_temperatures_equal_float64(
+    width: int, vocab_size: int, k: int
+) -> None:
+    logits, tokens = make(width, 3.0, vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    asked = torch.stack([torch.randperm(vocab_size, generator=generator)[:6] for _ in logits])
+    asked[:, :2] = logits[:, :vocab_size].topk(2, 1).indices  # among the top
+    ranked = logits[:, :vocab_size].topk(min(k + 1, vocab_size), 1).indices
+    asked[::2, 2] = ranked[::2, -1]  # the largest of the others
+    for row in asked:  # unique, padded
+        for place in range(len(row)):
+            if row[place] in row[:place]:
+                row[place] = -1
+    asked[11] = -1
+    ids, values = gather_rows(
+        logits.clone(),
+        tokens[:, 0],
+        k=k,
+        vocab_size=vocab_size,
+        temperatures=(2.0, 0.5),
+        asked=asked,
+    )
+    x = logits.double()
+    kept = torch.zeros(ROWS, width, dtype=torch.bool)
+    for row, found, wished in zip(kept, ids[:, 1:].tolist(), asked.tolist(), strict=True):
+        stored = [i for i in found if i >= 0]
+        assert len(set(stored)) == len(stored)
+        assert set(stored) == {*found[:k], *(i for i in wished if i >= 0)}
+        row[stored] = True
+    real = ids[:, 1:] >= 0
+    assert (real[:, 1:] <= real[:, :-1]).all()  # padding comes last
+    logprobs = x.log_softmax(1)
+    found = values[:, 1 : 1 + k + 6].double()
+    of_ids = logprobs.gather(1, ids[:, 1:].long().clamp_min(0))
+    torch.testing.assert_close(found[real], of_ids[real], rtol=2e-6, atol=2e-6)
+    assert (found[~real] == -torch.inf).all()
+    assert (found[:, 1:] <= found[:, :-1]).all()
+    for column, temperature in ((-5, 1.0), (-2, 2.0), (-1, 0.5)):
+        tail = (x / temperature).log_softmax(1).masked_fill(kept, -torch.inf).logsumexp(1)
+        torch.testing.assert_close(values[:, column].double(), tail, rtol=2e-6, atol=2e-6)
+    entropy = torch.special.entr(logprobs.exp()).sum(1)
+    torch.testing.assert_close(values[:, -4].double(), entropy, rtol=2e-6, atol=2e-6)
+
+
+def test_rows_without_asked_ids_are_those_without_the_argument() -> None:
+    logits, tokens = make(5_003, 3.0, 5_000)
+    plain = gather_rows(logits.clone(), tokens[:, 0], k=8, vocab_size=5_000, draws=5)
+    nothing = torch.full((ROWS, 3), -1)
+    ids, values = gather_rows(
+        logits.clone(), tokens[:, 0], k=8, vocab_size=5_000, draws=5, asked=nothing
+    )
+    assert (ids[:, 9:12] == -1).all()
+    assert torch.equal(ids[:, :9], plain[0][:, :9])
+    usual = np.arange(ROWS) != 8  # there, the real ids' mass is below float32's smallest number
+    labels = labels_from_tensors(
+        ids.numpy(), values.numpy(), tokens[:, 0].numpy(), k=11, vocab_size=5_000
+    )
+    assert not misfits(labels, 5, 1e-3)[usual].any()
+    torch.testing.assert_close(torch.cat([values[:, :9], values[:, 12:]], 1), plain[1])
+
+
 @pytest.mark.parametrize("width", [1, 5, 256, 257, 4_095, 40_000])
 @pytest.mark.parametrize("k", [1, 5, 100])
 def test_the_largest_are_those_of_topk(width: int, k: int) -> None:
