@@ -104,6 +104,9 @@ def value_problem(labels: Labels, offsets: NDArray[np.int64], vocab_size: int) -
             return _row(wrong, offsets), f"{name} has an id outside the vocabulary of {vocab_size}"
         if ids.min() == PAD_ID and (wrong := (ids == PAD_ID) & ~empty).any():
             return _row(wrong, offsets), f"{name} has the id {PAD_ID}"
+    states = labels.states
+    if states is not None and states.dtype == np.float16 and not np.isfinite(states).all():
+        return _row(~np.isfinite(states), offsets), "a hidden state is not finite"
     return None
 
 

@@ -105,6 +105,9 @@ class Batch(PackedTokens):
         kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
         documents: [n], number of the pack's row that a label belongs to.
         sources: input file of each row.
+        states: [n, layers, d_t], the teacher's hidden states, or None, where they were not read: as
+            stored, until `TeacherStates` makes them float32.
+        sets: [n], the label set of a mixture that each state is of; None without states.
     """
 
     rows: Tensor
@@ -118,6 +121,8 @@ class Batch(PackedTokens):
     kinds: Tensor
     documents: Tensor
     sources: list[str]
+    states: Tensor | None = None
+    sets: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device. A GPU copies while it computes; nothing waits for it."""
@@ -189,6 +194,8 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         kinds=_long(window.kinds[picked]),
         documents=_long(documents),
         sources=[window.sources[row] for row in rows],
+        states=None if labels.states is None else torch.from_numpy(labels.states),
+        sets=None if labels.states is None else _long(np.repeat(window.sets[rows], n_labels)),
     )
 
 

@@ -22,6 +22,8 @@ ROW_COLUMNS = (
     *(*KEY_COLUMNS, "source", *LENGTH_COLUMNS),
     *("input_ids", "spans", "student_spans", *LABEL_COLUMNS),
 )
+SET_NUMBER = "set_number"
+"""Column that `LabelDataset` adds to rows of several sets, where their states are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class Window:
         kinds: int64 [labels], index into `schemas.arrow.SPAN_KINDS`.
         sources: input file of each row, "" where it is not known.
         meta: JSON of each row's other columns, or None; empty where it was not read.
+        sets: int64 [rows], the label set of a mixture that each row is of.
     """
 
     keys: list[str]
@@ -51,6 +54,7 @@ class Window:
     kinds: NDArray[np.int64]
     sources: list[str]
     meta: list[str | None]
+    sets: NDArray[np.int64]
 
 
 def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | None = None) -> Window:
@@ -93,6 +97,11 @@ def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | Non
         kinds=np.repeat(kind.astype(np.int64), stop - start),
         sources=[source or "" for source in table["source"].to_pylist()],
         meta=table["meta"].to_pylist() if "meta" in table.column_names else [],
+        sets=(
+            table[SET_NUMBER].to_numpy()
+            if SET_NUMBER in table.column_names
+            else np.zeros(len(keys), np.int64)
+        ),
     )
 
 
