@@ -41,6 +41,7 @@ from schemas.state_codec import (
     state_fields,
     states_writer,
 )
+from schemas.version import STATES_1, STATES_2
 
 SMALL_KL = 0.06
 TOP = (12, 50, 64, 128)
@@ -67,7 +68,7 @@ def measure(states: States, head: OutputHead, basis: StateBasis | None, path: Pa
     """Return bytes per position in the file, and the KL that is left."""
     d = states.shape[1]
     rows = [states[start : start + LENGTH] for start in range(0, len(states), LENGTH)]
-    schema = pa.schema(state_fields(d, basis))
+    schema = pa.schema(state_fields(d, STATES_1 if basis is None else STATES_2))
     with states_writer(path, schema) as writer:
         writer.write_table(pa.table(encode_states(rows, d, basis), schema=schema))
     with pq.ParquetFile(path, page_checksum_verification=True) as file:

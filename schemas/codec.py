@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from schemas.arrow import id_type
 from schemas.arrow_alloc import Scalar, as_arrow, as_numpy, converted
 from schemas.arrow_lists import list_offsets, one_array
+from schemas.state_codec import decode_stored, label_offsets, stored_layers
 
 PAD_ID = -1
 """Fills `topk_ids` past the end of shorter lists; its logprob is -inf."""
@@ -36,6 +37,8 @@ class Labels:
         sample_ids: int32 [n, m], the ids drawn from the full distribution, in ascending order,
             PAD_ID past the end of a shorter list; or None.
         sample_counts: int32 [n, m], the count of each drawn id, 0 at PAD_ID; or None.
+        states: [n, layers, d], hidden states, or None. From an engine, float32. From `decode`, what
+            is stored: float16, or codes in the bases of the set (`schemas.state_codec`).
     """
 
     topk_ids: NDArray[np.int32]
@@ -46,6 +49,7 @@ class Labels:
     log_normalizer: NDArray[np.float32] | None = None
     sample_ids: NDArray[np.int32] | None = None
     sample_counts: NDArray[np.int32] | None = None
+    states: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.tail_logprob)
@@ -78,6 +82,8 @@ def bucketed_entropy(labels: Labels) -> NDArray[np.float32]:
 
 def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
     """Encode the labels of rows as the label columns of a shard, one Arrow list per row.
+
+    Hidden states are not among them: `schemas.hidden_part` writes them.
 
     Args:
         rows: the labels of each row; k may differ between rows and (by PAD_ID) within them.
@@ -116,7 +122,8 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
 def decode(table: pa.Table) -> DecodedLabels:
     """Decode the label columns of shard rows; the exact inverse of `encode` after rounding.
 
-    Optional columns are decoded where the table has them and no row lacks them.
+    Optional columns are decoded where the table has them and no row lacks them; hidden states, of
+    the layers that the table has columns of, in their order.
 
     Raises:
         KeyError: a label column is missing from the table.
@@ -139,6 +146,7 @@ def decode(table: pa.Table) -> DecodedLabels:
         ),
         sample_ids=sample_ids,
         sample_counts=sample_counts,
+        states=_stored_states(table, outer),
     )
     return DecodedLabels(labels=labels, offsets=outer)
 
@@ -211,6 +219,16 @@ def _decoded_draws(
         _padded(converted(ids, np.int32), lengths, PAD_ID),
         _padded(converted(counts, np.int32), lengths, 0),
     )
+
+
+def _stored_states(table: pa.Table, expected: NDArray[np.int64]) -> NDArray[Any] | None:
+    """Decode hidden states; None where the table has none."""
+    layers = stored_layers(table)
+    if not layers:
+        return None
+    if any(not np.array_equal(label_offsets(table, layer), expected) for layer in layers):
+        raise ValueError("topk_ids and hidden states differ in the number of positions")
+    return decode_stored(table, layers)
 
 
 def _is_full(table: pa.Table, name: str) -> bool:

@@ -17,7 +17,7 @@ from schemas.arrow_alloc import as_arrow, as_numpy
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import INDEX, shard_name
+from schemas.file_names import INDEX, hidden_name, shard_name
 from schemas.fingerprint import sha256_bytes, sha256_file
 from schemas.journal import UnitEntry
 from schemas.manifest import FileDigest
@@ -36,12 +36,17 @@ SPARE_ROWS = 16_384
 """Rows of an index of any size: shards that are equal have equal hashes, which compress."""
 
 
-def write_index(directory: Path, entries: Iterable[UnitEntry]) -> tuple[FileDigest, ...]:
-    """Write the index pages of finished units; equal entries give equal bytes."""
+def write_index(
+    directory: Path, entries: Iterable[UnitEntry], *, hidden: bool = False
+) -> tuple[FileDigest, ...]:
+    """Write the index pages of finished units, or of their hidden states.
+
+    Equal entries give equal bytes.
+    """
     pages: list[FileDigest] = []
     for batch in _pages(entries):
-        name = f"{INDEX}/page-{len(pages):06d}.parquet"
-        table = _table(batch)
+        name = f"{INDEX}/{'hidden' if hidden else 'page'}-{len(pages):06d}.parquet"
+        table = _table(batch, hidden)
         options = parquet_options(table.schema, dictionary=["shard"])
         with atomic_path(directory / name) as tmp:
             pq.write_table(table, tmp, **options)
@@ -49,9 +54,12 @@ def write_index(directory: Path, entries: Iterable[UnitEntry]) -> tuple[FileDige
     return tuple(pages)
 
 
-def index_entries(entries: Iterable[UnitEntry]) -> RowGroups:
-    """Return the row groups of finished units: the index of a set that is still being labeled."""
-    return RowGroups.of(_table(entries))
+def index_entries(entries: Iterable[UnitEntry], *, hidden: bool = False) -> RowGroups:
+    """Return the row groups of finished units, or of their hidden states.
+
+    This is the index of a set that is still being labeled.
+    """
+    return RowGroups.of(_table(entries, hidden))
 
 
 def _pages(entries: Iterable[UnitEntry]) -> Iterator[list[UnitEntry]]:
@@ -68,19 +76,22 @@ def _pages(entries: Iterable[UnitEntry]) -> Iterator[list[UnitEntry]]:
         yield page
 
 
-def _table(entries: Iterable[UnitEntry]) -> pa.Table:
+def _table(entries: Iterable[UnitEntry], hidden: bool) -> pa.Table:
     """Return the rows of the index; with lengths, if an entry has them."""
-    rows = [row for entry in entries for row in _rows(entry)]
+    rows = [row for entry in entries for row in _rows(entry, hidden)]
     has_lengths = any(row.get("lengths") is not None for row in rows)
     return pa.Table.from_pylist(rows, schema=WITH_LENGTHS if has_lengths else INDEX_SCHEMA)
 
 
-def _rows(entry: UnitEntry) -> Iterator[dict[str, object]]:
-    ranges = [*enumerate(entry.row_groups), (FOOTER_ROW_GROUP, entry.footer)]
+def _rows(entry: UnitEntry, hidden: bool) -> Iterator[dict[str, object]]:
+    part = entry.hidden if hidden else entry
+    if part is None:
+        return
+    ranges = [*enumerate(part.row_groups), (FOOTER_ROW_GROUP, part.footer)]
     for row_group, stretch in ranges:
         row = {
             "unit": entry.unit,
-            "shard": entry.shard,
+            "shard": hidden_name(entry.unit) if hidden else entry.shard,
             "row_group": row_group,
             **stretch.model_dump(),
         }
@@ -91,8 +102,8 @@ def _rows(entry: UnitEntry) -> Iterator[dict[str, object]]:
         yield row
 
 
-def read_index(directory: Path, pages: Iterable[FileDigest]) -> RowGroups:
-    """Read index pages.
+def read_index(directory: Path, pages: Iterable[FileDigest], *, hidden: bool = False) -> RowGroups:
+    """Read the pages of the index, or of the index of hidden states.
 
     Raises:
         LabelSetError: a page is missing or altered, or is not one that `write_index` writes.
@@ -116,7 +127,7 @@ def read_index(directory: Path, pages: Iterable[FileDigest]) -> RowGroups:
             rows += table.num_rows
             if rows > SPARE_ROWS + stored // INDEX_ROW_BYTES:
                 raise ValueError(f"{rows:,} rows are too many for {stored:,} bytes")
-            units = np.concatenate([units, _check_page(table)])
+            units = np.concatenate([units, _check_page(table, hidden)])
             if len(np.unique(units)) != len(units):
                 raise ValueError("a unit occurs twice")
         except (ValueError, pa.ArrowException, OSError) as error:
@@ -151,7 +162,7 @@ def _read_page(path: Path) -> pa.Table:
         return file.read(INDEX_SCHEMA.names)
 
 
-def _check_page(table: pa.Table) -> NDArray[np.int64]:
+def _check_page(table: pa.Table, hidden: bool) -> NDArray[np.int64]:
     """Check what `UnitEntry` checks of an entry, over all shards of a page at once.
 
     A page holds the rows of a shard together, in the order of the file, its footer last.
@@ -187,7 +198,7 @@ def _check_page(table: pa.Table) -> NDArray[np.int64]:
         if broken.any():
             raise ValueError(what)
     shards = table["shard"]
-    names = [shard_name(int(unit)) for unit in units]
+    names = [(hidden_name if hidden else shard_name)(int(unit)) for unit in units]
     if shards.take(as_arrow(footers)).to_pylist() != names or not shards.equals(
         shards.take(as_arrow(np.repeat(footers, sizes)))
     ):

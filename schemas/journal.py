@@ -18,7 +18,14 @@ from pydantic import model_validator
 from schemas.arrow import REJECT_SCHEMA, parquet_options
 from schemas.atomic import atomic_path, write_atomic
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import BATCH, JOURNAL, entry_name, rejects_name, shard_name
+from schemas.file_names import (
+    BATCH,
+    JOURNAL,
+    entry_name,
+    hidden_name,
+    rejects_name,
+    shard_name,
+)
 from schemas.fingerprint import sha256_file, sha256_json
 from schemas.journal_batches import (
     UnitFiles,
@@ -69,8 +76,22 @@ def require_tiling(groups: Sequence[ByteRange], footer: ByteRange) -> None:
             raise ValueError(f"{part.rows} rows do not fit {part.stop - part.start} bytes")
 
 
-class UnitEntry(Model):
+class HiddenPart(Model):
+    """The byte ranges of a unit's hidden states, which tile `hidden/part-NNNNNN.parquet`."""
+
+    row_groups: tuple[ByteRange, ...]
+    footer: ByteRange
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file in bytes."""
+        return self.footer.stop
+
+
+class UnitEntry(LateFields):
     """The record of one finished work unit. `row_groups` and `footer` tile the shard file."""
+
+    late: ClassVar[tuple[str, ...]] = ("hidden",)
 
     unit: Count
     shard: str
@@ -80,6 +101,7 @@ class UnitEntry(Model):
     rejects: Count
     row_groups: tuple[ByteRange, ...]
     footer: ByteRange
+    hidden: HiddenPart | None = None
     rejects_sha256: str
     provenance: dict[str, Any]
     self_digest: str = ""
@@ -93,7 +115,23 @@ class UnitEntry(Model):
         for group in self.row_groups:
             if group.lengths is not None:
                 lengths_from_text(group.lengths, group.rows)
+        if self.hidden is not None:
+            require_tiling(self.hidden.row_groups, self.hidden.footer)
+            rows, states = ([(g.rows, g.labels) for g in part.row_groups] for part in self.parts)
+            if rows != states:
+                raise ValueError("shard and hidden states differ in rows or labels")
         return self
+
+    @property
+    def parts(self) -> tuple[UnitEntry | HiddenPart, ...]:
+        """The files of the unit: its shard and, if it has any, its hidden states."""
+        return (self,) if self.hidden is None else (self, self.hidden)
+
+    @property
+    def files(self) -> dict[str, int]:
+        """The sizes of these files in bytes, by their names."""
+        names = (self.shard, hidden_name(self.unit))
+        return {name: part.footer.stop for name, part in zip(names, self.parts, strict=False)}
 
     @property
     def bytes(self) -> int:
@@ -170,8 +208,9 @@ def journal_unit(
     *,
     rejects: Sequence[Mapping[str, object]],
     provenance: dict[str, Any],
+    hidden: HiddenPart | None = None,
 ) -> UnitEntry:
-    """Write a unit's rejects, then its entry; its shard must be in place.
+    """Write a unit's rejects, then its entry; its shard and hidden states must be in place.
 
     Args:
         directory: the set's folder.
@@ -180,6 +219,7 @@ def journal_unit(
         footer: byte range of the shard's footer.
         rejects: the rows that could not be labeled.
         provenance: how the unit was made, for `UnitEntry.provenance`.
+        hidden: byte ranges of its hidden states, if it has any.
     """
     entry = UnitEntry(
         unit=unit,
@@ -190,6 +230,7 @@ def journal_unit(
         rejects=len(rejects),
         row_groups=groups,
         footer=footer,
+        hidden=hidden,
         rejects_sha256=write_rejects(rejects_path(directory, unit), rejects),
         provenance=provenance,
     )
@@ -211,9 +252,9 @@ def read_entry(directory: Path, unit: int) -> UnitEntry | None:
     """
     path = set_file(directory, entry_name(unit))
     hint = "delete the entry and run the same `labeler label` command: it labels the unit again"
-    if path.exists():
+    try:
         content = path.read_bytes()
-    else:
+    except FileNotFoundError:  # or another process has just merged it into its batch
         path = batch_path(directory, unit)
         if (files := read_batch(directory, unit).get(unit)) is None:
             return None
@@ -300,13 +341,13 @@ def _unit_files(directory: Path, unit: int) -> UnitFiles | None:
 def finished_unit(
     directory: Path, unit: int, sizes: Mapping[str, int] | None = None
 ) -> UnitEntry | None:
-    """Return the entry of a unit that is done: journaled, with its shard in place and complete.
+    """Return the entry of a unit that is done: journaled, with its files in place and complete.
 
     Args:
         directory: the set's folder.
         unit: the unit's number.
-        sizes: sizes in bytes of the shards in an object store, by name; by default, the shards are
-            in the folder.
+        sizes: sizes in bytes of the shards and hidden states in an object store, by name; by
+            default, they are in the folder.
 
     Raises:
         LabelSetError: the entry was altered.
@@ -314,10 +355,15 @@ def finished_unit(
     entry = read_entry(directory, unit)
     if entry is None:
         return None
-    if sizes is not None:
-        return entry if sizes.get(entry.shard) == entry.bytes else None
-    shard = set_file(directory, entry.shard)
-    return entry if shard.is_file() and shard.stat().st_size == entry.bytes else None
+    for name, size in entry.files.items():
+        if sizes is not None:
+            is_there = sizes.get(name) == size
+        else:
+            path = set_file(directory, name)
+            is_there = path.is_file() and path.stat().st_size == size
+        if not is_there:
+            return None
+    return entry
 
 
 def read_entries(directory: Path, units: int) -> list[UnitEntry]:

@@ -19,11 +19,33 @@ from pydantic import (
 
 from schemas.atomic import write_atomic
 from schemas.errors import IdentityError, LabelSetError
-from schemas.file_names import is_index_page, is_plan, is_plan_rejects, is_tokenizer_file
+from schemas.file_names import (
+    FINAL,
+    HEAD_FILE,
+    LAYER,
+    basis_name,
+    is_hidden_page,
+    is_index_page,
+    is_plan,
+    is_plan_rejects,
+    is_tokenizer_file,
+)
 from schemas.fingerprint import sha256_json
 from schemas.set_paths import inside_name, set_file
-from schemas.size_limits import LARGEST_COUNT, LARGEST_UNITS, LARGEST_VOCABULARY
-from schemas.version import FORMAT_MAJOR, FORMAT_VERSION, KNOWN_CODECS, PLAIN_1
+from schemas.size_limits import (
+    LARGEST_COUNT,
+    LARGEST_UNITS,
+    LARGEST_VOCABULARY,
+    LARGEST_WIDTH,
+)
+from schemas.version import (
+    FORMAT_MAJOR,
+    FORMAT_VERSION,
+    KNOWN_CODECS,
+    PLAIN_1,
+    STATES_2,
+    STATES_FORMAT_VERSION,
+)
 
 MANIFEST = "manifest.json"
 URL_START = re.compile("[a-z][a-z0-9+.-]+:/")
@@ -98,11 +120,12 @@ class Identity(LateFields):
             the default.
         engine_args: engine arguments that can change labels.
         template_time: the time that the chat template prints, if it prints one.
+        states: layers and codec of hidden states (`StatesRecord.identity`), if any are stored.
     """
 
     late: ClassVar[tuple[str, ...]] = (
         *("top_p_labels", "min_k", "draws", "spans", "rendering", "engine_args"),
-        "template_time",
+        *("template_time", "states"),
     )
 
     weights: str
@@ -126,6 +149,7 @@ class Identity(LateFields):
     rendering: dict[str, Any] | None = None
     engine_args: dict[str, Any] | None = None
     template_time: str | None = None
+    states: str | None = None
 
     @property
     def digest(self) -> str:
@@ -146,8 +170,59 @@ class FileDigest(Model):
     sha256: Digest
 
 
-class Totals(Model):
-    """Sums over all shards, counted when the set is finalized."""
+class StatesRecord(LateFields):
+    """The hidden states of a set, and the files in `head/` that they are read with.
+
+    Attributes:
+        layers: their names, in order; `schemas.file_names.LAYER` has the form.
+        codec: `states/1` or `states/2`.
+        dimensions: of a state.
+        files: the teacher's head (always there with layer `final`); of `states/2`, the bases.
+        kl_asked: mean KL in nats that the step of `states/2` aimed at.
+        kl_measured: mean KL on positions that the basis was not fitted to.
+        positions_measured: number of these.
+    """
+
+    late: ClassVar[tuple[str, ...]] = ("kl_asked", "kl_measured", "positions_measured")
+
+    layers: tuple[str, ...]
+    codec: Literal["states/1", "states/2"]
+    dimensions: Annotated[int, Field(ge=1, le=LARGEST_WIDTH)]
+    files: tuple[FileDigest, ...]
+    kl_asked: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    kl_measured: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    positions_measured: Count | None = None
+
+    @property
+    def identity(self) -> str:
+        """What the identity of a set states: `final,layer_12 states/2`."""
+        return f"{','.join(self.layers)} {self.codec}"
+
+    def file(self, name: str) -> FileDigest | None:
+        """Return the file of this name, if the record has it."""
+        return next((file for file in self.files if file.path == name), None)
+
+    @model_validator(mode="after")
+    def _fits(self) -> StatesRecord:
+        """Refuse layers that are not ones, and files that do not fit them."""
+        if not self.layers or len(set(self.layers)) != len(self.layers):
+            raise ValueError("layers are missing, or named twice")
+        for layer in self.layers:
+            if not LAYER.fullmatch(layer):
+                raise ValueError(f"{layer!r} is not the name of a layer")
+        names = [file.path for file in self.files]
+        required = {HEAD_FILE} if FINAL in self.layers else set()
+        if self.codec == STATES_2:
+            required |= {basis_name(layer) for layer in self.layers}
+        if len(set(names)) != len(names) or not required <= set(names) <= required | {HEAD_FILE}:
+            raise ValueError(f"its files must be {', '.join(sorted(required)) or 'none'}")
+        return self
+
+
+class Totals(LateFields):
+    """Sums over all shards, counted when the set is finalized; `hidden_bytes` over `hidden/`."""
+
+    late: ClassVar[tuple[str, ...]] = ("hidden_bytes",)
 
     units: Count
     rows: Count
@@ -155,6 +230,7 @@ class Totals(Model):
     labels: Count
     rejects: Count
     bytes: Count
+    hidden_bytes: Count | None = None
 
 
 class Manifest(LateFields):
@@ -163,7 +239,7 @@ class Manifest(LateFields):
     A derived set (`provenance.derived`) has no plan: nothing is left to label.
     """
 
-    late: ClassVar[tuple[str, ...]] = ("plan_rejects", "content_digest")
+    late: ClassVar[tuple[str, ...]] = ("plan_rejects", "content_digest", "states", "hidden_pages")
 
     format_version: str = FORMAT_VERSION
     codec: str = PLAIN_1
@@ -174,6 +250,8 @@ class Manifest(LateFields):
     planned_units: Annotated[int, Field(ge=0, le=LARGEST_UNITS)]
     tokenizer_files: tuple[FileDigest, ...]
     index_pages: tuple[FileDigest, ...] = ()
+    states: StatesRecord | None = None
+    hidden_pages: tuple[FileDigest, ...] | None = None
     plan_rejects: tuple[FileDigest, ...] | None = None
     content_digest: Digest | None = None
     totals: Totals | None = None
@@ -186,6 +264,7 @@ class Manifest(LateFields):
         for names, fits in (
             ([file.path for file in self.tokenizer_files], is_tokenizer_file),
             ([file.path for file in self.index_pages], is_index_page),
+            ([file.path for file in self.hidden_pages or ()], is_hidden_page),
             ([file.path for file in self.plan_rejects or ()], is_plan_rejects),
             ([] if self.plan is None else [self.plan.path], is_plan),
         ):
@@ -194,7 +273,16 @@ class Manifest(LateFields):
                     raise ValueError(f"{name!r} is not the name of such a file")
             if len(set(names)) != len(names):
                 raise ValueError("a file is named twice")
+        if self.identity.states != (None if self.states is None else self.states.identity):
+            raise ValueError("the identity and the manifest differ in hidden states")
+        if self.hidden_pages and self.states is None:
+            raise ValueError("there is an index of hidden states, and there are none")
         return self
+
+    @property
+    def written_version(self) -> str:
+        """The format version under which this version writes such a set."""
+        return FORMAT_VERSION if self.states is None else STATES_FORMAT_VERSION
 
     def sealed(self) -> Manifest:
         """Return the same manifest with its own digest filled in."""

@@ -26,9 +26,10 @@ HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
 PLAIN_ENCODINGS = {0, 2, 3, 8, 9}
 """PLAIN, PLAIN_DICTIONARY, RLE, RLE_DICTIONARY, BYTE_STREAM_SPLIT: those that our writer uses. The
 delta encodings of strings expand without a bound."""
-FIXED_WIDTH = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8, 7: 16}
-"""Bytes per value by physical type: BOOLEAN, INT32, INT64, INT96, FLOAT, DOUBLE, and at most 16 of
-FIXED_LEN_BYTE_ARRAY (our float16 has 2)."""
+FIXED_WIDTH = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8}
+"""Bytes per value by physical type: BOOLEAN, INT32, INT64, INT96, FLOAT, DOUBLE."""
+FIXED_LEN_BYTE_ARRAY = 7
+"""Physical type whose width the schema states: 2 of our float16, thousands of hidden states."""
 COMPRESSION = {0: "UNCOMPRESSED", 1: "SNAPPY", 2: "GZIP", 4: "BROTLI", 5: "LZ4", 6: "ZSTD"}
 LEVELS = 12
 """Bytes per value for levels, offsets and validity."""
@@ -49,6 +50,7 @@ class Chunk:
         codec: its compression, as Parquet numbers them.
         values: number of values.
         start, stop: its bytes in the file.
+        width: bytes per value that the schema states for FIXED_LEN_BYTE_ARRAY, else 0.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Chunk:
     values: int
     start: int
     stop: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,14 @@ class Footer:
     Attributes:
         metadata: as PyArrow reads columns by it. Do not ask it for columns of row groups.
         names: name of each column of the file, without the path inside lists and structs.
+        widths: `Chunk.width` of each.
         row_groups: rows of each row group, and the offsets of its columns in `content`.
         content: the footer's bytes.
     """
 
     metadata: pq.FileMetaData
     names: tuple[str, ...]
+    widths: tuple[int, ...]
     row_groups: tuple[tuple[int, list[int]], ...]
     content: bytes
 
@@ -84,8 +89,8 @@ class Footer:
         rows, offsets = self.row_groups[number]
         wanted = self.names if columns is None else frozenset(columns)
         chunks = [
-            _chunk(name, parse_struct(self.content, at, CHUNK)[0])
-            for name, at in zip(self.names, offsets, strict=True)
+            _chunk(name, width, parse_struct(self.content, at, CHUNK)[0])
+            for name, width, at in zip(self.names, self.widths, offsets, strict=True)
             if name in wanted
         ]
         for chunk in chunks:
@@ -111,20 +116,22 @@ def parse_footer(data: bytes | memoryview) -> Footer:
     source = pa.BufferReader(content)
     metadata = pq.ParquetFile(source, thrift_container_size_limit=length).metadata
     schema = metadata.schema
-    names = tuple(schema.column(n).path.split(".")[0] for n in range(metadata.num_columns))
+    columns = [schema.column(n) for n in range(metadata.num_columns)]
+    names = tuple(column.path.split(".")[0] for column in columns)
+    widths = tuple(max(0, column.length) for column in columns)
     if metadata.num_row_groups != len(groups) or any(len(g) != len(names) for _, g in groups):
         raise ValueError("the footer has another number of columns than its schema")
-    return Footer(metadata, names, tuple(groups), content)
+    return Footer(metadata, names, widths, tuple(groups), content)
 
 
-def _chunk(name: str, column: dict[int, Any]) -> Chunk:
+def _chunk(name: str, width: int, column: dict[int, Any]) -> Chunk:
     if 8 in column or 9 in column or column.get(1):
         raise ValueError("a column is encrypted, or in another file")
     try:
         facts = column[3]
         data, dictionary, size = facts[9], facts.get(11, 0), facts[7]
         start = dictionary if 0 < dictionary < data else data  # as PyArrow finds it
-        chunk = Chunk(name, facts[1], facts[4], facts[5], start, start + size)
+        chunk = Chunk(name, facts[1], facts[4], facts[5], start, start + size, width)
     except KeyError as error:
         raise ValueError(f"the footer lacks facts about column {name}") from error
     if min(start, size, chunk.values) < 0:
@@ -214,7 +221,7 @@ def _needed(chunk: Chunk, read: ReadBytes) -> tuple[int, int]:
         largest = max(largest, size)
     if seen != values:
         raise ValueError(f"column {name} has {seen} values instead of {values}")
-    width = FIXED_WIDTH.get(chunk.type)
+    width = chunk.width if chunk.type == FIXED_LEN_BYTE_ARRAY else FIXED_WIDTH.get(chunk.type)
     cost = COSTS.get(name, LEVELS)
     if width is not None:
         return values * (width + cost) + dictionary, largest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,31 +108,38 @@ def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:
     end of the row group before it. The first one starts at byte 0, which covers the leading magic;
     the footer's range is the rest.
     """
+    groups, footer, table = hashed_ranges(path, LENGTH_COLUMNS)
+    lengths, row, counted = count_lengths(table), 0, []
+    for group in groups:
+        rows = table.slice(row, group.rows)
+        counts = {
+            "labels": sum(rows["n_labels"].to_pylist()),
+            "tokens": sum(rows["n_tokens"].to_pylist()),
+            "lengths": lengths_to_text(lengths[row : row + group.rows]),
+        }
+        counted.append(group.model_copy(update=counts))
+        row += group.rows
+    return tuple(counted), footer
+
+
+def hashed_ranges(
+    path: Path, columns: Sequence[str]
+) -> tuple[tuple[ByteRange, ...], ByteRange, pa.Table]:
+    """Return the byte ranges of a file's row groups and footer, with rows, and some columns."""
     with pa.memory_map(str(path)) as source:
         data = memoryview(source.read_buffer())
         file = pq.ParquetFile(source)
-        metadata, table = file.metadata, file.read(list(LENGTH_COLUMNS))
-        lengths = count_lengths(table)
-        start, row, groups = 0, 0, []
+        metadata, table = file.metadata, file.read(list(columns))
+        start, groups = 0, []
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
             chunks = [group.column(i) for i in range(metadata.num_columns)]
             stop = max(_chunk_start(c) + c.total_compressed_size for c in chunks)
-            rows = table.slice(row, group.num_rows)
-            groups.append(
-                ByteRange(
-                    start=start,
-                    stop=stop,
-                    sha256=sha256_bytes(data[start:stop]),
-                    rows=group.num_rows,
-                    labels=sum(rows["n_labels"].to_pylist()),
-                    tokens=sum(rows["n_tokens"].to_pylist()),
-                    lengths=lengths_to_text(lengths[row : row + group.num_rows]),
-                )
-            )
-            start, row = stop, row + group.num_rows
+            digest = sha256_bytes(data[start:stop])
+            groups.append(ByteRange(start=start, stop=stop, sha256=digest, rows=group.num_rows))
+            start = stop
         footer = ByteRange(start=start, stop=len(data), sha256=sha256_bytes(data[start:]))
-    return tuple(groups), footer
+    return tuple(groups), footer, table
 
 
 def _chunk_start(chunk: pq.ColumnChunkMetaData) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from schemas.arrow import COMPACT_COLUMNS, FOOTER_KEY, TOPK_COLUMNS
 from schemas.arrow_alloc import as_numpy
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.errors import LabelSetError
+from schemas.file_names import HIDDEN, is_state_column
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.json_values import parse_object
@@ -55,6 +56,15 @@ class _OpenShard:
     stamp: tuple[int, ...] = ()
 
 
+class HiddenSource(Protocol):
+    """Reads columns of hidden states together with columns of the shard."""
+
+    def read_beside(
+        self, shard: OpenGroup, columns: Sequence[str], rows: NDArray[np.bool_] | None
+    ) -> pa.Table:
+        """Read columns of both, in this order, as `OpenGroup.read` does."""
+
+
 @dataclass(frozen=True)
 class ShardReader:
     """Opens row groups of a set's shards.
@@ -63,18 +73,20 @@ class ShardReader:
         folder: the set's folder, where it is on this machine.
         manifest: the set's manifest.
         remote: the location of the shards, if not the folder.
+        hidden: reads the hidden states of their rows.
     """
 
     folder: Path
     manifest: Manifest
     remote: Remote | None = None
+    hidden: HiddenSource | None = None
     _footers: dict[str, Footer] = field(default_factory=dict, repr=False)
     _orders: dict[str, NDArray[np.int32]] = field(default_factory=dict, repr=False)
     _idle: dict[tuple[str, bool], _OpenShard] = field(default_factory=dict, repr=False)
 
-    def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, Manifest, Remote | None]]:
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[object, ...]]:
         """Pickle a reader without open files."""
-        return ShardReader, (self.folder, self.manifest, self.remote)
+        return type(self), (self.folder, self.manifest, self.remote, self.hidden)
 
     @contextmanager
     def open(self, group: RowGroup, verify: Verify) -> Iterator[OpenGroup]:
@@ -102,7 +114,9 @@ class ShardReader:
             order = self._order(group, footer)
         identity = self.manifest.identity
         widest = identity.k, identity.draws or 0
-        yield OpenGroup(path, shard.parquet, group, footer, content, order, widest, verify)
+        yield OpenGroup(
+            path, shard.parquet, group, footer, content, order, widest, verify, self.hidden
+        )
         if self.remote is None:  # no other thread has it now
             _remember(self._idle, (group.shard, verify == "read"), shard, SHARDS_OPEN)
 
@@ -176,9 +190,12 @@ class ShardReader:
             data = pa.py_buffer(self.remote.fetch(group.shard, group.footer))
             _require_hash(data, group.footer, "the footer", path)
         footer = parse_footer(memoryview(data).cast("B"))
-        check_footer(footer.metadata, self.manifest, path)
+        self._check(footer.metadata, path)
         _remember(self._footers, group.shard, footer, SHARDS_KNOWN)
         return footer
+
+    def _check(self, metadata: pq.FileMetaData, path: str) -> None:
+        check_footer(metadata, self.manifest, path)
 
     def _order(self, group: RowGroup, footer: Footer) -> NDArray[np.int32] | None:
         if self.manifest.codec == PLAIN_1:
@@ -219,6 +236,7 @@ class OpenGroup:
         order: the order of ids, in codec `compact/1`.
         widest: most ids and most drawn ids per position.
         verify: the data to verify.
+        hidden: reads the hidden states of these rows.
     """
 
     path: str
@@ -229,9 +247,13 @@ class OpenGroup:
     order: NDArray[np.int32] | None
     widest: tuple[int, int]
     verify: Verify
+    hidden: HiddenSource | None = None
 
     def read(self, columns: Sequence[str], rows: NDArray[np.bool_] | None = None) -> pa.Table:
         """Read plain columns of the rows, or of the rows that a view keeps.
+
+        Columns of hidden states (`final`, `final_far`, `layer_3`, ...) come from a file beside the
+        shard, which is not opened for other columns.
 
         Args:
             columns: the columns, in this order.
@@ -243,6 +265,8 @@ class OpenGroup:
         """
         if not columns:
             return pa.table({})
+        if self.hidden is not None and any(is_state_column(name) for name in columns):
+            return self.hidden.read_beside(self, columns, rows)
         others = [name for name in columns if name not in TOPK_COLUMNS]
         coded = self.order is not None and len(others) < len(columns)
         names = [*others, *COMPACT_COLUMNS] if coded else list(columns)
@@ -368,7 +392,9 @@ def as_damage_error(group: RowGroup, path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise damaged("the shard is missing", path) from error
+        of_states = group.shard.startswith(f"{HIDDEN}/")
+        what = "the hidden states are missing" if of_states else "the shard is missing"
+        raise damaged(what, path) from error
     except (ValueError, OSError, pa.ArrowException, MemoryError) as error:
         cannot = " (or it cannot be read)" if is_url(path) else ""
         raise damaged(f"row group {group.index} was altered{cannot}: {error}", path) from error

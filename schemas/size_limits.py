@@ -16,6 +16,8 @@ LARGEST_UNITS = 1 << 20
 """Most units of a set, each with a shard of its own: at 131,072 labels each, 137 billion labels."""
 LARGEST_VOCABULARY = 1 << 22
 """Most ids of a tokenizer; the largest in use have 260,000."""
+LARGEST_WIDTH = 1 << 17
+"""Most dimensions of a hidden state; the largest in use have some 20,000."""
 
 SIZE_LIMIT = "SOFTSHARDS_SIZE_LIMIT_MB"
 """Environment variable: MB that any row group may expand to, besides `EXPANSION` per byte."""

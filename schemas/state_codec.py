@@ -16,28 +16,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from schemas.arrow import parquet_options
+from schemas.arrow import LIST_ITEM, parquet_options
 from schemas.arrow_alloc import as_arrow, as_numpy
 from schemas.arrow_lists import list_offsets, one_array
+from schemas.file_names import FAR_SUFFIX, FINAL, LAYER
+from schemas.version import STATE_CODECS, STATES_1, STATES_2
 
 Real = TypeVar("Real", bound=np.floating)
 
-STATES_1 = "states/1"
-STATES_2 = "states/2"
 DEFAULT_KL = 1e-3
 """Mean KL, in nats, that the step of `states/2` aims at."""
 
-STATES = "states"
-FAR = "far"
+CODEC = b"codec"
+"""Key of the codec in the metadata of a layer's field."""
 ESCAPE = -128
-"""The byte of a code outside [-127, 127], which stands in the column `far`."""
+"""The byte of a code outside [-127, 127], which stands in the layer's column of far codes."""
 ZSTD_LEVEL = 6
 """1 % smaller at the default step than level 3, 11 % at the coarse one, in twice the time."""
 RIDGE = 1e-9
@@ -143,20 +143,29 @@ def with_step(basis: StateBasis, states: NDArray[np.floating], kl: float) -> Sta
     return replace(basis, step=low)
 
 
-def cell_bytes(dimensions: int, basis: StateBasis | None) -> int:
+def cell_bytes(dimensions: int, codec: str) -> int:
     """Return the bytes of a stored state before compression."""
-    return dimensions if basis is not None else 2 * dimensions
+    return 2 * dimensions if codec == STATES_1 else dimensions
+
+
+def far_column(layer: str) -> str:
+    """Return the name of the column of a layer's far codes."""
+    return f"{layer}{FAR_SUFFIX}"
 
 
 def encode_states(
-    rows: Sequence[NDArray[np.floating]], dimensions: int, basis: StateBasis | None = None
+    rows: Sequence[NDArray[np.floating]],
+    dimensions: int,
+    basis: StateBasis | None = None,
+    layer: str = FINAL,
 ) -> dict[str, pa.Array]:
-    """Encode the states of rows as the columns `states` and `far`, one Arrow list per row.
+    """Encode the states of rows as the two columns of a layer, one Arrow list per row.
 
     Args:
         rows: [n, d] of each row.
         dimensions: d.
         basis: of `states/2`; None for `states/1`.
+        layer: the layer's name.
 
     Raises:
         ValueError: a state is not finite or, for `states/1`, outside float16.
@@ -178,25 +187,24 @@ def encode_states(
         ends = np.cumsum([0, *lengths])
         far_lengths = np.diff(np.concatenate([[0], np.cumsum(outside.sum(1))])[ends])
         cells = np.where(outside, ESCAPE, codes).astype(np.int8).view(np.uint8)
-    width = cell_bytes(dimensions, basis)
+    width = cell_bytes(dimensions, STATES_1 if basis is None else STATES_2)
     stored = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(width), len(joined), [None, pa.py_buffer(np.ascontiguousarray(cells))]
     )
     return {
-        STATES: pa.ListArray.from_arrays(_offsets(lengths), stored),
-        FAR: pa.ListArray.from_arrays(_offsets(far_lengths), as_arrow(far)),
+        layer: pa.ListArray.from_arrays(_offsets(lengths), stored),
+        far_column(layer): pa.ListArray.from_arrays(_offsets(far_lengths), as_arrow(far)),
     }
 
 
-def decode_codes(table: pa.Table) -> NDArray[np.int32] | NDArray[np.int8]:
-    """Return the codes [n, d] of the rows of a `states/2` table, concatenated; int8 where they fit.
+def decode_codes(table: pa.Table, layer: str = FINAL) -> NDArray[np.int32] | NDArray[np.int8]:
+    """Return a layer's codes [n, d] of `states/2` rows, concatenated; int8 where they fit.
 
     Raises:
-        ValueError: `far` does not hold as many codes as the cells have escapes, or holds one that
-            belongs into a cell.
+        ValueError: there are not as many far codes as escapes, or one belongs into a cell.
     """
-    codes = _cells(table).view(np.int8)
-    far = as_numpy(one_array(table[FAR]).flatten())
+    codes = _cells(table, layer).view(np.int8)
+    far = as_numpy(one_array(table[far_column(layer)]).flatten())
     places = np.flatnonzero(codes == ESCAPE)
     if len(places) != len(far) or (np.abs(far.astype(np.int64)) <= 127).any():
         raise ValueError(f"{len(far)} far codes do not fit {len(places)} escapes")
@@ -207,40 +215,87 @@ def decode_codes(table: pa.Table) -> NDArray[np.int32] | NDArray[np.int8]:
     return wide
 
 
-def decode_states(table: pa.Table, basis: StateBasis | None = None) -> NDArray[np.float32]:
+def decode_half(table: pa.Table, layer: str = FINAL) -> NDArray[np.float16]:
+    """Return a layer's states [n, d] of `states/1` rows, concatenated.
+
+    Raises:
+        ValueError: the column does not hold such cells.
+    """
+    cells = _cells(table, layer)
+    if cells.shape[1] % 2:
+        raise ValueError(f"cells of {cells.shape[1]} bytes hold no float16")
+    planes = cells.reshape(len(cells), 2, cells.shape[1] // 2).transpose(0, 2, 1)
+    half: NDArray[np.float16] = np.ascontiguousarray(planes).view("<f2")[:, :, 0]
+    return half
+
+
+def decode_states(
+    table: pa.Table, basis: StateBasis | None = None, layer: str = FINAL
+) -> NDArray[np.float32]:
     """Return the states of rows, concatenated, float32 [n, d]; the inverse of `encode_states`.
 
     Raises:
         ValueError: the columns contradict each other or the basis.
     """
-    if basis is not None:
-        codes = decode_codes(table)
-        if codes.shape[1] != len(basis.mean):
-            raise ValueError(f"{codes.shape[1]} codes per state, the basis has {len(basis.mean)}")
-        return basis.states(codes)
-    cells = _cells(table)
-    planes = cells.reshape(len(cells), 2, cells.shape[1] // 2).transpose(0, 2, 1)
-    return np.ascontiguousarray(planes).view("<f2")[:, :, 0].astype(np.float32)
+    if basis is None:
+        return decode_half(table, layer).astype(np.float32)
+    codes = decode_codes(table, layer)
+    if codes.shape[1] != len(basis.mean):
+        raise ValueError(f"{codes.shape[1]} codes per state, the basis has {len(basis.mean)}")
+    return basis.states(codes)
 
 
-def label_offsets(table: pa.Table) -> NDArray[np.int64]:
+def stored_layers(table: pa.Table) -> list[str]:
+    """Return the layers whose states a table has, in the order of its columns."""
+    return [name for name in table.column_names if LAYER.fullmatch(name)]
+
+
+def decode_stored(table: pa.Table, layers: Sequence[str]) -> NDArray[Any]:
+    """Return what a table stores of several layers' states, [n, layers, d], concatenated.
+
+    Args:
+        table: rows with the fields of `state_fields`.
+        layers: at least one.
+
+    Returns:
+        float16 for `states/1`; codes for `states/2`: int8, or int32 where one does not fit.
+
+    Raises:
+        ValueError: the columns contradict each other, or a field does not state a known codec.
+    """
+    stored = []
+    for layer in layers:
+        codec = (table.schema.field(layer).metadata or {}).get(CODEC, b"").decode()
+        if codec not in STATE_CODECS:
+            raise ValueError(f"column {layer} has the codec {codec!r}")
+        decoded = decode_half if codec == STATES_1 else decode_codes
+        stored.append(decoded(table, layer))
+    if len({values.shape for values in stored}) != 1:
+        raise ValueError("layers differ in the number or width of their states")
+    return stored[0][:, None] if len(stored) == 1 else np.stack(stored, axis=1)
+
+
+def label_offsets(table: pa.Table, layer: str = FINAL) -> NDArray[np.int64]:
     """Return the offsets [rows + 1] of each row's states in what `decode_states` returns."""
-    return list_offsets(one_array(table[STATES]))
+    return list_offsets(one_array(table[layer]))
 
 
-def state_fields(dimensions: int, basis: StateBasis | None = None) -> list[pa.Field]:
-    """Return the fields of `encode_states`."""
+def state_fields(dimensions: int, codec: str, layer: str = FINAL) -> list[pa.Field]:
+    """Return the fields of `encode_states`; the first one states the codec."""
+    cell = pa.binary(cell_bytes(dimensions, codec))
     return [
-        pa.field(STATES, pa.list_(pa.binary(cell_bytes(dimensions, basis))), nullable=False),
-        pa.field(FAR, pa.list_(pa.int32()), nullable=False),
+        pa.field(layer, pa.list_(cell), nullable=False, metadata={CODEC: codec.encode()}),
+        pa.field(far_column(layer), pa.list_(pa.int32()), nullable=False),
     ]
 
 
 def states_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Return a Parquet writer that splits the bytes of states into planes."""
     options = parquet_options(schema, dictionary=[])
-    options["use_byte_stream_split"] = [f"{name}.list.element" for name in (STATES, FAR)]
-    options["compression_level"][f"{STATES}.list.element"] = ZSTD_LEVEL
+    layers = [name for name in schema.names if LAYER.fullmatch(name)]
+    split = [f"{name}{LIST_ITEM}" for layer in layers for name in (layer, far_column(layer))]
+    options["use_byte_stream_split"] = split
+    options["compression_level"] |= {f"{layer}{LIST_ITEM}": ZSTD_LEVEL for layer in layers}
     return pq.ParquetWriter(path, schema, **options)
 
 
@@ -251,14 +306,14 @@ def _rounded(steps: NDArray[Real]) -> NDArray[Real]:
     return whole
 
 
-def _cells(table: pa.Table) -> NDArray[np.uint8]:
-    """Return the bytes of all states, [n, width]."""
-    column = one_array(table[STATES])
+def _cells(table: pa.Table, layer: str) -> NDArray[np.uint8]:
+    """Return the bytes of all states of a layer, [n, width]."""
+    column = one_array(table[layer])
     if column.null_count:
-        raise ValueError(f"column {STATES} has nulls")
+        raise ValueError(f"column {layer} has nulls")
     cells = column.flatten()
     if not pa.types.is_fixed_size_binary(cells.type) or cells.null_count:
-        raise ValueError(f"column {STATES} does not hold cells of one size")
+        raise ValueError(f"column {layer} does not hold cells of one size")
     width = cells.type.byte_width
     data = np.frombuffer(cells.buffers()[1] or b"", np.uint8)
     return data[cells.offset * width : (cells.offset + len(cells)) * width].reshape(-1, width)

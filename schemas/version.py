@@ -5,6 +5,8 @@ FORMAT_MINOR = 1
 """1: the index may have lengths of rows, and the manifest the digest of the content."""
 FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 """Of a label set, in its manifest."""
+STATES_FORMAT_VERSION = f"{FORMAT_MAJOR}.2"
+"""Of a label set with hidden states: older readers refuse its fields."""
 SHARD_VERSION = "1.0"
 """Of shards and views, which are the same in all sets of version 1."""
 
@@ -18,6 +20,14 @@ CODECS = {"plain": PLAIN_1, "compact": COMPACT_1}
 """Codecs by the names that commands take."""
 
 KNOWN_CODECS = (PLAIN_1, COMPACT_1)
+
+STATES_1 = "states/1"
+"""Codec of hidden states: float16."""
+
+STATES_2 = "states/2"
+"""Codec of hidden states: whole steps along axes that are fitted to what the head reads."""
+
+STATE_CODECS = (STATES_1, STATES_2)
 
 __version__ = "0.1.0"
 """Version of the package `softshards`; recorded as provenance, never checked."""

@@ -11,20 +11,21 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from schemas.file_names import FINAL
 from schemas.state_codec import (
     ESCAPE,
-    FAR,
-    STATES,
     StateBasis,
     decode_codes,
     decode_states,
     encode_states,
+    far_column,
     fit_basis,
     label_offsets,
     state_fields,
     states_writer,
     with_step,
 )
+from schemas.version import STATES_1, STATES_2
 
 D = 24
 
@@ -56,7 +57,7 @@ def test_states_come_back_through_a_file(tmp_path: Path, compressed: bool) -> No
     """Rows of any length, empty ones included; float16 loses its rounding and nothing else."""
     basis = fitted() if compressed else None
     rows = [sample(5, 1), sample(0), sample(3, 2)]
-    schema = pa.schema(state_fields(D, basis))
+    schema = pa.schema(state_fields(D, STATES_2 if compressed else STATES_1))
     with states_writer(tmp_path / "part.parquet", schema) as writer:
         writer.write_table(pa.table(encode_states(rows, D, basis), schema=schema))
     table = pq.read_table(tmp_path / "part.parquet", page_checksum_verification=True)
@@ -117,7 +118,7 @@ def test_codes_beyond_a_byte_are_kept() -> None:
     basis = StateBasis(mean=np.zeros(2, np.float32), analysis=plain, synthesis=plain, step=1.0)
     exact = np.array([[127, -127], [128, -128], [-3e6, 0]], np.float32)
     table = pa.table(encode_states([exact[:1], exact[1:]], 2, basis))
-    assert table[FAR].to_pylist() == [[], [128, -128, -3_000_000]]
+    assert table[far_column(FINAL)].to_pylist() == [[], [128, -128, -3_000_000]]
     assert decode_codes(table.slice(0, 1)).dtype == np.int8
     assert np.array_equal(decode_states(table, basis), exact)
     assert np.array_equal(decode_states(table.slice(1), basis), exact[1:])
@@ -145,11 +146,11 @@ def test_far_codes_that_contradict_the_cells_are_refused() -> None:
     basis = fitted()
     table = pa.table(encode_states([sample(3)], D, basis))
     more = pa.array([[1000]], pa.list_(pa.int32()))
-    at = table.column_names.index(FAR)
+    at = table.column_names.index(far_column(FINAL))
     with pytest.raises(ValueError, match="far codes do not fit"):
-        decode_states(table.set_column(at, FAR, more), basis)
-    cells = pa.array([[bytes([ESCAPE % 256]) + bytes(D - 1)]], table[STATES].type)
-    small = pa.table({STATES: cells, FAR: pa.array([[5]], pa.list_(pa.int32()))})
+        decode_states(table.set_column(at, far_column(FINAL), more), basis)
+    cells = pa.array([[bytes([ESCAPE % 256]) + bytes(D - 1)]], table[FINAL].type)
+    small = pa.table({FINAL: cells, far_column(FINAL): pa.array([[5]], pa.list_(pa.int32()))})
     with pytest.raises(ValueError, match="far codes do not fit"):
         decode_states(small, basis)
     narrow = replace(basis, mean=basis.mean[:-1])
