@@ -12,11 +12,12 @@ import pyarrow as pa
 
 from schemas.arrow import COLUMN_ORDER
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import TOKENIZER
+from schemas.file_names import HEAD_FILE, TOKENIZER, basis_name
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
+from schemas.hidden_reader import HiddenReader, content_digest, copy_named
 from schemas.index import index_entries, read_index
 from schemas.journal import UnitEntry, read_entries, read_entry
-from schemas.manifest import Manifest, read_manifest
+from schemas.manifest import Manifest, StatesRecord, read_manifest
 from schemas.redact import redacted
 from schemas.remote import Remote, is_url
 from schemas.remote_metadata import copy_entry, copy_metadata, copy_view
@@ -24,6 +25,8 @@ from schemas.row_group import RowGroup
 from schemas.row_groups import RowGroups
 from schemas.set_paths import set_file
 from schemas.shard_reader import ShardReader
+from schemas.state_codec import StateBasis
+from schemas.stored_head import StoredHead, read_basis, read_head
 from schemas.view import VIEW_SUFFIX, View, read_view, view_target
 
 
@@ -48,7 +51,46 @@ class LabelSet:
     @cached_property
     def reader(self) -> ShardReader:
         """The reader of its shards."""
-        return ShardReader(self.path, self.manifest, self.remote)
+        return ShardReader(self.path, self.manifest, self.remote, self.hidden)
+
+    @cached_property
+    def hidden(self) -> HiddenReader:
+        """The reader of its hidden states, which need not exist."""
+        return HiddenReader(self.path, self.manifest, self.remote)
+
+    @property
+    def states(self) -> StatesRecord | None:
+        """The layers and codec of its hidden states; None where it has none."""
+        return self.manifest.states
+
+    @cached_property
+    def head(self) -> StoredHead:
+        """The teacher's output projection, checked and mapped.
+
+        Raises:
+            LabelSetError: the set has none, or it is missing, altered, or does not fit the set.
+        """
+        self._copy_from_url(HEAD_FILE)
+        return read_head(self.path, self.manifest)
+
+    @property
+    def head_file(self) -> Path:
+        """The file of the teacher's output projection, after the checks of `head`."""
+        return self.head.path
+
+    def basis(self, layer: str) -> StateBasis | None:
+        """Return the basis of a layer's hidden states; None where they are stored without one.
+
+        Raises:
+            LabelSetError: it is missing, altered, or does not fit the set.
+        """
+        self._copy_from_url(basis_name(layer))
+        return read_basis(self.path, self.manifest, layer)
+
+    def _copy_from_url(self, name: str) -> None:
+        """Copy a file of the hidden states, if the set is behind a URL and the copy lacks it."""
+        if self.remote is not None and self.states is not None and self.states.file(name):
+            copy_named(self.remote, [name], self.path)
 
     @property
     def place(self) -> str:
@@ -84,12 +126,14 @@ class LabelSet:
     def content_digest(self) -> str:
         """Digest of all rows and labels: the hashes of the row groups, and the view's selection.
 
+        Where the set has hidden states, it covers theirs, too.
+
         The manifest of a complete set states it, and `labeler verify` compares the two.
         """
         recorded = self.manifest.content_digest
         if recorded is not None and self.view is None and self.manifest.status == "complete":
             return recorded
-        return self.row_groups.digest
+        return content_digest(self.row_groups, self.hidden.of(self.row_groups))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -125,11 +169,12 @@ class LabelSet:
     ) -> pa.Table:
         """Read a row group, by default only after verifying its bytes.
 
-        The columns are the plain columns of docs/format.md in either codec.
+        The columns are the plain columns of docs/format.md in either codec; and, where they are
+        named, those of hidden states: `final`, `final_far`, `layer_3`, ...
 
         Args:
             group: one of `self.row_groups`.
-            columns: the columns to read; all by default.
+            columns: the columns to read; all but hidden states by default.
             verify: hash the row group's bytes and compare the hash with the index.
 
         Raises:
