@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from schemas.printable import one_line
@@ -50,6 +52,21 @@ class LabelSetError(SoftshardsError):
 
 class IdentityError(LabelSetError):
     """Two label sets or runs that must share teacher, tokenizer and settings do not."""
+
+
+@contextmanager
+def naming(folder: Path, place: str) -> Iterator[None]:
+    """Name a place in errors instead of the folder that stands in for it on this machine."""
+    try:
+        yield
+    except SoftshardsError as error:
+        if str(folder) not in f"{error.path} {error.what} {error.hint}":
+            raise
+        what, path, hint = (
+            None if text is None else str(text).replace(str(folder), place)
+            for text in (error.what, error.path, error.hint)
+        )
+        raise type(error)(str(what), path=path, row=error.row, hint=hint) from error
 
 
 def missing_driver(error: ImportError, where: str) -> SoftshardsError:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.arrow import COLUMN_ORDER
-from schemas.errors import LabelSetError, first_line
+from schemas.errors import LabelSetError, first_line, naming
 from schemas.file_names import HEAD_FILE, TOKENIZER, basis_name
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
 from schemas.hidden_reader import HiddenReader, content_digest, copy_named
@@ -20,7 +20,7 @@ from schemas.journal import UnitEntry, read_entries, read_entry
 from schemas.manifest import Manifest, StatesRecord, read_manifest
 from schemas.redact import redacted
 from schemas.remote import Remote, is_url
-from schemas.remote_metadata import copy_entry, copy_metadata, copy_view
+from schemas.remote_metadata import copy_entry, copy_journal, copy_metadata, copy_view
 from schemas.row_group import RowGroup
 from schemas.row_groups import RowGroups
 from schemas.set_paths import set_file
@@ -28,6 +28,10 @@ from schemas.shard_reader import ShardReader
 from schemas.state_codec import StateBasis
 from schemas.stored_head import StoredHead, read_basis, read_head
 from schemas.view import VIEW_SUFFIX, View, read_view, view_target
+
+
+class UnfinishedError(LabelSetError):
+    """A label set is still being labeled."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,17 @@ class LabelSet:
     def place(self) -> str:
         """The set's folder or URL, for people: without passwords and tokens."""
         return redacted(self.remote.url) if self.remote else str(self.path)
+
+    @cached_property
+    def records_dir(self) -> Path:
+        """Folder of its journal and ledger; of a set behind a URL, copied there at the first use.
+
+        Raises:
+            LabelSetError: they cannot be read.
+        """
+        if self.remote is not None:
+            copy_journal(self.remote, self.path, self.manifest.planned_units)
+        return self.path
 
     @property
     def stored_bytes(self) -> int:
@@ -218,11 +233,16 @@ def open_label_set(
         url, options = str(path).rstrip("/"), storage_options or {}
         if url.endswith(VIEW_SUFFIX):
             return _open_view(copy_view(url, options), url, options)
-        remote = Remote(url, options)
-        return _open_folder(copy_metadata(remote), allow_partial=allow_partial, remote=remote)
+        return _open_remote(Remote(url, options), allow_partial=allow_partial)
     if Path(path).is_file():
         return _open_view(Path(path), str(path), {})
     return _open_folder(Path(path), allow_partial=allow_partial)
+
+
+def _open_remote(remote: Remote, *, allow_partial: bool) -> LabelSet:
+    folder = copy_metadata(remote)
+    with naming(folder, remote.url):
+        return _open_folder(folder, allow_partial=allow_partial, remote=remote)
 
 
 def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None = None) -> LabelSet:
@@ -233,14 +253,14 @@ def _open_folder(directory: Path, *, allow_partial: bool, remote: Remote | None 
             raise LabelSetError(
                 f"the manifest says {manifest.planned_units} units, the index has "
                 f"{groups.n_shards}",
-                path=remote.url if remote else directory,
+                path=directory,
             )
     elif allow_partial:
         groups = index_entries(read_entries(directory, manifest.planned_units))
     else:
-        raise LabelSetError(
+        raise UnfinishedError(
             "the label set is not finished",
-            path=remote.url if remote else directory,
+            path=directory,
             hint="run the command that was making it again: it resumes; or give --allow-partial to "
             "the commands that have it",
         )
@@ -261,8 +281,7 @@ def _open_view(path: Path, place: str, options: dict[str, Any]) -> LabelSet:
     view = read_view(path)
     location = view_target(place, view.label_set)
     if is_url(location):  # a folder: a view of views could name itself
-        remote = Remote(location, options)
-        labels = _open_folder(copy_metadata(remote), allow_partial=True, remote=remote)
+        labels = _open_remote(Remote(location, options), allow_partial=True)
     else:
         labels = _open_folder(Path(location), allow_partial=True)
     hint = "make the view again with `labeler curate`"

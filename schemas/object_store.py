@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import SoftshardsError, first_line, missing_driver
 from schemas.remote import Remote, retried
+from schemas.store_errors import StoreError, as_store_error
 
 ATTEMPTS = 4
 """Of each request, beside the attempts of the store's own library (of S3, five)."""
-HINT = (
-    "check the network, the credentials and that the bucket exists, and run the same command "
-    "again: it resumes"
-)
 READ_ONLY = ("http", "https")
+NO_CREATE = "two processes could write into one label set"
+"""What happens in a store that cannot write an object only where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +30,63 @@ class StoredFile:
     stamp: str
 
 
+def require_writable(remote: Remote) -> None:
+    """Refuse a place that cannot be written to, or that has no lock and nothing that makes one.
+
+    fsspec's general way to write a new file looks for an old one first, and two processes that look
+    at the same moment both find none. Stores with conditional writes have a method of their own.
+
+    Raises:
+        StoreError: with what to use instead.
+    """
+    with _as_write_error(remote, ""):
+        filesystem = remote.filesystem
+    from fsspec.asyn import AsyncFileSystem  # imported with the first filesystem
+    from fsspec.implementations.local import LocalFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    is_async = isinstance(filesystem, AsyncFileSystem)
+    name, base = ("_pipe_file", AsyncFileSystem) if is_async else ("pipe_file", AbstractFileSystem)
+    general = getattr(type(filesystem), name) is getattr(base, name)
+    if general:
+        raise StoreError(
+            f"this kind of store cannot write an object only where there is none: {NO_CREATE}",
+            path=remote.url,
+            hint="give its path, without the URL's scheme"
+            if isinstance(filesystem, LocalFileSystem)
+            else "write into a folder, and copy it there",
+        )
+
+
+def require_conditional_writes(remote: Remote, name: str, other: bytes) -> None:
+    """Refuse a store that writes over an object although it was told not to.
+
+    Args:
+        remote: the location of the set.
+        name: an object that this process has just created, and nobody else writes.
+        other: bytes that differ from its content.
+
+    Raises:
+        StoreError: it has written over the object, which is deleted.
+    """
+    try:
+        create(remote, name, other)
+    except FileExistsError:
+        return
+    delete(remote, [name])
+    raise StoreError(
+        f"the store ignores the condition of a write (If-None-Match): {NO_CREATE}",
+        path=remote.url,
+        hint="write into a folder, and copy it there, or use a store with conditional writes, such "
+        "as S3, MinIO, Google Cloud Storage or Azure",
+    )
+
+
 def list_files(remote: Remote) -> dict[str, StoredFile]:
     """Return all files of a set, by name; none where there is no set.
 
     Raises:
-        SoftshardsError: the store does not answer.
+        StoreError: the store does not answer.
     """
 
     def find() -> dict[str, StoredFile]:
@@ -51,7 +101,7 @@ def list_files(remote: Remote) -> dict[str, StoredFile]:
             for path, info in found.items()
         }
 
-    with as_store_error(remote, ""):
+    with _as_write_error(remote, ""):
         return retried(ATTEMPTS, find)
 
 
@@ -59,7 +109,7 @@ def list_names(remote: Remote, prefix: str) -> list[str]:
     """Return the names in the set's own folder that begin with `prefix`, sorted.
 
     Raises:
-        SoftshardsError: the store does not answer.
+        StoreError: the store does not answer.
     """
 
     def names() -> list[str]:
@@ -71,7 +121,7 @@ def list_names(remote: Remote, prefix: str) -> list[str]:
         found = (path.rstrip("/").rpartition("/")[2] for path in paths)
         return sorted(name for name in found if name.startswith(prefix))
 
-    with as_store_error(remote, ""):
+    with _as_write_error(remote, ""):
         return retried(ATTEMPTS, names)
 
 
@@ -79,10 +129,10 @@ def put(remote: Remote, name: str, source: Path | bytes, *, attempts: int = ATTE
     """Write an object, over an older one; large files in parts.
 
     Raises:
-        SoftshardsError: the store refuses or does not answer. The older object is unchanged, or,
+        StoreError: the store refuses or does not answer. The older object is unchanged, or,
             where only the answer was lost, replaced.
     """
-    with as_store_error(remote, name):
+    with _as_write_error(remote, name):
         retried(attempts, _put, remote, name, source, "overwrite")
 
 
@@ -94,7 +144,7 @@ def create(remote: Remote, name: str, data: bytes) -> None:
 
     Raises:
         FileExistsError: there is an object with other bytes.
-        SoftshardsError: the store refuses or does not answer.
+        StoreError: the store refuses or does not answer.
     """
 
     def attempt() -> None:
@@ -107,7 +157,7 @@ def create(remote: Remote, name: str, data: bytes) -> None:
             if found != data:
                 raise FileExistsError(name) from error
 
-    with as_store_error(remote, name):
+    with _as_write_error(remote, name):
         retried(ATTEMPTS, attempt)
 
 
@@ -115,7 +165,7 @@ def delete(remote: Remote, names: Sequence[str]) -> None:
     """Delete objects; those that are missing already do not matter.
 
     Raises:
-        SoftshardsError: the store refuses or does not answer.
+        StoreError: the store refuses or does not answer.
     """
 
     def remove() -> None:
@@ -128,7 +178,7 @@ def delete(remote: Remote, names: Sequence[str]) -> None:
                     remote.filesystem.rm_file(place)
 
     if names:
-        with as_store_error(remote, names[0]):
+        with _as_write_error(remote, names[0]):
             retried(ATTEMPTS, remove)
 
 
@@ -149,7 +199,7 @@ def abort_uploads(remote: Remote, is_own: Callable[[str], bool]) -> int:
         return 0
     bucket, root, _ = filesystem.split_path(remote.place_of("").rstrip("/") + "/")
     aborted = 0
-    with as_store_error(remote, ""):
+    with _as_write_error(remote, ""):
         try:
             answer = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=root)
         except OSError:  # not every key may list them, nor every store has them
@@ -162,32 +212,17 @@ def abort_uploads(remote: Remote, is_own: Callable[[str], bool]) -> int:
 
 
 @contextmanager
-def as_store_error(remote: Remote, name: str) -> Iterator[None]:
+def _as_write_error(remote: Remote, name: str) -> Iterator[None]:
     """Raise errors of the filesystem as one that names the object; a `FileExistsError` passes."""
     where = f"{remote.url}/{name}" if name else remote.url
     if remote.url.partition("://")[0] in READ_ONLY:
-        raise SoftshardsError(
+        raise StoreError(
             "a web server cannot be written to",
             path=where,
             hint="give a folder, or the URL of an object store: s3://, gs://, az://, ...",
         )
-    try:
+    with as_store_error(where, FileExistsError):
         yield
-    except (SoftshardsError, FileExistsError):
-        raise
-    except ImportError as error:
-        raise missing_driver(error, where) from error
-    except ValueError as error:
-        hint = "give a folder, or a URL such as s3://bucket/labels"
-        raise SoftshardsError(
-            f"cannot be used: {first_line(error)}", path=where, hint=hint
-        ) from error
-    except Exception as error:  # each filesystem has errors of its own
-        raise SoftshardsError(
-            f"the object store fails: {type(error).__name__}: {first_line(error)}",
-            path=where,
-            hint=HINT,
-        ) from error
 
 
 def _put(remote: Remote, name: str, source: Path | bytes, mode: str) -> None:

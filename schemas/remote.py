@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from schemas.cache_folder import cache_folder
-from schemas.errors import LabelSetError, SoftshardsError
+from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_bytes
 from schemas.journal import ByteRange
 from schemas.range_cache import RangeCache, open_range_cache
+from schemas.store_errors import as_store_error
 from schemas.urls import is_url as is_url
 
 if TYPE_CHECKING:
@@ -49,10 +50,12 @@ class Remote:
     Attributes:
         url: URL of its folder.
         options: options of the filesystem, for fsspec.
+        is_cached: take byte ranges from the cache of this machine, and keep them there.
     """
 
     url: str
     options: dict[str, Any] = field(default_factory=dict)
+    is_cached: bool = True
 
     @cached_property
     def filesystem(self) -> AbstractFileSystem:
@@ -93,7 +96,7 @@ class Remote:
     @cached_property
     def _cache(self) -> RangeCache | None:
         """The cache; None where it is disabled or cannot be used."""
-        limit = _cache_bytes()
+        limit = _cache_bytes() if self.is_cached else 0
         if limit == 0:
             return None
         folder = cache_folder()
@@ -104,8 +107,18 @@ class Remote:
             return None
 
     def names(self, folder: str, pattern: str) -> list[str]:
-        """Return the names of files in a folder of the set that match a glob pattern."""
-        paths = self.filesystem.glob(self.place_of(f"{folder}/{pattern}"))
+        """Return the names of files in a folder of the set that match a glob pattern.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+
+        def find() -> list[str]:
+            self.filesystem.invalidate_cache()
+            return list(self.filesystem.glob(self.place_of(f"{folder}/{pattern}")))
+
+        with as_store_error(f"{self.url}/{folder}"):
+            paths = retried(ATTEMPTS, find)
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
@@ -113,22 +126,10 @@ class Remote:
 
         Raises:
             FileNotFoundError: the file is missing.
-            LabelSetError: the file cannot be read.
+            StoreError: the file cannot be read.
         """
-        url = f"{self.url}/{name}"
-        place = self.place_of(name)  # no driver, or an unknown protocol: errors of another kind
-        try:
-            data = retried(ATTEMPTS, self._read, place, start, stop)
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # each filesystem has errors of its own
-            raise LabelSetError(
-                f"cannot be read: {type(error).__name__}: {error}",
-                path=url,
-                hint="check the network and the credentials, and run the same command again: it "
-                "resumes",
-            ) from error
-        return data
+        with as_store_error(f"{self.url}/{name}", FileNotFoundError):
+            return retried(ATTEMPTS, self._read, self.place_of(name), start, stop)
 
     def _read(self, place: str, start: int | None, stop: int | None) -> bytes:
         for _ in range(2):
@@ -146,7 +147,7 @@ class Remote:
 
         Raises:
             FileNotFoundError: the file is missing.
-            LabelSetError: the file cannot be read.
+            StoreError: the file cannot be read.
         """
         data = self.cached(byte_range)
         if data is None:

@@ -30,11 +30,13 @@ class Faults:
             truncated: the answer ends in the middle. lost: the request is carried out, its answer
             never comes. cut: the connection ends in the middle of the request.
         methods: HTTP methods that fail.
+        dropped: headers of requests that the store does not know, in lower case.
         counts: faults so far, and all `requests`, by method.
     """
 
     rates: dict[str, float] = field(default_factory=dict)
     methods: tuple[str, ...] = ("GET", "PUT", "POST", "DELETE", "HEAD")
+    dropped: tuple[str, ...] = ()
     dice: random.Random = field(default_factory=lambda: random.Random(7))
     counts: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -101,7 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "delay":
             time.sleep(0.5)
         connection = http.client.HTTPConnection(self.upstream, timeout=60)
-        headers = {n: v for n, v in self.headers.items() if n.lower() not in HOP}
+        left_out = self.faults.dropped + HOP
+        headers = {n: v for n, v in self.headers.items() if n.lower() not in left_out}
         connection.request(self.command, self.path, body=body, headers=headers)
         answer = connection.getresponse()
         data = answer.read()

@@ -22,8 +22,14 @@ from pydantic import BaseModel, ValidationError
 
 from labeler.console import err
 from schemas import SoftshardsError
-from schemas.object_store import create, delete, list_names, put
-from schemas.remote import Remote
+from schemas.object_store import (
+    create,
+    delete,
+    list_names,
+    put,
+    require_conditional_writes,
+)
+from schemas.remote import Remote, origin
 
 RENEW = 10.0
 EXPIRY = 60.0
@@ -31,6 +37,8 @@ POLL = 1.0
 HELD: set[str] = set()
 """Tokens of the leases that this process holds. One that was given up while the store could not be
 reached is not marked as free, and its holder still runs."""
+CONDITIONAL: set[tuple[str, str]] = set()
+"""Buckets that were seen to refuse a second write of one object."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -163,6 +171,10 @@ def _acquire(remote: Remote, name: str, wait_to: str | None) -> Lease:
                 create(remote, _object(name, number), _as_bytes(mine))
             except FileExistsError:
                 continue
+            if origin(remote.url) not in CONDITIONAL:
+                other = _as_bytes(mine.model_copy(update={"renewed": -1}))
+                require_conditional_writes(remote, _object(name, number), other)
+                CONDITIONAL.add(origin(remote.url))
             if _numbers(remote, name)[-1:] == [number]:
                 delete(remote, [_object(name, old) for old in numbers])
                 return Lease(remote, name, number, mine)

@@ -22,6 +22,7 @@ from labeler.labeling.writing.leases import Lease
 from schemas import SoftshardsError
 from schemas.atomic import TMP_PREFIX, write_atomic
 from schemas.cache_folder import staging_folder
+from schemas.errors import naming
 from schemas.file_names import (
     INDEX,
     JOURNAL,
@@ -34,7 +35,14 @@ from schemas.file_names import (
 from schemas.journal import UnitEntry
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST
-from schemas.object_store import StoredFile, as_store_error, create, delete, list_files, put
+from schemas.object_store import (
+    StoredFile,
+    create,
+    delete,
+    list_files,
+    put,
+    require_writable,
+)
 from schemas.redact import redacted
 from schemas.remote import FETCH_THREADS, Remote, is_url, retried
 from schemas.set_files import QUARANTINE
@@ -213,6 +221,8 @@ def open_place(
         yield SetPlace(Path(out))
         return
     url = str(out).rstrip("/")
+    remote = Remote(url, options or {})
+    require_writable(remote)
     folder = staging_folder(url, writer)
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _sweep(folder.parent)
@@ -221,22 +231,14 @@ def open_place(
         lock.acquire()
     except filelock.Timeout as error:
         raise SoftshardsError(BUSY, path=url, hint="wait, or stop it") from error
-    remote = Remote(url, options or {})
     place = SetPlace(folder, remote, sizes={})
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
-        with as_store_error(remote, ""), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             write_atomic(folder / MANIFEST, remote.read(MANIFEST))
-        yield place
-    except SoftshardsError as error:
-        if str(folder) not in f"{error.path} {error.what} {error.hint}":
-            raise
-        what, path, hint = (
-            None if text is None else str(text).replace(str(folder), place.name)
-            for text in (error.what, error.path, error.hint)
-        )
-        raise type(error)(str(what), path=path, row=error.row, hint=hint) from error
+        with naming(folder, place.name):
+            yield place
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()

@@ -160,7 +160,7 @@ def test_a_store_that_is_gone_ends_a_run_that_resumes(
 
     with faulty_store(faults), monkeypatch.context() as patch:
         patch.setattr(units_module, "write_unit", write_and_lose)
-        with pytest.raises(SoftshardsError, match=r"the object store fails.*\n.*it resumes"):
+        with pytest.raises(SoftshardsError, match=r"the store fails.*\n.*it resumes"):
             write(url)
     assert write(url).units_reused == 2
     assert_same(url, local, tmp_path)
@@ -265,6 +265,25 @@ def test_two_writers_of_one_unit(write: Write, local: Path, tmp_path: Path) -> N
 def test_a_web_server_is_not_written_to(write: Write) -> None:
     with pytest.raises(SoftshardsError, match="a web server cannot be written to"):
         write("http://127.0.0.1:9/labels")
+
+
+def test_a_store_without_conditional_writes_is_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that ignores the condition, and those where fsspec looks before it writes."""
+    monkeypatch.setattr(leases, "CONDITIONAL", set())
+    url = f"{BUCKET}/unconditional"
+    with (
+        faulty_store(Faults(dropped=("if-none-match",))),
+        pytest.raises(SoftshardsError, match="ignores the condition of a write"),
+    ):
+        write(url)
+    assert list_files(Remote(url)) == {}
+    with pytest.raises(SoftshardsError, match=r"cannot write an object only.*\n.*give its path"):
+        write(f"file://{tmp_path}/labels")
+    assert not (tmp_path / "labels").exists()
+    assert write(url).status == "complete"
+    assert ("s3", "bucket") in leases.CONDITIONAL
 
 
 def test_other_commands_write_there(
