@@ -24,6 +24,7 @@ from labeler.labeling.label_settings import (
     StorageSettings,
 )
 from schemas.errors import SoftshardsError
+from schemas.file_names import FINAL, LAYER
 from schemas.urls import is_url
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class LabelConfig(
                 "--capture public gives",
                 hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
+        if self.states is not None:
+            self._require_states()
         self._require_sampling()
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
@@ -109,6 +112,22 @@ class LabelConfig(
                 f"--max-tokens {self.max_tokens} leaves no room for a prompt in "
                 f"--max-length {self.max_length}",
                 hint="raise --max-length or lower --max-tokens",
+            )
+
+    def _require_states(self) -> None:
+        """Refuse --states where no engine can follow it, and names that are none."""
+        if not self.state_layers:
+            raise SoftshardsError(
+                f"--states is {self.states!r}; it must be `final`, numbers of layers, or several of "
+                "them with commas: `final,12`"
+            )
+        if not 0 <= self.state_kl < math.inf:
+            raise SoftshardsError(f"--state-kl is {self.state_kl}; it must be 0 or more")
+        if self.engine == "served" or self.capture == "public":
+            raise SoftshardsError(
+                "--states needs what the teacher computes inside, which neither a server nor "
+                "--capture public gives",
+                hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
 
     def _require_sampling(self) -> None:
@@ -145,6 +164,15 @@ class LabelConfig(
 
         is_remote = isinstance(self.out, str) and is_url(self.out)
         return staging_folder(str(self.out), self.writer) if is_remote else Path(self.out)
+
+    @property
+    def state_layers(self) -> tuple[str, ...]:
+        """The hidden states to store by their names, `final` first; empty if one is no name."""
+        given = (self.states or "").replace(" ", "").split(",")
+        names = {f"layer_{name}" if name.isdecimal() else name for name in given}
+        if not all(LAYER.fullmatch(name) for name in names):
+            return ()
+        return tuple(sorted(names, key=lambda n: (n != FINAL, len(n), n)))
 
     @property
     def sampling(self) -> Sampling | None:

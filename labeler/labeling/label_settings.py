@@ -99,6 +99,18 @@ class StorageSettings:
     """Also draw this many ids per position from the full distribution, beside the top k: sampled
     labels, for `trainer train --loss sampled=1`. 50 take about 30 bytes per position."""
 
+    states: Annotated[str | None, Parameter(group=LABELS)] = None
+    """Also store hidden states of the teacher at the labeled positions, and its head: `final`, what
+    the head reads, holds the whole distribution at any temperature (`trainer train --loss
+    exact_kl=1`); a number K, the output of decoder layer K from 0, serves feature losses. Several
+    with commas: `final,12`. Needs the teacher's weights here, not a server."""
+
+    state_kl: Annotated[float, Parameter(group=LABELS), PLAN_IF_CHANGED] = 1e-3
+    """Error that the codec of --states may cost: for `final`, mean KL in nats between the teacher's
+    distribution and the stored one; for a layer, the share of its variance. The axes are fitted to
+    a sample of the set before its first unit. 0 stores float16, with an error near 1e-6 and about
+    three times the bytes; sets too small for a sample are stored so, too."""
+
     spans: Annotated[
         Literal["assistant", "completion", "turns", "everything"],
         Parameter(group=LABELS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,25 @@ def labels_from_tensors(
         sample_ids=drawn[0],
         sample_counts=drawn[1],
     )
+
+
+def with_states(labels: Labels, states: NDArray[Any], layers: int) -> Labels:
+    """Return labels with hidden states, float32 [n, layers, d].
+
+    Args:
+        labels: of n positions.
+        states: [n, layers * d]; int16 holds the bits of bfloat16.
+        layers: states per position.
+
+    Raises:
+        CaptureError: a state is not finite.
+    """
+    if states.dtype == np.int16:
+        states = (states.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    wide = states.astype(np.float32, copy=False).reshape(len(labels), layers, -1)
+    if not np.isfinite(wide).all():
+        raise CaptureError("the engine returned hidden states that are not finite")
+    return dataclasses.replace(labels, states=wide)
 
 
 def _check_rows(

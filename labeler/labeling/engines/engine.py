@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from labeler.labeling.rendering.spans import Span
 from schemas import Labels, SoftshardsError
+
+if TYPE_CHECKING:
+    from labeler.labeling.engines.fit_states import OutputHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,14 @@ class Engine(Protocol):
 
     def run(self, requests: Sequence[Request]) -> Iterator[Labeled | Failed]:
         """Label `requests`; yield each as it finishes, in any order."""
+        ...
+
+    def output_head(self) -> OutputHead:
+        """Return the teacher's output projection, as it maps the states `final` to logits.
+
+        Raises:
+            SoftshardsError: it cannot be exported, or no states are captured.
+        """
         ...
 
     def close(self) -> None:

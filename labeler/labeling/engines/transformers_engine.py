@@ -15,8 +15,10 @@ import numpy as np
 import torch
 import transformers
 
-from labeler.labeling.engines.capture import CaptureError, positions
+from labeler.labeling.engines.capture import CaptureError, positions, with_states
+from labeler.labeling.engines.decoder_layers import decoder_layers, inner_layers
 from labeler.labeling.engines.engine import EngineFacts, Failed, Labeled, Request
+from labeler.labeling.engines.fit_states import OutputHead
 from labeler.labeling.engines.label_rows import draw, uniform
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.engine_limits import REFERENCE_CHUNK
@@ -24,7 +26,10 @@ from labeler.labeling.teacher.teacher import Teacher
 from schemas import Labels, Sampling, SoftshardsError
 from schemas.draws import count_draws
 from schemas.errors import first_line
+from schemas.file_names import FINAL
 
+PROBE = 8
+"""Tokens of the call that shows what a model does to its logits."""
 EXACT_TAIL = "log-sum-exp over the other ids in float32"
 
 
@@ -44,6 +49,7 @@ class TransformersEngine:
         k: int,
         sampling: Sampling | None,
         draws: int = 0,
+        states: Sequence[str] = (),
     ) -> None:
         if sampling is not None and sampling.structured:
             raise SoftshardsError(
@@ -67,6 +73,8 @@ class TransformersEngine:
         model.generation_config = transformers.GenerationConfig()
         self._model: Any = model.eval()
         self._model.to(self._device)
+        self._states, self._dtype = tuple(states), getattr(torch, dtype)
+        self._kept = _keep_states(self._model, states) if states else {}
         heads = self._model.get_output_embeddings().weight.shape[0]
         self._padding = list(range(teacher.vocab_size, heads))
         self.facts = EngineFacts(
@@ -127,13 +135,15 @@ class TransformersEngine:
         where = torch.from_numpy(positions(spans)).to(self._device)
         tokens = torch.tensor(ids, device=self._device)
         vocab_size = self._teacher.vocab_size
-        parts, drawn = [], []
+        parts, drawn, states = [], [], []
         with _body_run_once(self._model):
             for chunk in torch.split(where, REFERENCE_CHUNK):
                 # The distribution of the token at t is the output at t - 1.
                 output = self._model(tokens[None], logits_to_keep=chunk - 1, use_cache=False)
                 logits = output.logits[0].float()
                 parts.append(exact_labels(logits, tokens[chunk], k=self._k, vocab_size=vocab_size))
+                if self._states:
+                    states.append(_numpy(self._states_at(chunk - 1)))
                 if self._draws:
                     u = uniform(logits.logsumexp(dim=-1), tokens[chunk])
                     p = logits[:, :vocab_size].softmax(dim=-1)
@@ -144,13 +154,58 @@ class TransformersEngine:
         if drawn:
             sample_ids, sample_counts = count_draws(np.concatenate(drawn))
             labels = dataclasses.replace(labels, sample_ids=sample_ids, sample_counts=sample_counts)
+        if states:
+            labels = with_states(labels, np.concatenate(states), len(self._states))
         return Labeled(
             request=request, input_ids=ids, spans=spans, labels=labels, finish_reason=reason
+        )
+
+    def _states_at(self, where: torch.Tensor) -> torch.Tensor:
+        """Return states [n, names * d] of the tokens `where`, whose logits were computed last."""
+        kept = {n: x if n == FINAL else x[where] for n, x in self._kept.items()}
+        return torch.cat([kept[name] for name in self._states], dim=1)
+
+    @torch.inference_mode()
+    def output_head(self) -> OutputHead:
+        """Return the teacher's head; see `engine.Engine`.
+
+        What the model does to logits after its head is taken from its outputs: a soft cap that its
+        configuration names, or a factor.
+        """
+        module = self._model.get_output_embeddings()
+        if not module.weight.is_floating_point():
+            raise SoftshardsError("the teacher's head is quantized", path=self._teacher.path)
+        seen: list[torch.Tensor] = []
+        with module.register_forward_hook(lambda *call: seen.append(call[2])):
+            ids = torch.arange(1, PROBE + 1, device=self._device) % self._teacher.vocab_size
+            logits = self._model(ids[None], use_cache=False).logits[0].float()
+        raw = seen[-1].reshape(logits.shape).double()
+        cap = getattr(self._model.config.get_text_config(), "final_logit_softcapping", None)
+        factor = float((raw * logits.double()).sum() / (raw * raw).sum()) if cap is None else 1.0
+        bias = getattr(module, "bias", None)
+        head = OutputHead(
+            weight=module.weight.detach(),
+            bias=None if bias is None else bias.detach(),
+            scale=1.0 if abs(factor - 1) < 1e-6 else factor,
+            softcap=cap,
+        )
+        slack = 1e-4 + 2 * torch.finfo(module.weight.dtype).eps * float(logits.abs().max())
+        if not torch.allclose(head.logits(self._kept[FINAL]), logits, rtol=1e-4, atol=slack):
+            raise SoftshardsError(
+                "the teacher does more to its logits than a scale or a soft cap",
+                path=self._teacher.path,
+            )
+        # A head that was widened holds the checkpoint's values.
+        return dataclasses.replace(
+            head,
+            weight=head.weight.to(self._dtype).cpu(),
+            bias=None if head.bias is None else head.bias.to(self._dtype).cpu(),
         )
 
     def close(self) -> None:
         """Free the model's memory."""
         del self._model
+        self._kept.clear()
 
 
 @contextlib.contextmanager
@@ -177,6 +232,31 @@ def _body_run_once(model: Any) -> Iterator[None]:
         yield
     finally:
         del body.forward  # the class has its own
+
+
+def _keep_states(model: Any, states: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Make a model keep what its head read and its layers returned last; return where.
+
+    `final` is [n, d] of the positions whose logits were asked for, a layer [tokens, d].
+    """
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep_input(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        kept[FINAL] = inputs[0].flatten(0, -2)
+
+    model.get_output_embeddings().register_forward_pre_hook(keep_input)
+    inner = inner_layers(states)
+    if inner:
+        count = model.config.get_text_config().num_hidden_layers
+        _, blocks = decoder_layers(model, count)
+        for name, number in inner.items():
+
+            def keep_output(_: Any, __: Any, output: Any, name: str = name) -> None:
+                stream = output if isinstance(output, torch.Tensor) else output[0]
+                kept[name] = stream.flatten(0, -2)
+
+            blocks[number].register_forward_hook(keep_output)
+    return kept
 
 
 def _widen_head(model: Any, dtype: torch.dtype) -> None:

@@ -50,6 +50,7 @@ def load_engine(
             k=identity.k,
             sampling=config.sampling,
             draws=config.draws,
+            states=config.state_layers,
         )
     facts = engine.facts
     if (facts.dtype, facts.head_dtype) != (identity.dtype, identity.head_dtype):

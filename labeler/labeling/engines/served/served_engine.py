@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import openai
@@ -125,6 +125,10 @@ class ServedEngine:
             for task in in_flight:
                 task.cancel()
             self._runner.run(_settled(in_flight))
+
+    def output_head(self) -> NoReturn:
+        """Refuse: the settings never ask a server for hidden states."""
+        raise SoftshardsError("a server does not give its teacher's head")
 
     def close(self) -> None:
         """Close the connections."""

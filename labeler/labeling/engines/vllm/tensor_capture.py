@@ -15,15 +15,20 @@ import torch
 from numpy.typing import NDArray
 
 
-class TensorRows(list[tuple[Any, Any]]):
-    """Parts (ids, values) of a request's label rows, where vLLM would hold its lists."""
+class TensorRows(list[tuple[Any, Any, Any]]):
+    """Parts (ids, values, states) of a request's label rows, where vLLM would hold its lists."""
 
-    def joined(self) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return ids [n, 1 + k + draws] and values [n, 1 + k + extras] of all parts, in order."""
-        ids, values = ([_as_numpy(part[i]) for part in self] for i in (0, 1))
+    def joined(self) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[Any]]:
+        """Return the arrays of all parts, in order.
+
+        Returns:
+            ids [n, 1 + k + draws], values [n, 1 + k + extras], and states [n, names * d], bfloat16
+            as int16, or [n] where there are none.
+        """
+        ids, values, states = ([_as_numpy(part[i]) for part in self] for i in range(3))
         if len(ids) == 1:
-            return ids[0], values[0]
-        return np.concatenate(ids), np.concatenate(values)
+            return ids[0], values[0], states[0]
+        return np.concatenate(ids), np.concatenate(values), np.concatenate(states)
 
 
 @contextlib.contextmanager
@@ -38,12 +43,14 @@ def tensor_front_end() -> Iterator[None]:
     }
 
     def keep_prompt(self: Any, rows: Any) -> None:
-        self.prompt_logprobs = TensorRows([(rows.logprob_token_ids, rows.logprobs)])
+        kept = (rows.logprob_token_ids, rows.logprobs, rows.selected_token_ranks)
+        self.prompt_logprobs = TensorRows([kept])
 
     def keep_sample(self: Any, rows: Any) -> None:
         if not isinstance(self.logprobs, TensorRows):
             self.logprobs = TensorRows()
-        self.logprobs.append((rows.logprob_token_ids, rows.logprobs))
+        kept = (rows.logprob_token_ids, rows.logprobs, rows.sampled_token_ranks)
+        self.logprobs.append(kept)
 
     processor._update_prompt_logprobs = keep_prompt
     processor._update_sample_logprobs = keep_sample

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from labeler.labeling.engines.decoder_layers import inner_layers
 from labeler.labeling.engines.vllm.vllm_environment import distribution
 from labeler.labeling.engines.vllm.worker import LabelWorker
 from labeler.labeling.label_config import LabelConfig
@@ -33,6 +34,8 @@ def label_arguments(
         # A prompt split between steps rewinds its generator, which torch's CPU generator cannot.
         whole = max(arguments["max_num_batched_tokens"], config.max_length + 1)
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": whole}
+    if inner_layers(config.state_layers):
+        arguments["enforce_eager"] = True  # hooks on layers do not run in compiled graphs
     if config.stop or config.structured:
         arguments["skip_tokenizer_init"] = False
     if config.kv_cache_gb is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from labeler.console import err
 from labeler.labeling.engines.engine import EngineFacts, EngineOutOfMemory, Failed, Labeled, Request
+from labeler.labeling.engines.fit_states import OutputHead
+from labeler.labeling.engines.vllm.state_tap import export_head
 from labeler.labeling.engines.vllm.vllm_arguments import label_arguments
 from labeler.labeling.engines.vllm.vllm_environment import distribution
 from labeler.labeling.engines.vllm.vllm_load import import_vllm, is_out_of_memory, load_llm
@@ -51,7 +53,7 @@ class VllmEngine:
         model = self.runner.llm.llm_engine.model_config
         top = min(k + len(self.runner.padding), model.get_vocab_size())
         public = PublicReader(k=k, vocab_size=teacher.vocab_size, top=top)
-        tensors = TensorReader(k=k, vocab_size=teacher.vocab_size)
+        tensors = TensorReader(k=k, vocab_size=teacher.vocab_size, states=config.state_layers)
         reason: str | None = "requested (--capture public)"
         if config.capture == "auto":
             reason = enable_tensors(
@@ -64,10 +66,11 @@ class VllmEngine:
             )
             if reason is not None:
                 self.close()  # a failed self-test may have left the engine in any state
-                if config.draws:
+                if config.draws or config.states:
+                    flag = "--draws" if config.draws else "--states"
                     raise SoftshardsError(
-                        f"--draws needs tensors from inside vLLM's workers: {reason}",
-                        hint="leave --draws out, or pass --engine transformers",
+                        f"{flag} needs tensors from inside vLLM's workers: {reason}",
+                        hint=f"leave {flag} out, or pass --engine transformers",
                     )
                 err.print(f"labels through vLLM's public interface: {reason}", style="yellow")
                 self.runner = self._load(vllm, arguments)
@@ -109,6 +112,10 @@ class VllmEngine:
     def run(self, requests: Sequence[Request]) -> Iterator[Labeled | Failed]:
         """Label `requests`; see `engine.Engine`."""
         return self.runner.run(requests, self._sampling, self.reader)
+
+    def output_head(self) -> OutputHead:
+        """Return the teacher's head, on the host; see `engine.Engine`."""
+        return export_head(self.runner.llm.collective_rpc("softshards_head"))
 
     def close(self) -> None:
         """Free the engine's memory, and give vLLM its own methods back."""

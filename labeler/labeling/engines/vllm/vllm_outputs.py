@@ -15,6 +15,7 @@ from labeler.labeling.engines.capture import (
     flat_rows,
     labels_from_rows,
     labels_from_tensors,
+    with_states,
 )
 from labeler.labeling.engines.vllm.tensor_capture import TensorRows
 from schemas import Labels
@@ -69,13 +70,19 @@ class OutputReader(Protocol):
 
 
 class TensorReader:
-    """Reads tensors that the workers filled with the labels of the wanted positions only."""
+    """Reads tensors that the workers filled with the labels of the wanted positions only.
+
+    Args:
+        k: ids to keep per position.
+        vocab_size: number of real token ids.
+        states: the hidden states that come along, by name.
+    """
 
     tail_source = EXACT_TAIL
     entropy_source = "full distribution"
 
-    def __init__(self, *, k: int, vocab_size: int) -> None:
-        self.top, self._vocab_size = k, vocab_size
+    def __init__(self, *, k: int, vocab_size: int, states: Sequence[str] = ()) -> None:
+        self.top, self._vocab_size, self.states = k, vocab_size, tuple(states)
 
     def prompt_labels(
         self, output: Output, tokens: NDArray[np.int32], where: NDArray[np.int64]
@@ -88,8 +95,9 @@ class TensorReader:
         return self._labels(completion.logprobs, tokens)
 
     def _labels(self, rows: TensorRows, tokens: NDArray[np.int32]) -> Labels:
-        ids, values = rows.joined()
-        return labels_from_tensors(ids, values, tokens, k=self.top, vocab_size=self._vocab_size)
+        ids, values, states = rows.joined()
+        labels = labels_from_tensors(ids, values, tokens, k=self.top, vocab_size=self._vocab_size)
+        return with_states(labels, states, len(self.states)) if self.states else labels
 
 
 class PublicReader:

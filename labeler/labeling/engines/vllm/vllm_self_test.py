@@ -7,12 +7,16 @@ the rounding of a sum are tensors used: `tensor_capture` and `worker` rely on vL
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from labeler.labeling.engines.capture import TAIL_FLOOR, CaptureError
 from labeler.labeling.engines.engine import EngineOutOfMemory, Failed, Labeled, Request
+from labeler.labeling.engines.fit_states import OutputHead
+from labeler.labeling.engines.vllm.state_tap import export_head
 from labeler.labeling.engines.vllm.tensor_capture import tensor_front_end
 from labeler.labeling.engines.vllm.vllm_outputs import OutputReader, PublicReader, TensorReader
 from labeler.labeling.engines.vllm.vllm_requests import RequestRunner
@@ -20,6 +24,7 @@ from labeler.labeling.rendering.spans import Span
 from schemas import Labels, Sampling
 from schemas.draws import misfits
 from schemas.errors import first_line
+from schemas.file_names import FINAL
 
 PROMPT_TOKENS = 24
 GENERATED_TOKENS = 8
@@ -27,6 +32,8 @@ GENERATED_TOKENS = 8
 LOGPROB_TOLERANCE = 2e-4
 """Largest difference of a log-probability, the same for a whole row: the rounding of the sum in
 vLLM's float32 log-softmax. It was 2e-5 at 49,152 ids, and grows with their number."""
+STATE_TOLERANCE = 1e-3
+"""Largest difference of a log-probability that a head gives for a stored state, beside rounding."""
 TIE = 1e-5
 """Logprobs of one row that are this close may be in either order."""
 TAIL_TOLERANCE = 1e-4
@@ -46,6 +53,8 @@ def enable_tensors(
 ) -> str | None:
     """Install the tensor path, and check it against the public interface.
 
+    With hidden states, the head that a label set would keep must give the same labels.
+
     Args:
         runner: a loaded vLLM.
         public: reads the public interface; tensors: reads tensors. Both keep the same k.
@@ -64,10 +73,16 @@ def enable_tensors(
     call_workers = runner.llm.collective_rpc
     try:
         undo.callback(call_workers, "softshards_uninstall")
-        if not any(call_workers("softshards_install", args=(tensors.top, vocab_size, draws))):
+        settings = (tensors.top, vocab_size, draws, tensors.states)
+        if not any(call_workers("softshards_install", args=settings)):
             raise AttributeError("no worker has a sampler")
         undo.enter_context(tensor_front_end())
-        return difference(expected, _label_probe(runner, tensors, vocab_size), draws)
+        found = _label_probe(runner, tensors, vocab_size)
+        reason = difference(expected, found, draws)
+        if reason is None and FINAL in tensors.states:
+            head = export_head(call_workers("softshards_head"))
+            reason = state_difference(found, tensors.states.index(FINAL), head)
+        return reason
     except EngineOutOfMemory:
         raise
     except Exception as error:  # another vLLM, built otherwise, may fail in any way
@@ -118,6 +133,26 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
             return "entropies are missing or negative"
         if draws and misfits(ours, draws, DRAW_SLACK).any():
             return "the drawn ids do not fit the top-k"
+    return None
+
+
+def state_difference(labels: list[Labels], layer: int, head: OutputHead) -> str | None:
+    """Describe how a head's distributions on stored states differ from labels; None if they agree.
+
+    Args:
+        labels: with states.
+        layer: the place of the states that the head reads.
+        head: as it was exported.
+    """
+    wide = dataclasses.replace(head, weight=head.weight.float())
+    for each in labels:
+        assert each.states is not None
+        logits = wide.logits(torch.from_numpy(np.ascontiguousarray(each.states[:, layer])))
+        logprobs = logits.log_softmax(1).gather(1, torch.from_numpy(each.topk_ids).long()).numpy()
+        # What a product in the head's dtype is rounded to.
+        slack = STATE_TOLERANCE + 2 * torch.finfo(head.weight.dtype).eps * float(logits.abs().max())
+        if not np.allclose(logprobs, each.topk_logprobs, rtol=0, atol=slack):
+            return "the head's distributions on the stored hidden states differ from the labels"
     return None
 
 
