@@ -2,8 +2,8 @@
 
 All code writes into a folder. Where the set lives in a store, that is a staging folder on this
 machine: `pull` brings what other writers have published, `publish` sends what has changed, each
-file before the files that name it, so the store holds a right set at every moment. Shards are
-deleted here once they are sent.
+file before the files that name it, so the store holds a right set at every moment. Shards and
+hidden states are deleted here once they are sent.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from schemas.atomic import TMP_PREFIX, write_atomic
 from schemas.cache_folder import staging_folder
 from schemas.errors import naming
 from schemas.file_names import (
+    HIDDEN,
     INDEX,
     JOURNAL,
     SHARDS,
     TOKENIZER,
     entry_name,
+    hidden_name,
     rejects_name,
     shard_name,
 )
@@ -48,6 +50,8 @@ from schemas.remote import FETCH_THREADS, Remote, is_url, retried
 from schemas.set_files import QUARANTINE
 
 BUSY = "another process is writing into this folder"
+PARTS = (f"{SHARDS}/", f"{HIDDEN}/")
+"""Folders of the files of units, which are deleted here once they are sent."""
 READ_ATTEMPTS = 5
 SWEEP_SECONDS = 2.0
 """Time that another process may hold a folder's lock to look whether its owner was killed."""
@@ -60,7 +64,8 @@ class SetPlace:
     Attributes:
         folder: the folder; of a set in a store, its staging folder.
         remote: the location in the store, if any.
-        sizes: sizes in bytes of the shards that the store has, by name; None without a store.
+        sizes: sizes in bytes of the shards and hidden states that the store has, by name; None
+            without a store.
         leases: held by this process; each is checked before anything is published.
     """
 
@@ -80,7 +85,7 @@ class SetPlace:
         """Bring the folder to the state of the store.
 
         Args:
-            whole: also the shards and the quarantine, which a writer does without.
+            whole: also the files of units and the quarantine, which a writer does without.
 
         Raises:
             SoftshardsError: the store fails.
@@ -88,7 +93,7 @@ class SetPlace:
         if self.remote is None:
             return
         stored = {n: file for n, file in list_files(self.remote).items() if _is_of_set(n)}
-        shards = {n: file.size for n, file in stored.items() if n.startswith(f"{SHARDS}/")}
+        shards = {n: file.size for n, file in stored.items() if n.startswith(PARTS)}
         self.sizes = {} if whole else shards
         wanted = [name for name in stored if whole or not _is_bulk(name)]
         for name in self._sent.keys() - set(wanted):
@@ -121,8 +126,9 @@ class SetPlace:
                 del self._sent[name]
 
     def publish_unit(self, unit: int) -> None:
-        """Send a unit: its shard, its rejects, then its journal entry."""
-        self.publish([shard_name(unit), rejects_name(unit), entry_name(unit)])
+        """Send a unit: its shard, its hidden states, its rejects, then its journal entry."""
+        names = shard_name(unit), hidden_name(unit), rejects_name(unit), entry_name(unit)
+        self.publish(names)
 
     def _fetch(self, name: str, file: StoredFile) -> None:
         assert self.remote is not None
@@ -158,7 +164,7 @@ class SetPlace:
         else:
             put(self.remote, name, path)
         self._stored.pop(name, None)
-        if name.startswith(f"{SHARDS}/") and self.sizes is not None:
+        if name.startswith(PARTS) and self.sizes is not None:
             self.sizes[name] = path.stat().st_size
             path.unlink()
         else:
@@ -263,7 +269,7 @@ def _is_of_set(name: str) -> bool:
 
 
 def _is_bulk(name: str) -> bool:
-    return name.startswith((f"{SHARDS}/", f"{QUARANTINE}/"))
+    return name.startswith((*PARTS, f"{QUARANTINE}/"))
 
 
 def _is_entry(name: str) -> bool:
@@ -282,4 +288,4 @@ def _turn(name: str) -> int:
 
 
 def _content(entry: UnitEntry) -> tuple[object, ...]:
-    return entry.row_groups, entry.footer, entry.rejects_sha256
+    return entry.row_groups, entry.footer, entry.hidden, entry.rejects_sha256
