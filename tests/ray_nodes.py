@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+from unittest import mock
 
 import psutil
 
@@ -36,9 +38,9 @@ class RayNodes:
         self.nodes.append(_retried(lambda: self._cluster.add_node(**_node(cpus))))
         return self.nodes[-1]
 
-    def kill(self, node: Any) -> None:
-        """End a node as if its machine was switched off."""
-        self._cluster.remove_node(node, allow_graceful=False)
+    def kill(self, node: Any, *, gracefully: bool = False) -> None:
+        """End a node as if its machine was switched off, or gracefully: all get SIGTERM."""
+        self._cluster.remove_node(node, allow_graceful=gracefully)
         self.nodes.remove(node)
 
     def teachers(self) -> list[psutil.Process]:
@@ -77,7 +79,8 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
 
 
 def _node(cpus: int) -> dict[str, Any]:
-    # With ports of ours, a raylet does not wait for its agents: 15 s, too short on a busy machine.
+    # A raylet that knows the ports of its agents does not wait for files that name them: for 15 s,
+    # which is too short on a busy machine.
     names = ("metrics_agent", "dashboard_agent_listen", "runtime_env_agent", "metrics_export")
     ports = {f"{name}_port": port for name, port in zip(names, _free_ports(len(names)))}
     settings = {"num_cpus": cpus, "num_gpus": 0, "object_store_memory": STORE_BYTES}
@@ -92,6 +95,24 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
+@contextmanager
+def _all_ports_passed_on() -> Iterator[None]:
+    """Pass on to each raylet also the one port that Ray keeps from it."""
+    from ray._private import services
+
+    start = services.start_ray_process
+
+    def start_with_port(command: list[str], *rest: Any, **options: Any) -> Any:
+        for agent in [part for part in command if part.startswith("--dashboard_agent_command=")]:
+            port = re.search(r"--listen-port=(\d+)", agent)
+            assert port is not None
+            command = [*command, f"--dashboard_agent_listen_port={port[1]}"]
+        return start(command, *rest, **options)
+
+    with mock.patch.object(services, "start_ray_process", start_with_port):
+        yield
+
+
 def _command(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
@@ -102,7 +123,8 @@ def _retried(start: Any) -> Any:
     """Start a node; another process may have taken one of its ports in the meantime."""
     for left in reversed(range(TRIES)):
         try:
-            return start()
+            with _all_ports_passed_on():
+                return start()
         except Exception:
             if not left:
                 raise

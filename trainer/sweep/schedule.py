@@ -162,7 +162,7 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: L
     """
     with (
         redirect_stdout(sys.stderr),  # where Ray prints that a worker died
-        ray_cluster(config.ray or LOCAL) as ray,
+        ray_cluster(LOCAL if config.ray is None else config.ray) as ray,
         _storage(config) as storage,
     ):
         resources = _resources(config, [n["Resources"] for n in ray.nodes() if n["Alive"]])

@@ -42,7 +42,7 @@ def train_all(
         SoftshardsError: Ray is not installed, or a trial needs more than a node has.
     """
     require_ray("sweep")
-    prepare_tune(config.ray or LOCAL)
+    prepare_tune(LOCAL if config.ray is None else config.ray)
     from trainer.sweep.schedule import run_trials
 
     for trial in left:

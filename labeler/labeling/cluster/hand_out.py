@@ -12,21 +12,28 @@ import contextlib
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from labeler.console import err
 from labeler.labeling.cluster.node_progress import NodeProgress
-from labeler.labeling.cluster.teacher_actor import Job, Ready, TeacherActor
+from labeler.labeling.cluster.place_actor import place_actor
+from labeler.labeling.cluster.shared_folder import require_seen
+from labeler.labeling.cluster.teacher_actor import Job, Ready
 from labeler.labeling.engines.engine import EngineFailed
-from labeler.labeling.planning.placement import ActorNeeds, ClusterNode, count_actors
+from labeler.labeling.planning.placement import (
+    ActorNeeds,
+    ClusterNode,
+    count_actors,
+    describe_shortage,
+)
 from labeler.labeling.runs.label_units import UnitCount
 from labeler.labeling.runs.locks import wait_for_actor
 from labeler.labeling.runs.stopping import Stop
 from labeler.labeling.writing.set_place import SetPlace
-from schemas import SoftshardsError
+from schemas import SoftshardsError, __version__
 from schemas.errors import first_line
 from schemas.journal import finished_unit
 
@@ -42,6 +49,8 @@ FENCE_SECONDS = 600.0
 """Longest wait for a lost actor to let go of the set."""
 PLACE_SECONDS = 120.0
 """Longest time without any teacher that Ray could place, beside --ray-wait."""
+TELL_SECONDS = 10.0
+"""Time without any, until a line says what is missing."""
 CLOSE_SECONDS = 20.0
 
 
@@ -51,7 +60,7 @@ class _Actor:
 
     Attributes:
         call: the pending call, None while it has nothing to do.
-        node: id of its node, once its teacher is loaded.
+        node: id of its node, once it is placed; ready: its teacher is loaded.
         unit: in its engine; writing: labeled, and perhaps not journaled yet.
     """
 
@@ -61,6 +70,7 @@ class _Actor:
     call: Any
     what: Literal["place", "load", "label", "flush"] = "place"
     node: str | None = None
+    ready: bool = False
     unit: int | None = None
     writing: int | None = None
 
@@ -112,24 +122,26 @@ class HandOut:
         self._cluster, self._ray = cluster, cluster.ray
         self._job, self._place, self._stop = job, place, stop
         self._progress = progress
-        self._queue, self._done = deque(units), set[int]()
+        self._queue, self._done = deque(units), dict[int, str]()
         self._actors: list[_Actor] = []
         self._fences: dict[Future[bool], tuple[str, list[int]]] = {}
         self._threads = ThreadPoolExecutor(thread_name_prefix="fence")
         self._nodes, self._looked = cluster.nodes(), time.monotonic()
         self._names = {node.id: node.name for node in self._nodes}
         self._deaths: Counter[int] = Counter()
-        self._failed_starts = self._refused = 0
+        self._failed_starts = 0
+        self._refused: dict[str, SoftshardsError] = {}
         self._not_before = 0.0
         self._error: BaseException | None = None
-        self._alone_since = time.monotonic()
+        self._alone_since, self._told = time.monotonic(), False
 
     def run(self) -> int:
         """Label the units, and return how many are journaled: fewer than all after a signal.
 
         Raises:
-            SoftshardsError: a teacher cannot be loaded, labels cannot be written, a unit costs one
-                actor after the other, or no actor can be placed. Journaled units are safe.
+            SoftshardsError: no node can load a teacher, labels cannot be written or are not in the
+                driver's set, a unit costs one actor after the other, or no actor can be placed.
+                Journaled units are safe.
         """
         try:
             while not self._is_over():
@@ -141,6 +153,7 @@ class HandOut:
             if self._error is not None:
                 raise self._error
             self._close()
+            require_seen(self._place, self._done)
         finally:
             self._kill(self._actors)
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -162,16 +175,27 @@ class HandOut:
             self._looked, self._nodes = now, self._cluster.nodes()
             self._names |= {node.id: node.name for node in self._nodes}
         if any(actor.what != "place" for actor in self._actors) or self._is_stopping:
-            self._alone_since = now
-        elif now - self._alone_since > PLACE_SECONDS + self._cluster.patience:
-            fit = count_actors(self._nodes, self._cluster.needs)
+            self._alone_since, self._told = now, False
+            return
+        alone = now - self._alone_since
+        if alone > TELL_SECONDS and not self._told:
+            self._told = True
+            err.print(f"waiting for Ray to place a teacher: {self._missing()}", style="yellow")
+        if alone > PLACE_SECONDS + self._cluster.patience:
+            for reason in self._refused.values():
+                raise reason
             raise SoftshardsError(
-                f"Ray could not place any teacher for {(now - self._alone_since) / 60:.0f} min: "
-                f"each needs {self._cluster.needs}, and {len(self._nodes)} nodes have room for "
-                f"{fit} if nothing else runs there",
+                f"Ray could not place any teacher for {alone / 60:.0f} min: {self._missing()}",
                 hint="`ray status` shows what is taken; --ray-wait MINUTES waits longer; finished "
                 "units are safe, and the same command resumes",
             )
+
+    def _missing(self) -> str:
+        free = self._ray.available_resources()
+        return describe_shortage(self._usable_nodes(), self._cluster.needs, free)
+
+    def _usable_nodes(self) -> list[ClusterNode]:
+        return [node for node in self._nodes if node.id not in self._refused]
 
     def _place_actors(self) -> None:
         """Have as many actors as were asked for, or as fit; never more than units are left."""
@@ -179,10 +203,10 @@ class HandOut:
             return
         wanted = self._cluster.actors
         if wanted is None:
-            wanted = max(1, count_actors(self._nodes, self._cluster.needs))
+            wanted = max(1, count_actors(self._usable_nodes(), self._cluster.needs))
         lost = sum(len(units) for _, units in self._fences.values())
         left = len(self._queue) + lost + sum(actor.unit is not None for actor in self._actors)
-        wanted = min(wanted - self._refused, left)
+        wanted = min(wanted, left)
         extra = len(self._actors) - wanted
         if extra > 0:  # that were to be placed on nodes which are gone
             self._kill([actor for actor in self._actors if actor.what == "place"][:extra])
@@ -190,30 +214,10 @@ class HandOut:
             self._actors.append(self._new_actor())
 
     def _new_actor(self) -> _Actor:
-        needs, name = self._cluster.needs, secrets.token_hex(6)
-        # No restarts by Ray: a new actor has a new lock, and its units are known to be lost.
-        options: dict[str, Any] = {
-            "num_cpus": needs.cpus,
-            "num_gpus": needs.gpus,
-            "max_restarts": 0,
-        }
-        group = None
-        if needs.spans:
-            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-            # A bundle per GPU; vLLM's own workers take the bundles of the group they run in.
-            share = {"GPU": 1.0, "CPU": max(1.0, needs.cpus // needs.gpus)}
-            group = self._ray.util.placement_group([share] * int(needs.gpus), strategy="PACK")
-            options |= {
-                "num_cpus": share["CPU"],
-                "num_gpus": 0,
-                "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                    placement_group=group, placement_group_capture_child_tasks=True
-                ),
-            }
-        handle = self._ray.remote(**options)(TeacherActor).remote()
-        call = handle.__ray_ready__.remote()
-        return _Actor(name=name, handle=handle, group=group, call=call)
+        living = {node.id for node in self._nodes}
+        handle, group = place_actor(self._ray, self._cluster.needs, self._refused.keys() & living)
+        call = handle.join.remote()
+        return _Actor(name=secrets.token_hex(6), handle=handle, group=group, call=call)
 
     def _give_units(self) -> None:
         for actor in self._actors:
@@ -246,16 +250,16 @@ class HandOut:
 
     def _worked(self, actor: _Actor, result: object) -> None:
         if actor.what == "place":
-            actor.what = "load"
-            actor.call = actor.handle.load.remote(self._job(actor.name))
+            assert isinstance(result, tuple)
+            self._joined(actor, *result)
         elif isinstance(result, Ready):
-            actor.node, self._failed_starts = result.node, 0
-            self._names.setdefault(result.node, result.node[:8])
-            self._progress.joined(result.node, self._names[result.node])
+            assert actor.node is not None
+            actor.ready, self._failed_starts = True, 0
+            self._progress.joined(actor.node, self._names[actor.node])
             if result.capture.startswith("public interface: "):
                 err.print(f"labels through vLLM's {result.capture}", style="yellow")
         else:
-            self._count_done(actor.writing)
+            self._count_done(actor.writing, actor.node)
             actor.writing = None
             if isinstance(result, UnitCount):
                 assert actor.unit is not None
@@ -263,31 +267,62 @@ class HandOut:
                 self._progress.labeled(actor.node, actor.unit, result)
                 actor.writing, actor.unit = actor.unit, None
 
+    def _joined(self, actor: _Actor, node: str, version: str) -> None:
+        """Load the teacher of an actor that was placed."""
+        actor.node, actor.what = node, "load"
+        self._names.setdefault(node, node[:8])
+        if version == __version__:
+            actor.call = actor.handle.load.remote(self._job(actor.name))
+            return
+        reason = SoftshardsError(
+            f"node {self._names[node]} has softshards {version}, the driver has {__version__}",
+            hint="install the same version on all nodes",
+        )
+        self._refuse(actor, node, reason)
+
     def _failed(self, actor: _Actor, error: Any) -> None:
         """Handle an error that an actor raised."""
         cause = error.cause
         if isinstance(cause, EngineFailed):
             self._died(actor, cause)
-        elif isinstance(cause, SoftshardsError) and actor.what == "load" and self._others(actor):
-            err.print(f"a teacher could not start, the others continue: {cause}", style="yellow")
-            self._refused += 1
-            self._kill([actor])
-        else:
-            self._error = self._error or (cause if isinstance(cause, SoftshardsError) else error)
-            self._died(actor, None)
+            return
+        if actor.what == "load" and actor.node and isinstance(cause, SoftshardsError):
+            self._refuse(actor, actor.node, cause)
+            return
+        if actor.what == "place":
+            cause = SoftshardsError(
+                f"softshards {__version__} cannot be started on the node at {error.ip}: "
+                f"{str(cause).strip().splitlines()[-1]}",
+                hint="install the same version on all nodes",
+            )
+        self._error = self._error or (cause if isinstance(cause, SoftshardsError) else error)
+        self._died(actor, None)
 
-    def _others(self, actor: _Actor) -> bool:
-        return any(other.node is not None for other in self._actors if other is not actor)
+    def _refuse(self, actor: _Actor, node: str, reason: SoftshardsError) -> None:
+        """Place no more teachers on a node that cannot load one; end if there is no other node."""
+        self._refused[node] = reason
+        self._died(actor, None)
+        others = any(other.what != "place" for other in self._actors)
+        room = count_actors(self._usable_nodes(), self._cluster.needs)
+        if others or room or self._cluster.patience:
+            err.print(f"{self._names[node]} is left out: {reason}", style="yellow")
+        else:
+            self._error = self._error or reason
 
     def _died(self, actor: _Actor, reason: SoftshardsError | None) -> None:
         """Give up an actor; its units are handed out again when its lock is free."""
-        if actor.node is not None:
+        if actor.ready and actor.node is not None:
             self._progress.left(actor.node)
         elif reason is not None:
             self._failed_starts += 1
             self._not_before = time.monotonic() + LOOK_SECONDS * self._failed_starts
         if reason is not None:
-            where = "before it was ready" if actor.node is None else self._names[actor.node]
+            name = None if actor.node is None else self._names[actor.node]
+            where = (
+                name
+                if name and actor.ready
+                else f"before it was ready{f' on {name}' if name else ''}"
+            )
             listed = ", ".join(str(unit + 1) for unit in actor.units)
             again = f"; to be labeled again unless journaled: unit {listed}" if listed else ""
             err.print(f"lost a teacher ({where}): {reason.what}{again}", style="yellow")
@@ -316,19 +351,19 @@ class HandOut:
                 self._place.pull()
             for unit in reversed(units):
                 if finished_unit(self._place.folder, unit, self._place.sizes) is not None:
-                    self._count_done(unit)
+                    self._count_done(unit, None)
                 else:
                     self._progress.redo(unit)
                     self._queue.appendleft(unit)
 
-    def _count_done(self, unit: int | None) -> None:
+    def _count_done(self, unit: int | None, node: str | None) -> None:
         if unit is not None:
-            self._done.add(unit)
+            self._done[unit] = self._names.get(node or "", "unknown")
 
     def _close(self) -> None:
         """Let the actors free their teachers; end also those that are still loading one."""
         begun = [actor for actor in self._actors if actor.what != "place"]
-        calls = [actor.handle.close.remote() for actor in begun if actor.node is not None]
+        calls = [actor.handle.close.remote() for actor in begun if actor.ready]
         with contextlib.suppress(self._ray.exceptions.RayError):
             if calls:
                 self._ray.wait(calls, num_returns=len(calls), timeout=CLOSE_SECONDS)
@@ -357,18 +392,3 @@ def _too_often(unit: int | None, reason: SoftshardsError) -> SoftshardsError:
         or "the actor's log is in the folder of Ray's session on its node; if memory ran out, "
         "lower --max-batched-tokens or --max-sequences",
     )
-
-
-@contextlib.contextmanager
-def shared_token(place: SetPlace, prefix: str) -> Iterator[str | None]:
-    """Yield the name of a file in the set's folder by which nodes know that they share it."""
-    if place.remote is not None:
-        yield None
-        return
-    token = f"{prefix}ray-{secrets.token_hex(6)}"
-    path = place.folder / token
-    path.touch()
-    try:
-        yield token
-    finally:
-        path.unlink(missing_ok=True)

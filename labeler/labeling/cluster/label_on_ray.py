@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from labeler.console import err
-from labeler.labeling.cluster.hand_out import Cluster, HandOut, shared_token
+from labeler.labeling.cluster.hand_out import Cluster, HandOut
 from labeler.labeling.cluster.node_progress import NodeProgress
+from labeler.labeling.cluster.shared_folder import shared_token
 from labeler.labeling.cluster.teacher_actor import Job
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.placement import (
@@ -24,6 +25,7 @@ from labeler.labeling.planning.placement import (
 from labeler.labeling.runs.label_command import LabelCommand, run_label
 from labeler.labeling.runs.label_dry_run import print_plan
 from labeler.labeling.runs.label_units import count_rows
+from labeler.labeling.runs.locks import remove_abandoned_files
 from labeler.labeling.runs.stopping import Stop
 from labeler.labeling.teacher.teacher import Teacher
 from labeler.labeling.writing.set_place import SetPlace
@@ -151,4 +153,5 @@ def _label_units(
         done = HandOut(cluster, todo, job, place, stop, progress).run()
         for line in progress.lines():
             err.print(line)
+    remove_abandoned_files(place, config.rank, config.world_size)  # of actors that were killed
     return done

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labeler.labeling.cluster.shared_folder import require_shared
 from labeler.labeling.label_config import LabelConfig
 from schemas import Manifest, SoftshardsError, __version__
 
@@ -25,7 +26,6 @@ class Job:
         name: of the actor, which names its lock.
         token: name of a file that the driver wrote into the set's folder; None in a store.
         cpus: cores of the actor; spans: its GPUs are on several nodes.
-        version: of this package, in the driver.
     """
 
     config: LabelConfig
@@ -34,14 +34,12 @@ class Job:
     token: str | None
     cpus: float
     spans: bool
-    version: str = __version__
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """A teacher that is loaded: the id of its node, and how its labels leave the engine."""
+    """A teacher that is loaded, and how its labels leave the engine."""
 
-    node: str
     capture: str
 
 
@@ -56,19 +54,20 @@ class TeacherActor:
         self._open = contextlib.ExitStack()
         self._labeler: UnitLabeler | None = None
 
+    def join(self) -> tuple[str, str]:
+        """Return the id of this node and the version of this package here.
+
+        It takes and returns plain values, so that any version understands it.
+        """
+        return _node_id(), __version__
+
     def load(self, job: Job) -> Ready:
         """Check that this node sees the set and the teacher, and load the teacher.
 
         Raises:
-            SoftshardsError: it does not, another version is installed here, or the teacher cannot
-                be loaded.
+            SoftshardsError: it does not, or the teacher cannot be loaded.
         """
         node = _node_name()
-        if job.version != __version__:
-            raise SoftshardsError(
-                f"node {node} has softshards {__version__}, the driver has {job.version}",
-                hint="install the same version on all nodes",
-            )
         # Ray's own value is what the driver's machine was started with, for a Ray of our own.
         os.environ["OMP_NUM_THREADS"] = str(max(1, int(job.cpus)))
         from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
@@ -101,7 +100,7 @@ class TeacherActor:
             config = dataclasses.replace(config, engine_arg=spread)
         labeler = UnitLabeler(config, teacher, manifest, place)
         self._labeler = self._open.enter_context(labeler)
-        return Ready(node=_node_id(), capture=str(labeler.facts.settings.get("capture", "")))
+        return Ready(capture=str(labeler.facts.settings.get("capture", "")))
 
     def label(self, unit: int) -> UnitCount:
         """Label a unit; the one before it is journaled when this returns.
@@ -124,25 +123,6 @@ class TeacherActor:
     def close(self) -> None:
         """Free the teacher and the actor's lock."""
         self._open.close()
-
-
-def require_shared(out: Path, token: str, node: str) -> None:
-    """Check that the folder of the set is the driver's own, by a file that the driver wrote there.
-
-    Raises:
-        SoftshardsError: it is not.
-    """
-    try:
-        is_shared = (out / token).exists()
-    except OSError:
-        is_shared = False
-    if not is_shared:
-        raise SoftshardsError(
-            f"node {node} does not see the files that the driver writes into this folder",
-            path=out,
-            hint="use a folder on a file system that all nodes share, under the same path, or a "
-            "URL of an object store",
-        )
 
 
 def require_model(config: LabelConfig, node: str) -> None:

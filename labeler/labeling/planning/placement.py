@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from labeler.labeling.label_config import LabelConfig
@@ -145,6 +145,20 @@ def require_actors(
         hint="--ray-cpus and --ray-gpus say what one takes, --ray-actors how many there are; "
         "--ray-wait MINUTES waits for nodes to join",
     )
+
+
+def describe_shortage(
+    nodes: Sequence[ClusterNode], needs: ActorNeeds, free: Mapping[str, float]
+) -> str:
+    """Return what a teacher needs, and what is free; `free` is `ray.available_resources()`."""
+    kinds = [("GPU", sum(node.gpus for node in nodes))] if needs.gpus else []
+    kinds.append(("CPU core", sum(node.cpus for node in nodes)))
+    offers = " and ".join(
+        f"{free.get(noun.partition(' ')[0], 0.0):g} of {_count(total, noun)}"
+        for noun, total in kinds
+    )
+    where = "" if needs.spans else " on one node"
+    return f"each needs {needs}{where}; free: {offers} on {_count(len(nodes), 'node')}"
 
 
 def _parallel_ranks(config: LabelConfig) -> int:

@@ -7,17 +7,19 @@ hold between machines on the common shared file systems. In an object store they
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import filelock
 
 from labeler.console import err
-from labeler.labeling.writing.leases import LeaseTaken, hold_lease, lease_names
+from labeler.labeling.writing.leases import POLL, LeaseTaken, hold_lease, lease_names
 from labeler.labeling.writing.set_place import BUSY, SetPlace
 from schemas import SoftshardsError
 from schemas.atomic import remove_leftovers
 from schemas.file_names import is_own_shard
 from schemas.object_store import abort_uploads, delete, list_names
+from schemas.remote import Remote
 from schemas.set_paths import require_no_links
 
 SET_LOCK = ".lock"
@@ -133,11 +135,11 @@ def wait_for_actor(place: SetPlace, name: str, seconds: float) -> bool:
         Whether it can no longer write; False if that is not certain after `seconds`.
     """
     if place.remote is not None:
-        try:  # it waits until the lease has expired
-            with hold_lease(place.remote, _actor_file(name)):
-                pass
-        except LeaseTaken:
-            return False
+        until = time.monotonic() + seconds
+        while not _take_lease(place.remote, _actor_file(name)):
+            if time.monotonic() > until:
+                return False
+            time.sleep(POLL)
         delete(place.remote, list_names(place.remote, f"{_actor_file(name)}."))
         return True
     path = place.folder / _actor_file(name)
@@ -147,6 +149,15 @@ def wait_for_actor(place: SetPlace, name: str, seconds: float) -> bool:
     except filelock.Timeout:
         return False
     return True
+
+
+def _take_lease(remote: Remote, name: str) -> bool:
+    """Return whether a lease is free, or expires while this waits; it is free afterwards."""
+    try:
+        with hold_lease(remote, name):
+            return True
+    except LeaseTaken:
+        return False
 
 
 def wait_for_actors(place: SetPlace, seconds: float = 60.0) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from labeler.cli import app
-from labeler.labeling.cluster.teacher_actor import require_model, require_shared
+from labeler.labeling.cluster.shared_folder import require_seen, require_shared
+from labeler.labeling.cluster.teacher_actor import require_model
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.label_settings import RaySettings
 from labeler.labeling.planning.placement import (
@@ -20,8 +21,10 @@ from labeler.labeling.planning.placement import (
     actor_needs,
     actors_by_node,
     count_actors,
+    describe_shortage,
     require_actors,
 )
+from labeler.labeling.writing.set_place import SetPlace
 from schemas import SoftshardsError
 from schemas.flags_file import name_cluster
 from schemas.ray_cluster import ray_cluster
@@ -92,6 +95,26 @@ def test_more_teachers_than_fit_are_refused_unless_nodes_may_join() -> None:
 
 
 @pytest.mark.parametrize(
+    ("needs", "free", "told"),
+    [
+        (
+            ActorNeeds(cpus=4, gpus=0),
+            {"CPU": 3.0, "memory": 1e9},
+            "each needs 4 CPU cores on one node; free: 3 of 105 CPU cores on 3 nodes",
+        ),
+        (
+            ActorNeeds(cpus=1, gpus=0.5),
+            {"CPU": 1.0},
+            "each needs 0.5 GPUs and 1 CPU core on one node; free: 0 of 9 GPUs and 1 of 105 CPU "
+            "cores on 3 nodes",
+        ),
+    ],
+)
+def test_what_is_missing_is_said(needs: ActorNeeds, free: dict[str, float], told: str) -> None:
+    assert describe_shortage([HEAD, ONE, node("b", 97, 8)], needs, free) == told
+
+
+@pytest.mark.parametrize(
     ("flags", "told"),
     [
         ({"ray_actors": 2}, "--ray-actors needs --ray"),
@@ -144,6 +167,13 @@ def test_a_node_that_does_not_share_the_folder_is_named(tmp_path: Path) -> None:
     told = "node node-a does not see the files that the driver writes"
     with pytest.raises(SoftshardsError, match=told):
         require_shared(tmp_path / "elsewhere", "token", "node-a")
+
+
+def test_units_that_the_driver_does_not_see_are_named_with_their_node(tmp_path: Path) -> None:
+    require_seen(SetPlace(tmp_path), {}, 0)
+    told = "node b, c journaled units that are not here: 3, 4"
+    with pytest.raises(SoftshardsError, match=told):
+        require_seen(SetPlace(tmp_path), {2: "c", 3: "b"}, 0)
 
 
 def test_a_node_without_the_teacher_is_named(settings: Callable[..., LabelConfig]) -> None:
