@@ -79,6 +79,7 @@ def append(
             "plan": plan,
             "planned_units": manifest.planned_units + planned.units,
             "index_pages": (),
+            "hidden_pages": None,
             "totals": None,
         }
     appended = manifest.model_copy(update=changes)

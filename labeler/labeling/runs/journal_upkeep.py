@@ -7,22 +7,22 @@ from collections.abc import Iterable
 from labeler.console import err
 from labeler.labeling.runs.locks import set_lock
 from labeler.labeling.writing.set_place import SetPlace
-from schemas.file_names import BATCH, shard_name
+from schemas.file_names import BATCH
 from schemas.journal import compact_journal, forget_unit, read_entry
 
 
 def forget_lost_units(place: SetPlace, todo: Iterable[int]) -> None:
-    """Delete the entries of units whose shard is missing or cut off, before they are redone.
+    """Delete the entries of units that lost a file, or a part of one, before they are redone.
 
     Raises:
         LabelSetError: an entry was altered.
     """
-    lost = [unit for unit in todo if read_entry(place.folder, unit) is not None]
+    lost = {unit: entry for unit in todo if (entry := read_entry(place.folder, unit)) is not None}
     if not lost:
         return
-    for unit in lost:
-        shard = f"{place.name}/{shard_name(unit)}"
-        err.print(f"{shard} is missing or truncated: unit {unit} is made again")
+    for unit, entry in lost.items():
+        files = " or ".join(f"{place.name}/{name}" for name in entry.files)
+        err.print(f"{files} is missing or truncated: unit {unit} is made again")
     with set_lock(place, "delete entries"):
         for unit in lost:
             forget_unit(place.folder, unit)

@@ -8,12 +8,12 @@ from pathlib import Path
 from schemas import Manifest
 from schemas.file_names import JOURNAL, is_plan_rejects
 from schemas.fingerprint import sha256_file
+from schemas.hidden_reader import content_digest
 from schemas.index import read_index, write_index
 from schemas.journal import UnitEntry, compact_journal, finished_unit
 from schemas.ledger import LedgerSums, write_ledger
 from schemas.manifest import FileDigest, Totals, read_manifest, write_manifest
 from schemas.set_paths import set_file
-from schemas.version import FORMAT_VERSION
 
 
 def close(
@@ -46,11 +46,17 @@ def finalize(out: Path, manifest: Manifest, sizes: Mapping[str, int] | None = No
     compact_journal(out, manifest.planned_units)
     sums = _Sums(sizes)
     pages = write_index(out, sums.over(out, manifest))
+    hidden: tuple[FileDigest, ...] = ()
+    if manifest.states is not None:
+        hidden = write_index(out, _Sums(sizes).over(out, manifest), hidden=True)
     changes = {
         "status": "complete",
-        "format_version": FORMAT_VERSION,
+        "format_version": manifest.written_version,
         "index_pages": pages,
-        "content_digest": read_index(out, pages).digest,
+        "hidden_pages": hidden or None,
+        "content_digest": content_digest(
+            read_index(out, pages), read_index(out, hidden, hidden=True)
+        ),
         "totals": sums.totals(manifest),
         "plan_rejects": _plan_rejects(out),
     }
@@ -72,7 +78,7 @@ def _plan_rejects(out: Path) -> tuple[FileDigest, ...]:
 
 def _is_closed(out: Path, manifest: Manifest) -> bool:
     """Return whether a set is complete and its index exists."""
-    pages = manifest.index_pages
+    pages = (*manifest.index_pages, *(manifest.hidden_pages or ()))
     return manifest.status == "complete" and all((out / page.path).is_file() for page in pages)
 
 
@@ -81,7 +87,7 @@ class _Sums:
 
     def __init__(self, sizes: Mapping[str, int] | None) -> None:
         self._sizes = sizes
-        names = ("units", "rows", "tokens", "labels", "rejects", "bytes")
+        names = ("units", "rows", "tokens", "labels", "rejects", "bytes", "hidden_bytes")
         self._sums = dict.fromkeys(names, 0)
         self.costs = LedgerSums()
 
@@ -93,10 +99,13 @@ class _Sums:
                 self._sums["units"] += 1
                 for name in ("rows", "tokens", "labels", "rejects", "bytes"):
                     self._sums[name] += getattr(entry, name)
+                if entry.hidden is not None:
+                    self._sums["hidden_bytes"] += entry.hidden.bytes
                 self.costs.add(entry)
                 yield entry
 
     def totals(self, manifest: Manifest) -> Totals:
         """Return the sums for the manifest; its rejects are the plan's and the units'."""
         rejects = self._sums["rejects"] + manifest.provenance.get("plan_rejects", 0)
-        return Totals(**self._sums | {"rejects": rejects})
+        hidden = None if manifest.states is None else self._sums["hidden_bytes"]
+        return Totals(**self._sums | {"rejects": rejects, "hidden_bytes": hidden})
