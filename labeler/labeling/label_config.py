@@ -36,6 +36,8 @@ POSITIVE = (
 )
 SMALLEST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to it, or takes them for 0."""
+SMALLEST_STATE_KL = 1e-5
+"""Thirty times that of float16; smaller ones are lost in the rounding of float32."""
 SHARES = ("max_reject_share", "top_p_labels", "top_p", "min_p")
 
 
@@ -121,8 +123,11 @@ class LabelConfig(
                 f"--states is {self.states!r}; it must be `final`, numbers of layers, or several of "
                 "them with commas: `final,12`"
             )
-        if not 0 <= self.state_kl < math.inf:
-            raise SoftshardsError(f"--state-kl is {self.state_kl}; it must be 0 or more")
+        if not (self.state_kl == 0 or SMALLEST_STATE_KL <= self.state_kl < math.inf):
+            raise SoftshardsError(
+                f"--state-kl is {self.state_kl:g}; it must be 0 or at least {SMALLEST_STATE_KL:g}",
+                hint="0 stores float16, whose error is smaller than that",
+            )
         if self.engine == "served" or self.capture == "public":
             raise SoftshardsError(
                 "--states needs what the teacher computes inside, which neither a server nor "

@@ -107,9 +107,30 @@ def fit_states(head: OutputHead, sample: NDArray[np.floating], *, kl: float) -> 
     basis = with_step(fit_basis(fitted, of_fitted), fitted, kl)
     for _ in range(PASSES):
         found = kl_left(head, other, basis.states(basis.codes(other))).mean()
-        basis = replace(basis, step=basis.step * float(np.sqrt(kl / found)))
+        grown = float(np.sqrt(kl / max(found, kl / 16)))  # rounding may make the KL of no error < 0
+        basis = replace(basis, step=basis.step * grown)
     whole = (of_fitted * len(fitted) + fisher(head, other) * len(other)) / len(sample)
     return replace(fit_basis(sample, whole), step=basis.step)
+
+
+def fit_layer(sample: NDArray[np.floating], *, share: float) -> StateBasis:
+    """Fit the basis of `states/2` for a layer, which no head reads.
+
+    Every direction counts alike, so the axes are plain principal axes. The step is chosen so that
+    the mean squared error is `share` of the median squared distance from the mean: of the mean of
+    these, a few tokens (often the first of a sequence) can be nearly all.
+
+    Args:
+        sample: [n, d], of a set's states.
+        share: of the variance of a usual state that the codec may cost.
+
+    Raises:
+        ValueError: a state is not finite, or no step costs this share.
+    """
+    apart = np.square(sample - sample.mean(0, dtype=np.float64)).sum(1)
+    # The codec takes half the squared error in coordinates for the cost.
+    weights = np.eye(sample.shape[1]) * (2 / max(np.median(apart), np.finfo(np.float32).tiny))
+    return with_step(fit_basis(sample, weights), sample, share)
 
 
 def _parts(head: OutputHead, states: NDArray[np.floating]) -> Iterator[Tensor]:

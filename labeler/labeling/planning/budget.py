@@ -14,6 +14,9 @@ BYTES_PER_DRAW = 0.6
 """Bytes per drawn id: many are drawn more than once."""
 BYTES_PER_POSITION = 8.0
 """Bytes per position beside them: tail, actual token, spans, text."""
+STATES_SAMPLE = 8
+"""Hidden states per dimension that bases are fitted to and measured on, a quarter for the latter.
+A basis takes the bytes of four float16 states per dimension: smaller sets would gain nothing."""
 UNIT_BYTES = 1 << 30
 """Memory for the ids and logprobs of one unit."""
 
@@ -22,6 +25,11 @@ def estimate_bytes(labels: int, *, k: int, draws: int, codec: Literal["plain", "
     """Estimate the bytes that `labels` label positions take on disk."""
     ids = k * BYTES_PER_LOGPROB[codec] + draws * BYTES_PER_DRAW
     return int(labels * (ids + BYTES_PER_POSITION))
+
+
+def fits_states_codec(labels: int, width: int | None) -> bool:
+    """Return whether so many labels are enough for the codec `states/2` at this width."""
+    return width is None or labels >= STATES_SAMPLE * width
 
 
 def free_bytes(out: Path) -> int:
@@ -49,9 +57,14 @@ def require_space(needed: int, out: Path) -> None:
         )
 
 
-def labels_per_unit(unit_labels: int, k: int) -> int:
-    """Return `unit_labels`, or fewer where that many labels of `k` ids would not fit in memory.
+def labels_per_unit(unit_labels: int, k: int, states: int = 0) -> int:
+    """Return `unit_labels`, or fewer where that many labels would not fit in memory.
 
     A unit's labels are in memory twice: one unit is labeled while another is written.
+
+    Args:
+        unit_labels: as asked for.
+        k: ids per label.
+        states: numbers in the hidden states of a label.
     """
-    return max(1, min(unit_labels, UNIT_BYTES // (8 * k)))
+    return max(1, min(unit_labels, UNIT_BYTES // (8 * k + 4 * states)))

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,7 @@ from labeler.labeling.writing.shard_writer import write_unit
 from schemas import Manifest, SoftshardsError, __version__
 from schemas.os_errors import explain_full_disk
 from schemas.plan import open_plan, read_unit
+from schemas.state_codec import StateBasis
 
 FEW_REJECTS = 10
 """Minimum rejects before their share can end a run."""
@@ -120,6 +121,16 @@ class UnitLabeler:
 
         err.print(f"loading the teacher {teacher.path} into {config.engine}")
         self._session = EngineSession(load, step)
+        self._bases: dict[str, StateBasis] = {}
+        if identity.states is not None:
+            from labeler.labeling.runs.prepare_states import prepare_states, read_bases  # torch
+
+            try:
+                self._manifest = prepare_states(self._session, config, manifest, place)
+                self._bases = read_bases(place.folder, self._manifest)
+            except BaseException:
+                self._session.close()
+                raise
         self._writer = BackgroundWriter()
 
     @property
@@ -159,7 +170,13 @@ class UnitLabeler:
         )
         self._writer.submit(
             functools.partial(
-                _write, unit_labels, config, self._teacher, self._manifest, self._place
+                _write,
+                unit_labels,
+                config,
+                self._teacher,
+                self._manifest,
+                self._place,
+                self._bases,
             )
         )
         labels = sum(len(row.labels) for row in labeled)
@@ -197,7 +214,12 @@ class _LabeledUnit:
 
 
 def _write(
-    unit: _LabeledUnit, config: LabelConfig, teacher: Teacher, manifest: Manifest, place: SetPlace
+    unit: _LabeledUnit,
+    config: LabelConfig,
+    teacher: Teacher,
+    manifest: Manifest,
+    place: SetPlace,
+    bases: Mapping[str, StateBasis],
 ) -> None:
     labeled = unit.labeled
     if config.top_p_labels < 1:
@@ -219,6 +241,8 @@ def _write(
             row_group_labels=config.row_group_labels,
             provenance=unit.provenance,
             codec=manifest.codec,
+            states=manifest.states,
+            bases=bases,
         )
     place.publish_unit(unit.unit)
     compact_after(place, unit.unit, stride=config.world_size, planned_units=manifest.planned_units)

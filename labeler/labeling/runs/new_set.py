@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from labeler.console import err
 from labeler.labeling.inputs.find_inputs import Input
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning.budget import estimate_bytes, require_space
+from labeler.labeling.planning.budget import (
+    STATES_SAMPLE,
+    estimate_bytes,
+    fits_states_codec,
+    require_space,
+)
 from labeler.labeling.planning.cut import Planned
 from labeler.labeling.planning.engine_memory import step_tokens
 from labeler.labeling.runs.plan_input import plan_input, report_rejects, require_parents
@@ -21,7 +27,7 @@ from schemas.journal import plan_rejects_path, write_rejects
 from schemas.manifest import write_manifest
 from schemas.plan import PLAN, write_plan
 from schemas.urls import is_url
-from schemas.version import CODECS
+from schemas.version import CODECS, FORMAT_VERSION, STATES_1, STATES_2, STATES_FORMAT_VERSION
 
 SPOOL = f"{TMP_PREFIX}plan.sqlite"
 
@@ -52,6 +58,7 @@ def new_set(
             identity = identity.model_copy(update={"chat_template": None})
         if teacher.clock is None or not teacher.clock.used:
             identity = identity.model_copy(update={"template_time": None})
+        identity = _with_codec_of_states(identity, planned, teacher)
         require_room_for(planned, config, identity.k)
         rejects = map(vars, planned.all_rejects())
         write_rejects(plan_rejects_path(config.folder, PLAN), rejects)
@@ -59,6 +66,7 @@ def new_set(
     report_rejects(planned.rejects, config.out)
     manifest = Manifest(
         codec=CODECS[config.codec],
+        format_version=FORMAT_VERSION if identity.states is None else STATES_FORMAT_VERSION,
         status="running",
         identity=identity,
         identity_digest=identity.digest,
@@ -83,6 +91,19 @@ def new_set(
     )
     write_manifest(config.folder, manifest)
     return manifest
+
+
+def _with_codec_of_states(identity: Identity, planned: Planned, teacher: Teacher) -> Identity:
+    """Return the identity with float16 for hidden states where a set is too small for a basis."""
+    if identity.states is None or fits_states_codec(planned.n_labels, teacher.width):
+        return identity
+    layers, _, codec = identity.states.partition(" ")
+    if codec == STATES_2:
+        err.print(
+            f"{planned.n_labels:,} labels are too few for the codec of hidden states, which needs "
+            f"{STATES_SAMPLE * (teacher.width or 0):,}: they are stored as float16"
+        )
+    return identity.model_copy(update={"states": f"{layers} {STATES_1}"})
 
 
 def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:

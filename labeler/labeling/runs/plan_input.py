@@ -46,7 +46,9 @@ def plan_input(
     """
     rules = Rules(
         seed=config.seed,
-        unit_labels=labels_per_unit(config.unit_labels, k),
+        unit_labels=labels_per_unit(
+            config.unit_labels, k, len(config.state_layers) * (teacher.width or 0)
+        ),
         strict=config.strict,
         max_reject_share=config.max_reject_share,
     )

@@ -62,6 +62,9 @@ def require_same_teacher(
     """
     if manifest.identity.chat_template is None and not templated:
         identity = identity.model_copy(update={"chat_template": None})
+    ours, theirs = (i.states and i.states.partition(" ")[0] for i in (identity, manifest.identity))
+    if ours == theirs:  # the codec was chosen when the set was planned
+        identity = identity.model_copy(update={"states": manifest.identity.states})
     hint = "label into another folder, or pass the settings that the set was made with"
     require_same_identity(identity, manifest.identity, path=out, hint=hint)
 

@@ -34,6 +34,7 @@ class CheckpointFacts(BaseModel):
     Attributes:
         context: None if the configuration names none.
         stop_ids: without `unknown_stop_ids`, those beyond the tokenizer's ids.
+        layers: number of decoder layers; width: of a hidden state; None where it is not named.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -44,6 +45,8 @@ class CheckpointFacts(BaseModel):
     stop_ids: tuple[int, ...]
     unknown_stop_ids: tuple[int, ...]
     chat_template: ChatTemplate | None
+    layers: int | None
+    width: int | None
 
 
 def remembered_facts(path: Path, read: Callable[[], CheckpointFacts]) -> CheckpointFacts:

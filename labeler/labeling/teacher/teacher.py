@@ -54,6 +54,7 @@ class Teacher:
         source: where the folder comes from, if `--model` named it in another way.
         clock: the time that the chat template prints; by default now.
         renderer: renders chat templates under limits; None: as a part of this process.
+        layers: number of decoder layers; width: of a hidden state; None where it is not known.
     """
 
     path: Path
@@ -67,6 +68,8 @@ class Teacher:
     trust_code: bool = False
     clock: TemplateClock | None = None
     renderer: LimitedTemplates | None = None
+    layers: int | None = None
+    width: int | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -207,6 +210,8 @@ def open_teacher(
         dtype=facts.dtype,
         stop_ids=facts.stop_ids,
         trust_code=trust_code,
+        layers=facts.layers,
+        width=facts.width,
     )
 
 
@@ -224,6 +229,8 @@ def _read_facts(path: Path, tokenizer: Any, trust_code: bool) -> CheckpointFacts
             stop_ids=tuple(sorted(stop_ids - unknown)),
             unknown_stop_ids=tuple(sorted(unknown)),
             chat_template=tokenizer.chat_template,
+            layers=getattr(config.get_text_config(), "num_hidden_layers", None),
+            width=getattr(config.get_text_config(), "hidden_size", None),
         )
 
 

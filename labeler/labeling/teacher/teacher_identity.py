@@ -12,7 +12,9 @@ from labeler.labeling.label_settings import recorded_settings
 from labeler.labeling.teacher.engine_args import identity_arguments
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, SoftshardsError
+from schemas.file_names import FINAL
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
+from schemas.version import STATES_1, STATES_2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ def teacher_identity(teacher: Teacher, config: LabelConfig, weights: Weights) ->
     settings["dtype"] = dtype
     settings["head_dtype"] = "float32" if config.head_dtype == "float32" else dtype
     settings["k"] = min(config.k, teacher.vocab_size, weights.max_logprobs or teacher.vocab_size)
+    if config.state_layers:
+        settings["states"] = _states(teacher, config)
     rendering = recorded_settings(config, "rendering")
     if "student_drop" in rendering:
         rendering["student_drop"] = sorted(set(config.student_drop))
@@ -79,3 +83,21 @@ def teacher_identity(teacher: Teacher, config: LabelConfig, weights: Weights) ->
         rendering=rendering or None,
         engine_args=identity_arguments(config.engine_arg),
     )
+
+
+def _states(teacher: Teacher, config: LabelConfig) -> str:
+    """Return the layers and the codec of the hidden states to store.
+
+    Raises:
+        SoftshardsError: the teacher has no such layer.
+    """
+    for name in config.state_layers:
+        number = name.removeprefix("layer_")
+        if name != FINAL and teacher.layers is not None and int(number) >= teacher.layers:
+            raise SoftshardsError(
+                f"--states names layer {number}; the teacher's are 0 to {teacher.layers - 1}",
+                path=teacher.path,
+                hint="`final` is the last layer's output after the final norm",
+            )
+    codec = STATES_2 if config.state_kl else STATES_1
+    return f"{','.join(config.state_layers)} {codec}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,12 @@ from labeler.labeling.planning.planned_row import PlannedRow, SpanFields
 from schemas import PAD_ID, Identity, bucketed_entropy, encode
 from schemas.arrow import row_schema
 from schemas.compact import frequency_order
-from schemas.file_names import shard_name
+from schemas.file_names import hidden_name, shard_name
+from schemas.hidden_part import HIDDEN_KEYS, hidden_table, write_hidden
 from schemas.journal import UnitEntry, journal_unit
+from schemas.manifest import StatesRecord
 from schemas.shard import write_shard
+from schemas.state_codec import StateBasis
 from schemas.version import COMPACT_1, PLAIN_1
 
 
@@ -34,8 +37,10 @@ def write_unit(
     row_group_labels: int,
     provenance: dict[str, object],
     codec: str = PLAIN_1,
+    states: StatesRecord | None = None,
+    bases: Mapping[str, StateBasis] | None = None,
 ) -> UnitEntry:
-    """Write a unit's shard and rejects, then journal it.
+    """Write a unit's shard, its hidden states and its rejects, then journal it.
 
     Args:
         out: the label set's folder.
@@ -49,25 +54,53 @@ def write_unit(
         row_group_labels: labels per row group.
         provenance: further facts for the journal.
         codec: of the shard.
+        states: the record of the set's hidden states, if `labeled` has any; bases: of each layer.
 
     Returns:
         The journal entry, already on disk.
     """
     schema = row_schema(identity.vocab_size)
-    stretches = _row_groups(labeled, row_group_labels)
-    tables = (_table(planned, labeled[s], texts[s], schema, identity.vocab_size) for s in stretches)
+    stretches = list(_row_groups(labeled, row_group_labels))
+    keys: list[pa.Table] = []
+
+    def tables() -> Iterator[pa.Table]:
+        for rows in stretches:
+            table = _table(planned, labeled[rows], texts[rows], schema, identity.vocab_size)
+            keys.append(table.select(HIDDEN_KEYS))
+            yield table
+
     groups, footer = write_shard(
         out / shard_name(unit),
-        tables,
+        tables(),
         identity=identity,
         unit=unit,
         tail_source=facts.tail_source,
         entropy_source=facts.entropy_source,
         order=_order(labeled) if codec == COMPACT_1 else None,
     )
+    hidden = None
+    if states is not None:
+        parts = zip(keys, stretches, strict=True)
+        hidden = write_hidden(
+            out / hidden_name(unit),
+            (hidden_table(k, _states(labeled[rows]), states, bases or {}) for k, rows in parts),
+            states=states,
+            identity_digest=identity.digest,
+            unit=unit,
+        )
     return journal_unit(
-        out, unit, groups, footer, rejects=[vars(r) for r in rejects], provenance=provenance
+        out,
+        unit,
+        groups,
+        footer,
+        rejects=[vars(r) for r in rejects],
+        provenance=provenance,
+        hidden=hidden,
     )
+
+
+def _states(rows: list[Labeled]) -> list[NDArray[np.floating]]:
+    return [row.labels.states for row in rows if row.labels.states is not None]
 
 
 def _order(labeled: list[Labeled]) -> NDArray[np.int32]:

@@ -1,0 +1,190 @@
+"""The teacher's head and the bases of a set's hidden states: made once, before its first unit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from labeler.console import err
+from labeler.labeling.engines.engine import Request
+from labeler.labeling.engines.fit_states import OutputHead, fit_layer, fit_states, kl_left
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.planning.budget import STATES_SAMPLE
+from labeler.labeling.planning.planned_row import PlannedRow
+from labeler.labeling.runs.engine_session import EngineSession
+from labeler.labeling.runs.locks import set_lock
+from labeler.labeling.runs.unit_requests import unit_requests
+from labeler.labeling.writing.set_place import SetPlace
+from schemas import Manifest, SoftshardsError
+from schemas.atomic import atomic_path
+from schemas.file_names import FINAL, HEAD_FILE
+from schemas.fingerprint import sha256_file
+from schemas.manifest import FileDigest, StatesRecord, read_manifest, write_manifest
+from schemas.plan import open_plan, read_unit
+from schemas.state_codec import StateBasis
+from schemas.stored_head import HeadFacts, read_basis, write_basis
+from schemas.version import STATES_1
+
+STEP = 8
+"""Rows that are labeled at a time until the sample is large enough."""
+GPU_SPARE = 1 << 30
+"""Bytes of a GPU's memory to leave free beside the head."""
+
+States = NDArray[np.float32]
+
+
+def prepare_states(
+    session: EngineSession, config: LabelConfig, manifest: Manifest, place: SetPlace
+) -> Manifest:
+    """Return a manifest with the record of its hidden states.
+
+    The first process that comes here writes head and bases; the others wait for it.
+
+    Args:
+        session: a loaded teacher.
+        config: all settings.
+        manifest: of the set.
+        place: the set's place.
+
+    Raises:
+        SoftshardsError: the teacher's head cannot be exported, or no basis fits the sample.
+    """
+    with set_lock(place, "fit the codec of hidden states"):
+        known = read_manifest(place.folder)
+        if known.states is None:
+            record = _write_files(session, config, manifest, place)
+            write_manifest(place.folder, known.model_copy(update={"states": record}))
+            place.publish()
+            known = known.model_copy(update={"states": record})
+    return manifest.model_copy(update={"states": known.states})
+
+
+def read_bases(folder: Path, manifest: Manifest) -> dict[str, StateBasis]:
+    """Return the bases of a set's layers; none where states are stored without.
+
+    Raises:
+        LabelSetError: one is missing or altered.
+    """
+    assert manifest.states is not None, "the set has hidden states"
+    found = {layer: read_basis(folder, manifest, layer) for layer in manifest.states.layers}
+    return {layer: basis for layer, basis in found.items() if basis is not None}
+
+
+def _write_files(
+    session: EngineSession, config: LabelConfig, manifest: Manifest, place: SetPlace
+) -> StatesRecord:
+    text = manifest.identity.states
+    assert text is not None, "the caller checked"
+    layers, codec = tuple(text.partition(" ")[0].split(",")), text.partition(" ")[2]
+    vocab_size, files = manifest.identity.vocab_size, []
+    head = None
+    if FINAL in layers:
+        head = session.engine.output_head()
+        if len(head.weight) < vocab_size:
+            raise SoftshardsError(
+                f"the teacher's head has {len(head.weight)} rows, its tokenizer {vocab_size} ids",
+                path=config.model,
+            )
+        files.append(_write_head(head, vocab_size, place))
+    samples = _samples(session, config, open_plan(place.folder, manifest.plan))
+    if codec == STATES_1:
+        dimensions = next(samples).shape[2]
+        return StatesRecord(layers=layers, codec="states/1", dimensions=dimensions, files=(*files,))
+    states = _enough(samples)
+    fitted, held_out = np.split(states, [len(states) * 3 // 4])
+    err.print(f"fitting the codec of hidden states to {len(fitted):,} positions of the set")
+    left = None
+    for number, layer in enumerate(layers):
+        try:
+            if layer == FINAL and head is not None:
+                real = _for_fitting(head, vocab_size)
+                basis = fit_states(real, fitted[:, number], kl=config.state_kl)
+                left = _mean_kl(real, basis, held_out[:, number])
+            else:
+                basis = fit_layer(fitted[:, number], share=config.state_kl)
+        except ValueError as error:
+            raise SoftshardsError(
+                f"the codec of the hidden states {layer} cannot be fitted: {error}",
+                path=place.name,
+                hint="pass another --state-kl, or 0 to store float16",
+            ) from error
+        files.append(write_basis(place.folder, layer, basis))
+    if left is not None:
+        err.print(f"hidden states: mean KL {left:.2g} on {len(held_out):,} further positions")
+    return StatesRecord(
+        layers=layers,
+        codec="states/2",
+        dimensions=states.shape[2],
+        files=(*files,),
+        kl_asked=config.state_kl,
+        kl_measured=left,
+        positions_measured=None if left is None else len(held_out),
+    )
+
+
+def _samples(session: EngineSession, config: LabelConfig, plan: pq.ParquetFile) -> Iterator[States]:
+    """Yield the states [n, layers, d] of rows of the plan, in the order of a seed."""
+    samples = config.samples if config.mode == "generate" else 1
+    for unit in range(plan.metadata.num_row_groups):
+        rows: list[PlannedRow] = read_unit(plan, unit).to_pylist()
+        requests = unit_requests(rows, seed=config.seed, samples=samples)
+        order = np.random.default_rng(config.seed).permutation(len(requests))
+        for start in range(0, len(order), STEP):
+            some: list[Request] = [requests[i] for i in order[start : start + STEP]]
+            labeled, _ = session.label(some, lambda _: None)
+            for row in sorted(labeled, key=lambda row: (row.request.index, row.request.sample)):
+                assert row.labels.states is not None, "the engine was asked for them"
+                yield row.labels.states
+    raise SoftshardsError(
+        "no row could be labeled, or all of them together are too few for the codec of hidden "
+        "states",
+        hint="pass --state-kl 0, which stores float16; --limit 10 --engine transformers shows what "
+        "a teacher answers",
+    )
+
+
+def _enough(samples: Iterator[States]) -> States:
+    parts: list[States] = []
+    found, wanted = 0, 1
+    while found < wanted:
+        parts.append(next(samples))
+        found += len(parts[-1])
+        wanted = STATES_SAMPLE * parts[-1].shape[2]
+    return np.concatenate(parts)
+
+
+def _mean_kl(head: OutputHead, basis: StateBasis, states: States) -> float:
+    return float(kl_left(head, states, basis.states(basis.codes(states))).mean())
+
+
+def _write_head(head: OutputHead, vocab_size: int, place: SetPlace) -> FileDigest:
+    from safetensors.torch import save_file
+
+    facts = HeadFacts(scale=head.scale, softcap=head.softcap, valid_vocab=vocab_size)
+    tensors = {"weight": head.weight.contiguous()}
+    if head.bias is not None:
+        tensors["bias"] = head.bias.contiguous()
+    path = place.folder / HEAD_FILE
+    with atomic_path(path) as tmp:
+        save_file(tensors, tmp, metadata=facts.metadata)
+    return FileDigest(path=HEAD_FILE, sha256=sha256_file(path))
+
+
+def _for_fitting(head: OutputHead, vocab_size: int) -> OutputHead:
+    """Return the head of the real ids in float32, on a GPU that has room for it."""
+    weight, bias = head.weight[:vocab_size], head.bias
+    device = "cpu"
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        device = "cuda" if free > 8 * weight.numel() + GPU_SPARE else "cpu"
+    return dataclasses.replace(
+        head,
+        weight=weight.to(device, torch.float32),
+        bias=None if bias is None else bias[:vocab_size].to(device, torch.float32),
+    )
