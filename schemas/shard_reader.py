@@ -25,6 +25,7 @@ from schemas.arrow_lists import list_offsets, one_array
 from schemas.errors import LabelSetError
 from schemas.file_names import HIDDEN, is_state_column
 from schemas.fingerprint import sha256_bytes
+from schemas.hidden_part import RESTORE
 from schemas.journal import ByteRange
 from schemas.json_values import parse_object
 from schemas.manifest import Manifest
@@ -392,9 +393,10 @@ def as_damage_error(group: RowGroup, path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        of_states = group.shard.startswith(f"{HIDDEN}/")
-        what = "the hidden states are missing" if of_states else "the shard is missing"
-        raise damaged(what, path) from error
+        if group.shard.startswith(f"{HIDDEN}/"):
+            what = "the hidden states are missing"
+            raise LabelSetError(what, path=path, hint=RESTORE) from error
+        raise damaged("the shard is missing", path) from error
     except (ValueError, OSError, pa.ArrowException, MemoryError) as error:
         cannot = " (or it cannot be read)" if is_url(path) else ""
         raise damaged(f"row group {group.index} was altered{cannot}: {error}", path) from error
