@@ -17,7 +17,7 @@ from schemas.fingerprint import sha256_bytes, tokenizer_digest
 from schemas.hidden_reader import HiddenReader, content_digest, copy_named
 from schemas.index import index_entries, read_index
 from schemas.journal import UnitEntry, read_entries, read_entry
-from schemas.manifest import Manifest, StatesRecord, read_manifest
+from schemas.manifest import FileDigest, Manifest, StatesRecord, read_manifest
 from schemas.redact import redacted
 from schemas.remote import Remote, is_url
 from schemas.remote_metadata import copy_entry, copy_journal, copy_metadata, copy_view
@@ -26,7 +26,7 @@ from schemas.row_groups import RowGroups
 from schemas.set_paths import set_file
 from schemas.shard_reader import ShardReader
 from schemas.state_codec import StateBasis
-from schemas.stored_head import StoredHead, read_basis, read_head
+from schemas.stored_head import StoredHead, checked_file, read_basis, read_head
 from schemas.view import VIEW_SUFFIX, View, read_view, view_target
 
 
@@ -74,7 +74,7 @@ class LabelSet:
         Raises:
             LabelSetError: the set has none, or it is missing, altered, or does not fit the set.
         """
-        self._copy_from_url(HEAD_FILE)
+        self._bring(HEAD_FILE)
         return read_head(self.path, self.manifest)
 
     @property
@@ -88,10 +88,19 @@ class LabelSet:
         Raises:
             LabelSetError: it is missing, altered, or does not fit the set.
         """
-        self._copy_from_url(basis_name(layer))
+        self._bring(basis_name(layer))
         return read_basis(self.path, self.manifest, layer)
 
-    def _copy_from_url(self, name: str) -> None:
+    def state_file(self, file: FileDigest) -> Path:
+        """Return the path of a file of the hidden states, copied from a URL at need, and checked.
+
+        Raises:
+            LabelSetError: it is missing or altered.
+        """
+        self._bring(file.path)
+        return checked_file(self.path, file)
+
+    def _bring(self, name: str) -> None:
         """Copy a file of the hidden states, if the set is behind a URL and the copy lacks it."""
         if self.remote is not None and self.states is not None and self.states.file(name):
             copy_named(self.remote, [name], self.path)
