@@ -24,6 +24,10 @@ from schemas.version import SHARD_VERSION
 
 HIDDEN_KEYS = ("id", "chunk", "sample", "n_labels")
 """Columns that tie a row of states to the row of the shard."""
+RESTORE = (
+    "restore it from a copy of the set; `labeler convert --drop-states` writes the labels without "
+    "hidden states"
+)
 
 
 def state_columns(layers: Iterable[str]) -> list[str]:

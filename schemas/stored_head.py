@@ -21,6 +21,7 @@ from schemas.atomic import write_atomic
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import HEAD_FILE, basis_name
 from schemas.fingerprint import sha256_file
+from schemas.hidden_part import RESTORE
 from schemas.manifest import FileDigest, Manifest, Model
 from schemas.set_paths import set_file
 from schemas.size_limits import LARGEST_VOCABULARY
@@ -31,7 +32,6 @@ METADATA_KEY = "softshards"
 CHUNK_BYTES = 1 << 25
 """Weights that are checked or multiplied at a time, as float32."""
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-MISSING = "restore it from a copy of the set; `labeler convert --drop-states` leaves states out"
 
 
 class HeadFacts(Model):
@@ -116,7 +116,7 @@ def read_basis(directory: Path, manifest: Manifest, layer: str) -> StateBasis | 
     if states is None or file is None:
         return None
     d = states.dimensions
-    path = _checked(directory, file)
+    path = checked_file(directory, file)
     try:
         tensors, _ = _open(path)
         shapes = {"mean": (d,), "analysis": (d, d), "synthesis": (d, d), "step": (1,)}
@@ -144,7 +144,7 @@ def read_head(directory: Path, manifest: Manifest) -> StoredHead:
     file = None if states is None else states.file(HEAD_FILE)
     if states is None or file is None:
         raise LabelSetError("the set has no teacher's head", path=directory)
-    path = _checked(directory, file)
+    path = checked_file(directory, file)
     try:
         return _head(path, states.dimensions, manifest.identity.vocab_size)
     except (ValueError, OSError) as error:
@@ -179,7 +179,7 @@ def _head(path: Path, dimensions: int, vocab_size: int) -> StoredHead:
     return head
 
 
-def _checked(directory: Path, file: FileDigest) -> Path:
+def checked_file(directory: Path, file: FileDigest) -> Path:
     """Return the path of a file of the set after comparing its digest.
 
     Raises:
@@ -187,9 +187,9 @@ def _checked(directory: Path, file: FileDigest) -> Path:
     """
     path = set_file(directory, file.path)
     if not path.is_file():
-        raise LabelSetError("a file of the hidden states is missing", path=path, hint=MISSING)
+        raise LabelSetError("a file of the hidden states is missing", path=path, hint=RESTORE)
     if sha256_file(path) != file.sha256:
-        raise LabelSetError("a file of the hidden states was altered", path=path, hint=MISSING)
+        raise LabelSetError("a file of the hidden states was altered", path=path, hint=RESTORE)
     return path
 
 

@@ -22,7 +22,13 @@ def run_convert(config: ConvertConfig) -> int:
     labels = open_label_set(config.labels)
     with open_place(config.out) as place:
         target = place.name
-        manifest = recode([labels], place, codec=CODECS[config.codec], how="convert")
+        manifest = recode(
+            [labels],
+            place,
+            codec=CODECS[config.codec],
+            how="convert",
+            drop_states=config.drop_states,
+        )
         entries = read_entries(place.folder, manifest.planned_units)
     totals = manifest.totals
     assert totals is not None, "recode closes the set"
@@ -33,6 +39,7 @@ def run_convert(config: ConvertConfig) -> int:
         "rows": totals.rows,
         "labels": totals.labels,
         "bytes": totals.bytes,
+        "hidden_bytes": totals.hidden_bytes or 0,
         "bytes_per_label": round(totals.bytes / max(1, totals.labels), 1),
         "max_error": max(part["max_error"] for part in parts),
         "kl": sum(p["kl"] * p["labels"] for p in parts) / max(1, sum(p["labels"] for p in parts)),
@@ -40,9 +47,13 @@ def run_convert(config: ConvertConfig) -> int:
     if config.as_json:
         print(json.dumps(facts))
         return 0
+    hidden = f", hidden states {human_bytes(totals.hidden_bytes)}" if totals.hidden_bytes else ""
+    if labels.states is not None and manifest.states is None:
+        hidden = ", hidden states left out"
     out.print(
         f"{target}: {totals.rows} rows, {totals.labels} labels in {manifest.codec}, "
-        f"{human_bytes(totals.bytes)} ({facts['bytes_per_label']} bytes per label); the source has "
+        f"{human_bytes(totals.bytes)} ({facts['bytes_per_label']} bytes per label){hidden}; the "
+        "source has "
         f"{human_bytes(labels.stored_bytes)} in {labels.manifest.codec}\n"
         f"every row compared: largest error of a logprob {facts['max_error']:.4f} nats, "
         f"mean KL {facts['kl']:.1e} nats"

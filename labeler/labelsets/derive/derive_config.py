@@ -26,6 +26,9 @@ class ConvertConfig:
     codec: Literal["plain", "compact"] = "compact"
     """plain: any Parquet reader reads it. compact: about 60 % of the bytes."""
 
+    drop_states: bool = False
+    """Leave hidden states out: the way to save their bytes. They are copied otherwise."""
+
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print JSON on standard output."""
 
@@ -46,6 +49,9 @@ class MergeConfig:
     on_duplicate: Literal["refuse", "first"] = "refuse"
     """For rows whose id, chunk and sample occur in several sets. refuse: name them, and stop.
     first: take the row from the set that is named first."""
+
+    drop_states: bool = False
+    """Leave hidden states out. Sets whose states are in different bases can only be merged so."""
 
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print JSON on standard output."""

@@ -22,11 +22,13 @@ from labeler.labeling.writing.finalize import close
 from labeler.labeling.writing.set_place import SetPlace
 from schemas import Identity, Manifest, SoftshardsError, __version__
 from schemas.compact import frequency_order
-from schemas.file_names import TOKENIZER, shard_name
+from schemas.file_names import HEAD, TOKENIZER, hidden_name, shard_name
+from schemas.hidden_part import write_hidden
 from schemas.journal import finished_unit, journal_unit
 from schemas.manifest import (
     MANIFEST,
     FileDigest,
+    StatesRecord,
     differences,
     read_manifest,
     require_same_identity,
@@ -49,6 +51,7 @@ class FinishedUnit:
         provenance: facts for the journal: `engine`, `engine_version`, `device`, `engine_seconds`,
             as `labeler.labeling.runs` records them.
         rejects: rows that were rejected, as in `schemas.arrow.REJECT_SCHEMA`.
+        hidden: returns their hidden states, one table per row group; None for a set without.
     """
 
     tables: Callable[[], Iterable[pa.Table]]
@@ -56,6 +59,15 @@ class FinishedUnit:
     entropy_source: str
     provenance: Mapping[str, object]
     rejects: Sequence[Mapping[str, object]] = ()
+    hidden: Callable[[], Iterable[pa.Table]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiedStates:
+    """The hidden states of a derived set, and a function that copies its files in `head/`."""
+
+    record: StatesRecord
+    copy_files: Callable[[Path], None]
 
 
 def write_derived(
@@ -68,6 +80,7 @@ def write_derived(
     copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
     provenance: Mapping[str, object],
     check: Callable[[int], Mapping[str, object]] | None = None,
+    states: CopiedStates | None = None,
 ) -> Manifest:
     """Write the units that are missing, and close the set.
 
@@ -81,6 +94,7 @@ def write_derived(
         provenance: further facts for the manifest (`teacher`, `parents`, ...).
         check: called with a unit's number when its shard is written, before it is journaled; the
             journal records the facts that it returns.
+        states: hidden states, if the units have them.
 
     Raises:
         SoftshardsError: `place` holds another set, or other files, the disk is full, or `check`
@@ -91,7 +105,7 @@ def write_derived(
     with stop_on_signals() as stop, rank_lock(place, 0, 1), full:
         place.pull()
         remove_abandoned_files(place, 0, 1)
-        manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance)
+        manifest = _begin(out, units, identity, codec, derived, copy_tokenizer, provenance, states)
         todo = [n for n in range(len(units)) if finished_unit(out, n, place.sizes) is None]
         place.publish()
         forget_lost_units(place, todo)
@@ -124,6 +138,7 @@ def _begin(
     derived: Mapping[str, object],
     copy_tokenizer: Callable[[Path], tuple[FileDigest, ...]],
     provenance: Mapping[str, object],
+    states: CopiedStates | None,
 ) -> Manifest:
     hint = "write into another folder, or give the original settings"
     if (out / MANIFEST).exists():
@@ -135,12 +150,15 @@ def _begin(
                 f"the folder holds another label set:{lines}", path=out, hint=hint
             )
         return found
-    # A process killed before the manifest may have left a tokenizer; locks are hidden files.
-    others = [p.name for p in out.iterdir() if p.name != TOKENIZER and p.name[0] != "."]
+    # A process killed before the manifest may have left a tokenizer, or a head; locks have a dot.
+    own = (TOKENIZER, HEAD)
+    others = [p.name for p in out.iterdir() if p.name not in own and p.name[0] != "."]
     if others:
         raise SoftshardsError(
             f"the folder is not empty: it has {min(others)}", path=out, hint="name a new folder"
         )
+    if states is not None:
+        states.copy_files(out)
     manifest = Manifest(
         codec=codec,
         status="running",
@@ -149,6 +167,7 @@ def _begin(
         plan=None,
         planned_units=len(units),
         tokenizer_files=copy_tokenizer(out),
+        states=None if states is None else states.record,
         provenance={"softshards": __version__, **provenance, "derived": derived},
     )
     write_manifest(out, manifest)
@@ -172,9 +191,19 @@ def _write(
         entropy_source=source.entropy_source,
         order=order,
     )
+    hidden = None
+    if manifest.states is not None and source.hidden is not None:
+        hidden = write_hidden(
+            out / hidden_name(unit),
+            source.hidden(),
+            states=manifest.states,
+            identity_digest=manifest.identity_digest,
+            unit=unit,
+        )
     facts = check(unit) if check is not None else {}
     provenance = {**source.provenance, **facts}
-    journal_unit(out, unit, groups, footer, rejects=source.rejects, provenance=provenance)
+    rejects = source.rejects
+    journal_unit(out, unit, groups, footer, rejects=rejects, provenance=provenance, hidden=hidden)
 
 
 def _order(tables: Iterable[pa.Table]) -> NDArray[np.int32]:

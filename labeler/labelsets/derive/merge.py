@@ -14,10 +14,9 @@ from labeler.console import human_bytes, out, progress
 from labeler.labelsets.common.rows import Rows
 from labeler.labelsets.common.selection import select_rows
 from labeler.labelsets.derive.derive_config import MergeConfig
-from labeler.labelsets.derive.recode import recode
+from labeler.labelsets.derive.recode import recode, require_mergeable
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
-from schemas.manifest import require_same_identity
 from schemas.redact import redacted
 from schemas.version import CODECS
 
@@ -43,7 +42,13 @@ def run_merge(config: MergeConfig) -> int:
         SoftshardsError: as `merge`.
     """
     *sources, target = config.sets
-    facts = merge(sources, target, codec=config.codec, on_duplicate=config.on_duplicate)
+    facts = merge(
+        sources,
+        target,
+        codec=config.codec,
+        on_duplicate=config.on_duplicate,
+        drop_states=config.drop_states,
+    )
     if config.as_json:
         print(json.dumps(facts))
         return 0
@@ -56,7 +61,12 @@ def run_merge(config: MergeConfig) -> int:
 
 
 def merge(
-    sources: Sequence[Path | str], target: Path | str, *, codec: str | None, on_duplicate: str
+    sources: Sequence[Path | str],
+    target: Path | str,
+    *,
+    codec: str | None,
+    on_duplicate: str,
+    drop_states: bool = False,
 ) -> Merged:
     """Write the rows of several label sets or views as one set.
 
@@ -65,6 +75,7 @@ def merge(
         target: folder or URL of the new set; an unfinished one there is resumed.
         codec: `plain` or `compact`; None takes the codec of the first set.
         on_duplicate: `refuse` rows that share a key, or keep the `first`.
+        drop_states: leave hidden states out.
 
     Raises:
         SoftshardsError: identities differ, a key occurs twice, or as `recode`.
@@ -75,16 +86,14 @@ def merge(
             hint="name them, then the new folder: `labeler merge A B OUT`",
         )
     sets = [open_label_set(path) for path in sources]
-    for other in sets[1:]:
-        require_same_identity(
-            sets[0].manifest.identity,
-            other.manifest.identity,
-            path=other.place,
-            hint="only sets with the same teacher and settings can be merged",
-        )
+    require_mergeable(sets, drop_states=drop_states)
     distinct = _without_duplicates(sets, sources, on_duplicate)
     manifest = recode(
-        distinct, target, codec=CODECS[codec] if codec else sets[0].manifest.codec, how="merge"
+        distinct,
+        target,
+        codec=CODECS[codec] if codec else sets[0].manifest.codec,
+        how="merge",
+        drop_states=drop_states,
     )
     assert manifest.totals is not None, "recode closes the set"
     return {

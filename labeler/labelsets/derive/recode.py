@@ -14,11 +14,22 @@ import pyarrow.parquet as pq
 
 from labeler.console import progress
 from labeler.labeling.writing.set_place import SetPlace, open_place
-from labeler.labelsets.derive.derived_writer import FinishedUnit, write_derived
-from schemas import LabelSet, Manifest, RowGroup, SoftshardsError, decode, rounding, to_plain
+from labeler.labelsets.derive.derived_writer import CopiedStates, FinishedUnit, write_derived
+from schemas import (
+    Identity,
+    LabelSet,
+    Manifest,
+    RowGroup,
+    SoftshardsError,
+    decode,
+    rounding,
+    to_plain,
+)
 from schemas.arrow import KEY_COLUMNS, TOPK_COLUMNS
-from schemas.file_names import TOKENIZER, shard_name
+from schemas.atomic import atomic_path
+from schemas.file_names import HEAD, TOKENIZER, hidden_name, shard_name
 from schemas.fingerprint import sha256_file
+from schemas.hidden_part import hidden_schema
 from schemas.manifest import FileDigest, require_same_identity
 from schemas.version import PLAIN_1
 
@@ -38,36 +49,77 @@ class ShardError(TypedDict):
 
 
 def recode(
-    sources: Sequence[LabelSet], out: Path | str | SetPlace, *, codec: str, how: str
+    sources: Sequence[LabelSet],
+    out: Path | str | SetPlace,
+    *,
+    codec: str,
+    how: str,
+    drop_states: bool = False,
 ) -> Manifest:
     """Write all rows of `sources` as one label set; a shard of a source stays a shard.
 
-    Every row is read back and compared with its source: ids and all other columns must be equal,
-    logprobs within the codec's documented error. Rejects stay with the sources.
+    Every row is read back and compared with its source: ids, hidden states and all other columns
+    must be equal, logprobs within the codec's documented error. Rejects stay with the sources.
 
     Args:
         sources: label sets or views with one identity.
         out: folder, URL or opened place of the new set; an unfinished one there is resumed.
         codec: codec of the new set.
         how: name of the operation in the manifest: `convert`, `merge`, `curate`.
+        drop_states: leave hidden states out; they are not read then.
 
     Raises:
         SoftshardsError: identities differ, a source is damaged or is in `out`, or a row changed.
     """
-    first = sources[0]
-    for other in sources[1:]:
-        require_same_identity(
-            first.manifest.identity,
-            other.manifest.identity,
-            path=other.path,
-            hint="only sets with the same teacher and settings can be merged",
-        )
+    require_mergeable(sources, drop_states=drop_states)
     with nullcontext(out) if isinstance(out, SetPlace) else open_place(out) as place:
-        return _recode(sources, place, codec, how)
+        return _recode(sources, place, codec, how, drop_states)
 
 
-def _recode(sources: Sequence[LabelSet], place: SetPlace, codec: str, how: str) -> Manifest:
+def require_mergeable(sources: Sequence[LabelSet], *, drop_states: bool) -> None:
+    """Refuse sets that cannot become one.
+
+    Args:
+        sources: the sets.
+        drop_states: their hidden states do not matter.
+
+    Raises:
+        IdentityError: their settings differ.
+        SoftshardsError: their hidden states are in different bases.
+    """
+    first, *others = (labels.manifest for labels in sources)
+    for other, labels in zip(others, sources[1:], strict=True):
+        expected, found = first.identity, other.identity
+        hint = "only sets with the same teacher and settings can be merged"
+        if drop_states:
+            expected, found = _without_states(expected), _without_states(found)
+        elif expected.states != found.states:
+            hint += "; --drop-states merges the labels alone"
+        require_same_identity(expected, found, path=labels.place, hint=hint)
+        if not drop_states and _state_files(first) != _state_files(other):
+            raise SoftshardsError(
+                f"its hidden states have other bases, or another head, than {sources[0].place}",
+                path=labels.place,
+                hint="--drop-states merges the labels alone",
+            )
+
+
+def _state_files(manifest: Manifest) -> dict[str, str]:
+    files = () if manifest.states is None else manifest.states.files
+    return {file.path: file.sha256 for file in files}
+
+
+def _without_states(identity: Identity) -> Identity:
+    return identity.model_copy(update={"states": None})
+
+
+def _recode(
+    sources: Sequence[LabelSet], place: SetPlace, codec: str, how: str, drop_states: bool
+) -> Manifest:
     first = sources[0]
+    identity, record = first.manifest.identity, first.states
+    if drop_states:
+        identity, record = _without_states(identity), None
     where = {labels.remote.url if labels.remote else labels.path.resolve() for labels in sources}
     if (place.remote.url if place.remote else place.folder.resolve()) in where:
         raise SoftshardsError(
@@ -79,20 +131,28 @@ def _recode(sources: Sequence[LabelSet], place: SetPlace, codec: str, how: str) 
 
     def check(unit: int) -> dict[str, object]:
         labels, groups = shards[unit]
+        if record is not None:
+            _compare_hidden(labels, groups, place.folder / hidden_name(unit))
         return {"recoded": compare_shards(labels, groups, place.folder / shard_name(unit), codec)}
 
     with progress("shards") as bar:
-        units = [_unit(*shard) for shard in bar.track(shards, description="opening")]
+        opening = bar.track(shards, description="opening")
+        units = [_unit(*shard, has_states=record is not None) for shard in opening]
     facts = ("teacher", "parents", "max_batched_tokens", "chat_template")
     return write_derived(
         place,
         units,
-        identity=first.manifest.identity,
+        identity=identity,
         codec=codec,
-        derived={"how": how, "from": [origin(labels) for labels in sources]},
+        derived={
+            "how": how,
+            "from": [origin(labels) for labels in sources],
+            **({"dropped": "hidden states"} if drop_states and first.states else {}),
+        },
         copy_tokenizer=tokenizer_of(first),
         provenance={n: v for n in facts if (v := first.manifest.provenance.get(n)) is not None},
         check=check,
+        states=None if record is None else CopiedStates(record=record, copy_files=head_of(first)),
     )
 
 
@@ -122,6 +182,19 @@ def tokenizer_of(labels: LabelSet) -> Callable[[Path], tuple[FileDigest, ...]]:
     return copy
 
 
+def head_of(labels: LabelSet) -> Callable[[Path], None]:
+    """Return a function that copies the files in `head/` of a set into another one."""
+
+    def copy(out: Path) -> None:
+        assert labels.states is not None, "the caller copies states"
+        (out / HEAD).mkdir(parents=True, exist_ok=True)
+        for file in labels.states.files:
+            with atomic_path(out / file.path) as tmp:
+                shutil.copyfile(labels.state_file(file), tmp)
+
+    return copy
+
+
 def _by_shard(labels: LabelSet) -> list[list[RowGroup]]:
     shards: dict[str, list[RowGroup]] = {}
     for group in labels.row_groups:
@@ -129,9 +202,12 @@ def _by_shard(labels: LabelSet) -> list[list[RowGroup]]:
     return list(shards.values())
 
 
-def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
+def _unit(labels: LabelSet, groups: list[RowGroup], *, has_states: bool) -> FinishedUnit:
     def tables() -> Iterator[pa.Table]:
         return (labels.read_row_group(group) for group in groups)
+
+    def hidden() -> Iterator[pa.Table]:
+        return (_hidden_rows(labels, group) for group in groups)
 
     footer = labels.shard_facts(groups[0])
     number = int(Path(groups[0].shard).stem.removeprefix("part-"))
@@ -147,7 +223,28 @@ def _unit(labels: LabelSet, groups: list[RowGroup]) -> FinishedUnit:
         tail_source=footer["tail_source"],
         entropy_source=footer["entropy_source"],
         provenance=entry.provenance,
+        hidden=hidden if has_states else None,
     )
+
+
+def _hidden_rows(labels: LabelSet, group: RowGroup) -> pa.Table:
+    """Return the hidden states of a row group as a hidden part has them."""
+    assert labels.states is not None, "the caller reads states"
+    return labels.read_row_group(group, hidden_schema(labels.states).names)
+
+
+def _compare_hidden(labels: LabelSet, groups: list[RowGroup], written: Path) -> None:
+    """Check that a written hidden part holds what its source holds.
+
+    Raises:
+        SoftshardsError: a column differs.
+    """
+    with pq.ParquetFile(written, page_checksum_verification=True) as file:
+        for index, group in enumerate(groups):
+            before, after = _hidden_rows(labels, group), file.read_row_group(index)
+            for name in before.column_names:
+                if not before[name].equals(after[name]):
+                    raise SoftshardsError(f"column {name} changed", path=written, hint=REPORT)
 
 
 def compare_shards(
