@@ -95,12 +95,18 @@ def actor_needs(
     share cores slow each other down.
 
     Raises:
-        SoftshardsError: no node has a CPU core.
+        SoftshardsError: no node has a CPU core, and the flags do not say what nodes to wait for.
     """
     nodes = [node for node in nodes if node.cpus >= 1]
+    gpus, asked = settings.ray_gpus, settings.ray_cpus or settings.ray_gpus
+    if not nodes and asked and settings.ray_wait:  # an autoscaler starts nodes for what is asked
+        return ActorNeeds(cpus=settings.ray_cpus or 1.0, gpus=gpus or 0.0)
     if not nodes:
-        raise SoftshardsError("no node of the cluster offers a CPU core")
-    gpus = settings.ray_gpus
+        raise SoftshardsError(
+            "no node of the cluster offers a CPU core",
+            hint="if it scales by itself, say what a teacher takes and how long to wait for nodes: "
+            "--ray-gpus 1 --ray-wait 15",
+        )
     if gpus is None:
         gpus = float(_parallel_ranks(config)) if any(node.gpus for node in nodes) else 0.0
     spans = gpus > 1 and gpus > max(node.gpus for node in nodes)

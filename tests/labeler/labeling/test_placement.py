@@ -40,6 +40,7 @@ def node(name: str, cpus: float, gpus: float = 0.0) -> ClusterNode:
 
 
 HEAD, SMALL, LARGE = node("head", 0), node("small", 4), node("large", 9)
+MODEL = LabelConfig(model=Path("m"), out=Path("o"))
 ONE, EIGHT = node("one", 8, 1), node("eight", 96, 8)
 
 
@@ -91,7 +92,16 @@ def test_more_teachers_than_fit_are_refused_unless_nodes_may_join() -> None:
     with pytest.raises(SoftshardsError, match=told):
         require_actors(nodes, needs, RaySettings(ray="auto", ray_actors=9))
     with pytest.raises(SoftshardsError, match="no node of the cluster offers a CPU core"):
-        actor_needs([HEAD], LabelConfig(model=Path("m"), out=Path("o")), RaySettings(ray="auto"))
+        actor_needs([HEAD], MODEL, RaySettings(ray="auto", ray_wait=1))
+
+
+def test_a_cluster_that_has_no_node_yet_is_asked_for_what_the_flags_say() -> None:
+    for flags, needs in (
+        ({"ray_gpus": 2}, ActorNeeds(cpus=1, gpus=2)),
+        ({"ray_cpus": 8}, ActorNeeds(cpus=8, gpus=0)),
+        ({"ray_cpus": 8, "ray_gpus": 1}, ActorNeeds(cpus=8, gpus=1)),
+    ):
+        assert actor_needs([HEAD], MODEL, RaySettings(ray="auto", ray_wait=15, **flags)) == needs
 
 
 @pytest.mark.parametrize(
