@@ -55,12 +55,14 @@ class Verdicts(NamedTuple):
         by: the judge.
         digest: SHA-256 of the file.
         rows: verdicts by id, chunk and sample.
+        path: of the file.
     """
 
     identity_digest: str
     by: str
     digest: str
     rows: dict[tuple[str, int, int], RowVerdict]
+    path: Path
 
 
 def write_verdicts(path: Path, identity_digest: str, by: str, rows: Iterable[RowVerdict]) -> None:
@@ -98,4 +100,4 @@ def read_verdicts(path: Path) -> Verdicts:
             path=path,
             hint="write it with `labeler curate --verify ... --verdicts FILE`",
         ) from error
-    return Verdicts(header.verdicts_on, header.by, sha256(content).hexdigest(), rows)
+    return Verdicts(header.verdicts_on, header.by, sha256(content).hexdigest(), rows, path)

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from schemas import LabelSet
 from schemas.redact import redacted
+from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.grouping import ALWAYS
 from trainer.evaluate.results import EvaluationResults
 from trainer.report.label_flags import input_names, label_flags
@@ -127,6 +128,11 @@ def _evaluate_step(
     dtypes = sorted({each.dtype for each in measured})
     flags |= {"dtype": dtypes[0]} if len(dtypes) == 1 and dtypes != ["fp32"] else {}
     flags["by"] = [n for n in dict.fromkeys(n for m in measured for n in m.by) if n not in ALWAYS]
+    k = results.label_set.identity.k
+    depths = {each.top_k for each in measured} - {min(EvaluateConfig.top_k, k)}
+    flags |= {"top_k": max(depths)} if depths else {}
+    kept = max((len(each.worst) for each in measured), default=0)  # fewer rows keep fewer
+    flags |= {"worst": kept} if kept == 0 or kept > EvaluateConfig.worst else {}
     if tasks := [task.path or task.name for task in results.tasks]:
         settings = results.tasks[-1].settings
         flags |= {
@@ -138,6 +144,8 @@ def _evaluate_step(
     if results.answers:
         flags["reference"] = results.answers[-1].reference
         flags["answers"] = list(dict.fromkeys(each.path for each in results.answers))
+        flags["verdicts"] = list(dict.fromkeys(v for a in results.answers for v in a.verdicts))
+        flags["refusal_pattern"] = results.answers[-1].refusal_pattern
     return Step(
         makes="held-out measurements",
         command=_command("trainer evaluate", [], flags | {"out": config.eval}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from trainer.record import Record
 
 
@@ -28,6 +30,8 @@ class MeasuredAnswers(Record):
         inputs: digest of the set, the reference, the verdicts and the settings.
         weights, weights_scope: the model, as the set's identity names it.
         reference: the label set of the teacher's answers.
+        verdicts: files of verdicts on both.
+        refusal_pattern: the user's, if any.
         prompts: prompts that both have.
         missing: prompts of the reference that have no answer here.
         surplus: prompts that only this set has.
@@ -42,6 +46,8 @@ class MeasuredAnswers(Record):
     weights: str
     weights_scope: str
     reference: str
+    verdicts: list[str] = Field(default_factory=list)
+    refusal_pattern: str | None = None
     prompts: int
     missing: int
     surplus: int

@@ -86,6 +86,8 @@ def measure_answers(
                 weights=labels.manifest.identity.weights,
                 weights_scope=labels.manifest.identity.weights_scope,
                 reference=reference.place,
+                verdicts=[str(each.path) for each in judged if each is not None],
+                refusal_pattern=flags.refusal_pattern,
                 prompts=found.prompts,
                 missing=len(theirs.keys() - mine.keys()),
                 surplus=len(mine.keys() - theirs.keys()),
