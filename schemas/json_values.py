@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+from schemas.errors import SoftshardsError, first_line
 
 
 def parse_json(data: bytes | str) -> object:
@@ -28,3 +31,16 @@ def parse_object(data: bytes | str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise ValueError(f"it is {type(value).__name__}, not a JSON object")
     return value
+
+
+def read_object(path: Path, *, hint: str | None = None) -> dict[str, object]:
+    """Return the JSON object in a file.
+
+    Raises:
+        SoftshardsError: it is missing, or holds something else.
+    """
+    try:
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError) as error:
+        what = f"the file cannot be read: {first_line(error)}"
+        raise SoftshardsError(what, path=path, hint=hint) from error

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 
+from schemas.errors import SoftshardsError, first_line
 from schemas.json_values import parse_object
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -27,12 +28,21 @@ def token_bytes(tokenizer_dir: Path, vocab_size: int) -> NDArray[np.int64] | Non
         None if the tokens do not tell: there is no `tokenizer.json`, or its decoder is neither that
         of a byte-level vocabulary (GPT-2, Llama 3, Qwen) nor of SentencePiece (Llama 2, Gemma).
         WordPiece, for example, drops the spaces.
+
+    Raises:
+        SoftshardsError: the file cannot be loaded.
     """
     file = tokenizer_dir / "tokenizer.json"
     if not file.is_file():
         return None
-    steps = _decoder_steps(parse_object(file.read_bytes()).get("decoder"))
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        steps = _decoder_steps(parse_object(file.read_bytes()).get("decoder"))
+        tokenizer = Tokenizer.from_file(str(file))
+    except BaseException as error:  # tokenizers raises nothing narrower, and panics in Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        what = f"the tokenizer cannot be loaded: {first_line(error)}"
+        raise SoftshardsError(what, path=file) from error
     added = tokenizer.get_added_tokens_decoder()
     if "ByteLevel" in steps:
         alphabet = set(pre_tokenizers.ByteLevel.alphabet())

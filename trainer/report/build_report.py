@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TypedDict
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from schemas import SoftshardsError
 from schemas.atomic import write_atomic
+from schemas.json_values import parse_json
 from trainer.console import message_console, number_table, size, table_console, times
 from trainer.evaluate.bootstrap import FEW_DOCUMENTS
 from trainer.evaluate.model_differences import COMPARED
@@ -117,7 +117,7 @@ def _is_our_json(path: Path) -> bool:
     if not path.exists():
         return True
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and content.get("made_by") == MADE_BY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from schemas.errors import SoftshardsError, first_line
+from schemas.json_values import read_object
 from trainer.student.attention_ways import attention_implementation
 from trainer.student.missing_weights import check_weights_loaded
 
@@ -112,18 +112,25 @@ def stored_dtype(path: Path) -> torch.dtype:
     """Return the dtype of a checkpoint: that of its config.json, else of its largest weight.
 
     float32, bfloat16 or float16; float32 for all others, and where there are no weights.
+
+    Raises:
+        SoftshardsError: a file cannot be read.
     """
-    content = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    for part in (content, content.get("text_config") or {}):
-        if name := part.get("dtype") or part.get("torch_dtype"):
+    content: dict[str, Any] = read_object(path / "config.json")
+    for part in (content, content.get("text_config")):
+        if isinstance(part, dict) and (name := part.get("dtype") or part.get("torch_dtype")):
             return DTYPES.get(str(name).removeprefix("torch."), torch.float32)
     sizes: dict[str, int] = {}
     for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # it is no mapping
-                weight = tensors.get_slice(name)
-                size = torch.Size(weight.get_shape()).numel()
-                sizes[weight.get_dtype()] = max(size, sizes.get(weight.get_dtype(), 0))
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  # it is no mapping
+                    weight = tensors.get_slice(name)
+                    size = torch.Size(weight.get_shape()).numel()
+                    sizes[weight.get_dtype()] = max(size, sizes.get(weight.get_dtype(), 0))
+        except (SafetensorError, OSError) as error:
+            what = f"the weights cannot be read: {first_line(error)}"
+            raise SoftshardsError(what, path=file) from error
     largest = max(sizes, key=sizes.__getitem__, default="")
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(largest, torch.float32)
 

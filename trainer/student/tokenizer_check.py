@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from schemas.errors import IdentityError
+from schemas.errors import IdentityError, first_line
 from schemas.fingerprint import tokenizer_digest
 from schemas.labelset import LabelSet
 
@@ -32,6 +32,9 @@ def check_tokenizer(path: Path, labels: LabelSet, *, required: bool = True) -> N
             path=path,
             hint=f"if they are the same, copy the files of {labels.tokenizer_dir} into the folder",
         ) from error
+    except ValueError as error:
+        what = f"the student's tokenizer cannot be read: {first_line(error)}"
+        raise IdentityError(what, path=path) from error
     if found != expected:
         raise IdentityError(
             "the student's tokenizer is not the teacher's: the labels' ids would mean different "

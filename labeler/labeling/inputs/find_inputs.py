@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import shutil
@@ -11,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, TypedDict
+from typing import IO, TypedDict
 from urllib.parse import urlsplit
 
 from fsspec import AbstractFileSystem
@@ -28,6 +27,7 @@ from labeler.labeling.inputs.locations import (
 )
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.file_names import is_plan
+from schemas.json_values import parse_object
 from schemas.manifest import MANIFEST
 from schemas.view import VIEW_SUFFIX
 
@@ -202,7 +202,7 @@ def _search(fs: AbstractFileSystem, folder: str, base: str, skipped: list[str]) 
         yield _dataset(fs, folder, _relative(folder, base))
         return
     if SPLITS in entries:
-        splits = _described(fs, folder, SPLITS, "splits")
+        splits = _plain_names(_described(fs, folder, SPLITS, "splits"), fs, folder, SPLITS)
         missing = [split for split in splits if split not in entries]
         if missing:
             what = f"the split {missing[0]!r} of this dataset is missing"
@@ -236,21 +236,39 @@ def _label_set(fs: AbstractFileSystem, path: str, name: str) -> InputSet:
 
 def _dataset(fs: AbstractFileSystem, path: str, name: str) -> DataFile:
     data_files = _described(fs, path, "state.json", "_data_files")
-    paths = tuple(f"{path.rstrip('/')}/{file['filename']}" for file in data_files)
+    names = [file.get("filename") if isinstance(file, dict) else None for file in data_files]
+    parts = _plain_names(names, fs, path, "state.json")
+    paths = tuple(f"{path.rstrip('/')}/{part}" for part in parts)
     return DataFile(name=name, suffix=".arrow", fs=fs, paths=paths)
 
 
-def _described(fs: AbstractFileSystem, folder: str, name: str, key: str) -> list[Any]:
+def _described(fs: AbstractFileSystem, folder: str, name: str, key: str) -> list[object]:
     """Return the list under a key of one of the JSON files that describe a dataset on disk."""
     path = f"{folder.rstrip('/')}/{name}"
     try:
-        return list(json.loads(fs.cat_file(path))[key])
-    except (ValueError, KeyError, TypeError) as error:
-        raise SoftshardsError(
-            f"this is not a description of a dataset: {error!r}",
-            path=display_path(fs, path),
-            hint="save the dataset again",
-        ) from error
+        found = parse_object(fs.cat_file(path))[key]
+    except (ValueError, KeyError) as error:
+        raise _not_described(f"{error!r}", fs, path) from error
+    if not isinstance(found, list):
+        raise _not_described(f"its {key} are no list", fs, path)
+    return found
+
+
+def _plain_names(found: list[object], fs: AbstractFileSystem, folder: str, name: str) -> list[str]:
+    """Return names that lead nowhere but into a dataset's folder."""
+    names = [each for each in found if isinstance(each, str) and each.strip("./\\")]
+    if len(names) < len(found) or any(re.search(r"[/\\\0]", each) for each in names):
+        path = f"{folder.rstrip('/')}/{name}"
+        raise _not_described("a name in it is not that of a file beside it", fs, path)
+    return names
+
+
+def _not_described(why: str, fs: AbstractFileSystem, path: str) -> SoftshardsError:
+    return SoftshardsError(
+        f"this is not a description of a dataset: {why}",
+        path=display_path(fs, path),
+        hint="save the dataset again",
+    )
 
 
 def _is_folder(fs: AbstractFileSystem, path: str) -> bool:

@@ -13,6 +13,7 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.engine_args import engine_arguments
 from labeler.labeling.teacher.engine_limits import CPU_KV_CACHE_BYTES, REFERENCE_CHUNK
 from schemas import SoftshardsError
+from schemas.errors import first_line
 
 LOGITS_COPIES = 3
 """Float32 arrays of tokens x vocabulary that an engine step holds at once: the logits, their
@@ -173,19 +174,26 @@ def checkpoint_size(model: Path, dtype: str) -> CheckpointSize:
     Args:
         model: its folder.
         dtype: dtype that it runs in; quantized weights keep their size on disk.
+
+    Raises:
+        SoftshardsError: a file cannot be read.
     """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     item = torch.empty(0, dtype=getattr(torch, dtype)).element_size()
     parameters = size = 0
     for path in model.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (it is no dict)
-                tensor = file.get_slice(name)
-                count = math.prod(tensor.get_shape())
-                parameters += count
-                size += count * (item if tensor.get_dtype() in UNQUANTIZED else 1)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no dict)
+                    tensor = file.get_slice(name)
+                    count = math.prod(tensor.get_shape())
+                    parameters += count
+                    size += count * (item if tensor.get_dtype() in UNQUANTIZED else 1)
+        except (SafetensorError, OSError) as error:
+            what = f"the weights cannot be read: {first_line(error)}"
+            raise SoftshardsError(what, path=path, hint="copy the checkpoint again") from error
     for path in model.glob("*.bin"):
         parameters += path.stat().st_size // item
         size += path.stat().st_size

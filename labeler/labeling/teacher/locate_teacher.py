@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from labeler.console import err
 from labeler.labeling.label_config import LabelConfig
 from schemas.hub_model import ModelSource, locate_model
+from schemas.json_values import parse_object
 from schemas.manifest import MANIFEST
 
 COMMIT = "teacher_commit"
@@ -32,8 +32,8 @@ def locate_teacher(config: LabelConfig, *, weights: bool) -> tuple[LabelConfig, 
     """
     recorded: dict[str, str] | None = None
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        manifest = json.loads((config.folder / MANIFEST).read_bytes())
-        recorded = recorded_source(manifest["provenance"])
+        provenance = parse_object((config.folder / MANIFEST).read_bytes())["provenance"]
+        recorded = recorded_source(provenance) if isinstance(provenance, dict) else None
     source = locate_model(
         config.model,
         say=say,

@@ -10,6 +10,7 @@ from typing import Any
 from labeler.labeling.teacher.engine_args import engine_arguments
 from schemas import SoftshardsError
 from schemas.errors import first_line
+from schemas.json_values import parse_json, parse_object
 
 GENERATION = "generation_config.json"
 CONTEXT_KEYS = (
@@ -39,7 +40,7 @@ def own_code(path: Path) -> str | None:
     """Return the file of a checkpoint that names code of its own (`auto_map`), if there is one."""
     for name in ("config.json", "tokenizer_config.json"):
         try:
-            found = json.loads((path / name).read_bytes())
+            found = parse_json((path / name).read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(found, dict) and found.get("auto_map"):
@@ -116,8 +117,8 @@ def generation_stop_ids(path: Path) -> list[int]:
         return []
     hint = "repair it, or remove it: labeling needs only its eos_token_id"
     try:
-        named = json.loads(file.read_bytes()).get("eos_token_id")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        named = parse_object(file.read_bytes()).get("eos_token_id")
+    except (OSError, ValueError) as error:
         what = f"the file cannot be read: {first_line(error)}"
         raise SoftshardsError(what, path=file, hint=hint) from error
     ids = named if isinstance(named, list) else [named]

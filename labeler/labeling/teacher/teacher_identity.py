@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, SoftshardsError
 from schemas.file_names import FINAL
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
+from schemas.json_values import read_object
 from schemas.version import STATES_1, STATES_2
 
 
@@ -75,7 +75,7 @@ def teacher_identity(teacher: Teacher, config: LabelConfig, weights: Weights) ->
         **settings,
         weights=weights.digest,
         weights_scope=weights.scope,
-        model_config_digest=sha256_json(json.loads((teacher.path / "config.json").read_bytes())),
+        model_config_digest=sha256_json(read_object(teacher.path / "config.json")),
         tokenizer=tokenizer_digest(teacher.path),
         vocab_size=teacher.vocab_size,
         chat_template=sha256_json([template, config.template_arguments]) if template else None,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labeler.labelsets.common.rows import Mask
-from schemas import LabelSet
+from schemas import LabelSet, LabelSetError
 from schemas.row_group import Kept
 from schemas.view import View, write_view
 
@@ -31,6 +31,9 @@ def select_rows(
         n_labels: int64 [rows], labels per row.
         n_tokens: int64 [rows], tokens per row.
         made: how the view was made, for `View.made`.
+
+    Raises:
+        LabelSetError: the index contradicts the rows.
     """
     kept, first = [], 0
     for group in labels.row_groups:
@@ -45,7 +48,11 @@ def select_rows(
         kept=tuple(kept),
         made=made,
     )
-    return replace(labels, row_groups=labels.row_groups.keep(kept), view=view)
+    try:
+        groups = labels.row_groups.keep(kept)
+    except ValueError as error:  # the index states other counts than the rows
+        raise LabelSetError(f"the index is wrong: it {error}", path=labels.place) from error
+    return replace(labels, row_groups=groups, view=view)
 
 
 def save_view(path: Path, labels: LabelSet) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from schemas.errors import SoftshardsError
+from schemas.errors import SoftshardsError, first_line
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
+from schemas.json_values import read_object
 from schemas.manifest import Identity
 
 UNKNOWN = "unknown"
@@ -97,7 +97,7 @@ class StatedSource:
             raise SoftshardsError(
                 f"no weights: {error}", path=folder, hint="give the teacher by name"
             ) from error
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_object(folder / "config.json")
         return {
             "weights": weights,
             "weights_scope": "full",
@@ -109,6 +109,9 @@ class StatedSource:
             same = tokenizer_digest(folder) == self.tokenizer_digest
         except FileNotFoundError:
             return  # the folder holds weights only
+        except ValueError as error:
+            what = f"its tokenizer cannot be read: {first_line(error)}"
+            raise SoftshardsError(what, path=folder) from error
         if not same:
             raise SoftshardsError(
                 "the teacher's tokenizer differs from --tokenizer",

@@ -6,7 +6,6 @@ stored as text beside their ids.
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +42,7 @@ from schemas.errors import first_line
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
 from schemas.invariants import row_name
+from schemas.json_values import read_object
 
 ROWS = 64
 """Rows whose text is checked, spread over the row groups."""
@@ -145,7 +145,7 @@ def check_teacher(labels: LabelSet, path: Path) -> Iterator[Finding]:
         if identity.weights_scope not in ("served", "stated"):  # those digests do not cover files
             expected["weights"] = identity.weights
             found["weights"] = weights_digest(path, full=identity.weights_scope == "full")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SoftshardsError(
             f"not a complete model: {first_line(error)}", path=path, hint=CHECKPOINT
         ) from error
@@ -159,7 +159,7 @@ def check_teacher(labels: LabelSet, path: Path) -> Iterator[Finding]:
                 f"were made with {expected[name][:16]}...",
                 hint="give the checkpoint that made the set with --model",
             )
-    config = sha256_json(json.loads((path / "config.json").read_bytes()))
+    config = sha256_json(read_object(path / "config.json"))
     if config != identity.model_config_digest and identity.weights_scope != "stated":
         what = "its config.json differs from the one that the labels were made with"
         yield Finding(kind="teacher", where=str(path), what=what, note=True)
