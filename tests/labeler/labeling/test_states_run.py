@@ -1,0 +1,195 @@
+"""Runs with hidden states: what is written, resumed, appended to and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs.label_run import label
+from schemas import Labels, LabelSet, SoftshardsError, decode, open_label_set
+from schemas.hidden_part import state_columns
+from schemas.state_codec import DEFAULT_KL
+from tests.tiny_model import TEXT
+
+Settings = Callable[..., LabelConfig]
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """Write documents of about 1,300 tokens together: twice what a basis of 64 axes needs."""
+    rng, words = np.random.default_rng(0), " ".join(TEXT).split()
+    rows = [{"id": str(i), "text": " ".join(rng.choice(words, 24))} for i in range(24)]
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def files(config: LabelConfig) -> dict[str, bytes]:
+    found = (p for name in ("shards", "hidden", "head") for p in (config.folder / name).iterdir())
+    return {str(path.relative_to(config.folder)): path.read_bytes() for path in found}
+
+
+def stored(labels: LabelSet) -> Labels:
+    """Return all labels of a set with their states, as they are stored."""
+    assert labels.states is not None
+    columns = ["topk_ids", "topk_logprobs", "tail_logprob", "token_logprob"]
+    columns += state_columns(labels.states.layers)
+    parts = [decode(labels.read_row_group(g, columns=columns)).labels for g in labels.row_groups]
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in (*columns[:4], "states")
+    }
+    return Labels(**arrays)
+
+
+def kl_of_head(labels: LabelSet) -> float:
+    """Return the mean KL between stored top-k logprobs and those of the head on stored states."""
+    rows, basis = stored(labels), labels.basis("final")
+    assert rows.states is not None
+    states = rows.states[:, 0]
+    states = states.astype(np.float32) if basis is None else basis.states(states)
+    weight = labels.head.rows(0, len(labels.head.weight)).astype(np.float64)
+    logits = states @ weight.T
+    logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    found = np.take_along_axis(logprobs, rows.topk_ids, 1)
+    return float((np.exp(rows.topk_logprobs) * (rows.topk_logprobs - found)).sum(1).mean())
+
+
+def test_a_set_holds_the_teachers_whole_distribution(documents: Path, settings: Settings) -> None:
+    """With k = V, the KL of stored labels and stored states is over all ids."""
+    config = settings(states="1,final", k=320)
+    label([str(documents)], config)
+    labels = open_label_set(config.out)
+    record = labels.states
+    assert record is not None
+    assert (record.layers, record.codec, record.dimensions) == (
+        ("final", "layer_1"),
+        "states/2",
+        64,
+    )
+    assert record.kl_asked == DEFAULT_KL == LabelConfig(model=config.model, out="out").state_kl
+    assert record.kl_measured == pytest.approx(DEFAULT_KL, rel=0.3)
+    assert (record.positions_measured or 0) >= 2 * 64
+    assert kl_of_head(labels) == pytest.approx(DEFAULT_KL, rel=0.3)
+
+
+def test_float16_where_it_is_asked_for(documents: Path, settings: Settings) -> None:
+    config = settings(states="final", k=320, state_kl=0)
+    label([str(documents)], config)
+    labels = open_label_set(config.out)
+    assert labels.manifest.identity.states == "final states/1"
+    assert labels.states is not None
+    assert (labels.states.kl_asked, labels.states.kl_measured) == (None, None)
+    assert not list((config.folder / "head").glob("basis_*"))
+    assert kl_of_head(labels) < 1e-5
+
+
+def test_float16_where_a_set_is_small(
+    documents: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(states="final", limit=8)
+    label([str(documents)], config)
+    notice = " ".join(capsys.readouterr().err.split())
+    assert "labels are too few for the codec of hidden states, which needs 512" in notice
+    assert open_label_set(config.out).manifest.identity.states == "final states/1"
+    assert label([str(documents)], config).units_labeled == 0
+
+
+def test_missing_and_truncated_states_are_labeled_again_byte_for_byte(
+    documents: Path, settings: Settings
+) -> None:
+    config = settings(states="final,0")
+    label([str(documents)], config)
+    whole = files(config)
+    first, second, *_ = sorted((config.folder / "hidden").iterdir())
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-40])
+    assert label([str(documents)], config).units_labeled == 2
+    assert files(config) == whole
+
+
+def test_ranks_share_the_bases_of_the_first(documents: Path, settings: Settings) -> None:
+    alone, one, two = (
+        settings(states="final", **changes)
+        for changes in (
+            {"out": documents.parent / "alone"},
+            {"rank": 1, "world_size": 2},
+            {"rank": 0, "world_size": 2},
+        )
+    )
+    label([str(documents)], one)
+    bases = {n: b for n, b in files(one).items() if n.startswith("head/")}
+    assert label([str(documents)], two).status == "complete"
+    label([str(documents)], alone)
+    assert files(two) == files(alone)
+    assert files(two).items() >= bases.items()
+
+
+def test_appended_rows_are_stored_in_the_sets_bases(documents: Path, settings: Settings) -> None:
+    config = settings(states="final", k=320)
+    label([str(documents)], config)
+    before = files(config)
+    more = documents.with_name("more.jsonl")
+    more.write_text(
+        "".join(json.dumps({"id": f"m{i}", "text": t}) + "\n" for i, t in enumerate(TEXT))
+    )
+    label([str(more)], dataclasses.replace(config, append=True))
+    assert files(config).items() > before.items()
+    labels = open_label_set(config.out)
+    assert labels.rows > 24
+    assert kl_of_head(labels) == pytest.approx(DEFAULT_KL, rel=0.3)
+
+
+def test_other_states_are_refused(documents: Path, settings: Settings) -> None:
+    config = settings(states="final")
+    label([str(documents)], config)
+    for changes, refused in (
+        ({"states": "final,1"}, "states: here 'final states/2', asked 'final,layer_1 states/2'"),
+        ({"states": None}, "states: here 'final states/2', asked None"),
+        ({"state_kl": 0.01}, "state_kl: here None, asked 0.01"),
+        ({"state_kl": 0}, "state_kl: here None, asked 0"),
+    ):
+        with pytest.raises(SoftshardsError, match=re.escape(refused)):
+            label([str(documents)], dataclasses.replace(config, **changes))
+
+
+def test_generations_have_states(documents: Path, settings: Settings) -> None:
+    prompts = documents.with_name("prompts.jsonl")
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXT))
+    config = settings(states="final", k=320, mode="generate", max_tokens=12)
+    label([str(prompts)], config)
+    labels = open_label_set(config.out)
+    assert labels.manifest.identity.states == "final states/1"  # at most 60 labels
+    assert kl_of_head(labels) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"states": "last"}, "--states is 'last'; it must be `final`"),
+        ({"states": ""}, "--states is ''"),
+        ({"states": "final,-1"}, "--states is 'final,-1'"),
+        ({"states": "final", "state_kl": -1.0}, "--state-kl is -1; it must be 0 or at least 1e-05"),
+        ({"states": "final", "state_kl": float("nan")}, "--state-kl is nan"),
+        ({"states": "final", "capture": "public"}, "--states needs"),
+        ({"states": "2", "engine": "served", "server_url": "http://x/v1"}, "--states needs"),
+    ],
+)
+def test_settings_that_cannot_be_followed(
+    settings: Settings, changes: dict[str, Any], refused: str
+) -> None:
+    with pytest.raises(SoftshardsError, match=re.escape(refused)):
+        settings(**changes)
+
+
+def test_a_layer_that_the_teacher_lacks(documents: Path, settings: Settings) -> None:
+    with pytest.raises(SoftshardsError, match="names layer 2; the teacher's are 0 to 1"):
+        label([str(documents)], settings(states="final,2"))
