@@ -117,7 +117,7 @@ def generation_stop_ids(path: Path) -> list[int]:
         return []
     hint = "repair it, or remove it: labeling needs only its eos_token_id"
     try:
-        named = parse_object(file.read_bytes()).get("eos_token_id")
+        named: Any = parse_object(file.read_bytes()).get("eos_token_id")
     except (OSError, ValueError) as error:
         what = f"the file cannot be read: {first_line(error)}"
         raise SoftshardsError(what, path=file, hint=hint) from error
