@@ -24,6 +24,7 @@ from schemas import SoftshardsError
 from schemas.ray_cluster import LOCAL, ray_cluster
 from trainer.run_files import EVAL_LOG, RESULT, LogLine, read_lines
 from trainer.sweep import trial_process
+from trainer.sweep.cluster_nodes import require_nodes
 from trainer.sweep.sweep_config import SweepConfig
 from trainer.sweep.trial_folder import STOPPED, count_tokens
 from trainer.train.signals import catch_signals
@@ -158,7 +159,8 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: L
         0, or the number of the signal that ended it. All processes have ended then.
 
     Raises:
-        SoftshardsError: there is no cluster, or a trial needs more than any node has.
+        SoftshardsError: there is no cluster, a trial needs more than any node has, or a node cannot
+            run trials.
     """
     with (
         redirect_stdout(sys.stderr),  # where Ray prints that a worker died
@@ -166,10 +168,12 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: L
         _storage(config) as storage,
     ):
         resources = _resources(config, [n["Resources"] for n in ray.nodes() if n["Alive"]])
-        folders = [folder.resolve() for folder in folders]
+        folders, cwd = [folder.resolve() for folder in folders], Path.cwd()
+        if config.ray not in (None, LOCAL):
+            require_nodes(ray, folders[0], cwd)
         space = {
             "folder": tune.grid_search([str(folder) for folder in folders]),
-            "cwd": str(Path.cwd()),
+            "cwd": str(cwd),
         }
         with catch_signals() as caught:
             tuner = tune.Tuner(

@@ -9,6 +9,7 @@ its node may only have lost the connection.)
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import time
 from collections import Counter, deque
@@ -49,7 +50,7 @@ FENCE_SECONDS = 600.0
 """Longest wait for a lost actor to let go of the set."""
 PLACE_SECONDS = 120.0
 """Longest time without any teacher that Ray could place, beside --ray-wait."""
-TELL_SECONDS = 10.0
+TELL_SECONDS = 30.0
 """Time without any, until a line says what is missing."""
 CLOSE_SECONDS = 20.0
 
@@ -243,7 +244,9 @@ class HandOut:
             except errors.RayTaskError as error:
                 self._failed(actor, error)
             except errors.RayError as error:
-                self._died(actor, SoftshardsError(first_line(error)))
+                is_broken = isinstance(error, errors.RayActorError) and error.actor_init_failed
+                reason = _cannot_start(error) if is_broken else SoftshardsError(first_line(error))
+                self._died(actor, reason)
             else:
                 actor.call = None
                 self._worked(actor, result)
@@ -275,7 +278,7 @@ class HandOut:
             actor.call = actor.handle.load.remote(self._job(actor.name))
             return
         reason = SoftshardsError(
-            f"node {self._names[node]} has softshards {version}, the driver has {__version__}",
+            f"softshards {version} is installed there, and {__version__} here",
             hint="install the same version on all nodes",
         )
         self._refuse(actor, node, reason)
@@ -285,18 +288,13 @@ class HandOut:
         cause = error.cause
         if isinstance(cause, EngineFailed):
             self._died(actor, cause)
-            return
-        if actor.what == "load" and actor.node and isinstance(cause, SoftshardsError):
+        elif actor.what == "place":
+            self._died(actor, _cannot_start(error))
+        elif actor.what == "load" and actor.node and isinstance(cause, SoftshardsError):
             self._refuse(actor, actor.node, cause)
-            return
-        if actor.what == "place":
-            cause = SoftshardsError(
-                f"softshards {__version__} cannot be started on the node at {error.ip}: "
-                f"{str(cause).strip().splitlines()[-1]}",
-                hint="install the same version on all nodes",
-            )
-        self._error = self._error or (cause if isinstance(cause, SoftshardsError) else error)
-        self._died(actor, None)
+        else:
+            self._error = self._error or (cause if isinstance(cause, SoftshardsError) else error)
+            self._died(actor, None)
 
     def _refuse(self, actor: _Actor, node: str, reason: SoftshardsError) -> None:
         """Place no more teachers on a node that cannot load one; end if there is no other node."""
@@ -305,7 +303,7 @@ class HandOut:
         others = any(other.what != "place" for other in self._actors)
         room = count_actors(self._usable_nodes(), self._cluster.needs)
         if others or room or self._cluster.patience:
-            err.print(f"{self._names[node]} is left out: {reason}", style="yellow")
+            err.print(f"left out: {self._names[node]}: {reason}", style="yellow")
         else:
             self._error = self._error or reason
 
@@ -378,6 +376,21 @@ class HandOut:
             if actor.group is not None:
                 self._ray.util.remove_placement_group(actor.group)
             self._actors.remove(actor)
+
+
+def _cannot_start(error: Exception) -> SoftshardsError:
+    """Return the error for a node on which another version of this package is installed, or none.
+
+    Args:
+        error: Ray's, whose text ends with that of the process.
+    """
+    text = str(error).strip()
+    place = re.search(r"ip=([^\s,)]+)", text)
+    return SoftshardsError(
+        f"softshards {__version__} cannot be started on the node at "
+        f"{place[1] if place else 'an unknown address'}: {text.splitlines()[-1].strip()}",
+        hint="install the same version on all nodes",
+    )
 
 
 def _too_often(unit: int | None, reason: SoftshardsError) -> SoftshardsError:
