@@ -89,7 +89,7 @@ def test_float16_where_it_is_asked_for(documents: Path, settings: Settings) -> N
     assert labels.states is not None
     assert (labels.states.kl_asked, labels.states.kl_measured) == (None, None)
     assert not list((config.folder / "head").glob("basis_*"))
-    assert kl_of_head(labels) < 1e-5
+    assert kl_of_head(labels) < 5e-5
 
 
 def test_float16_where_a_set_is_small(
@@ -168,7 +168,7 @@ def test_generations_have_states(documents: Path, settings: Settings) -> None:
     label([str(prompts)], config)
     labels = open_label_set(config.out)
     assert labels.manifest.identity.states == "final states/1"  # at most 60 labels
-    assert kl_of_head(labels) < 1e-5
+    assert kl_of_head(labels) < 5e-5
 
 
 @pytest.mark.parametrize(
