@@ -15,6 +15,7 @@ from schemas.errors import SoftshardsError
 from schemas.flags_file import run_with_flags
 from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
+from schemas.urls import refuse_urls
 from schemas.version import __version__
 
 app = App(
@@ -27,7 +28,8 @@ app = App(
 
     Exit codes: 0 done, 1 a check found a problem, 2 bad input or settings, 130 interrupted
     (143 by SIGTERM).""",
-    default_parameter=Parameter(negative_iterable=()),  # no --empty-... flag for each list
+    # no --empty-... beside every list
+    default_parameter=Parameter(negative_iterable=(), validator=refuse_urls),
     error_console=DataConsole(stderr=True, soft_wrap=False),
 )
 # `main` catches the interrupt: it says what is safe and what to do.

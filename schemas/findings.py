@@ -33,6 +33,14 @@ class Finding:
         """Return the same finding, placed inside a file or row group."""
         return dataclasses.replace(self, where=f"{outer}, {self.where}" if self.where else outer)
 
+    def renamed(self, old: str, new: str) -> Finding:
+        """Return the same finding about another place, such as a URL instead of its copy."""
+        where, what, hint = (
+            None if text is None else text.replace(old, new)
+            for text in (self.where, self.what, self.hint)
+        )
+        return dataclasses.replace(self, where=where or "", what=what or "", hint=hint)
+
     def as_json(self) -> dict[str, str | None]:
         """Return kind, place, sentence and hint as JSON values."""
         return {"kind": self.kind, "where": self.where, "what": self.what, "hint": self.hint}

@@ -82,6 +82,11 @@ def require_conditional_writes(remote: Remote, name: str, other: bytes) -> None:
     )
 
 
+def is_web(remote: Remote) -> bool:
+    """Check whether a location is on a web server, which can be neither listed nor written to."""
+    return remote.url.partition("://")[0] in READ_ONLY
+
+
 def list_files(remote: Remote) -> dict[str, StoredFile]:
     """Return all files of a set, by name; none where there is no set.
 
@@ -97,11 +102,11 @@ def list_files(remote: Remote) -> dict[str, StoredFile]:
         except FileNotFoundError:
             return {}
         return {
-            path[len(root) :].lstrip("/"): StoredFile(int(info["size"]), _stamp(info))
+            path[len(root) :].lstrip("/"): StoredFile(int(info["size"] or 0), _stamp(info))
             for path, info in found.items()
         }
 
-    with _as_write_error(remote, ""):
+    with as_store_error(remote.url):
         return retried(ATTEMPTS, find)
 
 
@@ -215,7 +220,7 @@ def abort_uploads(remote: Remote, is_own: Callable[[str], bool]) -> int:
 def _as_write_error(remote: Remote, name: str) -> Iterator[None]:
     """Raise errors of the filesystem as one that names the object; a `FileExistsError` passes."""
     where = f"{remote.url}/{name}" if name else remote.url
-    if remote.url.partition("://")[0] in READ_ONLY:
+    if is_web(remote):
         raise StoreError(
             "a web server cannot be written to",
             path=where,

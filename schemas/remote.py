@@ -6,6 +6,7 @@ Options (headers, keys) go to the URL's own host and nowhere else.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import warnings
@@ -130,6 +131,22 @@ class Remote:
         """
         with as_store_error(f"{self.url}/{name}", FileNotFoundError):
             return retried(ATTEMPTS, self._read, self.place_of(name), start, stop)
+
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 of a file of the set, which is not kept in memory.
+
+        Raises:
+            FileNotFoundError: the file is missing.
+            StoreError: the file cannot be read.
+        """
+
+        def digest() -> str:
+            self.filesystem.invalidate_cache()
+            with self.filesystem.open(self.place_of(name), "rb", cache_type="readahead") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        with as_store_error(f"{self.url}/{name}", FileNotFoundError):
+            return retried(ATTEMPTS, digest)
 
     def _read(self, place: str, start: int | None, stop: int | None) -> bytes:
         for _ in range(2):

@@ -22,6 +22,7 @@ from schemas.journal_batches import batch_path
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST
+from schemas.object_store import list_files
 
 CARD = "README.md"
 """The dataset card of a pulled set; a push writes it anew."""
@@ -46,12 +47,12 @@ def declared_files(labels: LabelSet) -> list[str]:
         if manifest.plan_rejects is None:  # an older version made the set, and named no hash
             files |= {
                 f"{JOURNAL}/{path.name}"
-                for path in (labels.path / JOURNAL).glob("plan*.rejects.parquet")
+                for path in (labels.records_dir / JOURNAL).glob("plan*.rejects.parquet")
             }
     merged = {
         batch_name(first)
         for first in range(0, manifest.planned_units - BATCH + 1, BATCH)
-        if batch_path(labels.path, first).is_file()
+        if batch_path(labels.records_dir, first).is_file()
     }
     alone = (unit for unit in units if batch_name(unit) not in merged)
     return sorted(files.union(merged, *({entry_name(u), rejects_name(u)} for u in alone)))
@@ -79,7 +80,7 @@ def is_ignored(name: str) -> bool:
 def extra_files(labels: LabelSet) -> Iterator[str]:
     """Yield what is in a set's folder and not declared, relative to the folder; and any link."""
     declared = set(declared_files(labels))
-    for name in all_files(labels.path):
+    for name in all_files(labels.path) if labels.remote is None else list_files(labels.remote):
         if (name not in declared and not is_ignored(name)) or (labels.path / name).is_symlink():
             yield name
 

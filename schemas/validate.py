@@ -31,12 +31,16 @@ from schemas.journal import (
 )
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER, LedgerSums, is_ledger_of
+from schemas.manifest import FileDigest
+from schemas.object_store import is_web, list_files
 from schemas.parquet_sizes import checked_parquet
 from schemas.plan import open_plan
+from schemas.remote import Remote
 from schemas.row_group import RowGroup
 from schemas.row_lengths import count_lengths, lengths_to_text
 from schemas.set_files import extra_files, is_set_file
 from schemas.set_paths import set_file
+from schemas.store_errors import StoreError
 
 DUPLICATES_NAMED = 5
 """Duplicates that findings name; the others are only counted."""
@@ -71,6 +75,8 @@ def examine(
         where = f"{group.shard}, row group {group.index}"
         try:
             table = labels.read_row_group(group)
+        except StoreError:  # nothing is known about the set
+            raise
         except (LabelSetError, pa.ArrowException, OSError) as error:
             what, hint = getattr(error, "what", str(error)), getattr(error, "hint", None)
             yield Finding(kind="damage", where=where, what=what, hint=hint)
@@ -205,24 +211,49 @@ def examine_other_files(labels: LabelSet) -> Iterator[Finding]:
     """Yield problems of the files beside the shards, and files that the set does not declare.
 
     After this, every file of a complete set is covered by a hash, or is named in a finding.
+
+    Raises:
+        StoreError: the set is behind a URL, which does not answer.
     """
+    for finding in _other_files(labels):
+        remote = labels.remote is not None  # and its journal was copied
+        yield finding.renamed(str(labels.path), labels.place) if remote else finding
+
+
+def _other_files(labels: LabelSet) -> Iterator[Finding]:
     yield from _plan_files(labels)
     yield from _journal_files(labels)
+    if labels.remote is not None:
+        yield from _shard_sizes(labels, labels.remote)
     if labels.manifest.status == "complete":
         yield from _undeclared_files(labels)
+
+
+def _shard_sizes(labels: LabelSet, remote: Remote) -> Iterator[Finding]:
+    """Check that shards in a store end where the index says; on this machine, opening them does."""
+    if is_web(remote):
+        return
+    sizes = list_files(remote)
+    for group in labels.row_groups:
+        file = sizes.get(group.shard)
+        if group.index == 0 and file is not None and file.size != group.footer.stop:
+            what = f"the shard has {file.size} bytes, the index says {group.footer.stop}"
+            yield Finding(kind="damage", where=group.shard, what=what)
 
 
 def _plan_files(labels: LabelSet) -> Iterator[Finding]:
     """Check the plan, which a resumed run or an append relies on, and the plans' rejects."""
     manifest = labels.manifest
     try:
-        if manifest.plan is not None:
+        if manifest.plan is not None and labels.remote is not None:
+            _check_remote(labels.remote, manifest.plan)
+        elif manifest.plan is not None:
             open_plan(labels.path, manifest.plan).close()
     except LabelSetError as error:
         yield Finding(kind="plan", where=str(error.path), what=error.what, hint=error.hint)
     for file in manifest.plan_rejects or ():
         try:
-            path = set_file(labels.path, file.path)
+            path = set_file(labels.records_dir, file.path)
             if not path.is_file() or sha256_file(path) != file.sha256:
                 yield Finding(kind="plan", where=file.path, what="the rejects of the plan changed")
         except (LabelSetError, OSError) as error:
@@ -236,9 +267,24 @@ def _plan_files(labels: LabelSet) -> Iterator[Finding]:
             yield Finding(kind="plan", what=what, note=True)
 
 
+def _check_remote(remote: Remote, file: FileDigest) -> None:
+    """Hash a file in a store: a plan is too large to be copied.
+
+    Raises:
+        LabelSetError: it is missing or altered.
+    """
+    try:
+        if remote.sha256(file.path) == file.sha256:
+            return
+        state = "altered"
+    except FileNotFoundError:
+        state = "missing"
+    raise LabelSetError(f"the plan is {state}", path=f"{remote.url}/{file.path}")
+
+
 def _journal_files(labels: LabelSet) -> Iterator[Finding]:
     """Check the journal against the index, and the ledger against the journal."""
-    manifest, path = labels.manifest, labels.path
+    manifest, path = labels.manifest, labels.records_dir
     complete = manifest.status == "complete"
     indexed: dict[str, list[ByteRange]] = {}
     lengths = _index_lengths(labels)
@@ -315,6 +361,10 @@ def _ledger_file(path: Path, costs: LedgerSums) -> Iterator[Finding]:
 
 
 def _undeclared_files(labels: LabelSet) -> Iterator[Finding]:
+    if labels.remote is not None and is_web(labels.remote):
+        what = "a web server does not list its files: files beside the set were not searched for"
+        yield Finding(kind="stray", what=what, note=True)
+        return
     for name in extra_files(labels):
         if (labels.path / name).is_symlink():
             yield Finding(kind="stray", where=name, what="a symbolic link, not part of the set")

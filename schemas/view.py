@@ -10,6 +10,7 @@ import os
 import posixpath
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -17,7 +18,8 @@ from schemas.atomic import write_atomic
 from schemas.errors import LabelSetError, first_line
 from schemas.fingerprint import sha256_json
 from schemas.manifest import Model, check_version
-from schemas.remote import is_url, origin
+from schemas.object_store import put
+from schemas.remote import Remote, is_url, origin
 from schemas.row_group import Kept
 from schemas.version import SHARD_VERSION
 
@@ -41,13 +43,44 @@ class View(Model):
         return self.model_copy(update={"self_digest": sha256_json(content)})
 
 
-def write_view(path: Path, view: View) -> None:
-    """Write a view atomically, sealed, with the place of its set relative to its own folder."""
-    place = view.label_set
-    if Path(place).is_absolute():
-        place = os.path.relpath(Path(place).resolve(), path.parent.resolve())
-    sealed = view.model_copy(update={"label_set": place}).sealed()
-    write_atomic(path, sealed.model_dump_json(indent=1) + "\n")
+def write_view(place: Path | str, view: View) -> None:
+    """Write a view atomically, sealed, with the place of its set relative to its own folder.
+
+    Args:
+        place: path or URL of the view.
+        view: its content. Where it names a URL, the view's own is in the same host or bucket.
+
+    Raises:
+        LabelSetError: `require_beside` refuses it, or the store fails.
+    """
+    require_beside(place, view.label_set)
+    target, folder = view.label_set, str(place).rpartition("/")[0]
+    if is_url(place):
+        target = posixpath.relpath(urlsplit(target).path, urlsplit(folder).path or "/")
+    elif Path(target).is_absolute():
+        target = os.path.relpath(Path(target).resolve(), Path(place).parent.resolve())
+    sealed = view.model_copy(update={"label_set": target}).sealed()
+    content = sealed.model_dump_json(indent=1) + "\n"
+    if is_url(place):
+        put(Remote(folder), str(place)[len(folder) + 1 :], content.encode())
+    else:
+        write_atomic(Path(place), content)
+
+
+def require_beside(place: Path | str, label_set: str) -> None:
+    """Refuse a view and a set that are not both on this machine, or in one host or bucket.
+
+    Raises:
+        LabelSetError: a view there could not name the set.
+    """
+    beside = origin(str(place)) == origin(label_set) if is_url(place) else not is_url(label_set)
+    if not beside:
+        raise LabelSetError(
+            "a view lies below or beside its label set: both on this machine, or both in one "
+            f"bucket; this set is {label_set}",
+            path=place,
+            hint="write the view beside the set",
+        )
 
 
 def read_view(path: Path) -> View:

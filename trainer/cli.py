@@ -13,6 +13,7 @@ from schemas.errors import SoftshardsError
 from schemas.flags_file import run_with_flags
 from schemas.os_errors import as_user_error, leave_closed_pipe
 from schemas.terminal import DataConsole
+from schemas.urls import refuse_urls
 from schemas.version import __version__
 from trainer.audit.audit_config import AuditConfig, CanariesConfig
 from trainer.evaluate.answers.answer_flags import AnswerFlags
@@ -32,7 +33,8 @@ app = App(
     version=__version__,
     help="Train students on a label set: no teacher in memory. See also `labeler --help`.",
     help_format="markdown",
-    default_parameter=Parameter(negative_iterable=()),  # no --empty-... beside every list
+    # no --empty-... beside every list
+    default_parameter=Parameter(negative_iterable=(), validator=refuse_urls),
     error_console=DataConsole(stderr=True, soft_wrap=False),
 )
 # `main` decides what an interruption prints.

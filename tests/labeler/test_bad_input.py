@@ -27,8 +27,11 @@ def places(tmp_path: Path) -> None:
     ("command", "message"),
     [
         ("inspect gone", "gone: no label set here: the folder does not exist"),
-        ("inspect s3://bucket/set", "s3:/bucket/set: this is a URL, and the command reads folders"),
-        ("verify hf://a/b", "hf:/a/b: this is a URL, and the command reads folders"),
+        ("push s3://bucket/set me/it --license unknown", "s3://bucket/set: this is a URL; only a"),
+        ("view set --out s3://bucket/page.html", "s3://bucket/page.html: this is a URL; only a"),
+        ("pull me/it --out s3://bucket/set", "s3://bucket/set: this is a URL; only a path"),
+        ("curate set --out s3://bucket/a.view.json", "both on this machine, or both in one bucket"),
+        ("inspect nosuch://bucket/set", "nosuch://bucket/set/manifest.json: cannot be used: Prot"),
         ("inspect full", "full: no label set here: manifest.json is missing"),
         ("inspect file.txt", "file.txt: not a view of a label set"),
         ("repair gone", "gone: no label set here"),

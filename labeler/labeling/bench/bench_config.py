@@ -10,6 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from labeler.labeling.label_settings import SetLocation
+
 from schemas.errors import SoftshardsError
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -26,8 +28,8 @@ class BenchConfig:
 
     _: KW_ONLY
 
-    labels: Path
-    """Folder of a label set, or a view of one, to take the input sequences from."""
+    labels: SetLocation
+    """Folder or URL of a label set, or a view of one, to take the input sequences from."""
 
     out_file: Annotated[Path | None, Parameter(name="--out")] = None
     """Write the figures to this JSON file, for `trainer report --bench`."""

@@ -225,13 +225,7 @@ def _search(fs: AbstractFileSystem, folder: str, base: str, skipped: list[str]) 
 
 
 def _label_set(fs: AbstractFileSystem, path: str, name: str) -> InputSet:
-    if not is_local(fs):
-        raise SoftshardsError(
-            "a label set can only be read from a local disk",
-            path=display_path(fs, path),
-            hint="copy the folder, and name the copy",
-        )
-    return InputSet(name=name, labels=open_label_set(path))
+    return InputSet(name=name, labels=open_label_set(display_path(fs, path)))
 
 
 def _dataset(fs: AbstractFileSystem, path: str, name: str) -> DataFile:

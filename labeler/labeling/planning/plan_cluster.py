@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.errors import first_line
 from schemas.json_values import parse_object
 from schemas.ledger import Ledger, read_ledger
+from schemas.object_store import list_files
 from schemas.prices import Prices, money, read_prices
 
 MEGA, GIGA = 1e6, 1e9
@@ -83,16 +85,22 @@ def measure_set(labels: LabelSet, ledger: Ledger) -> Calibration:
     """
     costs = ledger.engines.values()
     seconds = max(sum(cost.engine_seconds for cost in costs), 1e-9)
-    beside = sum(
-        file.stat().st_size for pattern in BOOKKEEPING for file in labels.path.glob(pattern)
-    )
     return Calibration(
         engine=", ".join(ledger.engines),
         tokens_per_s=sum(cost.tokens for cost in costs) / seconds,
         labels_per_token=labels.labels / labels.tokens,
-        bytes_per_label=(labels.stored_bytes + beside) / labels.labels,
+        bytes_per_label=(labels.stored_bytes + _bookkeeping(labels)) / labels.labels,
         labels_per_unit=_unit_labels(labels),
     )
+
+
+def _bookkeeping(labels: LabelSet) -> int:
+    """Return the bytes of plan, index and journal."""
+    if labels.remote is None:
+        files = (file for pattern in BOOKKEEPING for file in labels.path.glob(pattern))
+        return sum(file.stat().st_size for file in files)
+    sizes = {name: file.size for name, file in list_files(labels.remote).items()}
+    return sum(sizes[name] for pattern in BOOKKEEPING for name in fnmatch.filter(sizes, pattern))
 
 
 def _unit_labels(labels: LabelSet) -> float:

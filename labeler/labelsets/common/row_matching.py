@@ -24,7 +24,7 @@ def require_same_tokenizer(a: LabelSet, b: LabelSet) -> None:
         raise SoftshardsError(
             f"the sets have different tokenizers ({ours[:16]}... and {theirs[:16]}...): their ids "
             "mean different tokens",
-            path=b.path,
+            path=b.place,
             hint="compare teachers that share a tokenizer",
         )
 
@@ -45,7 +45,7 @@ def row_table(labels: LabelSet, columns: Sequence[str]) -> pl.DataFrame:
         for number, group in enumerate(labels.row_groups)
     ]
     if not frames:
-        raise SoftshardsError("the set has no rows", path=labels.path, hint="label some input")
+        raise SoftshardsError("the set has no rows", path=labels.place, hint="label some input")
     return pl.concat(frames)
 
 

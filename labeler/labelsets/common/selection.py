@@ -43,7 +43,7 @@ def select_rows(
             sizes = {"n_labels": n_labels[here], "n_tokens": n_tokens[here]}
             kept.append(Kept.of(group, mask[here], **sizes))
     view = View(
-        label_set=str(labels.path),
+        label_set=labels.remote.url if labels.remote else str(labels.path.resolve()),
         identity_digest=labels.manifest.identity_digest,
         kept=tuple(kept),
         made=made,
@@ -55,8 +55,9 @@ def select_rows(
     return replace(labels, row_groups=groups, view=view)
 
 
-def save_view(path: Path, labels: LabelSet) -> None:
-    """Write the view that `select_rows` made."""
+def save_view(place: Path | str, labels: LabelSet) -> None:
+    """Write the view that `select_rows` made to a path or URL."""
     assert labels.view is not None, "made by select_rows"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_view(path, labels.view.model_copy(update={"label_set": str(labels.path.resolve())}))
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    write_view(place, labels.view)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+
+from labeler.labeling.label_settings import SetLocation
 
 
 @Parameter(name="*")
@@ -14,11 +15,11 @@ from cyclopts import Parameter
 class CompareConfig:
     """The two sides to compare."""
 
-    a: Path
-    """Folder of a label set, or a view of one; or a YAML file of `labeler label` settings (model,
-    out, ...)."""
+    a: SetLocation
+    """Folder or URL of a label set, or a view of one; or a YAML file of `labeler label` settings
+    (model, out, ...)."""
 
-    b: Path
+    b: SetLocation
     """The other side, over the same rows."""
 
     inputs: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()

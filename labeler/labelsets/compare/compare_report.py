@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenize
 from labeler.labelsets.compare.compare_config import CompareConfig
 from labeler.labelsets.compare.comparison import Comparison, Position, Side, Spread, compare_sets
 from schemas import SoftshardsError, open_label_set
+from schemas.urls import is_url
 from schemas.yaml_settings import read_settings
 
 SETTINGS = (".yaml", ".yml")
@@ -51,7 +53,7 @@ def run_compare(config: CompareConfig) -> int:
         SoftshardsError: a side cannot be labeled or opened, or the two cannot be compared.
     """
     sides, inputs = (config.a, config.b), config.inputs
-    settings = [path for path in sides if path.suffix in SETTINGS]
+    settings = [path for path in sides if isinstance(path, Path) and path.suffix in SETTINGS]
     if bool(settings) != bool(inputs):
         raise SoftshardsError(
             "settings need inputs to label" if settings else "label sets need no inputs",
@@ -59,8 +61,11 @@ def run_compare(config: CompareConfig) -> int:
             hint="`labeler compare A B` compares label sets, "
             "`labeler compare a.yaml b.yaml INPUTS` labels with two settings first",
         )
-    folders = [_label(path, inputs, config.rows) if path in settings else path for path in sides]
-    set_a, set_b = (open_label_set(path, allow_partial=config.allow_partial) for path in folders)
+    label = functools.partial(_label, inputs=inputs, rows=config.rows)
+    places = [
+        label(path) if isinstance(path, Path) and path in settings else path for path in sides
+    ]
+    set_a, set_b = (open_label_set(place, allow_partial=config.allow_partial) for place in places)
     found = compare_sets(set_a, set_b, worst=config.worst)
     tokenizer = open_tokenizer(set_a.tokenizer_dir)
     worst = [_with_text(position, tokenizer) for position in found.worst]
@@ -71,7 +76,7 @@ def run_compare(config: CompareConfig) -> int:
     return 0
 
 
-def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
+def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path | str:
     """Label the first records in a process of its own, so only one engine is loaded at a time."""
     content = read_settings(settings)
     if not isinstance(content, dict) or "out" not in content:
@@ -90,7 +95,8 @@ def _label(settings: Path, inputs: Sequence[str], rows: int) -> Path:
             path=settings,
             hint="see the message above",
         )
-    return Path(content["out"])
+    out = str(content["out"])
+    return out if is_url(out) else Path(out)
 
 
 def _with_text(position: Position, tokenizer: TextTokenizer) -> PositionText:

@@ -247,7 +247,7 @@ def _top(labels: Labels, label: int) -> list[tuple[int, float]]:
 def _side(labels: LabelSet, nll: float, tail: float) -> Side:
     identity = labels.manifest.identity
     return Side(
-        path=str(labels.path),
+        path=labels.place,
         teacher=str(labels.manifest.provenance.get("teacher")),
         dtype=identity.dtype,
         head_dtype=identity.head_dtype,

@@ -30,10 +30,12 @@ from labeler.labelsets.curate.verdict_store import VerdictStore
 from labeler.labelsets.curate.verifier import Verifier
 from labeler.labelsets.derive.recode import recode
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
+from schemas.cache_folder import cache_folder
+from schemas.fingerprint import sha256_bytes
 from schemas.redact import redacted
-from schemas.urls import inside
+from schemas.urls import inside, is_url
 from schemas.version import CODECS
-from schemas.view import VIEW_SUFFIX
+from schemas.view import VIEW_SUFFIX, require_beside
 
 
 def run_curate(settings: CurateConfig) -> int:
@@ -44,6 +46,7 @@ def run_curate(settings: CurateConfig) -> int:
     """
     dry_run = settings.dry_run
     labels = open_label_set(settings.labels, allow_partial=settings.allow_partial)
+    require_beside(settings.out, labels.remote.url if labels.remote else str(labels.path))
     facts, report, parts = _apply_settings(labels, settings)
     paths = {name: _part_path(settings.out, name) for name in parts}
     if not settings.as_json:
@@ -63,13 +66,15 @@ def run_curate(settings: CurateConfig) -> int:
                 recode([part], place, codec=codec, how="curate")
                 written[name] = redacted(str(place))
     if settings.as_json:
-        views = {} if dry_run else {name: str(path) for name, path in paths.items()}
+        views = {} if dry_run else {name: redacted(str(path)) for name, path in paths.items()}
         print(json.dumps(asdict(report) | {"views": views, "materialized": written}))
         return 0
     for name, path in paths.items():
         count = report.parts[name]
         verb = "would be" if dry_run else "is"
-        out.print(f"{path}: {verb} a view of {count.rows} rows, {count.labels} labels")
+        out.print(
+            f"{redacted(str(path))}: {verb} a view of {count.rows} rows, {count.labels} labels"
+        )
         if name in written:
             out.print(f"{written[name]}: the same rows as a label set")
     return 0
@@ -80,7 +85,7 @@ def _apply_settings(
 ) -> tuple[RowFacts, Report, dict[str, Mask]]:
     """Apply the rules; return facts about all rows, the report, and the rows of each part."""
     if labels.rows == 0:
-        raise SoftshardsError("there are no rows to curate", path=labels.path)
+        raise SoftshardsError("there are no rows to curate", path=labels.place)
     split = parse_split(settings.split, settings.seed)
     require_score(settings)
     if settings.dedup == "near":
@@ -123,7 +128,7 @@ def _open_verifier(settings: CurateConfig) -> tuple[Verifier | None, VerdictStor
     )
     with verifier.running():
         pass  # a wrong name fails before anything else is done
-    path = settings.out.with_name(settings.out.name.removesuffix(VIEW_SUFFIX) + ".verdicts.sqlite")
+    path = _verdicts_path(settings.out)
     if not settings.dry_run:
         path.parent.mkdir(parents=True, exist_ok=True)
     return verifier, VerdictStore(None if settings.dry_run else path, path, verifier.version)
@@ -170,9 +175,19 @@ def _count(facts: RowFacts, mask: Mask) -> Count:
     return Count(int(mask.sum()), int(facts.n_labels[mask].sum()), int(facts.n_tokens[mask].sum()))
 
 
-def _part_path(path: Path, name: str) -> Path:
-    stem = path.name.removesuffix(VIEW_SUFFIX)
-    return path.with_name(f"{stem}.{name}{VIEW_SUFFIX}") if name else path
+def _part_path(path: Path | str, name: str) -> Path | str:
+    if not name:
+        return path
+    part = f"{str(path).removesuffix(VIEW_SUFFIX)}.{name}{VIEW_SUFFIX}"
+    return part if is_url(path) else Path(part)
+
+
+def _verdicts_path(view: Path | str) -> Path:
+    """Return where verdicts are kept: beside the view, or in the cache for one in a store."""
+    if is_url(view):
+        name = sha256_bytes(str(view).encode())[:32]
+        return cache_folder() / "verdicts" / f"{name}.sqlite"
+    return Path(f"{str(view).removesuffix(VIEW_SUFFIX)}.verdicts.sqlite")
 
 
 def _require_rows(report: Report, settings: CurateConfig) -> None:
@@ -195,7 +210,7 @@ def _provenance(
     """Return how a view was made; equal for the same command on the same rows."""
     made: dict[str, object] = {
         "by": f"softshards {__version__} curate",
-        "labels": str(settings.labels),
+        "labels": redacted(str(settings.labels)),
         "before": asdict(report.before),
         # Faults may be most rows of a large set: only their number is recorded.
         "rules": [asdict(rule) | {"faults": len(rule.faults)} for rule in report.rules],

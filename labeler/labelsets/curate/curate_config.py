@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from labeler.labeling.label_settings import SetLocation
 from schemas.errors import SoftshardsError
-from schemas.urls import read_location
+from schemas.urls import last_part, read_location
 
 ROWS = Group("Rules on single rows", sort_key=2)
 OVERLAP = Group("Overlap with held-out text", sort_key=3)
@@ -23,13 +24,14 @@ RESULT = Group("Result", sort_key=6)
 class CurateConfig:
     """The rules, in the order of application, and the output."""
 
-    labels: Path
-    """Folder of a label set, or a view of one."""
+    labels: SetLocation
+    """Folder or URL of a label set, or a view of one."""
 
     _: KW_ONLY
 
-    out: Path
-    """The view to write: NAME.view.json. With --split: NAME.train.view.json and so on."""
+    out: SetLocation
+    """The view to write: NAME.view.json. With --split: NAME.train.view.json and so on. A view of
+    a set behind a URL goes into the same store."""
 
     where: Annotated[tuple[str, ...], Parameter(group=ROWS)] = ()
     """Keep rows for which this SQL condition on columns holds: `"mean_nll < 4 and coverage > 0.9"`.
@@ -142,7 +144,8 @@ class CurateConfig:
     def __post_init__(self) -> None:
         from schemas.view import VIEW_SUFFIX  # imports Arrow, which --help does without
 
-        if not self.out.name.endswith(VIEW_SUFFIX) or self.out.name == VIEW_SUFFIX:
+        name = last_part(self.out)
+        if not name.endswith(VIEW_SUFFIX) or name == VIEW_SUFFIX:
             raise SoftshardsError(
                 f"--out {self.out} is not the name of a view",
                 hint=f"give a name that ends in {VIEW_SUFFIX}",

@@ -178,7 +178,7 @@ def _tables(labels: LabelSet, limit: int | None) -> Iterator[pa.Table]:
     """Yield row groups with plain columns, up to `limit` rows in all."""
     left = labels.rows if limit is None else min(limit, labels.rows)
     if not left:
-        raise SoftshardsError("there are no rows to write", path=labels.path)
+        raise SoftshardsError("there are no rows to write", path=labels.place)
     with progress("rows") as bar:
         task = bar.add_task("exporting", total=left)
         for group in labels.row_groups:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
+
+from labeler.labeling.label_settings import SetLocation
 
 
 @Parameter(name="*")
@@ -15,8 +16,8 @@ from cyclopts.validators import Number
 class InspectConfig:
     """The label set to inspect, and the part of it to print."""
 
-    labels: Path
-    """Folder of the label set, or a view of one."""
+    labels: SetLocation
+    """Folder or URL of the label set, or a view of one."""
 
     _: KW_ONLY
 

@@ -24,7 +24,7 @@ BESIDE = 77
 """Characters beside a row's text, which takes the rest of the line."""
 
 
-def print_summary(path: Path, labels: LabelSet, *, as_json: bool) -> None:
+def print_summary(path: Path | str, labels: LabelSet, *, as_json: bool) -> None:
     """Print the facts, histograms, sources and outliers of a whole set."""
     facts = summarize(path, labels)
     if as_json:
@@ -177,10 +177,10 @@ def _print_outliers(outliers: dict[str, list[OutlierRow]], labels: LabelSet) -> 
     )
 
 
-def print_rejects(path: Path, *, as_json: bool) -> None:
+def print_rejects(path: Path | str, *, as_json: bool) -> None:
     """Print the records that could not be labeled, and why."""
     labels = open_label_set(path, allow_partial=True)
-    rejects = read_rejects(labels.path).to_pylist()
+    rejects = read_rejects(labels.records_dir).to_pylist()
     for reject in rejects:
         if as_json:
             print(json.dumps(reject))

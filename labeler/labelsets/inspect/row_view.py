@@ -63,7 +63,7 @@ def print_row(labels: LabelSet, name: str, *, start: int, count: int, as_json: b
     if 0 < start >= len(lines):
         raise LabelSetError(
             f"--start {start}, but the row has {len(lines)} labels",
-            path=labels.path,
+            path=labels.place,
             row=key["id"],
             hint=f"the last one is --start {len(lines) - 1}" if lines else "leave --start out",
         )
@@ -95,7 +95,7 @@ def find_row(labels: LabelSet, name: str) -> pa.Table:
                 return labels.read_row_group(group).slice(index, 1)
     raise LabelSetError(
         "no row has this id",
-        path=labels.path,
+        path=labels.place,
         row=name,
         hint="`--row first` shows a row and its id",
     )

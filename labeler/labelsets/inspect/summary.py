@@ -18,6 +18,7 @@ from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.journal import read_rejects
 from schemas.polars_ext import LabelExpr, LazyLabels
+from schemas.redact import redacted
 
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 COVERAGE = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999, 1.0)
@@ -150,14 +151,14 @@ class Summary(SetFacts, CountedFacts):
     """All facts of a label set or view, as JSON values."""
 
 
-def summarize(path: Path, labels: LabelSet) -> Summary:
+def summarize(path: Path | str, labels: LabelSet) -> Summary:
     """Return the facts of a label set or view.
 
     Every row group is read once, and verified. Memory grows only with the number of sources and of
     distinct lengths.
 
     Args:
-        path: path of the set or view, as given.
+        path: path or URL of the set or view, as given.
         labels: the same, opened.
 
     Raises:
@@ -172,11 +173,11 @@ def summarize(path: Path, labels: LabelSet) -> Summary:
     return {**_set_facts(path, labels), **_counted_facts(counted)}
 
 
-def _set_facts(path: Path, labels: LabelSet) -> SetFacts:
-    identity = labels.manifest.identity
+def _set_facts(path: Path | str, labels: LabelSet) -> SetFacts:
+    identity, totals = labels.manifest.identity, labels.manifest.totals
     per_label = round(labels.stored_bytes / max(1, labels.labels), 1)
     return {
-        "path": str(path),
+        "path": redacted(str(path)),
         "status": labels.manifest.status,
         "view": None if labels.view is None else labels.view.made,
         "mode": identity.mode,
@@ -193,7 +194,7 @@ def _set_facts(path: Path, labels: LabelSet) -> SetFacts:
         "rows": labels.rows,
         "tokens": labels.tokens,
         "labels": labels.labels,
-        "rejects": read_rejects(labels.path).num_rows,
+        "rejects": read_rejects(labels.records_dir).num_rows if totals is None else totals.rejects,
         "bytes": labels.stored_bytes,
         "bytes_per_label": per_label if labels.view is None else None,
     }

@@ -118,7 +118,7 @@ def teacher_path(labels: LabelSet, model: Path | None, revision: str | None = No
     if source is None:
         raise SoftshardsError(
             "the label set does not name its teacher's folder",
-            path=labels.path,
+            path=labels.place,
             hint="give the folder with --model",
         )
     return source.folder

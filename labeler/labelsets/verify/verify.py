@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,13 @@ from labeler.labelsets.verify.verify_config import VerifyConfig
 from schemas import LabelSet, LabelSetError, open_label_set
 from schemas.errors import first_line
 from schemas.findings import Finding
-from schemas.manifest import MANIFEST, read_manifest
+from schemas.labelset import UnfinishedError
+from schemas.manifest import MANIFEST
+from schemas.redact import redacted
+from schemas.remote import Remote, is_url
+from schemas.store_errors import StoreError
 from schemas.validate import examine
+from schemas.view import VIEW_SUFFIX
 
 if TYPE_CHECKING:
     from labeler.labelsets.verify.rescore import Rescore
@@ -35,7 +40,7 @@ def run_verify(config: VerifyConfig) -> int:
     return max(_verify(path, found, config) for path, found in zip(config.labels, opened))
 
 
-def _verify(path: Path, opened: LabelSet | Finding, config: VerifyConfig) -> int:
+def _verify(path: Path | str, opened: LabelSet | Finding, config: VerifyConfig) -> int:
     """Check one label set, print the findings, and return the exit code."""
     labels: LabelSet | None
     if isinstance(opened, Finding):
@@ -81,11 +86,11 @@ def _check(labels: LabelSet, config: VerifyConfig) -> tuple[list[Finding], Resco
 
 
 def _print_json(
-    path: Path, labels: LabelSet | None, findings: Sequence[Finding], rescore: Rescore | None
+    path: Path | str, labels: LabelSet | None, findings: Sequence[Finding], rescore: Rescore | None
 ) -> None:
     counts = {} if labels is None else {"rows": labels.rows, "labels": labels.labels}
     facts = {
-        "path": str(path),
+        "path": redacted(str(path)),
         **counts,
         "problems": [finding.as_json() for finding in findings if not finding.note],
         "notes": [finding.as_json() for finding in findings if finding.note],
@@ -95,7 +100,7 @@ def _print_json(
 
 
 def _print_report(
-    path: Path, labels: LabelSet | None, findings: Sequence[Finding], rescore: Rescore | None
+    path: Path | str, labels: LabelSet | None, findings: Sequence[Finding], rescore: Rescore | None
 ) -> None:
     for finding in sorted(findings, key=lambda finding: not finding.note):
         word = "note" if finding.note else f"problem ({finding.kind})"
@@ -113,26 +118,37 @@ def _print_report(
     if labels is not None:
         what = f"{labels.rows} rows, {labels.labels} labels, {len(labels.shards)} shards"
     problems = sum(not finding.note for finding in findings)
-    out.print(f"{path}: {problems} problems in {what}" if problems else f"{path}: good, {what}")
+    name = redacted(str(path))
+    out.print(f"{name}: {problems} problems in {what}" if problems else f"{name}: good, {what}")
 
 
-def _open(path: Path, *, allow_partial: bool) -> LabelSet | Finding:
-    """Open the set; or return the damage that prevents it.
+def _open(place: Path | str, *, allow_partial: bool) -> LabelSet | Finding:
+    """Open the set, without the cache of byte ranges; or return the damage that prevents it.
 
     Raises:
-        LabelSetError: there is no label set, or it is unfinished.
+        LabelSetError: there is no label set, it is unfinished, or its store does not answer.
     """
-    is_set = path.is_file() or (path / MANIFEST).is_file() or (path / "shards").is_dir()
-    if is_set and path.is_dir() and not allow_partial:
-        with contextlib.suppress(LabelSetError):  # a damaged manifest is a finding
-            is_set = read_manifest(path).status != "running"
     try:
-        return open_label_set(path, allow_partial=allow_partial)
+        labels = open_label_set(place, allow_partial=allow_partial)
+    except UnfinishedError:
+        raise
     except LabelSetError as error:
-        if not is_set:
+        if not _is_set(place, error):
             raise
-        hint = error.hint if path.is_file() else f"`labeler repair {path}`"
+        is_view = str(place).endswith(VIEW_SUFFIX) if is_url(place) else Path(place).is_file()
+        hint = error.hint if is_view else f"`labeler repair {redacted(str(place))}`"
         return Finding(kind="damage", where=str(error.path or ""), what=error.what, hint=hint)
+    if labels.remote is None:
+        return labels
+    return replace(labels, remote=replace(labels.remote, is_cached=False))
+
+
+def _is_set(place: Path | str, error: LabelSetError) -> bool:
+    """Return whether there is a label set, or a view, that `error` kept from being opened."""
+    if is_url(place):
+        return not isinstance(error, StoreError) or bool(Remote(str(place)).names("shards", "*"))
+    path = Path(place)
+    return path.is_file() or (path / MANIFEST).is_file() or (path / "shards").is_dir()
 
 
 def _examine(labels: LabelSet) -> Iterator[Finding]:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from labeler.labeling.label_settings import SetLocation
+
 
 def _require_count(kind: object, value: int | str) -> None:
     del kind
@@ -20,8 +22,9 @@ def _require_count(kind: object, value: int | str) -> None:
 class VerifyConfig:
     """The label sets to check, and the depth of the check."""
 
-    labels: tuple[Path, ...]
-    """Folders of label sets, or views of some."""
+    labels: tuple[SetLocation, ...]
+    """Folders or URLs of label sets, or views of some. Behind a URL, every byte is read from the
+    store: what is cached on this machine does not count."""
 
     _: KW_ONLY
 

@@ -25,6 +25,8 @@ from schemas import (
 )
 from schemas.divergence import diverge
 from schemas.labeled_spans import SpanRecord, span_positions
+from schemas.redact import redacted
+from schemas.urls import last_part
 
 SHORT = 1 << 16
 """Ids below this fit in two bytes, with one value left for padding."""
@@ -100,14 +102,14 @@ class Viewer:
     Attributes:
         labels: the first set.
         other: the second one.
-        paths: their paths, as given.
+        paths: their paths or URLs, as given.
         vocabulary: their common vocabulary.
         listing: the rows of the first set.
     """
 
     labels: LabelSet
     other: LabelSet | None
-    paths: tuple[Path, ...]
+    paths: tuple[Path | str, ...]
     vocabulary: Vocabulary
     listing: Listing
 
@@ -144,7 +146,7 @@ class Viewer:
         if not 0 <= number < self.listing.frame.height:
             raise SoftshardsError(
                 f"there is no row number {number}",
-                path=self.labels.path,
+                path=self.labels.place,
                 hint=f"rows are numbered 0 to {self.listing.frame.height - 1}",
             )
         place = self.listing.frame.row(number, named=True)
@@ -195,7 +197,9 @@ class Viewer:
         return compared, None if equal else diverges_at
 
 
-def open_viewer(path: Path, other: Path | None = None, *, allow_partial: bool = False) -> Viewer:
+def open_viewer(
+    path: Path | str, other: Path | str | None = None, *, allow_partial: bool = False
+) -> Viewer:
     """Open one label set, or two with the same tokenizer, and list the rows of the first.
 
     Raises:
@@ -210,12 +214,12 @@ def open_viewer(path: Path, other: Path | None = None, *, allow_partial: bool = 
     return Viewer(labels, second, paths, vocabulary, list_rows(labels, second, vocabulary))
 
 
-def _set_facts(labels: LabelSet, path: Path) -> SetFacts:
+def _set_facts(labels: LabelSet, path: Path | str) -> SetFacts:
     manifest, identity = labels.manifest, labels.manifest.identity
     return {
-        "name": path.resolve().name,
-        "path": str(path),
-        "view_of": None if labels.view is None else labels.path.resolve().name,
+        "name": last_part(path),
+        "path": redacted(str(path)),
+        "view_of": None if labels.view is None else last_part(labels.place),
         "teacher": manifest.provenance.get("teacher"),
         "mode": identity.mode,
         "k": identity.k,

@@ -72,7 +72,7 @@ def serve(viewer: Viewer, *, port: int, open_browser: bool, as_json: bool) -> No
         if as_json:
             print(json.dumps({"url": url}), flush=True)
         else:
-            out.print(f"{viewer.labels.path}: {viewer.labels.rows} rows at {url} (Ctrl-C ends it)")
+            out.print(f"{viewer.labels.place}: {viewer.labels.rows} rows at {url} (Ctrl-C ends it)")
         if open_browser:
             webbrowser.open(url)
         try:

@@ -10,6 +10,7 @@ from labeler.labelsets.view.page_data import open_viewer
 from labeler.labelsets.view.server import serve
 from labeler.labelsets.view.view_config import ViewConfig
 from schemas import SoftshardsError
+from schemas.redact import redacted
 
 
 def run_view(config: ViewConfig) -> int:
@@ -29,7 +30,7 @@ def run_view(config: ViewConfig) -> int:
     viewer = open_viewer(config.labels, config.other, allow_partial=config.allow_partial)
     if viewer.other is not None and not viewer.matched:
         err.print(
-            f"note: {config.labels} and {config.other} have no row in common "
+            f"note: {redacted(f'{config.labels} and {config.other}')} have no row in common "
             "(by id, chunk and sample)",
         )
     if out_file is None:

@@ -9,16 +9,18 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from labeler.labeling.label_settings import SetLocation
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ViewConfig:
     """The label sets to show, and where."""
 
-    labels: Path
-    """Folder of the label set, or a view of one."""
+    labels: SetLocation
+    """Folder or URL of the label set, or a view of one."""
 
-    other: Path | None = None
+    other: SetLocation | None = None
     """Second set or view with the same tokenizer, to compare token by token. Rows are matched by
     id, chunk and sample."""
 

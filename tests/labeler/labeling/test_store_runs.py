@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs import label_units as units_module
 from labeler.labeling.runs.label_run import RunSummary, label
@@ -26,7 +27,7 @@ from schemas.remote import Remote
 from tests.faulty_store import FAULTS, Faults, faulty_store
 from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
-from tests.objects import BUCKET, bucket
+from tests.objects import BUCKET, bucket, upload
 from tests.tiny_model import TEXT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("object_store")]
@@ -36,10 +37,10 @@ Write = Callable[..., RunSummary]
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write six documents, one per line."""
+    """Write six documents, one per line, and a record without text."""
     path = tmp_path_factory.mktemp("source") / "in.jsonl"
     rows = [{"id": f"r{i}", "text": f"{i} {' '.join(TEXT)}"} for i in range(6)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": "bad", "text": ""}]))
     return path
 
 
@@ -309,6 +310,70 @@ def test_other_commands_write_there(
     assert bucket().cat(lines).count(b"\n") == there.rows
     assert "exists already" in labeler(*export).err
     assert labeler(*export, "--replace").code == 0
+
+
+def test_commands_read_there(local: Path, tmp_path: Path, labeler: CommandLine) -> None:
+    url, name = upload(local, "read"), {"path": ""}
+    page, half = tmp_path / "page.html", f"{BUCKET}/half.view.json"
+    for command in ("inspect", "verify"):
+        here, there = (labeler(command, place, "--json").json for place in (local, url))
+        assert there["path"] == url
+        assert there | name == here | name
+    assert labeler("inspect", url, "--json").json["rejects"] == 1
+    for flags in (("--rejects",), ("--row", "r3"), ("--row", "first", "--json")):
+        assert labeler("inspect", url, *flags) == labeler("inspect", local, *flags)
+    assert labeler("view", url, local, "--out", page, "--json").json["rows"] == 20
+    assert url.encode() not in page.read_bytes()
+    compared = labeler("compare", url, local, "--json").json
+    assert (compared["a"]["path"], compared["kl_a_to_b"]["max"]) == (url, 0)
+    measured = ("--tokens", "1e6", "--json")
+    plans = [labeler("plan-cluster", place, *measured).json["measured"] for place in (local, url)]
+    assert plans[0] == plans[1]
+    rules = ("--where", "n_labels > 20", "--verify-command", "true")
+    made = labeler("curate", url, "--out", half, "--split", "rest=0.5", *rules, "--json").json
+    here = labeler("curate", local, "--out", tmp_path / "h.view.json", *rules, "--json").json
+    assert made["after"] == here["after"]
+    parts = [open_label_set(made["views"][part]) for part in ("train", "rest")]
+    assert sum(part.rows for part in parts) == here["after"]["rows"]
+    assert labeler("inspect", made["views"]["rest"], "--json").json["rows"] == parts[1].rows
+    assert "both in one bucket" in labeler("curate", url, "--out", "a.view.json", *rules).err
+    assert find_inputs([url])[0].labels.rows == open_label_set(local).rows
+
+
+def test_verify_reads_the_store_and_not_the_cache(local: Path, labeler: CommandLine) -> None:
+    url, store = upload(local, "altered"), bucket()
+    labels = open_label_set(url)
+    for group in labels.row_groups:
+        labels.read_row_group(group)  # now it is cached
+
+    def problems() -> dict[str, str]:
+        found = labeler("verify", url, "--json")
+        assert found.code == 1, found.err
+        return {p["where"]: p["what"] for p in json.loads(found.out)["problems"]}
+
+    shard = store.cat(f"{url}/{shard_name(1)}")
+    store.pipe(f"{url}/{shard_name(0)}", store.cat(f"{url}/{shard_name(0)}") + b"more")
+    store.pipe(f"{url}/{shard_name(1)}", shard[:40] + b"?" + shard[41:])
+    store.rm(f"{url}/{shard_name(2)}")
+    store.rm(f"{url}/{entry_name(3)}")
+    store.pipe(f"{url}/plan.parquet", b"nothing")
+    store.pipe(f"{url}/ledger.json", b"{}")
+    store.pipe(f"{url}/shards/more.parquet", b"nothing")
+    found = problems()
+    assert found.keys() >= {f"{shard_name(n)}, row group 0" for n in (1, 2)}
+    for where, what in {
+        shard_name(0): "bytes, the index says",
+        f"{url}/{entry_name(3)}": "missing",
+        f"{url}/plan.parquet": "the plan is altered",
+        "shards/more.parquet": "not declared",
+    }.items():
+        assert what in found[where]
+    store.pipe(f"{url}/index/page-000000.parquet", b"nothing")
+    assert list(problems()) == [f"{url}/index/page-000000.parquet"]
+    store.rm(f"{url}/manifest.json")
+    assert list(problems()) == [f"{url}/manifest.json"]
+    missing = labeler("verify", f"{url}-gone")
+    assert (missing.code, "there is no such object" in missing.err) == (2, True)
 
 
 def test_repair_in_a_store(write: Write, local: Path, tmp_path: Path, labeler: CommandLine) -> None:
