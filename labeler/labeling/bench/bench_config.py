@@ -11,7 +11,6 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from labeler.labeling.label_settings import SetLocation
-
 from schemas.errors import SoftshardsError
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
