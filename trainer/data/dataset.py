@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import DRAW_COLUMNS
 from schemas.index import read_lengths
-from schemas.remote import FETCH_THREADS
 from schemas.row_lengths import LENGTH_COLUMNS, count_lengths
-from trainer.data.mixture import Part, epoch_order
-from trainer.data.order import Windows
-from trainer.data.packing import pack_window
+from schemas.state_codec import far_column
+from trainer.data.load_windows import LoadedWindow, Packing, WindowLoader
+from trainer.data.mixture import Part
+from trainer.data.row_source import RowSource
+from trainer.data.share_window import share_lists
+from trainer.data.stored_states import require_states
 from trainer.data.vocab_map import VocabMap
-from trainer.data.wait_for_store import wait_for_store
-from trainer.data.window import (
-    ROW_COLUMNS,
-    Window,
-    decode_window,
-    drop_unlabeled,
-    require_layout,
-    row_names,
-)
+from trainer.data.window import ROW_COLUMNS, Window, row_names
+
+if TYPE_CHECKING:
+    from trainer.data.exchange import Exchange
 
 STATE_VERSION = 1
 
@@ -70,24 +68,20 @@ class ReaderState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack:
-    """Rows that are trained on as one sequence or batch. `state` is the place right after it."""
+class PackSize:
+    """The size of a pack, whose rows may be with another process. Its state is right after it."""
+
+    n_tokens: int
+    n_labels: int
+    state: ReaderState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack(PackSize):
+    """Rows that are trained on as one sequence or batch."""
 
     window: Window
     rows: NDArray[np.int64]
-    state: ReaderState
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens of all rows."""
-        offsets = self.window.token_offsets
-        return int((offsets[self.rows + 1] - offsets[self.rows]).sum())
-
-    @property
-    def n_labels(self) -> int:
-        """Number of labeled positions of all rows."""
-        offsets = self.window.label_offsets
-        return int((offsets[self.rows + 1] - offsets[self.rows]).sum())
 
     @property
     def keys(self) -> list[str]:
@@ -98,6 +92,21 @@ class Pack:
     def documents(self) -> list[str]:
         """Ids of the rows' records."""
         return [self.window.documents[row] for row in self.rows]
+
+
+def own_packs(packs: Sequence[PackSize], rank: int, world: int) -> list[tuple[Pack, float]]:
+    """Return the packs of a step that a process runs, each with a weight: as many on each process.
+
+    A process that has fewer of its own runs the last pack of all again, with a weight of 0.
+
+    Args:
+        packs: of a step, by all processes; only the last step may hold fewer than the others.
+        rank: number of the process.
+        world: number of processes.
+    """
+    chosen = [(pack, 1.0) for pack in packs[rank::world]]
+    chosen += [(packs[-1], 0.0)] * (-(-len(packs) // world) - len(chosen))
+    return [(pack, weight) for pack, weight in chosen if isinstance(pack, Pack)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +133,8 @@ class LabelDataset:
     """An iterable over the packs of a label set, resumable at any pack.
 
     All ranks walk one global sequence of packs and rank r of w takes packs r, r + w, r + 2w, ...,
-    so the sequence is the same at any world size. Each rank reads every window.
+    so the sequence is the same at any world size. With an `exchange` they divide the work of
+    reading it; else each rank reads every window.
 
     Args:
         labels: an opened label set; the folder, view or URL of a complete one; or a mixture of
@@ -136,13 +146,16 @@ class LabelDataset:
         epochs: passes over the set; None never ends.
         rank: number of this process among `world_size`, which share the global sequence of packs.
         world_size: number of processes.
+        exchange: these processes, as `trainer.data.exchange.open_exchange` returns them, in place
+            of the two numbers. All of them must then iterate, and count, in step.
         state: where to start; its seed must be `seed`. By default at the beginning.
         vocab_map: from the teacher's ids to the student's, where they differ.
         drawn: also read the ids that were drawn from the teacher.
         meta: also read the rows' other columns.
+        states: also read the hidden states of these layers, as stored.
 
     Raises:
-        LabelSetError: the set cannot be opened, holds no labels, or lacks drawn ids.
+        LabelSetError: the set cannot be opened, holds no labels, or lacks drawn ids or states.
     """
 
     def __init__(
@@ -156,10 +169,12 @@ class LabelDataset:
         epochs: int | None = 1,
         rank: int = 0,
         world_size: int = 1,
+        exchange: Exchange | None = None,
         state: ReaderState | None = None,
         vocab_map: VocabMap | None = None,
         drawn: bool = False,
         meta: bool = False,
+        states: tuple[str, ...] = (),
     ) -> None:
         if isinstance(labels, Path | str):
             labels = open_label_set(labels)
@@ -173,60 +188,77 @@ class LabelDataset:
                     path=part.labels.place,
                     hint="label with `labeler label --draws 50`, or choose another --loss",
                 )
-        self.columns = (
-            *ROW_COLUMNS,
-            *(DRAW_COLUMNS if drawn else ()),
-            *(("meta",) if meta else ()),
-        )
+        if states:
+            require_states(tuple(part.labels for part in self.parts), states)
+        if exchange is not None:
+            rank, world_size = exchange.rank, exchange.world
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
             raise ValueError("need pack_tokens >= 2, window >= 1 and 0 <= rank < world_size")
         self.state = state or ReaderState(seed=seed)
         if self.state.seed != seed:
             raise ValueError(f"the state belongs to seed {self.state.seed}, not {seed}")
-        self.pack_tokens, self.seed, self.window, self.epochs = pack_tokens, seed, window, epochs
-        self.rank, self.world_size, self.vocab_map = rank, world_size, vocab_map
-        self.padded = padded
+        self.rank, self.world_size, self.exchange = rank, world_size, exchange
+        columns = (
+            *(*ROW_COLUMNS, *(DRAW_COLUMNS if drawn else ())),
+            *(column for layer in states for column in (layer, far_column(layer))),
+            *(("meta",) if meta else ()),
+        )
+        self.source = RowSource(parts=self.parts, columns=columns, vocab_map=vocab_map)
+        self.loader = WindowLoader(
+            source=self.source,
+            packing=Packing(budget=pack_tokens, padded=padded, seed=seed),
+            size=window,
+            epochs=epochs,
+            exchange=exchange,
+        )
 
     def __iter__(self) -> Generator[Pack]:
         """Yield this rank's packs from `self.state` on, and keep `self.state` up to date."""
-        at = self.state.pack + self.rank
-        windows = self._load_windows(self.state.epoch, self.state.window)
+        for number, pack in enumerate(self.all_packs()):
+            if number % self.world_size == self.rank and isinstance(pack, Pack):
+                others = self.world_size - 1 - self.rank  # of this round
+                self.state = replace(pack.state, pack=pack.state.pack + others)
+                yield replace(pack, state=self.state)
+
+    def all_packs(self) -> Generator[PackSize]:
+        """Yield the packs of all ranks from `self.state` on; those with rows here are `Pack`.
+
+        With an `exchange`, these are the packs of this rank, and the very last one.
+        """
+        windows = self.loader.load(self.state.epoch, self.state.window, self.state.pack)
         pool = ThreadPoolExecutor(1, thread_name_prefix="label-reader")
         try:
             ahead = pool.submit(next, windows, None)
             while (loaded := ahead.result()) is not None:  # raises the reader's error as it is
                 ahead = pool.submit(next, windows, None)
-                for index in range(at, len(loaded.packs), self.world_size):
-                    at = index + self.world_size
-                    self.state = ReaderState(
-                        seed=self.seed,
-                        epoch=loaded.epoch,
-                        window=loaded.window,
-                        pack=at - self.rank,
+                for index in range(loaded.first, len(loaded.packs)):
+                    self.state = replace(
+                        self.state, epoch=loaded.epoch, window=loaded.window, pack=index + 1
                     )
-                    yield Pack(window=loaded.data, rows=loaded.packs[index], state=self.state)
-                at -= len(loaded.packs)
+                    yield _pack(loaded, index, self.state)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            windows.close()
 
     def count(self) -> PackCount:
         """Count the packs of all epochs, from the lengths of rows in the index where it has them.
 
         Otherwise this reads the columns of lengths from the shards, and no labels.
         """
-        if self.epochs is None:
+        loader = self.loader
+        if loader.epochs is None:
             raise ValueError("the packs of an endless dataset cannot be counted: pass epochs")
         lengths = [self._row_lengths(part) for part in range(len(self.parts))]
         packs = tokens = 0
-        for epoch in range(self.epochs):
-            for window, groups in enumerate(self._windows(epoch)):
+        for epoch in range(loader.epochs):
+            for window, groups in enumerate(loader.windows(epoch)):
                 rows = np.concatenate([lengths[part][group] for part, group in groups.tolist()])
-                cut = self._pack(rows, epoch, window, partial(self._row_name, groups))
+                cut = loader.packing.pack(rows, epoch, window, partial(self._row_name, groups))
                 packs, tokens = packs + len(cut), tokens + int(rows.sum())
         return PackCount(
             packs=packs,
             tokens=tokens,
-            fill=tokens / max(1, packs * self.pack_tokens),
+            fill=tokens / max(1, packs * loader.packing.budget),
             longest=max((int(rows.max(initial=0)) for part in lengths for rows in part), default=0),
         )
 
@@ -237,82 +269,38 @@ class LabelDataset:
         decide what the student can learn from.
         """
         groups = self.parts[part].labels.row_groups
-        stated = read_lengths(groups) if self.vocab_map is None else None
+        stated = read_lengths(groups) if self.source.vocab_map is None else None
+        found = [None if stated is None else stated.of(group) for group in range(len(groups))]
+        missing = [group for group, rows in enumerate(found) if rows is None]
+        peeked = dict(zip(missing, self._peek_lengths(part, missing), strict=True))
+        lengths = (peeked[n] if rows is None else rows for n, rows in enumerate(found))
+        return [rows[rows > 0].astype(np.int64) for rows in lengths]
 
-        def find(group: int) -> NDArray[np.int64]:
-            rows = None if stated is None else stated.of(group)
-            return self._lengths(part, group) if rows is None else rows[rows > 0].astype(np.int64)
+    def _peek_lengths(self, part: int, groups: list[int]) -> list[NDArray[np.int32]]:
+        """Return the lengths of the labeled rows of row groups, unverified until they are read."""
 
-        with self._fetchers() as pool:
-            return list(pool.map(find, range(len(groups))))
+        def find(group: int) -> NDArray[np.int32]:
+            return count_lengths(self.source.peek(np.array([part, group]), LENGTH_COLUMNS))
 
-    def _windows(self, epoch: int) -> Windows:
-        """Return (part, row group) [up to `window`, 2] of each window of an epoch.
+        def read(chosen: list[int]) -> list[NDArray[np.int32]]:
+            with self.source.fetchers() as pool:
+                return list(pool.map(find, chosen))
 
-        This orders all row groups of the set: call it once per epoch.
-        """
-        return Windows(epoch_order(self.parts, self.seed, epoch), self.window)
-
-    def _load_windows(self, epoch: int, window: int) -> Iterator[_LoadedWindow]:
-        """Yield the windows of all epochs, from a place on."""
-        while self.epochs is None or epoch < self.epochs:
-            windows = self._windows(epoch)
-            for number in range(window, len(windows)):
-                yield self._load(epoch, number, windows[number])
-            epoch, window = epoch + 1, 0
-
-    def _load(self, epoch: int, window: int, groups: NDArray[np.int64]) -> _LoadedWindow:
-        table = self._rows(groups, self.columns, verify=True)
-        data = decode_window(table, vocab_size=self._vocab_size, vocab_map=self.vocab_map)
-        lengths = np.diff(data.token_offsets)
-        packs = self._pack(lengths, epoch, window, data.keys.__getitem__)
-        return _LoadedWindow(epoch=epoch, window=window, data=data, packs=packs)
-
-    def _pack(
-        self, lengths: NDArray[np.int64], epoch: int, window: int, row_name: Callable[[int], str]
-    ) -> list[NDArray[np.int64]]:
-        return pack_window(
-            lengths,
-            self.pack_tokens,
-            seed=self.seed,
-            epoch=epoch,
-            window=window,
-            padded=self.padded,
-            row_name=row_name,
-        )
-
-    def _lengths(self, part: int, group: int) -> NDArray[np.int64]:
-        """Return the lengths of a row group's labeled rows, unverified until they are read."""
-        table = self._rows(np.array([[part, group]]), LENGTH_COLUMNS, verify=False)
-        return count_lengths(table).astype(np.int64)
-
-    @property
-    def _vocab_size(self) -> int:
-        """Number of the teacher's ids; all parts of a mixture share a tokenizer."""
-        return self.parts[0].labels.manifest.identity.vocab_size
-
-    def _fetchers(self) -> ThreadPoolExecutor:
-        """Return threads that read row groups: many where they wait for a network, else one."""
-        remote = any(part.labels.remote for part in self.parts)
-        return ThreadPoolExecutor(FETCH_THREADS if remote else 1)
+        if self.exchange is None or not groups:
+            return read(groups)
+        return share_lists(self.exchange, groups, read)
 
     def _row_name(self, groups: NDArray[np.int64], row: int) -> str:
-        return row_names(self._rows(groups, (*KEY_COLUMNS, "n_labels"), verify=False))[row]
+        columns = (*KEY_COLUMNS, "n_labels")
+        names = (name for g in groups for name in row_names(self.source.peek(g, columns)))
+        return next(islice(names, row, None))
 
-    def _rows(self, groups: NDArray[np.int64], columns: Sequence[str], *, verify: bool) -> pa.Table:
-        """Return the trainable rows of some row groups: with labels, and known to the student."""
-        if self.vocab_map is not None:
-            columns = list(dict.fromkeys([*columns, "input_ids", "student_input_ids"]))
 
-        def read(place: NDArray[np.int64]) -> pa.Table:
-            labels = self.parts[place[0]].labels
-            group = labels.row_groups[place[1]]
-            wanted = partial(labels.read_row_group, group, list(columns), verify=verify)
-            table = wait_for_store(wanted) if labels.remote else wanted()
-            if verify:
-                require_layout(table, self._vocab_size)
-            return table
-
-        with self._fetchers() as pool:
-            table = drop_unlabeled(pa.concat_tables(pool.map(read, groups)))
-        return table if self.vocab_map is None else self.vocab_map.keep_known_rows(table)
+def _pack(loaded: LoadedWindow, index: int, state: ReaderState) -> PackSize:
+    """Return a pack of a window, with its rows if they are here."""
+    rows = loaded.packs[index]
+    n_tokens, n_labels = int(loaded.tokens[rows].sum()), int(loaded.labels[rows].sum())
+    places = loaded.places[rows]
+    if loaded.data is None or (places < 0).any():
+        return PackSize(n_tokens=n_tokens, n_labels=n_labels, state=state)
+    return Pack(n_tokens=n_tokens, n_labels=n_labels, state=state, window=loaded.data, rows=places)

@@ -36,6 +36,20 @@ def pack_window(
     Raises:
         SoftshardsError: a row is longer than the budget.
     """
+    require_fit(lengths, budget, row_name)
+    # Permuted before the stable sort by length, so that rows of one length mix anew each epoch.
+    order = row_order(len(lengths), seed, epoch, window)
+    divide = batches_by_length if padded else best_fit_decreasing
+    packs = [order[pack] for pack in divide(lengths[order], budget)]
+    return [packs[i] for i in pack_order(len(packs), seed, epoch, window)]
+
+
+def require_fit(lengths: NDArray[np.int64], budget: int, row_name: Callable[[int], str]) -> None:
+    """Refuse a row that is longer than a pack; see `pack_window`.
+
+    Raises:
+        SoftshardsError: names the first such row.
+    """
     too_long = lengths > budget
     if too_long.any():
         row = int(np.argmax(too_long))
@@ -44,11 +58,6 @@ def pack_window(
             row=row_name(row),
             hint=f"pass --pack-tokens {int(lengths.max())} or more",
         )
-    # Permuted before the stable sort by length, so that rows of one length mix anew each epoch.
-    order = row_order(len(lengths), seed, epoch, window)
-    divide = batches_by_length if padded else best_fit_decreasing
-    packs = [order[pack] for pack in divide(lengths[order], budget)]
-    return [packs[i] for i in pack_order(len(packs), seed, epoch, window)]
 
 
 def best_fit_decreasing(lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import SPAN_KINDS
 from tests.trainer.build_label_set import Row, build_label_set
 from tests.trainer.conftest import World
+from trainer.data import load_windows
 from trainer.data.dataset import LabelDataset, Pack, ReaderState
 from trainer.data.mixture import EpochOrder, Part, epoch_order
+from trainer.data.window import Window, decode_window
 
 
 def dataset(labels: Any, **settings: Any) -> LabelDataset:
@@ -119,15 +121,14 @@ def test_state_carries_over_to_another_world_size(world: World) -> None:
 def test_reader_thread_stays_at_most_one_window_ahead(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded: list[tuple[int, int]] = []
-    original = LabelDataset._load
+    loaded: list[int] = []
 
-    def load(self: LabelDataset, epoch: int, window: int, groups: NDArray[np.int64]) -> Any:
-        loaded.append((epoch, window))
+    def decode(table: pa.Table, **settings: Any) -> Window:
+        loaded.append(table.num_rows)
         assert threading.current_thread() is not threading.main_thread()
-        return original(self, epoch, window, groups)
+        return decode_window(table, **settings)
 
-    monkeypatch.setattr(LabelDataset, "_load", load)
+    monkeypatch.setattr(load_windows, "decode_window", decode)
     packs = iter(dataset(world.labels))
     next(packs)
     assert len(loaded) <= 2
@@ -143,7 +144,7 @@ def test_the_row_groups_of_an_epoch_are_ordered_once(
         epochs.append(epoch)
         return epoch_order(parts, seed, epoch)
 
-    monkeypatch.setattr("trainer.data.dataset.epoch_order", order)
+    monkeypatch.setattr(load_windows, "epoch_order", order)
     packs = list(dataset(world.labels, epochs=2, window=1))
     assert len({(pack.state.epoch, pack.state.window) for pack in packs}) > 4
     assert epochs == [0, 1]
