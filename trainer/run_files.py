@@ -3,6 +3,7 @@
 OUT/log.jsonl            one line per step
 OUT/eval.jsonl           one line per held-out measurement
 OUT/checkpoints/step-*   what a killed run resumes from
+OUT/projections.safetensors  of --loss states: from the student's width to the teacher's
 OUT/best, OUT/final      models: of the lowest held-out KL, and of the last step
 OUT/result.json          written last: a run that has it is finished
 OUT/student.json         name and commit of a student from the Hub
@@ -22,6 +23,7 @@ EVAL_LOG = "eval.jsonl"
 RESULT = "result.json"
 FINAL = "final"
 BEST = "best"
+PROJECTIONS_FILE = "projections.safetensors"
 ADAPTER = "adapter"
 """Folder beside a model's weights: its LoRA adapters alone."""
 STUDENT = "student.json"

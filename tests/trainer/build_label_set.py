@@ -5,7 +5,7 @@ They are what `labeler label` would write: the trainer cannot tell the differenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,38 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
 from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
 from schemas.atomic import atomic_path
 from schemas.codec import Labels, encode
 from schemas.draws import count_draws
-from schemas.file_names import shard_name
+from schemas.file_names import FINAL, HEAD_FILE, hidden_name, shard_name
 from schemas.fingerprint import (
     TOKENIZER_FILES,
     sha256_file,
     tokenizer_digest,
     weights_digest,
 )
+from schemas.hidden_part import hidden_table, write_hidden
+from schemas.hidden_reader import content_digest
 from schemas.index import read_index, write_index
-from schemas.journal import UnitEntry, rejects_path, write_entry, write_rejects
+from schemas.journal import HiddenPart, UnitEntry, rejects_path, write_entry, write_rejects
 from schemas.ledger import LedgerSums, write_ledger
-from schemas.manifest import FileDigest, Identity, Manifest, Totals, write_manifest
+from schemas.manifest import (
+    FileDigest,
+    Identity,
+    Manifest,
+    StatesRecord,
+    Totals,
+    write_manifest,
+)
 from schemas.plan import write_plan
 from schemas.shard import byte_ranges, footer_metadata
+from schemas.state_codec import StateBasis, fit_basis
+from schemas.stored_head import HeadFacts, write_basis
+from schemas.version import STATES_1, STATES_2
 
 ENGINE = {
     "engine": "transformers",
@@ -77,6 +90,90 @@ def random_rows(
             spans = [(2, 3, "thinking"), (4, length, "answer")]
         rows.append(Row(id=f"row{index:03d}", input_ids=ids, spans=spans))
     return rows
+
+
+@torch.no_grad()
+def teacher_states(
+    model: LlamaForCausalLM, ids: list[int], layers: tuple[str, ...]
+) -> NDArray[np.float32]:
+    """Return the states [length, layers, d] of layers; the one at t predicts the token at t + 1."""
+    outputs: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda *call: outputs.append(call[2]))
+        for layer in model.model.layers
+    ]
+    final = model.model(torch.tensor([ids])).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    found = [final if name == FINAL else outputs[int(name.split("_")[1])] for name in layers]
+    return torch.stack([state[0] for state in found], 1).float().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredStates:
+    """How a set stores hidden states, and those of each row, by its id and sample."""
+
+    record: StatesRecord
+    bases: dict[str, StateBasis]
+    of_rows: dict[tuple[str, int], NDArray[np.float32]]
+
+    @classmethod
+    def make(
+        cls,
+        path: Path,
+        model: LlamaForCausalLM,
+        rows: list[Row],
+        layers: tuple[str, ...],
+        step: float | None,
+    ) -> _StoredStates:
+        """Run the teacher, and write its head and the bases."""
+        of_rows = {}
+        for row in rows:
+            at = [t - 1 for start, stop, _ in row.spans for t in range(start, stop)]
+            of_rows[row.id, row.sample] = teacher_states(model, row.input_ids, layers)[at]
+        weight = model.lm_head.weight.detach()[: model.config.vocab_size]
+        (path / HEAD_FILE).parent.mkdir()
+        facts = HeadFacts(valid_vocab=len(weight))
+        save_file({"weight": weight.contiguous()}, path / HEAD_FILE, metadata=facts.metadata)
+        files = [FileDigest(path=HEAD_FILE, sha256=sha256_file(path / HEAD_FILE))]
+        bases = {}
+        if step is not None:
+            fisher = (weight.T @ weight / len(weight)).numpy()
+            for number, layer in enumerate(layers):
+                sample = np.concatenate([states[:, number] for states in of_rows.values()])
+                bases[layer] = replace(fit_basis(sample, fisher), step=step)
+                files.append(write_basis(path, layer, bases[layer]))
+        record = StatesRecord(
+            layers=layers,
+            codec=STATES_1 if step is None else STATES_2,
+            dimensions=weight.shape[1],
+            files=tuple(files),
+        )
+        return cls(record=record, bases=bases, of_rows=of_rows)
+
+    def write(
+        self,
+        path: Path,
+        number: int,
+        unit: list[Row],
+        table: pa.Table,
+        rows_per_group: int,
+        identity: Identity,
+    ) -> HiddenPart:
+        """Write the states of a unit."""
+        tables = [
+            hidden_table(
+                table.slice(at, rows_per_group),
+                [self.of_rows[row.id, row.sample] for row in unit[at : at + rows_per_group]],
+                self.record,
+                self.bases,
+            )
+            for at in range(0, len(unit), rows_per_group)
+        ]
+        part = path / hidden_name(number)
+        return write_hidden(
+            part, tables, states=self.record, identity_digest=identity.digest, unit=number
+        )
 
 
 @torch.no_grad()
@@ -130,9 +227,14 @@ def build_label_set(
     rows_per_unit: int = 12,
     rows_per_group: int = 4,
     max_length: int = 64,
+    layers: tuple[str, ...] = (),
+    step: float | None = None,
     **identity_fields: Any,
 ) -> Path:
-    """Write a complete label set of `rows` to `path`; `identity_fields` override its identity."""
+    """Write a complete label set of `rows` to `path`; `identity_fields` override its identity.
+
+    With `layers` it has their hidden states, in float16, or with a `step` in `states/2`.
+    """
     model = LlamaForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32).eval()
     (path / "tokenizer").mkdir(parents=True)
     files = []
@@ -155,10 +257,13 @@ def build_label_set(
         max_length=max_length,
         overlap=0,
     ).model_copy(update=identity_fields)
+    states = _StoredStates.make(path, model, rows, layers, step) if layers else None
+    if states is not None:
+        identity = identity.model_copy(update={"states": states.record.identity})
     units = [rows[i : i + rows_per_unit] for i in range(0, len(rows), rows_per_unit)]
     plan = write_plan(path, [_plan_table(unit, number) for number, unit in enumerate(units)])
     entries = [
-        _write_unit(path, number, unit, model, identity, rows_per_group)
+        _write_unit(path, number, unit, model, identity, rows_per_group, states)
         for number, unit in enumerate(units)
     ]
     totals = Totals(
@@ -170,6 +275,7 @@ def build_label_set(
         bytes=sum(e.bytes for e in entries),
     )
     pages = write_index(path, entries)
+    hidden = write_index(path, entries, hidden=True) if states else None
     manifest = Manifest(
         status="complete",
         identity=identity,
@@ -178,11 +284,16 @@ def build_label_set(
         planned_units=len(units),
         tokenizer_files=tuple(files),
         index_pages=pages,
-        content_digest=read_index(path, pages).digest,
+        states=states and states.record,
+        hidden_pages=hidden,
+        content_digest=content_digest(
+            read_index(path, pages), tuple(read_index(path, hidden or (), hidden=True))
+        ),
         totals=totals,
         provenance={"engine": "transformers", "teacher": str(teacher_dir)},
     )
-    write_manifest(path, manifest)
+    version = {"format_version": manifest.written_version}
+    write_manifest(path, manifest.model_copy(update=version))
     costs = LedgerSums()
     for entry in entries:
         costs.add(entry)
@@ -197,6 +308,7 @@ def _write_unit(
     model: torch.nn.Module,
     identity: Identity,
     rows_per_group: int,
+    states: _StoredStates | None,
 ) -> UnitEntry:
     schema = row_schema(identity.vocab_size)
     labels = [
@@ -243,6 +355,7 @@ def _write_unit(
         rejects=0,
         row_groups=groups,
         footer=foot,
+        hidden=states and states.write(path, number, unit, table, rows_per_group, identity),
         rejects_sha256=write_rejects(rejects_path(path, number), []),
         provenance=ENGINE,
     )

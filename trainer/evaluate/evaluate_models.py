@@ -21,6 +21,7 @@ from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.evaluation_tables import (
     ModelAt,
     differences_table,
+    exact_line,
     group_table,
     main_table,
     worst_line,
@@ -147,6 +148,7 @@ def _measure(
     """
     import torch
 
+    from trainer.evaluate.exact_kl import open_exact_kl
     from trainer.evaluate.measure import measure
     from trainer.evaluate.worst_sequences import WorstSequences
     from trainer.ops.bf16_support import emulation_warning
@@ -171,6 +173,7 @@ def _measure(
             top_k=config.top_k,
             grouping=grouping,
             worst=worst,
+            exact=open_exact_kl(labels, student, device),
         )
     if not tally.documents:
         raise SoftshardsError(
@@ -209,6 +212,8 @@ def _tables(
     if any(model.replicates for _, model in models[1:]):
         yield differences_table(models)
     for path, model in models:
+        if line := exact_line(model):
+            yield f"{path}: {line}"
         for dimension in dict.fromkeys(by):
             yield group_table(path, model, dimension)
         for dimension in ALWAYS:

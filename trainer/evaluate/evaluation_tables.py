@@ -14,6 +14,7 @@ from trainer.evaluate.results import (
     ALL_QUALITY,
     BITS_PER_BYTE,
     ECE,
+    KL,
     PPL,
     Group,
     Measured,
@@ -102,6 +103,14 @@ def worst_line(model: MeasuredModel, dimension: str) -> str | None:
     )
     small = f"; {worst.too_small} too small to compare" if worst.too_small else ""
     return text + small
+
+
+def exact_line(model: MeasuredModel) -> str | None:
+    """Return a sentence on the KL over all ids; None where it was not measured."""
+    if model.all.exact_kl is None:
+        return None
+    half = f" {_half(KL, found)}" if (found := model.intervals.get("exact_kl")) else ""
+    return f"KL over all ids {KL.text(model.all.exact_kl)}{half}"
 
 
 def group_name(group: Group) -> str:

@@ -14,10 +14,10 @@ Array = NDArray[np.float64]
 
 COLUMNS = (
     *("labels", "ce", "kl", "agreement", "overlap", "acceptance", "acceptance_upper"),
-    *("teacher_ce", "bytes", "text_ce"),
+    *("teacher_ce", "exact_kl", "bytes", "text_ce"),
 )
-"""What is added up over labels, in order. `text_ce` is `ce` where the token has bytes; `bytes` is
-NaN where it is not known."""
+"""What is added up over labels, in order. `text_ce` is `ce` where the token has bytes; `bytes` and
+`exact_kl` are NaN where they are not known."""
 
 
 def figures(sums: Array, bins: Array) -> dict[str, Array]:
@@ -32,7 +32,7 @@ def figures(sums: Array, bins: Array) -> dict[str, Array]:
     """
     of = dict(zip(COLUMNS, np.moveaxis(sums, -1, 0)))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        means = {name: of[name] / of["labels"] for name in COLUMNS[1:8]}
+        means = {name: of[name] / of["labels"] for name in COLUMNS[1:9]}
         bits = of["text_ce"] / (of["bytes"] * math.log(2))
         bits = np.where(of["bytes"] > 0, bits, np.nan)
     acceptance = means["acceptance"].clip(max=1.0)
@@ -52,7 +52,7 @@ def metrics(sums: Array, bins: Array) -> Metrics:
     """Return the metrics of one part of the set: `figures` as a record."""
     found = {name: float(value) for name, value in figures(sums, bins).items()}
     size = float(sums[COLUMNS.index("bytes")])
-    bits = found["bits_per_byte"]
+    bits, exact = found["bits_per_byte"], found["exact_kl"]
     return Metrics(
         labels=int(sums[0]),
         bytes=None if math.isnan(size) else int(size),
@@ -60,6 +60,7 @@ def metrics(sums: Array, bins: Array) -> Metrics:
         ce=found["ce"],
         ppl=found["ppl"],
         kl=found["kl"],
+        exact_kl=None if math.isnan(exact) else exact,
         agreement=found["agreement"],
         overlap=found["overlap"],
         accuracy=found["accuracy"],

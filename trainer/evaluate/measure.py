@@ -10,11 +10,13 @@ from accelerate.accelerator import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from schemas import LabelSet
+from schemas import LabelSet, SoftshardsError
 from trainer.console import ProgressBar
 from trainer.data.collate import Batch, collate
-from trainer.data.dataset import LabelDataset
+from trainer.data.dataset import LabelDataset, own_packs
+from trainer.data.exchange import Exchange
 from trainer.data.vocab_map import VocabMap
+from trainer.evaluate.exact_kl import ExactKl
 from trainer.evaluate.figures import COLUMNS
 from trainer.evaluate.grouping import Grouping
 from trainer.evaluate.results import OVERLAP_K
@@ -39,7 +41,9 @@ def measure(
     top_k: int = OVERLAP_K,
     grouping: Grouping | None = None,
     among: Accelerator | None = None,
+    exchange: Exchange | None = None,
     worst: WorstSequences | None = None,
+    exact: ExactKl | None = None,
 ) -> Tally:
     """Add up the metrics over every label of a set.
 
@@ -53,31 +57,43 @@ def measure(
             without a bootstrap.
         among: the processes that share the packs; all must call this. The sums are then those of
             all, the documents those of this process. None: this process alone.
+        exchange: these processes, to share the reading, too; None reads everything in each.
         worst: keeps the sequences with the highest KL.
+        exact: measures the KL over all ids, too.
+
+    Raises:
+        SoftshardsError: the set holds no top-k to compare with.
     """
+    if labels.manifest.identity.k == 0:
+        raise SoftshardsError(
+            "the labels hold no top-k (k is 0), which models are measured on", path=labels.place
+        )
     student = model if isinstance(model, Student) else model.module
     assert isinstance(student, Student)
     budget = pack_tokens or max(PACK_TOKENS, labels.manifest.identity.max_length)
     tally = Tally(grouping or Grouping(), replicates=grouping is not None)
     sizes = _bytes_of_ids(labels, student.vocab_map) if grouping else None
     rank, world = (among.process_index, among.num_processes) if among else (0, 1)
-    packs = iter(
-        LabelDataset(
-            labels,
-            pack_tokens=budget,
-            padded=student.attention == "padded",
-            window=1,
-            vocab_map=student.vocab_map,
-            meta=tally.grouping.needs_meta,
-        )
-    )
+    packs = LabelDataset(
+        labels,
+        pack_tokens=budget,
+        padded=student.attention == "padded",
+        window=1,
+        exchange=exchange,
+        vocab_map=student.vocab_map,
+        meta=tally.grouping.needs_meta,
+        states=() if exact is None else exact.states.layers,
+    ).all_packs()
     with ProgressBar("measure", labels.labels, enabled=rank == 0) as progress:
         while group := list(islice(packs, world)):
             # Under FSDP every rank must run as often as the others: a rank without a pack of its
-            # own runs the first, and does not count it.
-            pack, counts = (group[rank], True) if rank < len(group) else (group[0], False)
+            # own runs the last, and does not count it.
+            ((pack, counts),) = own_packs(group, rank, world)
             batch = collate(pack, attention=student.attention).to(device)
-            output, top = model(batch, top_k=top_k)
+            if exact is not None:
+                batch = exact.states.decoded(batch)
+            target = None if exact is None else exact.target
+            output, top = model(batch, top_k=top_k, exact=target)
             if counts:
                 kl, ce = label_losses(output, batch)
                 found = _measurements(batch, output, top, kl, ce, sizes)
@@ -121,6 +137,8 @@ def _measurements(
         "teacher_ce": -batch.token_logprob,
     }
     columns = np.full((len(ce), len(COLUMNS)), np.nan)
+    if output.exact:
+        values["exact_kl"] = output.exact[0]
     columns[:, : len(values)] = torch.stack([v.double() for v in values.values()], 1).cpu().numpy()
     if sizes is not None:
         columns[:, -2] = sizes[batch.targets.cpu().numpy()]

@@ -71,6 +71,8 @@ class Metrics(Record):
         ce, ppl: cross-entropy (nats) and perplexity on the actual tokens.
         bits_per_byte: cross-entropy of the labeled text in bits per byte; None if `bytes` is, or 0.
         kl: forward KL to the teacher over its top-k and the tail, in nats.
+        exact_kl: forward KL to the teacher over all ids, in nats; None where the set has no hidden
+            states.
         agreement: share of positions where student and teacher have the same top token.
         overlap: share of the teacher's k likeliest tokens that are among the student's.
         accuracy: share of positions where the student's top token is the actual one.
@@ -88,6 +90,7 @@ class Metrics(Record):
     ppl: float
     bits_per_byte: float | None = None
     kl: float
+    exact_kl: float | None = None
     agreement: float
     overlap: float | None = None
     accuracy: float | None = None

@@ -6,7 +6,8 @@ or all but one id. docs/losses.md has the formulas, their sources, and advice on
 
 Temperature: the bucketed losses take none. The tail was stored at T = 1, and its value at another T
 depends on how its mass is spread over ids that were not stored. `renormalized_kl` leaves the tail
-out and takes any temperature.
+out and takes any temperature. So does `linear_divergence`, from the teacher's hidden states: it is
+over all ids, and inside the student's head.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     )
     from trainer.losses.expert_balance import router_balance
     from trainer.losses.renormalized import renormalized_kl
+    from trainer.losses.state_distances import state_distance
+    from trainer.ops import linear_divergence
 
     renormalised_kl, renormalise_teacher = renormalized_kl, renormalize_teacher
 
@@ -34,6 +37,7 @@ __all__ = [
     "cross_entropy",
     "forward_kl",
     "jsd",
+    "linear_divergence",
     "renormalize_teacher",
     "renormalized_kl",
     "reverse_kl",
@@ -41,15 +45,18 @@ __all__ = [
     "sampled_cross_entropy",
     "skew_kl",
     "skew_reverse_kl",
+    "state_distance",
     "tvd",
 ]
 
 _MODULES = {
     "cross_entropy": "trainer.losses.cross_entropies",
+    "linear_divergence": "trainer.ops",
     "renormalize_teacher": "trainer.data.teacher_buckets",
     "renormalized_kl": "trainer.losses.renormalized",
     "router_balance": "trainer.losses.expert_balance",
     "sampled_cross_entropy": "trainer.losses.cross_entropies",
+    "state_distance": "trainer.losses.state_distances",
 }
 _FORMER_NAMES = {
     "renormalise_teacher": "renormalize_teacher",

@@ -63,7 +63,8 @@ def batch_loss(
         each term's sum of weights times losses.
     """
     kl, ce = label_losses(output, batch)
-    known = {"forward_kl": kl, "ce": ce}
+    exact = [term.name for term in objective.terms if LOSSES[term.name].inputs == "exact"]
+    known = {"forward_kl": kl, "ce": ce, **dict(zip(exact, output.exact, strict=True))}
     parts: list[Tensor] = []
     sums = [kl.detach().sum(), ce.detach().sum()]
     for term, factor in zip(objective.terms, factors, strict=True):
@@ -76,19 +77,37 @@ def batch_loss(
         sums.append(total.detach())
         if factor:
             parts.append(factor * total)
-    # A step in which nothing counts (a schedule that starts at 0) still runs its backward pass.
-    loss = sum(parts[1:], parts[0]) if parts else 0 * torch.nan_to_num(output.target_logp).sum()
-    return loss, torch.stack(sums)
+    parts += _anchors(objective, output, factors)
+    return sum(parts[1:], parts[0]), torch.stack(sums)
+
+
+def _anchors(objective: Objective, output: StudentOutput, factors: list[float]) -> list[Tensor]:
+    """Return zeros that depend on what this step leaves out: the head, or projections of states.
+
+    DDP waits for the gradient of every parameter, and a step in which nothing counts (a schedule
+    that starts at 0) still runs its backward pass.
+    """
+    used = {LOSSES[t.name].inputs for t, factor in zip(objective.terms, factors) if factor}
+    left = [] if used - {"states", "router"} else [output.target_logp]
+    left += [] if "states" in used else [student for _, student in output.states]
+    return [0 * torch.nan_to_num(values).sum() for values in left]
 
 
 def _losses_of_term(name: str, objective: Objective, output: StudentOutput, batch: Batch) -> Tensor:
     loss = LOSSES[name]
-    settings: dict[str, float] = {}
+    settings: dict[str, float | str] = {}
     if loss.setting is not None:
         parameter, field = loss.setting
         settings[parameter] = getattr(objective, field)
     function = getattr(losses, loss.function)
-    values: Tensor = function(*_inputs(loss.inputs, output, batch), **settings)
+    values: Tensor
+    if loss.inputs == "states":
+        if not output.states:
+            raise ValueError("the student was not asked for its hidden states")
+        distances = [function(*pair, **settings) for pair in output.states]
+        values = torch.stack(distances).mean(0)
+    else:
+        values = function(*_inputs(loss.inputs, output, batch), **settings)
     return values
 
 
@@ -108,6 +127,8 @@ def _inputs(inputs: Inputs, output: StudentOutput, batch: Batch) -> tuple[Tensor
             if output.router is None:
                 raise ValueError("the student was not asked for the balance of its experts")
             return output.router, output.log_rest
+        case "exact" | "states":
+            raise ValueError("the student was not given the teacher's hidden states")
 
 
 def _source_weight(weighting: TokenWeighting, source: str) -> float:

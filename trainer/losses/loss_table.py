@@ -6,9 +6,12 @@ It imports no torch: the settings of a run check their flags with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-Inputs = Literal["buckets", "top_k", "draws", "token", "router"]
+if TYPE_CHECKING:
+    from trainer.ops.dense_divergence import Divergence
+
+Inputs = Literal["buckets", "top_k", "draws", "token", "router", "exact", "states"]
 """The numbers that a loss compares.
 
 buckets: the top-k and the tail of teacher and student; the tail is known at T = 1 only.
@@ -16,7 +19,13 @@ top_k: the top-k of both, without the tail.
 draws: the ids drawn from the teacher with their counts, and the student's log-probabilities.
 token: the student's log-probability of the actual token.
 router: the balance of the student's experts, without any label.
+exact: both distributions over all ids, which the head's op makes from the teacher's stored states.
+states: the teacher's stored states and the student's own.
 """
+
+
+StateLoss = Literal["mse", "cosine", "normalized_mse"]
+"""Distances of `trainer.losses.state_distances`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,7 @@ class Loss:
     Attributes:
         function: its name in `trainer.losses`.
         inputs: what the function takes, in this order: the teacher's, then the student's numbers.
+        divergence: of an exact loss, its name for `trainer.ops.linear_divergence`.
         setting: (parameter of the function, field of `Objective` that it takes), if it has one.
         help: its line in the help of `--loss`.
         warning: printed at the start of a run that uses it.
@@ -33,9 +43,15 @@ class Loss:
 
     function: str
     inputs: Inputs
+    divergence: Divergence | None = None
     setting: tuple[str, str] | None = None
     help: str
     warning: str = ""
+
+    @property
+    def takes_temperature(self) -> bool:
+        """True if --temperature changes it."""
+        return self.inputs == "exact" or self.setting == ("temperature", "temperature")
 
 
 LOSSES = {
@@ -96,6 +112,53 @@ LOSSES = {
         function="router_balance",
         inputs="router",
         help="balance of the experts of a mixture, such as router=0.01",
+    ),
+    "exact_kl": Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence="forward_kl",
+        help="forward KL over all ids at any --temperature, from a set with states, see `labeler "
+        "label --states final`",
+    ),
+    "exact_reverse_kl": Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence="reverse_kl",
+        help="likewise reverse KL",
+    ),
+    "exact_jsd": Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence="jsd",
+        setting=("mixing", "jsd_beta"),
+        help="likewise jsd",
+    ),
+    "exact_skew_kl": Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence="skew_kl",
+        setting=("mixing", "skew_alpha"),
+        help="likewise skew_kl",
+    ),
+    "exact_skew_reverse_kl": Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence="skew_reverse_kl",
+        setting=("mixing", "skew_alpha"),
+        help="likewise skew_reverse_kl",
+    ),
+    "exact_tvd": Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence="tvd",
+        help="likewise tvd",
+    ),
+    "states": Loss(
+        function="state_distance",
+        inputs="states",
+        setting=("kind", "state_loss"),
+        help="distance of the student's hidden states to the teacher's, see --state-layers and "
+        "--state-loss",
     ),
 }
 """Name in `--loss` -> loss."""

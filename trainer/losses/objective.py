@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from schemas.arrow import SPAN_KINDS
-from trainer.losses.loss_table import LOSSES
+from trainer.losses.loss_table import LOSSES, StateLoss
+from trainer.student.head_settings import ExactLoss
 
 Shape = Literal["constant", "linear", "cosine"]
 
@@ -60,6 +61,27 @@ class Objective:
     temperature: float = 1.0
     jsd_beta: float = 0.5
     skew_alpha: float = 0.1
+    state_loss: StateLoss = "normalized_mse"
+
+    @property
+    def exact_losses(self) -> tuple[ExactLoss, ...]:
+        """The losses over all ids, in the order of the terms."""
+        found = []
+        for loss in (LOSSES[term.name] for term in self.terms):
+            if loss.divergence is not None:
+                mixing = getattr(self, loss.setting[1]) if loss.setting else 0.5
+                found.append(ExactLoss(loss.divergence, mixing, self.temperature))
+        return tuple(found)
+
+    @property
+    def needs_final_state(self) -> bool:
+        """True if a loss rebuilds the teacher's distribution from its states."""
+        return any(LOSSES[term.name].inputs == "exact" for term in self.terms)
+
+    @property
+    def matches_states(self) -> bool:
+        """True if hidden states of student and teacher are compared."""
+        return any(LOSSES[term.name].inputs == "states" for term in self.terms)
 
     @property
     def needs_draws(self) -> bool:

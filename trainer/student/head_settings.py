@@ -1,8 +1,11 @@
-"""The settings of a model's output head, as `linear_label_logprobs` takes them."""
+"""The settings of a model's output head, as the ops of `trainer.ops` take them. No torch."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+if TYPE_CHECKING:
+    from trainer.ops.dense_divergence import Divergence
 
 
 class HeadSettings(TypedDict, total=False):
@@ -13,3 +16,11 @@ class HeadSettings(TypedDict, total=False):
     softcap: float | None
     chunk_bytes: int | None
     unique_ids: bool
+
+
+class ExactLoss(NamedTuple):
+    """A divergence over all ids: arguments of `linear_divergence`."""
+
+    divergence: Divergence
+    mixing: float = 0.5
+    temperature: float = 1.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from schemas.errors import SoftshardsError
 from trainer.ops import LabelLogprobs, linear_label_logprobs
+from trainer.student.exact_target import ExactTarget, exact_divergences
 from trainer.student.head_settings import HeadSettings
 
 if TYPE_CHECKING:
@@ -27,9 +28,15 @@ class LabelHead(nn.Linear):
         input: Tensor,
         ids: Tensor | None = None,
         target: Tensor | None = None,
+        exact: tuple[ExactTarget, Tensor] | None = None,
         **settings: Unpack[HeadSettings],
-    ) -> Tensor | LabelLogprobs:
-        """Return logits [..., V] without `ids`, else the result of `linear_label_logprobs`."""
+    ) -> Tensor | LabelLogprobs | tuple[Tensor, ...]:
+        """Return logits [..., V], or the result of `linear_label_logprobs` if there are `ids`.
+
+        With `exact`, a target and the teacher's states, return what `exact_divergences` does.
+        """
+        if exact is not None:
+            return exact_divergences(*exact, input, self.weight, bias=self.bias, **settings)
         if ids is None:
             return super().forward(input)
         return linear_label_logprobs(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from schemas.errors import SoftshardsError
 from trainer.ops import LabelLogprobs, linear_label_logprobs
+from trainer.student.exact_target import ExactTarget, exact_divergences
 from trainer.student.head_settings import HeadSettings
 
 
@@ -24,10 +25,11 @@ class LoraLabelHead(LoraLinear):
         x: Tensor,
         ids: Tensor | None = None,
         target: Tensor | None = None,
+        exact: tuple[ExactTarget, Tensor] | None = None,
         **settings: Unpack[HeadSettings],
-    ) -> Tensor | LabelLogprobs:
-        """Return logits [..., V] without `ids`, else the result of `linear_label_logprobs`."""
-        if ids is None:
+    ) -> Tensor | LabelLogprobs | tuple[Tensor, ...]:
+        """Return what `LabelHead` returns."""
+        if ids is None and exact is None:
             logits: Tensor = super().forward(x)
             return logits
         active = [] if self.disable_adapters or self.merged else self.active_adapters
@@ -35,13 +37,19 @@ class LoraLabelHead(LoraLinear):
         low = [self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name] for name in names]
         up = [cast(nn.Linear, self.lora_B[name]).weight for name in names]
         base = cast(nn.Linear, self.get_base_layer())
+        low_rank = (torch.cat(low, 1), torch.cat(up, 1)) if names else None
+        if exact is not None:
+            return exact_divergences(
+                *exact, x, base.weight, bias=base.bias, low_rank=low_rank, **settings
+            )
+        assert ids is not None
         return linear_label_logprobs(
             x,
             base.weight,
             ids,
             target=target,
             bias=base.bias,
-            low_rank=(torch.cat(low, 1), torch.cat(up, 1)) if names else None,
+            low_rank=low_rank,
             **settings,
         )
 

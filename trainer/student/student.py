@@ -25,6 +25,7 @@ from trainer.student.attention_ways import (
     set_attention,
 )
 from trainer.student.document_attention import suits_this_machine, use_document_attention
+from trainer.student.exact_target import ExactTarget
 from trainer.student.head_settings import HeadSettings
 from trainer.student.label_head import convert_head
 from trainer.student.layers import freeze_other_parts, model_body
@@ -32,6 +33,7 @@ from trainer.student.load_model import check_model_folder, load_model
 from trainer.student.lora import LoraSettings, add_lora
 from trainer.student.packing_check import settle_attention
 from trainer.student.router_loss import router_loss
+from trainer.student.state_matching import StateMatching
 from trainer.student.student_output import StudentOutput
 from trainer.student.tokenizer_check import check_tokenizer
 from trainer.student.top_tokens import TopTokens, find_top_tokens
@@ -54,6 +56,10 @@ class Student(nn.Module):
         attention: the way to keep documents apart.
         notes: lines for the user on how the student is run.
         with_router: also return the balance of the experts.
+        teacher_layers: the layers of the teacher whose states its batches need.
+        matched_layers: the pairs of hidden states that are compared, each as STUDENT:TEACHER.
+        matching: the hidden states that are compared with the teacher's in training, and their
+            projections; or None.
         chunk_bytes: budget of the head's op (see `linear_label_logprobs`); None for its default.
     """
 
@@ -82,6 +88,9 @@ class Student(nn.Module):
         self.attention = choose_attention(model)
         self.notes: list[str] = []
         self.with_router = False
+        self.teacher_layers: tuple[str, ...] = ()
+        self.matched_layers: tuple[str, ...] = ()
+        self.matching: StateMatching | None = None
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the final hidden states [n, d] that predict the labeled tokens."""
@@ -103,7 +112,7 @@ class Student(nn.Module):
         return outputs.last_hidden_state.flatten(0, 1), router
 
     def forward(
-        self, batch: Batch, *, top_k: int = 0
+        self, batch: Batch, *, top_k: int = 0, exact: ExactTarget | None = None
     ) -> StudentOutput | tuple[StudentOutput, TopTokens]:
         """Return the log-probabilities at the labels of a batch.
 
@@ -111,18 +120,30 @@ class Student(nn.Module):
             batch: the packed tokens and their labels.
             top_k: also return so many of the most likely tokens of all. They are found here because
                 under FSDP the weights are whole only here.
+            exact: also return losses over all ids; the batch needs the teacher's states.
         """
-        router = None
-        if self.with_router:
+        router: Tensor | None = None
+        matched: tuple[tuple[Tensor, Tensor], ...] = ()
+        matching = self.matching if self.training else None
+        if matching is not None:
+            matching.begin()
+        if self.with_router or matching is not None:
             states, router = self._run_body(batch)
             hidden = states[batch.rows]
+            if matching is not None:
+                matched = matching(hidden, batch)
         else:
             hidden = self.hidden(batch)
         if batch.drawn_ids is None:
             output = self.label_logprobs(hidden, batch.topk_ids, batch.targets)
         else:
             output = self._with_drawn(hidden, batch, batch.drawn_ids)
-        output = output._replace(router=router)
+        output = output._replace(router=router, states=matched)
+        if exact is not None:
+            assert batch.states is not None
+            head = self.model.get_output_embeddings()
+            values = head(hidden, exact=(exact, batch.states), **self.head_settings)
+            output = output._replace(exact=values)
         if not top_k:
             return output
         head, (logp, log_rest, *_) = self.model.get_output_embeddings(), output

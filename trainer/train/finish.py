@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from schemas import __version__
+from schemas.atomic import atomic_path
 from schemas.redact import redacted_values
 from trainer.file_digests import digest_files
-from trainer.run_files import ADAPTER, FINAL, LOG, RESULT, read_lines
+from trainer.run_files import ADAPTER, FINAL, LOG, PROJECTIONS_FILE, RESULT, read_lines
 from trainer.student.load_model import load_model, stored_dtype
 from trainer.student.lora import merge_lora
 from trainer.student.save_model import save_model
 from trainer.student.student import count_parameters
 from trainer.train.run_record import FinalLosses, HeldOutRecord, RunResult, TrainingSet
 from trainer.train.run_state import Run
-from trainer.train.save_restore import gather_states
+from trainer.train.save_restore import gather_states, split_projections
 from trainer.train.train_config import TrainConfig
 
 LAST_STEPS = 10
@@ -31,7 +34,10 @@ def write_model(run: Run, name: str) -> None:
     """
     config, folder = run.config, run.config.out / name
     dtype = model_dtype(config)
-    state = {name.removeprefix("model."): v for name, v in gather_states(run)["model"].items()}
+    weights, projections = split_projections(gather_states(run)["model"])
+    if run.is_main and projections and name == FINAL:
+        write_projections(run, projections)
+    state = {name.removeprefix("model."): v for name, v in weights.items()}
     state = _untie_names(run.student.model, state)
     if run.is_main:
         files = ("tokenizer_config.json", "tokenizer.json")
@@ -48,6 +54,16 @@ def write_model(run: Run, name: str) -> None:
             model, folder, source=config.student, tokenizer_dir=tokenizer, dtype=dtype, **more
         )
     run.accelerator.wait_for_everyone()
+
+
+def write_projections(run: Run, state: dict[str, Tensor]) -> None:
+    """Write the projections of hidden states beside the model, by their pair of layers."""
+    tensors = {
+        pair: state[f"matching.projections.{number}.weight"].contiguous()
+        for number, pair in enumerate(run.student.matched_layers)
+    }
+    with atomic_path(run.config.out / PROJECTIONS_FILE) as tmp:
+        save_file(tensors, tmp)
 
 
 def model_dtype(config: TrainConfig) -> torch.dtype:
@@ -81,6 +97,7 @@ def finish(run: Run, *, best: HeldOutRecord | None, stopped_early: bool) -> None
             tokens_per_s=round(run.tokens / max(run.seconds, 1e-9), 1),
             packed=run.is_packed,
             dtype=str(model_dtype(run.config)).removeprefix("torch."),
+            state_pairs=run.student.matched_layers,
             final=FinalLosses(**final),
             **count_parameters(run.student.model),
             label_set=TrainingSet.of(run.labels, tokens=run.labels.tokens),

@@ -26,7 +26,13 @@ def measure_held_out(run: Run) -> str:
     device = run.accelerator.device
     with torch.compiler.set_stance("force_eager"):  # each pack has its own shape here
         tally = measure(
-            run.model, run.inputs.held_out, device=device, among=run.accelerator, top_k=1
+            run.model,
+            run.inputs.held_out,
+            device=device,
+            top_k=1,
+            among=run.accelerator,
+            exchange=run.held_out_exchange,
+            exact=run.held_out_kl,
         )
     run.student.train()
     record = HeldOutRecord.of(run.step, tally.whole.metrics)
@@ -39,15 +45,16 @@ def measure_held_out(run: Run) -> str:
     is_best = best(run) is record
     if run.config.keep_best and is_best:
         write_model(run, BEST)
+    exact = "" if record.exact_kl is None else f", over all ids {record.exact_kl:.4f}"
     return (
-        f"held out after step {run.step}: perplexity {record.ppl:.3f}, KL {record.kl:.4f}, "
+        f"held out after step {run.step}: perplexity {record.ppl:.3f}, KL {record.kl:.4f}{exact}, "
         f"agreement {record.agreement:.1%}{', the best so far' if is_best else ''}"
     )
 
 
 def best(run: Run) -> HeldOutRecord | None:
-    """Return the first of the measurements with the lowest KL to the teacher."""
-    return min(run.evals, key=lambda record: record.kl, default=None)
+    """Return the first of the measurements with the lowest KL (see `HeldOutRecord.closest`)."""
+    return min(run.evals, key=lambda record: record.closest, default=None)
 
 
 def has_stalled(run: Run) -> bool:

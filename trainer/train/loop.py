@@ -15,7 +15,10 @@ from rich.console import Console
 from schemas import LabelSet, SoftshardsError
 from trainer.console import ProgressBar, message_console
 from trainer.data.dataset import ReaderState
+from trainer.data.exchange import open_exchange
+from trainer.data.mixture import Part
 from trainer.data.vocab_map import measure_coverage
+from trainer.evaluate.exact_kl import open_exact_kl
 from trainer.run_files import EVAL_LOG, FINAL, LOG, LogLine, append_line, truncate_log
 from trainer.student.layers import decoder_layers, enable_gradient_checkpointing
 from trainer.student.router_loss import check_router_loss, find_router_loss
@@ -39,6 +42,7 @@ from trainer.train.signals import catch_signals
 from trainer.train.step import optimizer_step
 from trainer.train.trackers import log_step, start_tracker
 from trainer.train.train_config import TrainConfig
+from trainer.train.use_states import check_labels, open_teacher, set_up_states
 
 NO_WEIGHT = (
     "every label of step {} weighs 0, the student learns nothing from it: check --kind-weight, "
@@ -64,10 +68,11 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
     inputs = inputs or open_inputs(config)
     config = inputs.config
     _held_out(inputs)  # refused now rather than after the student was loaded
+    check_labels(config, inputs.parts)
     accelerator = make_accelerator(config)
     is_main = accelerator.is_main_process
     if config.dry_run:
-        student = _load(config, inputs.labels)
+        student = _load(config, inputs.parts)
         if is_main:
             plan = make_plan(config, inputs.parts, student, accelerator, held_out=_held_out(inputs))
             plan.show(as_json=config.json)
@@ -105,11 +110,12 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
 
     checkpoint = _find_checkpoint(inputs, warn)
     steps = checkpoint.meta.total_steps if checkpoint else None
-    student = _load(config, inputs.labels)
+    student = _load(config, inputs.parts)
     if checkpoint:
         check_same_packing(checkpoint, student.attention != "padded")
     held_out = _held_out(inputs)
-    plan = make_plan(config, parts, student, accelerator, steps=steps, held_out=held_out)
+    exchange = open_exchange()
+    plan = make_plan(config, parts, student, accelerator, exchange, steps=steps, held_out=held_out)
     check_memory(config, plan)
     if accelerator.is_main_process:
         _print_start(inputs, student, plan, checkpoint, describe_processes(accelerator), console)
@@ -129,6 +135,8 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
         warmup=config.warmup,
         total_steps=plan.steps,
     )
+    sets = tuple(part.labels for part in parts)
+    states, exact = open_teacher(config.objective, student, sets, accelerator.device)
     run = Run(
         inputs=inputs,
         accelerator=accelerator,
@@ -137,6 +145,12 @@ def start_run(inputs: RunInputs, accelerator: Accelerator, console: Console) -> 
         optimizer=wrapped,
         scheduler=scheduler,
         total_steps=plan.steps,
+        exchange=exchange,
+        # Of its own: rows of the label sets are exchanged ahead while this one is measured on.
+        held_out_exchange=open_exchange() if held_out else None,
+        states=states,
+        exact=exact,
+        held_out_kl=open_exact_kl(held_out, student, accelerator.device) if held_out else None,
         reader=ReaderState(seed=config.seed),
     )
     if checkpoint:
@@ -192,11 +206,11 @@ def _held_out(inputs: RunInputs) -> LabelSet | None:
     return None if inputs.config.eval_labels is None else inputs.held_out
 
 
-def _load(config: TrainConfig, labels: LabelSet) -> Student:
+def _load(config: TrainConfig, parts: tuple[Part, ...]) -> Student:
     """Return the student before training, set up to be trained."""
     student = load_student(
         config.student,
-        labels,
+        parts[0].labels,
         from_config=config.from_config,
         seed=config.seed,
         map_vocab=config.vocab_map,
@@ -210,6 +224,7 @@ def _load(config: TrainConfig, labels: LabelSet) -> Student:
         student.notes.append(
             "the balance of its experts is not in --loss; router=0.01 would add it"
         )
+    set_up_states(student, config, tuple(part.labels for part in parts))
     student.train()
     student.chunk_bytes = config.chunk_bytes
     if config.gradient_checkpointing:

@@ -14,6 +14,7 @@ from accelerate.accelerator import Accelerator
 from schemas import LabelSet, SoftshardsError
 from schemas.terminal import DataConsole
 from trainer.data.dataset import ReaderState
+from trainer.data.exchange import Exchange
 from trainer.data.mixture import Part
 from trainer.ops.bf16_support import emulation_warning
 from trainer.ops.label_logprobs import default_chunk_bytes
@@ -23,6 +24,7 @@ from trainer.train.distributed import is_sharded
 from trainer.train.run_state import open_dataset
 from trainer.train.step_memory import Memory, available_bytes, estimate
 from trainer.train.train_config import TrainConfig
+from trainer.train.use_states import state_width, teacher_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def make_plan(
     parts: tuple[Part, ...],
     student: Student,
     accelerator: Accelerator,
+    exchange: Exchange | None = None,
     *,
     steps: int | None = None,
     held_out: LabelSet | None = None,
@@ -80,6 +83,7 @@ def make_plan(
         parts: the label sets.
         student: on the CPU, not yet prepared.
         accelerator: device and processes.
+        exchange: the processes, if all of them call this.
         steps: of the run that is being resumed; None counts them.
         held_out: the set to measure on.
 
@@ -88,7 +92,8 @@ def make_plan(
     """
     count = None
     if steps is None:
-        count = open_dataset(config, parts, student, ReaderState(seed=config.seed)).count()
+        start = ReaderState(seed=config.seed)
+        count = open_dataset(config, parts, student, start, exchange).count()
         steps = -(-count.packs // config.packs_per_step)
         steps = min(steps, config.max_steps or steps)
     longest = count.longest if count else 0
@@ -104,18 +109,23 @@ def make_plan(
     # A pack of a small label set cannot be full; but compiled shapes are padded.
     pack_tokens = config.pack_tokens if config.compile else min(config.pack_tokens, tokens)
     needs_draws = config.objective.needs_draws
+    world = accelerator.num_processes
     memory = estimate(
         student,
         pack_tokens=pack_tokens,
         row_tokens=tokens // max(1, sum(part.labels.rows for part in parts)),
         k=max(_ids_per_label(part, drawn=needs_draws) for part in parts),
-        window_bytes=0 if device.type == "cuda" else _window_bytes(parts, config.window),
+        window_bytes=0
+        if device.type == "cuda"
+        else _window_bytes(parts, config.window, world, layers=len(student.teacher_layers)),
         chunk_bytes=config.chunk_bytes or default_chunk_bytes(device),
         optimizer=config.optimizer,
         bf16=config.dtype == "bf16",
         gradient_checkpointing=config.gradient_checkpointing,
-        world=accelerator.num_processes,
+        world=world,
         sharded=is_sharded(accelerator),
+        teacher_bytes=teacher_bytes(config, parts, student, held_out),
+        state_numbers=len(student.teacher_layers) * state_width(parts),
     )
     sizes = count_parameters(student.model)
     return Plan(
@@ -187,14 +197,20 @@ def _available(memory_gb: float | None, device: torch.device, student: Student) 
     return free // shared
 
 
-def _window_bytes(parts: tuple[Part, ...], window: int) -> int:
-    """Return the bytes of decoded labels: a window, the one ahead, and the one being decoded."""
+def _window_bytes(parts: tuple[Part, ...], window: int, world: int, *, layers: int) -> int:
+    """Return the bytes of labels: a window, the one ahead, and what is read ahead of them.
+
+    Processes share the first two, and each reads its share of as many windows as there are
+    processes.
+    """
+    of_states = 2 * layers * state_width(parts)
     sizes = [
-        group.labels * (8 * part.labels.manifest.identity.k + 16)
+        group.labels * (8 * part.labels.manifest.identity.k + 16 + of_states)
         for part in parts
         for group in part.labels.row_groups
     ]
-    return 3 * sum(sorted(sizes, reverse=True)[:window])
+    largest = sum(sorted(sizes, reverse=True)[:window])
+    return largest + 2 * largest // world
 
 
 def _gb(size: float) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
@@ -204,8 +204,18 @@ class HeldOutRecord(Record):
     ppl: float
     ce: float
     kl: float
+    exact_kl: float | None = None
     agreement: float
     ece: float | None = None
+
+    @property
+    def closest(self) -> float:
+        """The KL that models are chosen by: over all ids where it is known."""
+        return self.kl if self.exact_kl is None else self.exact_kl
+
+    @model_serializer(mode="wrap")
+    def _without_unknown(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
     @classmethod
     def of(cls, step: int, metrics: Metrics) -> Self:
@@ -235,6 +245,7 @@ class RunResult(Record):
         best: the held-out measurement with the lowest KL.
         seconds: spent in steps.
         packed: documents were packed; else padded.
+        state_pairs: the hidden states that were compared, each as STUDENT:TEACHER.
         dtype: of OUT/final. Training is in float32: loaded again, the model has the trained weights
             rounded to this dtype.
         softshards: the version that trained.
@@ -251,6 +262,7 @@ class RunResult(Record):
     tokens_per_s: float
     packed: bool = True
     dtype: str = "float32"
+    state_pairs: tuple[str, ...] = ()
     final: FinalLosses
     parameters: int
     non_embedding: int

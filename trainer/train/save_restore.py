@@ -21,10 +21,16 @@ from trainer.train.checkpoint import (
 from trainer.train.distributed import is_sharded
 from trainer.train.run_state import Run
 
+PROJECTIONS = "projections"
+"""File of a checkpoint, where there are any."""
+
 
 def save_run(run: Run) -> None:
     """Save the run as it is after `run.step`; every rank must call it."""
     states = gather_states(run) | {"scheduler": run.scheduler.state_dict()}
+    states["model"], projections = split_projections(states["model"])
+    if projections:
+        states[PROJECTIONS] = projections
     states["rng"] = gather_object([rng_state()])
     if run.is_main:
         meta = CheckpointMeta(
@@ -59,9 +65,10 @@ def check_same_packing(checkpoint: Checkpoint, packed: bool) -> None:
 
 def restore_run(run: Run, checkpoint: Checkpoint) -> None:
     """Set the run to a checkpoint; the number of processes may have changed since."""
+    projections = checkpoint.load(PROJECTIONS) if run.has_projections else {}
     dcp.set_model_state_dict(
         run.model,
-        checkpoint.load("model"),
+        checkpoint.load("model") | projections,
         # With LoRA the checkpoint lacks the frozen weights: the student has them.
         options=dcp.StateDictOptions(full_state_dict=True, strict=run.config.lora is None),
     )
@@ -92,6 +99,12 @@ def _restore_optimizer(run: Run, saved: dict[str, Any]) -> None:
     for parameter in list(optimizer.state):
         if id(parameter) not in known:  # made up while loading
             del optimizer.state[parameter]
+
+
+def split_projections(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the weights of the model, and those of the projections of its hidden states."""
+    own = {name: value for name, value in state.items() if name.startswith("matching.")}
+    return {name: value for name, value in state.items() if name not in own}, own
 
 
 def gather_states(run: Run) -> dict[str, Any]:

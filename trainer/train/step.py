@@ -13,14 +13,14 @@ from torch import Tensor
 from schemas import SoftshardsError
 from schemas.atomic import write_atomic
 from trainer.data.collate import Batch, collate
-from trainer.data.dataset import Pack
+from trainer.data.dataset import Pack, PackSize, own_packs
 from trainer.losses.batch_loss import batch_loss, token_weights
 from trainer.run_files import LogLine, not_finite_name
 from trainer.student.student_output import StudentOutput
 from trainer.train.run_state import Run
 
 
-def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[LogLine, int]:
+def optimizer_step(run: Run, packs: list[PackSize], caught: list[int]) -> tuple[LogLine, int]:
     """Train on the packs of a step, this rank on its share of them.
 
     Args:
@@ -38,9 +38,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[LogL
     rank, world = accelerator.process_index, accelerator.num_processes
     n_labels = sum(pack.n_labels for pack in packs)
     factors = [term.weight(run.step, run.total_steps) for term in objective.terms]
-    own = [(pack, 1.0) for pack in packs[rank::world]]
-    while len(own) < -(-len(packs) // world):  # every rank must run backward equally often
-        own.append((packs[0], 0.0))
+    own = own_packs(packs, rank, world)  # every rank must run backward equally often
     sums: list[Tensor] = []
     for index, (pack, weight) in enumerate(own):
         batch = collate(
@@ -48,9 +46,11 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[LogL
             attention=run.student.attention,
             pad_to=config.pack_tokens if config.compile else None,
         ).to(accelerator.device)
+        if run.states is not None:
+            batch = run.states.decoded(batch)
         is_last = index + 1 == len(own)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(run.model):
-            output = run.model(batch)
+            output = run.model(batch, exact=run.exact)
             weights = token_weights(objective.weighting, batch)
             loss, parts = batch_loss(objective, output, batch, weights, factors)
             # Ranks average their gradients: `world` makes that the mean over the step's labels.
@@ -85,7 +85,7 @@ def optimizer_step(run: Run, packs: list[Pack], caught: list[int]) -> tuple[LogL
     return record, (caught[0] if caught else int(signal.SIGTERM)) if signaled else 0
 
 
-def apply_gradients(run: Run, packs: list[Pack]) -> float:
+def apply_gradients(run: Run, packs: list[PackSize]) -> float:
     """Step the optimizer and move the run past `packs`; return the learning rate of the step."""
     lr = float(run.scheduler.get_last_lr()[0])  # torchao's is a tensor
     run.optimizer.step()

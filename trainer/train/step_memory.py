@@ -31,7 +31,7 @@ CHUNK_BUFFERS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that one process needs at its peak, by use."""
+    """Bytes that one process needs at its peak, by use. The teacher's are head and bases."""
 
     weights: int
     gradients: int
@@ -39,6 +39,7 @@ class Memory:
     activations: int
     head: int
     data: int
+    teacher: int = 0
 
     @property
     def total(self) -> int:
@@ -64,6 +65,8 @@ def estimate(
     gradient_checkpointing: bool,
     world: int,
     sharded: bool,
+    teacher_bytes: int = 0,
+    state_numbers: int = 0,
 ) -> Memory:
     """Estimate the peak of a training step in one process.
 
@@ -79,10 +82,12 @@ def estimate(
         gradient_checkpointing: recompute activations in the backward pass.
         world: number of processes.
         sharded: the processes share the weights.
+        teacher_bytes: the teacher's head and the bases of its states, which each process has whole.
+        state_numbers: of the teacher's hidden states per position.
     """
     model = student.model
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in student.parameters())
     parts = world if sharded else 1
     layers = decoder_layers(model)
     inner = sum(p.numel() for p in layers.parameters())
@@ -107,9 +112,11 @@ def estimate(
         gradients=gradients,
         optimizer=int(OPTIMIZER_BYTES[optimizer] * trained) // parts,
         # The gradients of a layer's activations take about as much as the activations saved of it.
-        activations=saved + per_layer + pack_tokens * k * 32,
+        # The teacher's states are there as stored and as float32, beside the student's.
+        activations=saved + per_layer + pack_tokens * (k * 32 + state_numbers * 10),
         head=CHUNK_BUFFERS * chunk_bytes + (4 * rows * width if trains_head else 0),
         data=window_bytes,
+        teacher=teacher_bytes,
     )
 
 

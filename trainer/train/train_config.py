@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 from cyclopts import Parameter
 
 from schemas.errors import SoftshardsError
-from trainer.losses.loss_table import LOSS_HELP
+from trainer.losses.loss_table import LOSS_HELP, StateLoss
+from trainer.losses.state_map import parse_pairs
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -55,13 +56,23 @@ class TrainConfig:
     loss: Annotated[tuple[str, ...], Parameter(help=LOSS_HELP)] = ("forward_kl=1", "ce=1")
 
     temperature: float = 1.0
-    """Temperature of renormalized_kl, T squared included. The other losses exist at 1 only."""
+    """Temperature of the exact_... losses and of renormalized_kl, T squared included. The other
+    losses exist at 1 only."""
 
     jsd_beta: float = 0.5
-    """beta of jsd: near 0 like forward KL, near 1 like reverse KL."""
+    """beta of jsd and exact_jsd: near 0 like forward KL, near 1 like reverse KL."""
 
     skew_alpha: float = 0.1
-    """alpha of skew_kl and skew_reverse_kl."""
+    """alpha of skew_kl and skew_reverse_kl, exact or not."""
+
+    state_layers: str = "all"
+    """Hidden states that --loss states compares. all: each layer in the set with the student's of
+    the same number, counted from 0. uniform: the stored layers spread evenly over the student's.
+    Or pairs STUDENT:TEACHER, such as 0:0,5:11,final, where final is the input of the head."""
+
+    state_loss: StateLoss = "normalized_mse"
+    """Distance of hidden states: mse (per dimension), cosine, or normalized_mse (in units of the
+    teacher's squared length, so that layers count alike)."""
 
     kind_weight: tuple[str, ...] = ()
     """KIND=WEIGHT of the labels in spans of a kind, such as thinking=0.2; repeat for more. The
@@ -253,6 +264,18 @@ class TrainConfig:
                 "--loss router with --compile: the padding of a pack would count as tokens",
                 hint="leave --compile out",
             )
+        if self.vocab_map and self.objective.needs_final_state:
+            raise SoftshardsError(
+                "--vocab-map with an exact loss: the vocabularies differ, and the teacher has no "
+                "probability for ids that only the student has",
+                hint="use the losses over top-k and tail, such as forward_kl",
+            )
+        parse_pairs(self.state_layers)
+        if self.state_layers != "all" and not self.objective.matches_states:
+            raise SoftshardsError(
+                f"--state-layers {self.state_layers} changes nothing without --loss states",
+                hint="add --loss states=1, or leave --state-layers out",
+            )
         if self.compile and self.packing == "off":
             raise SoftshardsError(
                 "--compile needs packed documents, all packs of one shape, and --packing is off",
@@ -272,6 +295,7 @@ class TrainConfig:
         }
         return Objective(
             terms=parse_losses(self.loss, **settings),
+            state_loss=self.state_loss,
             weighting=parse_weighting(
                 self.kind_weight, self.source_weight, self.entropy_weight, self.position_weight
             ),
