@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from schemas.arrow import KEY_COLUMNS, REJECT_SCHEMA
 from schemas.arrow_alloc import as_numpy
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import JOURNAL
+from schemas.file_names import JOURNAL, hidden_name
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_bytes, sha256_file
+from schemas.hidden_checks import StateChecks
+from schemas.hidden_reader import content_digest
 from schemas.index import RowLengths, read_lengths
 from schemas.invariants import Key, row_name, validate_table
 from schemas.journal import (
@@ -67,6 +70,8 @@ def examine(
     """
     rows = _Rows()
     manifest = labels.manifest
+    states = StateChecks(labels)
+    yield from states.open_files()
     lengths = _index_lengths(labels)
     if isinstance(lengths, Finding):
         yield lengths
@@ -110,9 +115,12 @@ def examine(
         stated = None if isinstance(lengths, Finding) else lengths.of(number)
         if stated is not None and not np.array_equal(stated, count_lengths(table)):
             yield Finding(kind="count", where=where, what="the index has other lengths of its rows")
+        if states.layers:
+            yield from states.examine(number, group, table)
         rows.add(number, table)
         if done is not None:
             done(group)
+    yield from states.finish()
     yield from rows.duplicates(labels)
     if labels.view is None:
         yield from _examine_set_files(labels)
@@ -130,7 +138,12 @@ def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
     yield from examine_other_files(labels)
     stated = labels.manifest.content_digest
     is_stated = stated is not None and labels.manifest.status == "complete"
-    if is_stated and labels.row_groups.digest != stated:
+    try:
+        hidden = labels.hidden.of(labels.row_groups)
+    except LabelSetError as error:
+        yield Finding(kind="count", where=str(error.path), what=error.what, hint=error.hint)
+        return
+    if is_stated and content_digest(labels.row_groups, hidden) != stated:
         what = "the digest of the content is not that of the index"
         yield Finding(kind="count", where="manifest.json", what=what)
     totals = labels.manifest.totals
@@ -142,8 +155,9 @@ def _examine_set_files(labels: LabelSet) -> Iterator[Finding]:
         ("labels", labels.labels),
         ("tokens", labels.tokens),
         ("bytes", labels.stored_bytes),
+        ("hidden_bytes", labels.hidden.stored_bytes),
     ):
-        total = getattr(totals, name)
+        total = getattr(totals, name) or 0
         if total != found:
             what = f"the manifest says {total} {name}, the index {found}"
             yield Finding(kind="count", where="manifest.json", what=what)
@@ -292,6 +306,10 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
         stated = None if isinstance(lengths, Finding) else lengths.of(number)
         text = None if stated is None else lengths_to_text(stated)
         indexed.setdefault(group.shard, []).append(group.bytes.model_copy(update={"lengths": text}))
+    hidden: dict[str, list[ByteRange]] = {}
+    with suppress(LabelSetError):  # found above
+        for group in labels.hidden.of(labels.row_groups):
+            hidden.setdefault(group.shard, []).append(group.bytes)
     costs: LedgerSums | None = LedgerSums()
     for unit in range(manifest.planned_units) if complete else journaled_units(path):
         where = str(entry_path(path, unit))
@@ -321,6 +339,10 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
             else group.model_copy(update={"lengths": known.lengths})  # an older version wrote one
             for group, known in zip_longest(entry.row_groups, ranges, fillvalue=entry.footer)
         ]
+        known = hidden.get(hidden_name(unit))
+        if known != (None if entry.hidden is None else list(entry.hidden.row_groups)):
+            what = "the journal entry and the index of hidden states differ"
+            yield Finding(kind="journal", where=where, what=what)
         if ranges != journaled:
             what = "the journal entry and the index differ"
             yield Finding(kind="journal", where=where, what=what)
@@ -372,7 +394,8 @@ def _undeclared_files(labels: LabelSet) -> Iterator[Finding]:
             what = "left by an append that did not finish, and replaced by the next one"
             yield Finding(kind="stray", where=name, what=what, note=True)
         elif is_set_file(name):
-            glob = " (a raw glob would read it)" if name.startswith("shards/") else ""
+            is_part = name.startswith(("shards/", "hidden/"))
+            glob = " (a raw glob would read it)" if is_part else ""
             what = f"not declared by the manifest or the index{glob}"
             yield Finding(kind="stray", where=name, what=what)
         else:
