@@ -24,7 +24,7 @@ from schemas.journal import read_entries
 from schemas.remote import Remote
 from schemas.row_group import RowGroup
 from schemas.row_groups import RowGroups
-from schemas.shard_reader import OpenGroup, ShardReader, damaged
+from schemas.shard_reader import OpenGroup, ShardReader, Verify, damaged
 from schemas.state_codec import label_offsets
 
 
@@ -103,38 +103,68 @@ class HiddenReader(ShardReader):
         """
         return [] if self.manifest.states is None else [self.find(group) for group in groups]
 
+    @property
+    def stored_bytes(self) -> int:
+        """Size of all hidden parts; 0 where the set has no states."""
+        return 0 if self.manifest.states is None else self.groups.stored_bytes
+
     def read_beside(
         self, shard: OpenGroup, columns: Sequence[str], rows: NDArray[np.bool_] | None
     ) -> pa.Table:
         """Read columns of labels and of states, in this order; see `OpenGroup.read`.
 
         Raises:
+            LabelSetError: as `read_states`.
+        """
+        wanted = [name for name in columns if is_state_column(name)]
+        labels = [name for name in columns if name not in wanted]
+        left = shard.read(list(dict.fromkeys([*HIDDEN_KEYS, *labels])), rows)
+        right = self.read_states(shard.group, wanted, left, verify=shard.verify, rows=rows)
+        fields = [(right if n in wanted else left).schema.field(n) for n in columns]
+        arrays = [(right if n in wanted else left)[n] for n in columns]
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, left.schema.metadata))
+
+    def read_states(
+        self,
+        group: RowGroup,
+        columns: Sequence[str],
+        labels: pa.Table,
+        *,
+        verify: Verify,
+        rows: NDArray[np.bool_] | None = None,
+    ) -> pa.Table:
+        """Read columns of the hidden states that belong to rows of a shard.
+
+        Args:
+            group: the row group of labels.
+            columns: columns of states.
+            labels: the same rows of the shard, with the columns `HIDDEN_KEYS`.
+            verify: the data to verify.
+            rows: as for `OpenGroup.read`.
+
+        Raises:
             LabelSetError: the set has no such states, their file is missing or altered, or it has
                 other rows than the shard.
         """
-        wanted = [name for name in columns if is_state_column(name)]
-        self._require_layers(wanted)
-        labels = [name for name in columns if name not in wanted]
-        left = shard.read(list(dict.fromkeys([*HIDDEN_KEYS, *labels])), rows)
-        group = self.find(shard.group)
-        path = self.path(group.shard)
-        with self.open(group, shard.verify) as hidden:
-            right = hidden.read(list(dict.fromkeys([*HIDDEN_KEYS, *wanted])), rows)
+        self._require_layers(columns)
+        beside = self.find(group)
+        with self.open(beside, verify) as hidden:
+            read = hidden.read(list(dict.fromkeys([*HIDDEN_KEYS, *columns])), rows)
         try:
             for name in HIDDEN_KEYS:
-                if not left[name].equals(right[name]):
+                if not labels[name].equals(read[name]):
                     raise ValueError(f"its rows are not those of the shard: {name} differs")
-            labels_per_row = as_numpy(left["n_labels"])
-            for layer in (name for name in wanted if name in self._layers):
-                if not np.array_equal(np.diff(label_offsets(right, layer)), labels_per_row):
+            sizes = as_numpy(labels["n_labels"])
+            for layer in (name for name in columns if name in self._layers):
+                if not np.array_equal(np.diff(label_offsets(read, layer)), sizes):
                     raise ValueError(f"{layer} does not have one state per label")
         except ValueError as error:
-            raise damaged(f"row group {group.index}: {first_line(error)}", path) from error
+            what = f"row group {beside.index}: {first_line(error)}"
+            raise damaged(what, self.path(beside.shard)) from error
         assert self.manifest.states is not None, "else there are no layers"
         schema = hidden_schema(self.manifest.states)  # with the codecs, whatever the file says
-        fields = [schema.field(n) if n in wanted else left.schema.field(n) for n in columns]
-        arrays = [(right if name in wanted else left)[name] for name in columns]
-        return pa.Table.from_arrays(arrays, schema=pa.schema(fields, left.schema.metadata))
+        fields = [schema.field(name) for name in columns]
+        return pa.Table.from_arrays([read[n] for n in columns], schema=pa.schema(fields))
 
     @property
     def _layers(self) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from schemas.atomic import TMP_PREFIX
 from schemas.file_names import (
     BATCH,
+    HEAD,
+    HIDDEN,
     INDEX,
     JOURNAL,
     SHARDS,
@@ -26,8 +28,8 @@ from schemas.object_store import list_files
 
 CARD = "README.md"
 """The dataset card of a pulled set; a push writes it anew."""
-FOLDERS = (INDEX, JOURNAL, SHARDS, TOKENIZER, "hidden", "head")
-"""Folders in which every file is part of the set; the last two are reserved."""
+FOLDERS = (INDEX, JOURNAL, SHARDS, TOKENIZER, HIDDEN, HEAD)
+"""Folders in which every file is part of the set."""
 QUARANTINE = "quarantine"
 """Folder of the files that `labeler repair` set aside."""
 
@@ -42,6 +44,9 @@ def declared_files(labels: LabelSet) -> list[str]:
     named = [*manifest.tokenizer_files, *manifest.index_pages, *(manifest.plan_rejects or ())]
     units = range(manifest.planned_units)
     files = {MANIFEST, LEDGER, *labels.shards, *(file.path for file in named)}
+    if manifest.states is not None:
+        own = (*manifest.states.files, *(manifest.hidden_pages or ()))
+        files |= {*labels.hidden.groups.shards, *(file.path for file in own)}
     if manifest.plan is not None:
         files.add(manifest.plan.path)
         if manifest.plan_rejects is None:  # an older version made the set, and named no hash

@@ -66,27 +66,32 @@ class StoredHead:
     weight: NDArray[Any]
     bias: NDArray[np.float32] | None
 
-    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return rows [start, stop) of the weight, float32."""
-        return _float32(self.weight[start:stop])
+    def rows_of(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the rows of the weight of some ids, float32 [n, d]."""
+        return _float32(self.weight[ids])
+
+    def capped(
+        self, products: NDArray[np.float32], ids: NDArray[np.integer] | slice
+    ) -> NDArray[np.float32]:
+        """Return the logits [n, ids] of `states @ rows_of(ids).T`: bias, scale and soft cap."""
+        found = products if self.bias is None else products + self.bias[ids]
+        found = found * np.float32(self.facts.scale)
+        if (cap := self.facts.softcap) is not None:
+            found = np.float32(cap) * np.tanh(found / np.float32(cap))
+        return found
 
     def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield the weight of the valid ids some rows at a time, each with its first id."""
         size = max(1, CHUNK_BYTES // (4 * self.weight.shape[1]))
         for start in range(0, self.facts.valid_vocab, size):
-            yield start, self.rows(start, min(start + size, self.facts.valid_vocab))
+            yield start, _float32(self.weight[start : min(start + size, self.facts.valid_vocab)])
 
     def logits(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return float32 [n, valid_vocab] of states [n, d]; keep n small."""
         found = np.empty((len(states), self.facts.valid_vocab), np.float32)
         for start, weight in self.chunks():
             found[:, start : start + len(weight)] = states @ weight.T
-        if self.bias is not None:
-            found += self.bias[: self.facts.valid_vocab]
-        found *= np.float32(self.facts.scale)
-        if (cap := self.facts.softcap) is not None:
-            found = np.float32(cap) * np.tanh(found / np.float32(cap))
-        return found
+        return self.capped(found, slice(self.facts.valid_vocab))
 
 
 def write_basis(directory: Path, layer: str, basis: StateBasis) -> FileDigest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,14 @@ def state_basis() -> StateBasis:
 
 
 def write_state_set(
-    path: Path, states_codec: str, *, codec: str = PLAIN_1, units: int = 2, first: int = 0
+    path: Path,
+    states_codec: str,
+    *,
+    codec: str = PLAIN_1,
+    units: int = 2,
+    first: int = 0,
+    head: NDArray[np.float32] | None = None,
+    states: Callable[[int, int], NDArray[np.float32]] = states_of,
 ) -> Path:
     """Write a complete set: `units` shards, each of two row groups of three rows.
 
@@ -88,6 +96,8 @@ def write_state_set(
         codec: of the labels.
         units: number of shards.
         first: number of the first row.
+        head: the head to store, if not that of the labels.
+        states: returns what is stored of a row, if not `states_of`.
     """
     numbers = [
         [range(at, at + 3), range(at + 3, at + 6)] for at in range(first, first + 6 * units, 6)
@@ -96,7 +106,8 @@ def write_state_set(
     manifest = read_manifest(path)
     (path / "head").mkdir()
     facts = HeadFacts(valid_vocab=VOCAB)
-    save_file({"weight": head_weight()}, path / HEAD_FILE, metadata=facts.metadata)
+    weight = head_weight() if head is None else head
+    save_file({"weight": weight}, path / HEAD_FILE, metadata=facts.metadata)
     files = [FileDigest(path=HEAD_FILE, sha256=sha256_file(path / HEAD_FILE))]
     bases = {}
     if states_codec == STATES_2:
@@ -123,7 +134,7 @@ def write_state_set(
         hidden = write_hidden(
             path / hidden_name(entry.unit),
             [
-                hidden_table(rows, [states_of(i, n) for i, n in _sizes(rows)], record, bases)
+                hidden_table(rows, [states(i, n) for i, n in _sizes(rows)], record, bases)
                 for rows in tables
             ],
             states=record,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 
-from schemas import LabelSetError, decode, open_label_set
+from schemas import LabelSetError, decode, open_label_set, validate_label_set
 from schemas.arrow import COLUMN_ORDER
 from schemas.hidden_part import state_columns
 from schemas.version import COMPACT_1, PLAIN_1, STATES_1, STATES_2
@@ -100,3 +103,48 @@ def test_files_of_states_are_checked_before_use(tmp_path: Path, name: str) -> No
     labels = open_label_set(path)
     with pytest.raises(LabelSetError, match="altered"):
         _ = labels.head if name.startswith("head") else labels.hidden.groups
+
+
+def findings(path: Path) -> list[str]:
+    return [f"{f.kind}: {f}" for f in validate_label_set(open_label_set(path))]
+
+
+@pytest.mark.parametrize("codec", [PLAIN_1, COMPACT_1])
+@pytest.mark.parametrize("states", STATE_CODECS)
+def test_a_right_set_has_no_findings(tmp_path: Path, states: str, codec: str) -> None:
+    assert findings(write_state_set(tmp_path / "set", states, codec=codec)) == []
+
+
+def shifted(row: int, n: int) -> NDArray[np.float32]:
+    return np.roll(states_of(row, n), 1, axis=0)
+
+
+def exchanged(row: int, n: int) -> NDArray[np.float32]:
+    return states_of(row, n)[:, ::-1]
+
+
+def others(row: int, n: int) -> NDArray[np.float32]:
+    return states_of(row + 100, n)
+
+
+@pytest.mark.parametrize("codec", STATE_CODECS)
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        (shifted, r"^shift: .*states are shifted by \+1"),
+        (exchanged, "^states: .*the states of final are in column layer_3"),
+        (others, "^states: .*does not give the top-k .* of another layer or of other tokens"),
+    ],
+)
+def test_wrong_states_are_named(
+    tmp_path: Path, codec: str, stored: Callable[[int, int], NDArray[np.float32]], named: str
+) -> None:
+    found = findings(write_state_set(tmp_path / "set", codec, states=stored))
+    assert len(found) == 4  # row groups
+    assert all(re.search(named, text) for text in found)
+
+
+def test_a_head_of_another_teacher_is_named(tmp_path: Path) -> None:
+    other = np.random.default_rng(9).normal(size=(VOCAB, WIDTH)).astype(np.float32)
+    found = findings(write_state_set(tmp_path / "set", STATES_1, head=other))
+    assert any("or the head is another teacher's" in text for text in found)
