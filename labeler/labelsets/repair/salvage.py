@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -16,9 +16,9 @@ from schemas.errors import first_line
 from schemas.file_names import JOURNAL, TOKENIZER, is_plan, shard_name
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
 from schemas.invariants import validate_table
-from schemas.journal import ByteRange, UnitEntry, rejects_path
+from schemas.journal import ByteRange, HiddenPart, UnitEntry, rejects_path
 from schemas.json_values import parse_object
-from schemas.manifest import MANIFEST, FileDigest
+from schemas.manifest import MANIFEST, FileDigest, StatesRecord
 from schemas.parquet_sizes import checked_parquet, read_parquet
 from schemas.plan import open_plan
 from schemas.shard import byte_ranges
@@ -89,7 +89,9 @@ def hash_consistent_shard(shard: Path, manifest: Manifest) -> Ranges | str:
         return first_line(error)
 
 
-def rebuild_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntry:
+def rebuild_entry(
+    out: Path, unit: int, ranges: Ranges, source: str, hidden: HiddenPart | None
+) -> UnitEntry:
     """Return a journal entry for a shard that lost its own.
 
     Args:
@@ -97,6 +99,7 @@ def rebuild_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntr
         unit: the shard's unit.
         ranges: the shard's byte ranges.
         source: what the ranges were checked against.
+        hidden: byte ranges of its hidden states, if it has any.
     """
     groups, footer = ranges
     rejects = rejects_path(out, unit)
@@ -110,6 +113,7 @@ def rebuild_entry(out: Path, unit: int, ranges: Ranges, source: str) -> UnitEntr
         rejects=_count_rows(rejects) if has_rejects else 0,
         row_groups=tuple(groups),
         footer=footer,
+        hidden=hidden,
         rejects_sha256=sha256_file(rejects) if has_rejects else "",
         provenance=_unknown_provenance(source),
     )
@@ -138,7 +142,11 @@ def _is_readable(path: Path) -> bool:
     return True
 
 
-def rebuild_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
+def rebuild_manifest(
+    directory: Path,
+    footers: Iterable[Footer],
+    states: Callable[[dict[str, Any], Identity], StatesRecord | None],
+) -> Manifest:
     """Return a manifest for a set that lost its own: `running`, and without an index.
 
     The identity comes from the shards' footers, which hold all of it. Everything else comes from
@@ -147,6 +155,7 @@ def rebuild_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
     Args:
         directory: the set's folder.
         footers: the footers of its shards.
+        states: returns the record of hidden states, of the old file and the identity.
 
     Raises:
         SoftshardsError: neither the shards nor the old file have an identity.
@@ -178,6 +187,7 @@ def rebuild_manifest(directory: Path, footers: Iterable[Footer]) -> Manifest:
         plan=plan,
         planned_units=planned,
         tokenizer_files=tokenizer_digests(directory),
+        states=states(old, identity),
         provenance=provenance,
     )
 
