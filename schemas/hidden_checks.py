@@ -24,6 +24,7 @@ from schemas.labelset import LabelSet
 from schemas.rounding_error import rounding
 from schemas.row_group import RowGroup
 from schemas.state_codec import StateBasis, decode_stored
+from schemas.store_errors import StoreError
 from schemas.stored_head import StoredHead
 from schemas.version import PLAIN_1
 
@@ -111,6 +112,8 @@ class StateChecks:
         try:
             read = self.labels.hidden.read_states(group, names, table, verify="full")
             stored = decode_stored(read, self.layers)
+        except StoreError:  # nothing is known about the set
+            raise
         except (LabelSetError, pa.ArrowException, OSError) as error:
             yield _damage(error, where)
             return

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 from labeler.labeling.teacher.locate_teacher import locate_named
+from labeler.labelsets.repair.hidden_salvage import (
+    check_hidden_part,
+    hidden_parts,
+    lost_files,
+    rebuild_states,
+    require_hidden_states,
+)
 from labeler.labelsets.repair.salvage import (
     Footer,
     Ranges,
@@ -20,11 +28,20 @@ from labeler.labelsets.repair.salvage import (
 )
 from schemas import LabelSetError, Manifest, SoftshardsError
 from schemas.atomic import TMP_PREFIX
-from schemas.file_names import INDEX, is_plan, shard_name
+from schemas.file_names import (
+    HIDDEN,
+    INDEX,
+    hidden_name,
+    is_hidden_page,
+    is_index_page,
+    is_plan,
+    shard_name,
+)
 from schemas.fingerprint import sha256_bytes, sha256_file, tokenizer_digest
 from schemas.index import read_index
 from schemas.journal import (
     ByteRange,
+    HiddenPart,
     UnitEntry,
     entry_path,
     journaled_units,
@@ -60,6 +77,7 @@ class Diagnosis:
         tokenizer_lost: tokenizer files are missing or altered.
         tokenizer_source: folder to copy the tokenizer from; None if no such folder is known.
         index_good: the index is complete and unaltered.
+        lost_files: files of hidden states in `head/` that are missing or altered.
     """
 
     out: Path
@@ -74,12 +92,13 @@ class Diagnosis:
     tokenizer_lost: bool = False
     tokenizer_source: Path | None = None
     index_good: bool = True
+    lost_files: list[str] = field(default_factory=list)
 
     @property
     def is_undamaged(self) -> bool:
         """There is nothing to repair."""
         damaged = self.manifest_lost or self.moves or self.rebuilt or self.lost_rejects
-        return not damaged and (
+        return not (damaged or self.lost_files) and (
             self.plan != "missing" and not self.tokenizer_lost and self.index_good
         )
 
@@ -118,7 +137,9 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
         manifest = read_manifest(out)
     except LabelSetError as error:
         lost = error.what
-        manifest = rebuild_manifest(out, [f for f in footers.values() if f is not None])
+        known_footers = [f for f in footers.values() if f is not None]
+        manifest = rebuild_manifest(out, known_footers, partial(rebuild_states, out))
+    require_hidden_states(out, manifest, shards)
     found = Diagnosis(out=out, manifest=manifest, manifest_lost=lost)
     if lost is not None and (out / MANIFEST).exists():
         found.moves[out / MANIFEST] = lost
@@ -128,10 +149,11 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
     for unit in range(manifest.planned_units):
         if unit in known:
             footer = footers.get(out / shard_name(unit))
-            _check_unit(found, unit, footer, index.get(shard_name(unit)))
+            _check_unit(found, unit, footer, index)
         else:
             found.redo.append(unit)  # never labeled, or lost altogether
     _find_strays(found, shards)
+    found.lost_files = list(lost_files(out, manifest))
     _check_tokenizer(found, model)
     if found.redo or found.rebuilt or found.lost_rejects or lost is not None:
         found.index_good = False
@@ -139,7 +161,7 @@ def diagnose(out: Path, model: Path | None) -> Diagnosis:
 
 
 def _unit_of(shard: Path) -> int | None:
-    """Return the number of the unit whose shard this is by its name; None for another file."""
+    """Return the number of the unit whose file this is by its name; None for another file."""
     digits = shard.stem.removeprefix("part-")
     unit = int(digits) if digits.isdecimal() and len(digits) < 16 else -1
     return unit if unit >= 0 and shard.name == Path(shard_name(unit)).name else None
@@ -162,23 +184,29 @@ def _check_plan(found: Diagnosis) -> None:
 
 
 def _check_index(found: Diagnosis) -> dict[str, Ranges]:
-    """Return the byte ranges in the good index pages, by shard.
+    """Return the byte ranges in the good index pages, by shard or hidden part.
 
     Without a manifest there are no hashes of pages: they are checked by their own checksums.
     """
     out, manifest = found.out, found.manifest
-    pages = manifest.index_pages
+    pages = (*manifest.index_pages, *(manifest.hidden_pages or ()))
     if found.manifest_lost is not None:
-        files = sorted((out / INDEX).glob("page-*.parquet"))
+        files = [
+            file
+            for file in sorted((out / INDEX).glob("*.parquet"))
+            if is_index_page(name := f"{INDEX}/{file.name}") or is_hidden_page(name)
+        ]
         pages = tuple(
             FileDigest(path=f"{INDEX}/{file.name}", sha256=sha256_file(file)) for file in files
         )
     known: dict[str, tuple[list[ByteRange], ByteRange]] = {}
-    units = 0
+    units = hidden_units = 0
     for page in pages:
         try:
-            groups = read_index(out, [page])
-            units += groups.n_shards
+            of_states = is_hidden_page(page.path)
+            groups = read_index(out, [page], hidden=of_states)
+            units += 0 if of_states else groups.n_shards
+            hidden_units += groups.n_shards if of_states else 0
             for group in groups:
                 known.setdefault(group.shard, ([], group.footer))[0].append(group.bytes)
         except (LabelSetError, pa.ArrowException, OSError, KeyError, TypeError, ValueError):
@@ -187,12 +215,16 @@ def _check_index(found: Diagnosis) -> dict[str, Ranges]:
                 found.moves[out / page.path] = "the index page was altered"
     if found.manifest_lost is None and manifest.status == "complete":
         found.index_good &= units == manifest.planned_units
+        if manifest.states is not None:
+            found.index_good &= hidden_units == manifest.planned_units
     return {**known}
 
 
-def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ranges | None) -> None:
+def _check_unit(
+    found: Diagnosis, unit: int, footer: Footer | None, index: dict[str, Ranges]
+) -> None:
     """Sort a unit: good, good with a rebuilt entry, or to be labeled again."""
-    out, shard = found.out, found.out / shard_name(unit)
+    out, shard, part = found.out, found.out / shard_name(unit), found.out / hidden_name(unit)
     path, entry = entry_path(out, unit), None
     try:
         entry = read_entry(out, unit)
@@ -200,17 +232,22 @@ def _check_unit(found: Diagnosis, unit: int, footer: Footer | None, indexed: Ran
         # A batch that cannot be read moves as a whole; of a readable one, other units stay good.
         file = path if path.exists() else batch_path(out, unit)
         found.moves[file] = error.what
-    reason, ranges, source = _check_shard(found, unit, footer, entry, indexed)
+    reason, ranges, source = _check_shard(found, unit, footer, entry, index.get(shard_name(unit)))
+    hidden: HiddenPart | None = None
+    if reason is None:
+        indexed = index.get(hidden_name(unit))
+        reason, hidden = check_hidden_part(out, found.manifest, unit, entry, indexed)
     if reason is not None:
         found.redo.append(unit)
-        if shard.exists():
-            found.moves[shard] = reason
+        for file in (shard, part):
+            if file.exists():
+                found.moves[file] = reason
         if path.exists():
             found.moves.setdefault(path, f"its unit must be labeled again: {reason}")
         return
-    if entry is None:
+    if entry is None or entry.hidden != hidden:
         assert ranges is not None
-        entry = rebuild_entry(out, unit, ranges, source)
+        entry = rebuild_entry(out, unit, ranges, source, hidden)
         found.rebuilt[unit] = source
     found.entries[unit] = entry
     rejects = rejects_path(out, unit)
@@ -262,12 +299,14 @@ def _check_shard(
 
 
 def _find_strays(found: Diagnosis, shards: list[Path]) -> None:
-    """Find files that no reader should see: shards of no unit, other plans, temporary files."""
+    """Find files that no reader should see: those of no unit, other plans, temporary files."""
     out, manifest = found.out, found.manifest
-    for path in shards:
+    for path in [*shards, *hidden_parts(out)]:
         unit = _unit_of(path)
         if unit is None or unit >= manifest.planned_units:
             found.moves[path] = "the set has no such unit"
+        elif path.parent.name == HIDDEN and manifest.identity.states is None:
+            found.moves[path] = "the set has no hidden states"
     plan = None if manifest.plan is None else manifest.plan.path
     for path in sorted(out.iterdir()):
         if is_plan(path.name) and path.name != plan:

@@ -26,6 +26,7 @@ from labeler.labelsets.repair.repair_config import RepairConfig
 from labeler.labelsets.repair.salvage import tokenizer_digests
 from schemas import Manifest
 from schemas.file_names import INDEX, TOKENIZER
+from schemas.hidden_part import RESTORE
 from schemas.journal import rejects_path, write_entry, write_rejects
 from schemas.ledger import LEDGER
 from schemas.manifest import MANIFEST, write_manifest
@@ -125,6 +126,8 @@ def _rebuilt_parts(found: Diagnosis) -> Iterator[str]:
 def _unrepaired_parts(found: Diagnosis) -> Iterator[str]:
     if found.tokenizer_lost and found.tokenizer_source is None:
         yield "tokenizer files are missing or altered: give the teacher's folder with --model"
+    for name in found.lost_files:
+        yield f"{name} is missing or altered: {RESTORE}"
     if found.plan == "missing" and found.redo:
         yield (
             "the plan is missing or altered: the same `labeler label` command plans again from the "
@@ -198,9 +201,9 @@ def _close(found: Diagnosis, manifest: Manifest) -> None:
     out = found.out
     ledger = (out / LEDGER).read_bytes() if (out / LEDGER).is_file() else None
     if found.redo:
-        changes = {"status": "running", "index_pages": (), "totals": None}
+        changes = {"status": "running", "index_pages": (), "hidden_pages": None, "totals": None}
         write_manifest(out, manifest.model_copy(update=changes))
-        for page in sorted((out / INDEX).glob("page-*.parquet")):
+        for page in sorted((out / INDEX).glob("*.parquet")):
             _quarantine(page, out)
         return
     if manifest.status == "running" or not found.index_good or manifest != found.manifest:
