@@ -9,7 +9,8 @@ finished ones are reused, and an unfinished one resumes from its checkpoint.
 
 `ce_generations` trains on as many tokens of other text: the teacher's own, generated at temperature
 1 after the first 64 tokens of the training rows, and different for each seed. The prompts are not
-labeled, so it learns from fewer labels than the others.
+labeled, so it learns from fewer labels than the others. The arms on stored states label the
+articles again, with states and draws, once per --state-kl.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     tokens = options.tokens or inputs.train.tokens
     settings = Settings(
         inputs=inputs,
+        quickstart=options.quickstart,
         out=options.out / f"tokens-{tokens}",
         tokens=tokens,
         engine=options.engine,

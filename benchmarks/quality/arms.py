@@ -21,6 +21,9 @@ class Arm:
         loss: values of --loss; if `online` is set, they decide only what is logged.
         online: the teacher is loaded and run on each pack, by `benchmarks.quality.online`.
         generations: train on the teacher's own generations instead of the articles.
+        states: train on a set that also has draws and the teacher's final states, stored with this
+            --state-kl; 0 is float16.
+        temperature: of the loss.
     """
 
     name: str
@@ -28,7 +31,20 @@ class Arm:
     loss: tuple[str, ...]
     online: Literal["dense", "sampled"] | None = None
     generations: bool = False
+    states: float | None = None
+    temperature: float = 1.0
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of `trainer train` that are its own."""
+        words = [word for term in self.loss for word in ("--loss", term)]
+        if self.temperature != 1:
+            words += ["--temperature", f"{self.temperature:g}"]
+        return tuple(words)
+
+
+SMALL_KL = 0.01
+"""--state-kl at which a state takes at most 230 bytes (benchmarks.states)."""
 
 ARMS = (
     Arm(name="kd", what="forward KL (k = 64, tail) x 0.5 + CE", loss=("forward_kl=0.5", "ce=1")),
@@ -56,5 +72,36 @@ ARMS = (
         what="CE to 50 ids drawn from the teacher",
         loss=("forward_kl=1",),
         online="sampled",
+    ),
+    Arm(
+        name="exact_kl",
+        what="KL over all ids, stored float16 states",
+        loss=("exact_kl=1",),
+        states=0.0,
+    ),
+    Arm(
+        name="exact_kl_small",
+        what=f"KL over all ids, states at {SMALL_KL:g} nats",
+        loss=("exact_kl=1",),
+        states=SMALL_KL,
+    ),
+    Arm(
+        name="exact_kl_t2",
+        what="KL over all ids at T = 2, stored float16 states",
+        loss=("exact_kl=1",),
+        states=0.0,
+        temperature=2.0,
+    ),
+    Arm(
+        name="states_kl",
+        what="distance of final states + forward KL (k = 64, tail)",
+        loss=("states=1", "forward_kl=1"),
+        states=0.0,
+    ),
+    Arm(
+        name="sampled_stored",
+        what="CE to 50 ids drawn from the teacher, stored",
+        loss=("sampled=1",),
+        states=0.0,
     ),
 )

@@ -79,6 +79,40 @@ def label(source: Path, out: Path, teacher: Path, engine: str, *more: object) ->
     call("-m", "labeler", "label", source, "--out", out, *fixed, *more)
 
 
+def with_states(inputs: Inputs, quickstart: Path, out: Path, kl: float, engine: str) -> Path:
+    """Return the training set with 50 draws and the teacher's final states, in the same order.
+
+    Args:
+        inputs: the files of the quickstart.
+        quickstart: its folder, with the corpus.
+        out: where the set goes.
+        kl: of --state-kl.
+        engine: that labels.
+
+    Raises:
+        SystemExit: the rows are not those of the quickstart's set.
+    """
+    path = out / f"labels-states-{kl:g}"
+    if not _is_complete(path):
+        corpus = quickstart / "corpus"
+        if not (corpus / "train.jsonl").is_file():
+            call("scripts/make_corpus.py", corpus)
+        more = ("--unit-labels", 8192, "--draws", 50, "--states", "final", "--state-kl", kl)
+        label(corpus / "train.jsonl", path, inputs.teacher, engine, *more)
+    found = open_label_set(path)
+    if (found.rows, found.tokens) != (inputs.train.rows, inputs.train.tokens):
+        raise SystemExit(f"error: {path} has other rows than {inputs.train.place}: delete it")
+    return path
+
+
+def state_bytes(labels: LabelSet) -> float | None:
+    """Return the bytes of hidden states per label; None where a set has none."""
+    totals = labels.manifest.totals
+    if totals is None or totals.hidden_bytes is None:
+        return None
+    return totals.hidden_bytes / totals.labels
+
+
 def generations(inputs: Inputs, out: Path, *, seed: int, tokens: int, engine: str) -> list[Path]:
     """Return label sets of the teacher's own text, of at least `tokens` tokens, for one seed.
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.arms import TRAIN, Arm
-from benchmarks.quality.data import Inputs, call, generations, steps_of
+from benchmarks.quality.data import Inputs, call, generations, state_bytes, steps_of, with_states
+from schemas import open_label_set
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
 from trainer.evaluate.results import QUALITY, EvaluationResults
@@ -26,6 +27,7 @@ class Settings:
     """The settings that all runs share."""
 
     inputs: Inputs
+    quickstart: Path
     out: Path
     tokens: int
     engine: str
@@ -52,11 +54,13 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
     if arm.generations:
         where, engine = settings.out / "generations", settings.engine
         sets = generations(inputs, where, seed=seed, tokens=tokens, engine=engine)
+    if arm.states is not None:
+        where = settings.out.parent
+        sets = [with_states(inputs, settings.quickstart, where, arm.states, settings.engine)]
     labels, *mix = sets
     flags: list[object] = ["--labels", labels, "--student", inputs.student, "--out", folder]
     flags += [x for path in mix for x in ("--mix", path)]
-    flags += [x for term in arm.loss for x in ("--loss", term)]
-    flags += [*TRAIN, "--seed", seed, "--max-steps", steps_of(sets, tokens, seed)]
+    flags += [*arm.flags, *TRAIN, "--seed", seed, "--max-steps", steps_of(sets, tokens, seed)]
     flags += ["--epochs", 1 if arm.generations else -(-tokens // inputs.train.tokens)]
     if arm.online:
         online = ("--teacher", inputs.teacher, "--objective", arm.online)
@@ -74,6 +78,7 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
         "tokens": result.tokens,
         "labels": sum(line["labels"] for line in read_lines(folder / LOG)),
         "label_sets": [path.name for path in sets],
+        "state_bytes": state_bytes(open_label_set(labels)),
         "train_seconds": result.seconds,
     }
     content = {"settings": _facts(arm, seed, settings), "row": row}
@@ -102,6 +107,7 @@ def _facts(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
     inputs = settings.inputs
     return {
         "arm": [arm.name, *arm.loss, arm.online, *TRAIN],
+        **({} if arm.states is None else {"states": [arm.states, arm.temperature]}),
         "seed": seed,
         "tokens": settings.tokens,
         "student": _digest(inputs.student),

@@ -14,6 +14,10 @@ METRICS = {"ppl": 3, "kl": 4, "agreement": 4, "ece": 4}
 BASES = ("ce", "ce_generations", "online")
 """Arms that the others are compared with, seed by seed."""
 Q2_PERCENT = 0.5
+"""Largest difference from `online` in held-out cross-entropy."""
+EXACT_PERCENT = 1.0
+"""Largest difference in KL, of the arms that learn from the teacher's whole distribution."""
+EXACT = ("exact_kl", "exact_kl_small")
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t at 1, 2, ... degrees of freedom."""
 MOST_SEEDS = len(T95) + 1
@@ -44,7 +48,12 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
         },
         "differences": differences,
         "q1": _q1(differences),
-        "q2": _q2(by_arm, differences),
+        "q2": _against_online("kl", by_arm, differences),
+        "exact": {
+            arm: {**found, "state_bytes": _spread(by_arm[arm], "state_bytes")["mean"]}
+            for arm in EXACT
+            if (found := _against_online(arm, by_arm, differences))
+        },
     }
 
 
@@ -93,6 +102,12 @@ def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
             f"KL {q2['kl_percent']:+.3f} % (target: cross-entropy within {Q2_PERCENT} %: "
             f"{_yes(q2['holds'])})."
         ]
+    for arm, found in summary["exact"].items():
+        lines += [
+            f"{arm} ({found['state_bytes']:.0f} bytes of states per label) against online: "
+            f"cross-entropy {found['ce_percent']:+.3f} %, KL {found['kl_percent']:+.3f} % (target: "
+            f"within {Q2_PERCENT} and {EXACT_PERCENT:g} %: {_yes(found['holds'])})."
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -107,15 +122,21 @@ def _q1(differences: dict[str, Any]) -> dict[str, bool | None]:
     return found
 
 
-def _q2(by_arm: dict[str, dict[int, Row]], differences: dict[str, Any]) -> dict[str, Any]:
-    gaps = differences.get("online", {}).get("kl")
+def _against_online(
+    arm: str, by_arm: dict[str, dict[int, Row]], differences: dict[str, Any]
+) -> dict[str, Any]:
+    """Return by how many percent an arm differs from training with the teacher loaded."""
+    gaps = differences.get("online", {}).get(arm)
     if not gaps:
         return {}
     percent = {
         f"{name}_percent": 100 * gaps[name]["mean"] / _spread(by_arm["online"], name)["mean"]
         for name in ("ce", "kl")
     }
-    return {**percent, "holds": abs(percent["ce_percent"]) <= Q2_PERCENT}
+    holds = abs(percent["ce_percent"]) <= Q2_PERCENT
+    if arm in EXACT:
+        holds = holds and abs(percent["kl_percent"]) <= EXACT_PERCENT
+    return {**percent, "holds": holds}
 
 
 def _by_arm(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:

@@ -152,4 +152,12 @@ def test_q2_is_relative_to_online() -> None:
     assert found["kl_percent"] == pytest.approx(100 * 0.1 / 0.6)
     assert found["ce_percent"] == pytest.approx(100 * 0.001 / 2.006)
     assert found["holds"]
+    small = [row | {"state_bytes": 220.0} for row in rows(exact_kl_small=[0.601, 0.701])]
+    exact = summarize([*rows(online=[0.6, 0.7]), *small])
+    assert exact["exact"]["exact_kl_small"]["holds"]
+    assert exact["exact"]["exact_kl_small"]["kl_percent"] == pytest.approx(100 * 0.001 / 0.65)
+    text = markdown({**exact, "references": {}}, ["about"])
+    assert "exact_kl_small (220 bytes of states per label) against online" in text
+    far = [row | {"state_bytes": 220.0} for row in rows(exact_kl_small=[0.61, 0.71])]
+    assert not summarize([*rows(online=[0.6, 0.7]), *far])["exact"]["exact_kl_small"]["holds"]
     assert math.isnan(difference({0: {"kl": 1.0}}, {1: {"kl": 1.0}}, "kl")["mean"])

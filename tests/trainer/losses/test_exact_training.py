@@ -132,7 +132,7 @@ def test_a_mixture_decodes_each_set_by_its_own_basis(world: World, states: State
         assert batch.states is not None
         assert batch.sets is not None
         error = (batch.states[:, 0] - exact).square().mean()
-        assert error < 0.01 * exact.square().mean()
+        assert error < 0.03 * exact.square().mean()
         seen |= set(batch.sets.tolist())
     assert seen == {0, 1}
 
