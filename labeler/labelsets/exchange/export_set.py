@@ -33,6 +33,7 @@ SIDECAR = ".softshards.json"
 """Suffix of the file with facts that is written beside an exported one."""
 TABLES = {"distillkit": distillkit_table, "axolotl": axolotl_table}
 DRAWS = "ids drawn from the teacher"
+STATES = "hidden states of the teacher"
 
 Write = Callable[[pa.Table], None]
 
@@ -258,7 +259,11 @@ def _facts(labels: LabelSet, file: Path, format: str) -> _SetFacts:
             "sha256": sha256_file(file),
         },
         "alignment": FORMATS[format].alignment,
-        "loses": [*FORMATS[format].loses, *([DRAWS] if manifest.identity.draws else [])],
+        "loses": [
+            *FORMATS[format].loses,
+            *([DRAWS] if manifest.identity.draws else []),
+            *([STATES] if manifest.states is not None else []),
+        ],
         "teacher": manifest.provenance.get("teacher"),
         "identity_digest": manifest.identity_digest,
         "identity": manifest.identity.model_dump(mode="json"),
