@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
 from schemas.arrow import COLUMN_ORDER, row_schema
+from schemas.arrow_alloc import as_arrow
 from schemas.codec import DRAW_COLUMNS, LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
+from schemas.hidden_part import state_columns
 from schemas.labelset import LabelSet, open_label_set
 from schemas.polars_ext import FACTS
 from schemas.set_facts import facts_of
 from schemas.shard_reader import OpenGroup, Verify
+from schemas.state_codec import decode_states, label_offsets
 
 LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS}
 """Columns that are read after the rows are filtered on the other columns."""
@@ -35,6 +40,9 @@ def scan(
     rows only. `pl.scan_parquet("LABELS/shards/*.parquet")` is not the same: it checks nothing and
     knows neither views nor that codec.
 
+    Where the set has hidden states, the frame has a column for each layer (`final`, `layer_3`),
+    with one vector of float32 per label. `hidden/` is read only for queries that use one.
+
     Args:
         path: a set's folder, a view, or the URL of either, as for `open_label_set`.
         verify: "read" checks footers by their hashes and each page read by its checksum. "full"
@@ -53,9 +61,13 @@ def scan(
     labels = open_label_set(path, allow_partial=allow_partial, storage_options=storage_options)
     identity = labels.manifest.identity
     empty = pl.from_arrow(row_schema(identity.vocab_size).empty_table())
+    schema = dict(pl.DataFrame(empty).schema)
+    if labels.states is not None:
+        vectors = pl.List(pl.Array(pl.Float32, labels.states.dimensions))
+        schema |= dict.fromkeys(labels.states.layers, vectors)
     frame = register_io_source(
         _source(labels, verify),
-        schema=dict(pl.DataFrame(empty).schema),
+        schema=schema,
         is_pure=True,
         explain_name=f"label set {path}",
         explain_detail=f"{labels.rows} rows, {labels.labels} labels, k = {identity.k}",
@@ -79,13 +91,15 @@ def _source(labels: LabelSet, verify: Verify) -> Source:
         batch_size: int | None,
     ) -> Iterator[pl.DataFrame]:
         wanted = with_columns or ([*COLUMN_ORDER] if with_columns is None else ["id"])
+        if with_columns is None and labels.states is not None:
+            wanted += labels.states.layers
         conditions = [] if predicate is None else _conjuncts(predicate)
         left = labels.rows if n_rows is None else n_rows  # counted before the predicate
         for group in labels.row_groups:
             if left <= 0:
                 return
             with labels.reader.open(group, verify) as opened:
-                frame = _rows(opened, wanted, conditions, left)
+                frame = _rows(labels, opened, wanted, conditions, left)
             left -= group.rows
             yield from frame.iter_slices(batch_size or max(1, frame.height))
 
@@ -93,11 +107,12 @@ def _source(labels: LabelSet, verify: Verify) -> Source:
 
 
 def _rows(
-    group: OpenGroup, wanted: list[str], conditions: list[pl.Expr], n_rows: int
+    labels: LabelSet, group: OpenGroup, wanted: list[str], conditions: list[pl.Expr], n_rows: int
 ) -> pl.DataFrame:
     """Return the first `n_rows` rows of a row group that meet all conditions; labels come last."""
-    early = [c for c in conditions if _roots(c) and not LABELS.intersection(_roots(c))]
-    late = [c for c in conditions if not _roots(c) or LABELS.intersection(_roots(c))]
+    last = LABELS.union(() if labels.states is None else labels.states.layers)
+    early = [c for c in conditions if _roots(c) and not last.intersection(_roots(c))]
+    late = [c for c in conditions if not _roots(c) or last.intersection(_roots(c))]
     keep = np.arange(group.group.rows) < n_rows
     parts = []
     if names := _distinct(name for c in early for name in _roots(c)):
@@ -109,9 +124,25 @@ def _rows(
     if not keep.any():
         return pl.DataFrame()
     if rest:
-        parts.append(pl.DataFrame(group.read(rest, keep)))
+        parts.append(_read(labels, group, rest, keep))
     rows = pl.concat(parts, how="horizontal")
     return (rows.filter(late) if late else rows).select(wanted)
+
+
+def _read(
+    labels: LabelSet, group: OpenGroup, names: list[str], keep: NDArray[np.bool_]
+) -> pl.DataFrame:
+    """Read columns, with hidden states as vectors."""
+    layers = [] if labels.states is None else [n for n in names if n in labels.states.layers]
+    table = group.read([*(n for n in names if n not in layers), *state_columns(layers)], keep)
+    frame = pl.DataFrame(table.drop_columns(state_columns(layers)))
+    for layer in layers:
+        states = decode_states(table, labels.basis(layer), layer)
+        cells = pa.FixedSizeListArray.from_arrays(as_arrow(states.ravel()), states.shape[1])
+        offsets = as_arrow(label_offsets(table, layer).astype(np.int32))
+        rows = pl.Series(layer, pa.ListArray.from_arrays(offsets, cells))
+        frame = frame.with_columns(rows) if frame.width else rows.to_frame()
+    return frame.select(names)
 
 
 def _roots(condition: pl.Expr) -> list[str]:
