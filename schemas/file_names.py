@@ -32,6 +32,11 @@ def hidden_name(unit: int) -> str:
     return f"{HIDDEN}/part-{unit:06d}.parquet"
 
 
+def hidden_beside(shard: str) -> str:
+    """Return the path of the hidden states that belong to a shard."""
+    return HIDDEN + shard.removeprefix(SHARDS)
+
+
 def basis_name(layer: str) -> str:
     """Return the path of the basis of a layer's hidden states."""
     return f"{HEAD}/basis_{layer}.safetensors"

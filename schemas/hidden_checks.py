@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from schemas.codec import PAD_ID, DecodedLabels, Labels, decode
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import FINAL, HEAD_FILE, is_state_column
+from schemas.file_names import FINAL, HEAD_FILE, hidden_beside, is_state_column
 from schemas.findings import Finding
 from schemas.hidden_part import hidden_schema
 from schemas.labelset import LabelSet
@@ -69,12 +69,14 @@ class StateChecks:
         head: the teacher's; None where only other layers are stored, or it is damaged.
         bases: of each layer, for `states/2`.
         tails: the labels whose tails are checked at the end, and their states.
+        has_index: the index of hidden states is good; else no row group can be checked.
     """
 
     labels: LabelSet
     head: StoredHead | None = None
     bases: dict[str, StateBasis | None] = field(default_factory=dict)
     tails: list[tuple[Labels, NDArray[np.float32]]] = field(default_factory=list)
+    has_index: bool = True
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -82,7 +84,16 @@ class StateChecks:
         return () if self.labels.states is None else self.labels.states.layers
 
     def open_files(self) -> Iterator[Finding]:
-        """Open head and bases; yield what is wrong with them."""
+        """Open the index, head and bases; yield what is wrong with them."""
+        if not self.layers:
+            return
+        try:
+            _ = self.labels.hidden.groups
+        except StoreError:  # nothing is known about the set
+            raise
+        except LabelSetError as error:
+            self.has_index = False
+            yield _damage(error, str(error.path))
         for layer in self.layers:
             try:
                 self.bases[layer] = basis = self.labels.basis(layer)
@@ -106,8 +117,9 @@ class StateChecks:
             table: its rows of the shard, which `validate_table` has checked.
         """
         record = self.labels.states
-        assert record is not None, "else there is nothing to check"
-        where = f"the hidden states of {group.shard}, row group {group.index}"
+        if record is None or not self.has_index:
+            return
+        where = f"{hidden_beside(group.shard)}, row group {group.index}"
         names = [name for name in hidden_schema(record).names if is_state_column(name)]
         try:
             read = self.labels.hidden.read_states(group, names, table, verify="full")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from schemas.arrow_alloc import as_numpy
 from schemas.atomic import write_atomic
 from schemas.errors import LabelSetError, first_line
-from schemas.file_names import HIDDEN, SHARDS, is_state_column
+from schemas.file_names import hidden_beside, is_state_column
 from schemas.fingerprint import sha256_json
 from schemas.hidden_part import HIDDEN_KEYS, check_hidden_footer, hidden_schema, state_columns
 from schemas.index import index_entries, read_index
@@ -83,7 +83,7 @@ class HiddenReader(ShardReader):
         Raises:
             LabelSetError: there is none, or it has other rows.
         """
-        name = HIDDEN + group.shard.removeprefix(SHARDS)
+        name = hidden_beside(group.shard)
         number = self._first.get(name, -1) + group.index
         if name not in self._first or number >= len(self.groups):
             raise damaged("the index has no hidden states of this shard", self.path(group.shard))

@@ -17,6 +17,7 @@ from schemas.file_names import (
     TOKENIZER,
     batch_name,
     entry_name,
+    hidden_beside,
     is_plan,
     rejects_name,
 )
@@ -46,7 +47,7 @@ def declared_files(labels: LabelSet) -> list[str]:
     files = {MANIFEST, LEDGER, *labels.shards, *(file.path for file in named)}
     if manifest.states is not None:
         own = (*manifest.states.files, *(manifest.hidden_pages or ()))
-        files |= {*labels.hidden.groups.shards, *(file.path for file in own)}
+        files |= {*map(hidden_beside, labels.shards), *(file.path for file in own)}
     if manifest.plan is not None:
         files.add(manifest.plan.path)
         if manifest.plan_rejects is None:  # an older version made the set, and named no hash

@@ -80,7 +80,9 @@ def open_complete_set(path: Path) -> CompleteSet:
 
 
 def require_intact(labels: LabelSet) -> None:
-    """Hash every shard, and check plan, journal and rejects; opening has checked the rest.
+    """Hash every shard and hidden part, and check plan, journal, rejects and head.
+
+    Opening has checked the rest.
 
     Raises:
         LabelSetError: with the first problem.
@@ -88,6 +90,11 @@ def require_intact(labels: LabelSet) -> None:
     with progress("row groups") as bar:
         for group in bar.track(labels.row_groups, description="checking"):
             labels.read_row_group(group, columns=[])
+            if labels.states is not None:
+                with labels.hidden.open(labels.hidden.find(group), "full"):
+                    pass
+    for file in () if labels.states is None else labels.states.files:
+        labels.state_file(file)
     for finding in examine_other_files(labels):
         if finding.note:
             continue

@@ -12,7 +12,7 @@ from labeler.console import human_bytes
 from labeler.labelsets.hub.complete_set import CompleteSet
 from schemas.errors import SoftshardsError
 from schemas.fingerprint import canonical_json
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, StatesRecord
 from schemas.version import PLAIN_1
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ def _facts(complete: CompleteSet, teacher: str | None) -> dict[str, str]:
         "k": str(identity.k),
         "nucleus cut": None if identity.top_p_labels is None else str(identity.top_p_labels),
         "drawn ids per position": None if identity.draws is None else str(identity.draws),
+        "hidden states": None if manifest.states is None else _states(manifest.states),
         "longest sequence": f"{identity.max_length} tokens, overlap {identity.overlap}",
         "labeled spans": identity.spans,
         "rendering": None if identity.rendering is None else _json(identity.rendering),
@@ -152,6 +153,12 @@ def _facts(complete: CompleteSet, teacher: str | None) -> dict[str, str]:
         "identity digest": f"`{manifest.identity_digest}`",
     }
     return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
+
+
+def _states(states: StatesRecord) -> str:
+    layers = ", ".join(f"`{layer}`" for layer in states.layers)
+    measured = "" if states.kl_measured is None else f", mean KL {states.kl_measured:.2g} nats"
+    return f"{layers} in `hidden/`, {states.dimensions} dimensions, `{states.codec}`{measured}"
 
 
 def _json(value: dict[str, object]) -> str:

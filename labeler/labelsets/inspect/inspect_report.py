@@ -66,6 +66,12 @@ def _facts(facts: Summary) -> Table:
         "tokens": f"{facts['tokens']:,}, labeled {facts['labels']:,}",
         "size": size,
     }
+    if (states := facts["states"]) is not None:
+        kl = "" if states["kl"] is None else f", mean KL {states['kl']:.2g} nats"
+        shown["hidden states"] = (
+            f"{', '.join(states['layers'])}: {human_bytes(states['bytes'])}, "
+            f"{states['bytes_per_label']} B per label in {states['codec']}{kl}"
+        )
     if facts["labels"]:
         shown["perplexity"] = f"{facts['perplexity']:.2f}, the teacher's on the labeled tokens"
     for name, value in shown.items():

@@ -81,6 +81,17 @@ def _summed(so_far: pl.DataFrame, more: pl.DataFrame) -> pl.DataFrame:
     return both.group_by(both.columns[0]).sum()
 
 
+class StateFacts(TypedDict):
+    """The hidden states of a label set; `kl` in nats was measured when their basis was fitted."""
+
+    layers: list[str]
+    codec: str
+    dimensions: int
+    bytes: int
+    bytes_per_label: float
+    kl: float | None
+
+
 class SetFacts(TypedDict):
     """Facts of a label set or view that its manifest and index hold."""
 
@@ -104,6 +115,7 @@ class SetFacts(TypedDict):
     rejects: int
     bytes: int
     bytes_per_label: float | None
+    states: StateFacts | None
 
 
 class Lengths(TypedDict):
@@ -197,6 +209,21 @@ def _set_facts(path: Path | str, labels: LabelSet) -> SetFacts:
         "rejects": read_rejects(labels.records_dir).num_rows if totals is None else totals.rejects,
         "bytes": labels.stored_bytes,
         "bytes_per_label": per_label if labels.view is None else None,
+        "states": _state_facts(labels),
+    }
+
+
+def _state_facts(labels: LabelSet) -> StateFacts | None:
+    if labels.states is None:
+        return None
+    stored, everything = labels.hidden.stored_bytes, labels.hidden.groups.totals[1]
+    return {
+        "layers": list(labels.states.layers),
+        "codec": labels.states.codec,
+        "dimensions": labels.states.dimensions,
+        "bytes": stored,
+        "bytes_per_label": round(stored / max(1, everything), 1),
+        "kl": labels.states.kl_measured,
     }
 
 
