@@ -89,6 +89,10 @@ class AuditConfig:
     json: Annotated[bool, Parameter(negative="")] = False
     """Print the results as JSON on stdout."""
 
+    vocab_map: bool = False
+    """Audit models whose tokenizer shares almost all tokens with the teacher's, on the prefixes
+    that they can read (see `trainer train --help`)."""
+
     allow_partial: bool = False
     """Audit on a label set that is still being labeled."""
 

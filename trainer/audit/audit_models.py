@@ -174,11 +174,18 @@ def _audit(
 
     began = time.monotonic()
     message_console().print(f"{source}: {role}")
-    speaker = Speaker(source.folder, labels, config.dtype)
+    speaker = Speaker(source.folder, labels, config.dtype, map_vocab=config.vocab_map)
     speaker.require_context(config.prefix + config.continuation)
-    probes = prefix_probes(
+    drawn = prefix_probes(
         sample.probed, prefix=config.prefix, continuation=config.continuation, seed=config.seed
     )
+    probes = [each for each in drawn if speaker.knows(each.prefix)]
+    if not probes:
+        raise SoftshardsError(
+            "--vocab-map: every prefix has a token that the model does not know",
+            path=source.folder,
+            hint="use a model whose tokenizer has the tokens of the training rows",
+        )
     memorization, continued = measure_memorization(
         speaker,
         probes,
@@ -198,6 +205,7 @@ def _audit(
             limit=config.rows,
             seed=config.seed,
         )
+        values = [each for each in values if speaker.knows(each.prefix)]
         known = known_values(findings, sample.scanned, text)
         leaks = measure_leaks(speaker, values, text, patterns, known, continued)
     if sample.canaries:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from schemas import SoftshardsError
 from trainer.audit.audit_results import Canaries, CanaryExposure
 from trainer.audit.canary_file import CanaryRecord, draw_digits
 from trainer.audit.continuations import Speaker
@@ -44,6 +45,9 @@ def rank_canaries(
         rows: rows of the label set that contain each canary.
         candidates: candidates to draw at least.
         seed: of the candidates.
+
+    Raises:
+        SoftshardsError: the model's tokenizer lacks a token of theirs.
     """
     first = canaries[0]
     inserted = frozenset(canary.digits for canary in canaries)
@@ -54,6 +58,10 @@ def rank_canaries(
     texts = [c.digits for c in canaries] + drawn
     sequences = [text.encode(f"{first.before}{digits}{first.after}") for digits in texts]
     prefix = text.encode(first.before.rstrip())
+    if not all(map(speaker.knows, sequences)):
+        raise SoftshardsError(
+            "--vocab-map: the model does not know a token of the canaries", path=speaker.path
+        )
     ends = [max(1, len(ids) - len(prefix)) for ids in sequences[: len(canaries)]]
     with ProgressBar("rank canaries", len(sequences) + 1) as progress:
         values = speaker.log_likelihoods(sequences, progress.advance)

@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from schemas import LabelSet, SoftshardsError
+from schemas.codec import PAD_ID
 from trainer.audit.read_training import Ids
+from trainer.console import message_console
+from trainer.data.vocab_map import read_vocab_map
+from trainer.ops.bf16_support import emulation_warning
 from trainer.student.attention_ways import set_attention
-from trainer.student.context_check import CONTEXT_NAMES
+from trainer.student.context_check import context_length
 from trainer.student.load_model import LOAD_ERRORS, load_model
 from trainer.student.tokenizer_check import check_tokenizer
 
@@ -42,6 +46,8 @@ class Speaker:
         path: its checkpoint folder.
         labels: the label set.
         dtype: fp32 or bf16, under autocast.
+        map_vocab: accept a tokenizer that shares almost all tokens; ids are the label set's, and
+            the model never says a token that the set does not have.
 
     Attributes:
         context: tokens that its configuration is made for.
@@ -51,22 +57,33 @@ class Speaker:
         SoftshardsError: it cannot be loaded, or its weights are broken.
     """
 
-    def __init__(self, path: Path, labels: LabelSet, dtype: str) -> None:
+    def __init__(
+        self, path: Path, labels: LabelSet, dtype: str, *, map_vocab: bool = False
+    ) -> None:
         self.path = path
+        self.vocab_map = read_vocab_map(labels, path) if map_vocab else None
         self.vocab_size = labels.manifest.identity.vocab_size
+        if self.vocab_map is not None:
+            self.vocab_size = self.vocab_map.student_vocab
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.bf16 = dtype == "bf16"
+        if self.bf16 and (warning := emulation_warning(self.device)):
+            message_console().print(f"{path}: warning: {warning}")
         model = load_model(path)
-        check_tokenizer(path, labels)
+        if self.vocab_map is None:
+            check_tokenizer(path, labels)
         if model.config._attn_implementation == "flash_attention_2":
             set_attention(model, "sdpa")  # flash attention does not run in float32
         self.head_rows = int(model.get_output_embeddings().weight.shape[0])
+        self._unsaid = self._ids_to_leave_unsaid()
         self.model = model.eval()
         nn.Module.to(self.model, self.device)
-        text = self.model.config.get_text_config()
-        found = (getattr(text, name, None) for name in CONTEXT_NAMES)
-        self.context = next((n for n in found if isinstance(n, int) and n > 0), NO_LIMIT)
+        self.context = context_length(model.config) or NO_LIMIT
         self._require_finite()
+
+    def knows(self, ids: Ids) -> bool:
+        """Check that the model has every token of a sequence."""
+        return self.vocab_map is None or bool((self.vocab_map.ids[ids] != PAD_ID).all())
 
     def require_context(self, length: int) -> None:
         """Check that the model has positions for sequences of this length.
@@ -92,7 +109,7 @@ class Speaker:
         that no model needs to ignore padding.
 
         Args:
-            prefixes: token ids, one or more each.
+            prefixes: token ids that the model knows, one or more each.
             lengths: number of tokens to generate for each.
             tick: is called as prefixes are done.
 
@@ -101,10 +118,10 @@ class Speaker:
         """
         done: list[Ids] = [np.zeros(0, np.int32)] * len(prefixes)
         for batch in _batches(prefixes, lengths):
-            inputs = torch.from_numpy(np.stack([prefixes[i] for i in batch]).astype(np.int64))
+            inputs = self._inputs([prefixes[i] for i in batch])
             longest = max(lengths[i] for i in batch)
-            found = self._generate(inputs.to(self.device), longest)
-            for i, row in zip(batch, found):
+            found = self._generate(inputs, longest)
+            for i, row in zip(batch, self._as_label_ids(found)):
                 done[i] = row[: lengths[i]]
             tick(len(batch))
         return done
@@ -115,8 +132,7 @@ class Speaker:
         total = np.zeros(len(sequences))
         at_once = max(1, LOGIT_BYTES // (8 * self.vocab_size))
         for batch in _batches(sequences, [0] * len(sequences), at_once):
-            ids = torch.from_numpy(np.stack([sequences[i] for i in batch]).astype(np.int64))
-            ids = ids.to(self.device)
+            ids = self._inputs([sequences[i] for i in batch])
             with self._precision():
                 logits = self.model(input_ids=ids, use_cache=False).logits
             logp = logits[:, :-1, : self.vocab_size].float().log_softmax(-1)
@@ -125,6 +141,29 @@ class Speaker:
             tick(len(batch))
         return total
 
+    def _inputs(self, sequences: Sequence[Ids]) -> Tensor:
+        """Return sequences of equal length as the model's ids: int64 [n, length]."""
+        ids = np.stack(sequences)
+        if self.vocab_map is not None:
+            ids = self.vocab_map.map_tokens(ids)
+        return torch.from_numpy(ids.astype(np.int64)).to(self.device)
+
+    def _as_label_ids(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Return ids that the model said as the label set's."""
+        if self.vocab_map is None:
+            return ids
+        theirs = np.zeros(self.vocab_size, np.int32)
+        known = np.flatnonzero(self.vocab_map.ids != PAD_ID).astype(np.int32)
+        theirs[self.vocab_map.ids[known]] = known
+        return theirs[ids]
+
+    def _ids_to_leave_unsaid(self) -> list[int]:
+        """Return the rows of the head that are no token of the label set."""
+        if self.vocab_map is None:
+            return list(range(self.vocab_size, self.head_rows))
+        shared = set(self.vocab_map.ids.tolist())
+        return [number for number in range(self.head_rows) if number not in shared]
+
     def _generate(self, inputs: Tensor, length: int) -> NDArray[np.int32]:
         # The checkpoint's own settings, such as a repetition penalty, are replaced.
         self.model.generation_config = GenerationConfig(
@@ -132,7 +171,7 @@ class Speaker:
             max_new_tokens=length,
             eos_token_id=None,
             pad_token_id=0,
-            suppress_tokens=list(range(self.vocab_size, self.head_rows)) or None,
+            suppress_tokens=self._unsaid or None,
         )
         try:
             with self._precision():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from transformers import PretrainedConfig
 
 from schemas.errors import SoftshardsError
 from schemas.labelset import LabelSet
@@ -15,9 +16,9 @@ CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_s
 """Names that configurations have for it."""
 
 
-def context_length(student: Student) -> int | None:
-    """Return the tokens that a student's configuration is made for; None if there is no limit."""
-    text = student.model.config.get_text_config()
+def context_length(config: PretrainedConfig) -> int | None:
+    """Return the tokens that a configuration is made for; None if there is no limit."""
+    text = config.get_text_config()
     found = (getattr(text, name, None) for name in CONTEXT_NAMES)
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
@@ -42,7 +43,7 @@ def check_context(student: Student, longest: int) -> str | None:
     Raises:
         SoftshardsError: the student cannot be run on rows of this length.
     """
-    context = context_length(student)
+    context = context_length(student.model.config)
     if context is None or longest <= context:
         return None
     attention = student.model.config._attn_implementation

@@ -123,7 +123,7 @@ def estimate(
 def activation_bytes(student: Student, tokens: int, *, bf16: bool) -> int:
     """Return the bytes that autograd saves of the student's body for one document of `tokens`."""
     probes = PROBES
-    context = context_length(student) or max(probes)
+    context = context_length(student.model.config) or max(probes)
     if context < max(probes):
         probes = (context // 4, context // 2, context)
     measured = [saved_bytes(student, length, bf16=bf16) for length in probes]

@@ -37,7 +37,7 @@ def student_of(family: str, context: int) -> Student:
 @pytest.mark.parametrize("family", TABLES)
 def test_a_table_of_positions_ends(family: str) -> None:
     student = student_of(family, 64)
-    assert context_length(student) == 64
+    assert context_length(student.model.config) == 64
     assert check_context(student, 64) is None
     reason = "the longest row has 65 tokens, and the student, a .* has 64 positions"
     with pytest.raises(SoftshardsError, match=reason):
@@ -55,7 +55,7 @@ def test_relative_positions_continue(family: str) -> None:
 @pytest.mark.parametrize("family", UNLIMITED)
 def test_no_limit(family: str) -> None:
     student = student_of(family, 64)
-    assert context_length(student) is None
+    assert context_length(student.model.config) is None
     assert check_context(student, 10**6) is None
 
 
