@@ -1,24 +1,29 @@
 """L1: labeling end to end, against the same vLLM calls with outputs dropped and against prefill.
 
     python -m benchmarks.labeler_overhead [--full] [--k 64] [--length 512] [--tokens 2048]
+        [--states final]
 
 One engine, loaded once, on the quickstart's teacher and articles; in three rounds, take turns:
 
 - labels: the labeler's own loop (`labeler.labeling.runs.label_units`): engine, capture, encoding,
   compression, shards and journal on disk;
 - dropped: the same requests through the same engine, what comes back is thrown away;
-- prefill: the same prompts without logprobs.
+- prefill: the same prompts without logprobs;
+- states, with --states: as labels, with hidden states. Head and bases, which are made once per set,
+  are there already; `fit_seconds` is what they took, with the labels of the sample.
 
 `ratio` is labels / dropped: what the labeler adds to vLLM. `vs_prefill` is labels / prefill: what
-labels cost at all. Both are medians of wall clock; `cpu_ratio` and `cpu_vs_prefill` are the same of
-processor time, which other programs disturb less. (With `OMP_NUM_THREADS=1` no thread waits for
-another: use it where the machine is busy.) `head_calls` counts calls of the head per engine step.
+labels cost at all; `states_ratio` is states / labels. They are medians of wall clock; `cpu_ratio`,
+`cpu_vs_prefill` and `cpu_states_ratio` are the same of processor time, which other programs disturb
+less. (With `OMP_NUM_THREADS=1` no thread waits for another: use it where the machine is busy.)
+`head_calls` counts calls of the head per engine step.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -35,6 +40,7 @@ from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 prepare_environment()
 
 from labeler.labeling.engines.vllm.vllm_engine import VllmEngine  # noqa: E402
+from labeler.labeling.engines.vllm.vllm_outputs import TensorReader  # noqa: E402
 from labeler.labeling.inputs.find_inputs import find_inputs  # noqa: E402
 from labeler.labeling.label_config import LabelConfig  # noqa: E402
 from labeler.labeling.rendering.spans import Span  # noqa: E402
@@ -74,6 +80,15 @@ def label(todo: list[int], config: LabelConfig, teacher: Any, manifest: Manifest
         entry.unlink()
     with open_place(config.out, writer=config.writer) as place:
         label_units.label_units(todo, config, teacher, manifest, place, Stop())
+
+
+def capture(engine: VllmEngine, vocab_size: int, states: tuple[str, ...]) -> None:
+    """Make a loaded engine take these states along, or none."""
+    assert isinstance(engine.reader, TensorReader)
+    engine.reader.states = states
+    workers = engine.runner.llm.collective_rpc
+    workers("softshards_uninstall")
+    workers("softshards_install", args=(engine.reader.top, vocab_size, 0, states))
 
 
 def call(engine: VllmEngine, prompts: list[list[list[int]]], params: Callable[[int], Any]) -> None:
@@ -123,6 +138,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--length", type=int, default=512, help="tokens per row, at most")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per pass, at least")
+    parser.add_argument("--states", help="as for `labeler label`")
     arguments = parser.parse_args()
     subprocess.run([sys.executable, ROOT / "scripts" / "get_teacher.py", TEACHER], check=True)
     with tempfile.TemporaryDirectory() as name:
@@ -138,11 +154,16 @@ def main() -> None:
             unit_labels=1024,
             max_batched_tokens=1024,
         )
+        with_states = dataclasses.replace(config, states=arguments.states, out=folder / "states")
         teacher = open_teacher(TEACHER, max_length=config.max_length)
-        identity = teacher_identity(teacher, config, local_weights(TEACHER, "full"))
+        weights = local_weights(TEACHER, "full")
         files = find_inputs([str(corpus / "train.jsonl")])
-        config.folder.mkdir()
-        manifest = begin(files, config, teacher, identity)
+        manifests = {}
+        for one in (config, with_states):
+            identity = teacher_identity(teacher, one, weights)
+            one.folder.mkdir()
+            manifests[one.folder] = begin(files, one, teacher, identity)
+        manifest = manifests[config.folder]
         plan = open_plan(config.folder, manifest.plan)
         enough = arguments.tokens * (10 if arguments.full else 1)
         todo: list[int] = []
@@ -152,7 +173,7 @@ def main() -> None:
             prompts.append(read_unit(plan, todo[-1])["input_ids"].to_pylist())
         tokens = sum(len(ids) for unit in prompts for ids in unit)
         engine = VllmEngine(
-            teacher, config, dtype=identity.dtype, k=identity.k, batched_tokens=1024
+            teacher, with_states, dtype=identity.dtype, k=identity.k, batched_tokens=1024
         )
         print(f"{tokens} tokens in {len(todo)} units, capture: {engine.facts.settings['capture']}")
         close = engine.close
@@ -165,11 +186,21 @@ def main() -> None:
                 [Span(start=1, stop=length, kind="text")], engine.reader.top
             )
 
+        def label_as(one: LabelConfig) -> None:
+            capture(engine, teacher.vocab_size, one.state_layers)
+            label(todo, one, teacher, manifests[one.folder])
+            capture(engine, teacher.vocab_size, ())
+
         arms: dict[str, Callable[[], object]] = {
-            "labels": lambda: label(todo, config, teacher, manifest),
+            "labels": lambda: label_as(config),
             "dropped": lambda: call(engine, prompts, score),
             "prefill": lambda: call(engine, prompts, lambda _: plain),
         }
+        fit = 0.0
+        if arguments.states:
+            arms["states"] = lambda: label_as(with_states)
+            fit = take(arms["states"]).wall - take(arms["states"]).wall
+        capture(engine, teacher.vocab_size, ())
         call(engine, prompts[:1], score)  # warm
         with count_calls(engine) as counts:
             call(engine, prompts, score)
@@ -191,6 +222,15 @@ def main() -> None:
         "vs_prefill": round(wall["labels"] / wall["prefill"], 4),
         "cpu_ratio": round(cpu["labels"] / cpu["dropped"], 4),
         "cpu_vs_prefill": round(cpu["labels"] / cpu["prefill"], 4),
+        **(
+            {
+                "states_ratio": round(wall["states"] / wall["labels"], 4),
+                "cpu_states_ratio": round(cpu["states"] / cpu["labels"], 4),
+                "fit_seconds": round(fit, 1),
+            }
+            if arguments.states
+            else {}
+        ),
         "head_calls": round(counts.head / counts.steps, 2),
         "k": arguments.k,
         "length": arguments.length,

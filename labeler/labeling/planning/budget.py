@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Literal
 
-from schemas import SoftshardsError
+from schemas import Identity, SoftshardsError
+from schemas.file_names import FINAL
+from schemas.version import STATES_1
 
 BYTES_PER_LOGPROB = {"plain": 2.8, "compact": 1.7}
 """Bytes per stored id and logprob, by codec; `labeler inspect` prints the actual figure."""
@@ -14,9 +17,10 @@ BYTES_PER_DRAW = 0.6
 """Bytes per drawn id: many are drawn more than once."""
 BYTES_PER_POSITION = 8.0
 """Bytes per position beside them: tail, actual token, spans, text."""
+BYTES_PER_HALF = 1.73
+"""Bytes per dimension of hidden states in float16, compressed."""
 STATES_SAMPLE = 8
-"""Hidden states per dimension that bases are fitted to and measured on, a quarter for the latter.
-A basis takes the bytes of four float16 states per dimension: smaller sets would gain nothing."""
+"""Hidden states per dimension that bases are fitted to and, a quarter of them, measured on."""
 UNIT_BYTES = 1 << 30
 """Memory for the ids and logprobs of one unit."""
 
@@ -27,9 +31,39 @@ def estimate_bytes(labels: int, *, k: int, draws: int, codec: Literal["plain", "
     return int(labels * (ids + BYTES_PER_POSITION))
 
 
-def fits_states_codec(labels: int, width: int | None) -> bool:
-    """Return whether so many labels are enough for the codec `states/2` at this width."""
-    return width is None or labels >= STATES_SAMPLE * width
+def estimate_state_bytes(labels: int, identity: Identity, *, kl: float, width: int | None) -> int:
+    """Estimate the bytes that hidden states take on disk, with the head and the bases.
+
+    Measured on SmolLM2-135M (docs/label_kinds.md): at an error of 1e-3, `states/2` takes 0.58 bytes
+    per dimension, and 0.083 less with each factor of e.
+
+    Args:
+        labels: label positions.
+        identity: of the set.
+        kl: error that the codec may cost.
+        width: dimensions of a state; None where the teacher's configuration does not name it.
+    """
+    if identity.states is None or width is None:
+        return 0
+    layers, _, codec = identity.states.partition(" ")
+    count = layers.count(",") + 1
+    weight_bytes = 4 if identity.dtype == "float32" else 2
+    head = identity.vocab_size * width * weight_bytes if FINAL in layers else 0
+    if codec == STATES_1:
+        return int(labels * count * width * BYTES_PER_HALF) + head
+    per_dimension = min(1.0, max(0.1, 0.58 - 0.083 * math.log(kl / 1e-3)))
+    return int(labels * count * width * per_dimension) + head + count * 8 * width**2
+
+
+def with_states_codec(identity: Identity, labels: int, width: int | None) -> Identity:
+    """Return the identity with float16 for hidden states where a set is too small for `states/2`.
+
+    A basis takes the bytes of four float16 states per dimension: smaller sets would gain nothing.
+    """
+    if identity.states is None or width is None or labels >= STATES_SAMPLE * width:
+        return identity
+    layers = identity.states.partition(" ")[0]
+    return identity.model_copy(update={"states": f"{layers} {STATES_1}"})
 
 
 def free_bytes(out: Path) -> int:

@@ -69,7 +69,7 @@ def begin(
         with plan_input(files, config, teacher, spool, k=k, known=known) as planned:
             if planned.templated:
                 require_same_teacher(identity, manifest, config.folder, templated=True)
-            require_room_for(planned, config, k)
+            require_room_for(planned, config, manifest.identity, teacher.width)
             err.print(
                 f"appending {planned.rows} rows in {planned.units} units to the "
                 f"{manifest.planned_units} of {config.out}; {planned.known} rows are in it already"

@@ -83,6 +83,9 @@ def _print_summary(summary: RunSummary) -> None:
 
     per_label = summary.bytes / max(1, summary.labels)
     size = f"{human_bytes(summary.bytes)}, {per_label:.0f} bytes per label"
+    if summary.hidden_bytes is not None:
+        hidden = summary.hidden_bytes / max(1, summary.labels)
+        size += f"; hidden states {human_bytes(summary.hidden_bytes)}, {hidden:.0f}"
     units = f"{summary.units_labeled} units labeled, {summary.units_reused} reused"
     out.print(
         f"{summary.out}: {summary.status}, {summary.rows} rows, {summary.labels} labels ({size}), "

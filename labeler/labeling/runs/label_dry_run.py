@@ -12,7 +12,12 @@ from pathlib import Path
 from labeler.console import human_bytes, human_seconds, out
 from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.planning.budget import estimate_bytes, free_bytes
+from labeler.labeling.planning.budget import (
+    estimate_bytes,
+    estimate_state_bytes,
+    free_bytes,
+    with_states_codec,
+)
 from labeler.labeling.planning.cut import Planned
 from labeler.labeling.planning.engine_memory import (
     Memory,
@@ -37,6 +42,8 @@ class DryRun:
     Attributes:
         planned: the plan in numbers.
         bytes: of the label set; free_bytes: of its disk, None in an object store.
+        states: layers and codec of the hidden states; state_bytes: their part of `bytes`, with the
+            head.
         memory: of the engine.
         timing: engine time for the whole plan.
         dtype, context: of the teacher: the dtype that it runs in, and its longest sequence.
@@ -49,6 +56,8 @@ class DryRun:
     timing: Timing
     dtype: str
     context: int
+    states: str | None
+    state_bytes: int
 
 
 def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = False) -> DryRun:
@@ -75,18 +84,24 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
     memory = engine_memory(config, size, vocab_size=identity.vocab_size, batched_tokens=step)
     with (
         tempfile.TemporaryDirectory() as folder,
-        plan_input(files, config, teacher, Path(folder) / "plan.sqlite", k=identity.k) as planned,
+        plan_input(
+            files, config, teacher, Path(folder) / "plan.sqlite", k=identity.k
+        ) as planned,
     ):
         if calibrate:
             require_memory(memory, config.model)
             timing = measure_timing(planned, config, teacher, identity, batched_tokens=step)
         else:
             timing = rough_timing(planned, config, size.parameters, identity.dtype)
+        labels = planned.n_labels
+        identity = with_states_codec(identity, labels, teacher.width)
+        states = estimate_state_bytes(labels, identity, kl=config.state_kl, width=teacher.width)
         return DryRun(
             planned=planned,
-            bytes=estimate_bytes(
-                planned.n_labels, k=identity.k, draws=config.draws, codec=config.codec
-            ),
+            bytes=states
+            + estimate_bytes(labels, k=identity.k, draws=config.draws, codec=config.codec),
+            states=identity.states,
+            state_bytes=states,
             free_bytes=None if is_url(config.out) else free_bytes(config.folder),
             memory=memory,
             timing=timing,
@@ -122,6 +137,8 @@ def print_plan(
             "labels": planned.n_labels,
             "rejects": planned.rejects,
             "estimated_bytes": result.bytes,
+            "states": result.states,
+            "estimated_state_bytes": result.state_bytes,
             "free_bytes": result.free_bytes,
             "memory": dataclasses.asdict(result.memory),
             "estimated_seconds": round(timing.seconds),
@@ -139,6 +156,9 @@ def print_plan(
     for reject in planned.first_rejects:
         out.print(f"              {reject.id}: {reject.reason}")
     out.print(f"size          about {human_bytes(result.bytes)}{most}")
+    if result.states is not None:
+        size = human_bytes(result.state_bytes) if result.state_bytes else "an unknown part"
+        out.print(f"              {size} of it for hidden states ({result.states}) and head")
     if result.free_bytes is not None:
         out.print(f"free disk     {human_bytes(result.free_bytes)}")
     if config.engine == "served":

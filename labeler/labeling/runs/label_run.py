@@ -41,6 +41,7 @@ class RunSummary:
         status: `complete`, or `running` where units are missing.
         units_reused, units_labeled: of this process's own units.
         units_missing: of the whole set; of other processes, unless `stopped_by` a signal.
+        bytes: of shards; hidden_bytes: of hidden states, None where the set has none.
     """
 
     out: str
@@ -54,6 +55,7 @@ class RunSummary:
     labels: int
     rejects: int
     bytes: int
+    hidden_bytes: int | None
     seconds: float
     stopped_by: str | None
 
@@ -128,6 +130,7 @@ def _label_own_units(
         labels=totals.labels,
         rejects=totals.rejects,
         bytes=totals.bytes,
+        hidden_bytes=totals.hidden_bytes,
         seconds=0.0,
         stopped_by=stopped,
     )

@@ -10,8 +10,9 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import (
     STATES_SAMPLE,
     estimate_bytes,
-    fits_states_codec,
+    estimate_state_bytes,
     require_space,
+    with_states_codec,
 )
 from labeler.labeling.planning.cut import Planned
 from labeler.labeling.planning.engine_memory import step_tokens
@@ -27,7 +28,7 @@ from schemas.journal import plan_rejects_path, write_rejects
 from schemas.manifest import write_manifest
 from schemas.plan import PLAN, write_plan
 from schemas.urls import is_url
-from schemas.version import CODECS, FORMAT_VERSION, STATES_1, STATES_2, STATES_FORMAT_VERSION
+from schemas.version import CODECS, FORMAT_VERSION, STATES_FORMAT_VERSION
 
 SPOOL = f"{TMP_PREFIX}plan.sqlite"
 
@@ -58,8 +59,14 @@ def new_set(
             identity = identity.model_copy(update={"chat_template": None})
         if teacher.clock is None or not teacher.clock.used:
             identity = identity.model_copy(update={"template_time": None})
-        identity = _with_codec_of_states(identity, planned, teacher)
-        require_room_for(planned, config, identity.k)
+        asked = identity.states
+        identity = with_states_codec(identity, planned.n_labels, teacher.width)
+        if identity.states != asked:
+            err.print(
+                f"{planned.n_labels:,} labels are too few for the codec of hidden states, which "
+                f"needs {STATES_SAMPLE * (teacher.width or 0):,}: they are stored as float16"
+            )
+        require_room_for(planned, config, identity, teacher.width)
         rejects = map(vars, planned.all_rejects())
         write_rejects(plan_rejects_path(config.folder, PLAN), rejects)
         plan = write_plan(config.folder, planned.tables())
@@ -93,20 +100,9 @@ def new_set(
     return manifest
 
 
-def _with_codec_of_states(identity: Identity, planned: Planned, teacher: Teacher) -> Identity:
-    """Return the identity with float16 for hidden states where a set is too small for a basis."""
-    if identity.states is None or fits_states_codec(planned.n_labels, teacher.width):
-        return identity
-    layers, _, codec = identity.states.partition(" ")
-    if codec == STATES_2:
-        err.print(
-            f"{planned.n_labels:,} labels are too few for the codec of hidden states, which needs "
-            f"{STATES_SAMPLE * (teacher.width or 0):,}: they are stored as float16"
-        )
-    return identity.model_copy(update={"states": f"{layers} {STATES_1}"})
-
-
-def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:
+def require_room_for(
+    planned: Planned, config: LabelConfig, identity: Identity, width: int | None
+) -> None:
     """Refuse a plan whose labels cannot fit on the disk; an object store has room.
 
     Raises:
@@ -114,7 +110,9 @@ def require_room_for(planned: Planned, config: LabelConfig, k: int) -> None:
     """
     if is_url(config.out):
         return
-    needed = estimate_bytes(planned.n_labels, k=k, draws=config.draws, codec=config.codec)
+    labels, k = planned.n_labels, identity.k
+    needed = estimate_bytes(labels, k=k, draws=config.draws, codec=config.codec)
+    needed += estimate_state_bytes(labels, identity, kl=config.state_kl, width=width)
     require_space(needed, config.folder)
 
 

@@ -154,3 +154,6 @@ def test_a_unit_of_full_distributions_has_fewer_labels() -> None:
     assert budget.labels_per_unit(131_072, 64) == 131_072
     labels = budget.labels_per_unit(131_072, QWEN)
     assert labels * QWEN * 8 <= budget.UNIT_BYTES < (labels + 1) * QWEN * 8
+    labels = budget.labels_per_unit(131_072, 64, states=4096)
+    assert labels * (64 * 8 + 4096 * 4) <= budget.UNIT_BYTES
+    assert labels > 60_000

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs.label_dry_run import dry_run
 from labeler.labeling.runs.label_run import label
 from schemas import Labels, LabelSet, SoftshardsError, decode, open_label_set
 from schemas.hidden_part import state_columns
@@ -83,7 +84,10 @@ def test_a_set_holds_the_teachers_whole_distribution(documents: Path, settings: 
 
 def test_float16_where_it_is_asked_for(documents: Path, settings: Settings) -> None:
     config = settings(states="final", k=320, state_kl=0)
-    label([str(documents)], config)
+    estimated = dry_run([str(documents)], config).state_bytes
+    summary = label([str(documents)], config)
+    head = (config.folder / "head" / "head.safetensors").stat().st_size
+    assert estimated == pytest.approx((summary.hidden_bytes or 0) + head, rel=0.2)
     labels = open_label_set(config.out)
     assert labels.manifest.identity.states == "final states/1"
     assert labels.states is not None
