@@ -1,6 +1,7 @@
 """Frozen label sets, one per format and codec version, that every later version must open.
 
-`scripts/make_golden` wrote them once. They are never written again; a new codec adds a folder.
+They were written once, and are never written again; a new codec adds a folder. Those with hidden
+states come from `tests.schemas.state_sets`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import polars as pl
 import pytest
 
 from schemas import LabelSetError, decode, open_label_set, validate_label_set
+from schemas.arrow import COLUMN_ORDER
+from schemas.hidden_part import state_columns
 from schemas.manifest import FileDigest, read_manifest
-from schemas.version import KNOWN_CODECS
+from schemas.state_codec import decode_states
+from schemas.version import KNOWN_CODECS, STATE_CODECS
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = sorted(path for path in GOLDEN.iterdir() if (path / "manifest.json").is_file())
@@ -39,6 +43,25 @@ def test_a_frozen_set_opens_with_its_original_content(path: Path) -> None:
     assert first.tail_logprob[0] == pytest.approx(expected["first_label"]["tail_logprob"], abs=0)
     frame = pl.scan_parquet(path / "shards" / "*.parquet").collect()
     assert frame["id"].to_list() == expected["ids"]
+
+
+@pytest.mark.parametrize("codec", STATE_CODECS)
+def test_frozen_states_are_read_and_rebuilt(codec: str) -> None:
+    """Stored values are equal; rebuilt ones differ by the rounding of a product of matrices."""
+    path = GOLDEN / f"format-1-{codec.replace('/', '-')}"
+    labels = open_label_set(path)
+    assert labels.states is not None
+    assert (labels.manifest.format_version, labels.states.codec) == ("1.2", codec)
+    expected = json.loads((path / "expected.json").read_text())
+    columns = [*COLUMN_ORDER, *state_columns(labels.states.layers)]
+    table = labels.read_row_group(labels.row_groups[0], columns)
+    found = decode(table).labels.states
+    assert found is not None
+    for number, layer in enumerate(labels.states.layers):
+        assert found[0, number].tolist() == expected["first_states"][layer]
+        rebuilt = decode_states(table, labels.basis(layer), layer)[0]
+        np.testing.assert_allclose(rebuilt, expected["first_rebuilt"][layer], atol=1e-5)
+    assert labels.head.weight[7].tolist() == expected["head"]
 
 
 def test_an_unknown_version_is_refused_with_the_version_to_install(tmp_path: Path) -> None:
