@@ -29,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="times that runs are killed at random moments (test_kills.py, test_store_runs.py)",
     )
     parser.addoption(
+        "--out-in-store",
+        action="store_true",
+        help="the labeler writes into the tests' S3 service, with faults (tests/out_in_store.py)",
+    )
+    parser.addoption(
         "--fast",
         action="store_true",
         help=f"leave out tests/hostile, and tests that are marked {', '.join(LONG)}",

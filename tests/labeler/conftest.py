@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,22 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocab_size = make_tokenizer(path, chat_template=CHAT_TEMPLATE)
     make_model(path, vocab_size=vocab_size + 20)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _out_in_store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """With --out-in-store, what is written goes into the S3 service."""
+    if not request.config.getoption("--out-in-store"):
+        yield
+        return
+    from tests.out_in_store import out_in_store
+
+    request.getfixturevalue("object_store")
+    with out_in_store(tmp_path_factory.mktemp("states")) as faults:
+        yield
+    print(f"\n--out-in-store: {dict(sorted(faults.counts.items()))}")
 
 
 @pytest.fixture(scope="session")

@@ -19,3 +19,9 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `labeler.cli.main` d
 _ = import_vllm().LLM  # imported at this access
 for _name in NAMES:
     importlib.import_module(_name)
+if "SOFTSHARDS_TEST_OUT_IN_STORE" in os.environ:
+    import pytest
+
+    from tests.out_in_store import install
+
+    install(pytest.MonkeyPatch())

@@ -29,6 +29,7 @@ from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
 from tests.objects import BUCKET, bucket, upload
 from tests.tiny_model import TEXT
+from trainer.cli import app as trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("object_store")]
 
@@ -374,6 +375,34 @@ def test_verify_reads_the_store_and_not_the_cache(local: Path, labeler: CommandL
     assert list(problems()) == [f"{url}/manifest.json"]
     missing = labeler("verify", f"{url}-gone")
     assert (missing.code, "there is no such object" in missing.err) == (2, True)
+
+
+def test_a_set_written_there_trains_like_a_local_one(
+    write: Write, local: Path, teacher: Path, tmp_path: Path
+) -> None:
+    url = f"{BUCKET}/trained"
+    write(url)
+    runs = {url: tmp_path / "there", str(local): tmp_path / "here"}
+    for labels, out in runs.items():
+        flags = ["--labels", labels, "--student", str(teacher), "--out", str(out)]
+        more = ["--pack-tokens", "64", "--window", "2", "--eval-labels", labels]
+        assert trainer.meta(["train", *flags, *more], result_action="return_value") == 0
+    there, here = (out / "final/model.safetensors" for out in runs.values())
+    assert there.read_bytes() == here.read_bytes()
+    assert here.read_bytes() != (teacher / "model.safetensors").read_bytes()
+
+
+def test_import_there(local: Path, teacher: Path, labeler: CommandLine) -> None:
+    assert labeler("export", local, "rows.jsonl", "--format", "jsonl").code == 0
+    flags = ("--tokenizer", teacher, "--teacher", teacher, "--json", "--out")
+    url = f"{BUCKET}/imported"
+    sets = [
+        open_label_set(labeler("import", "rows.jsonl", *flags, out).json and out)
+        for out in ("imported", url)
+    ]
+    assert sets[0].content_digest == sets[1].content_digest
+    assert sets[1].rows == open_label_set(local).rows
+    assert labeler("verify", url).code == 0
 
 
 def test_repair_in_a_store(write: Write, local: Path, tmp_path: Path, labeler: CommandLine) -> None:

@@ -106,7 +106,7 @@ def test_row_groups_are_fetched_ahead_and_several_at_once(
 
 
 def test_an_invalid_url_and_a_set_that_disappears(world: World, tmp_path: Path) -> None:
-    with pytest.raises(LabelSetError, match=r"s3://bucket/nothing: no label set"):
+    with pytest.raises(LabelSetError, match=r"s3://bucket/nothing/manifest.json: there is no such"):
         run(*flags(world, "s3://bucket/nothing", tmp_path / "out"))
     url = upload(world.labels, "leaving")
     labels = open_label_set(url)

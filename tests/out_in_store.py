@@ -1,0 +1,128 @@
+"""With `pytest --out-in-store`, every folder that the labeler writes into is a copy of a store's.
+
+The tests go on to name folders, look into them and tamper with them. Before a set is opened for
+writing, what changed in its folder goes to the S3 service; the labeler writes there; afterwards the
+folder is made equal to the store. All requests pass through the faulty proxy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.writing import set_place
+from labeler.labeling.writing.set_place import SetPlace
+from schemas.atomic import TMP_PREFIX
+from schemas.cache_folder import staging_folder
+from schemas.remote import is_url
+from tests.faulty_store import FAULTS, Faults, faulty_store
+from tests.objects import BUCKET, bucket
+
+STATES = "SOFTSHARDS_TEST_OUT_IN_STORE"
+"""Environment variable: folder with the state of each mirrored folder after it was last equal."""
+WRITERS = (
+    "labeler.labeling.cluster.teacher_actor",
+    "labeler.labeling.runs.label_run",
+    "labeler.labelsets.derive.convert",
+    "labeler.labelsets.derive.recode",
+    "labeler.labelsets.exchange.import_set",
+    "labeler.labelsets.repair.repair",
+)
+RATE = 0.01
+"""Probability of each kind of fault, per request."""
+real_place = set_place.open_place
+real_folder = LabelConfig.folder
+
+
+@contextmanager
+def out_in_store(states: Path) -> Iterator[Faults]:
+    """Mirror folders in this process and in those that it starts."""
+    faults = Faults(dict.fromkeys(FAULTS, RATE), dice=random.Random(11))
+    with faulty_store(faults), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATES, str(states))
+        install(patch)
+        yield faults
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Replace the labeler's way to open a folder for writing."""
+    for name in WRITERS:
+        module = importlib.import_module(name)
+        if hasattr(module, "open_place"):
+            patch.setattr(module, "open_place", mirrored_place)
+    patch.setattr(set_place, "open_place", mirrored_place)
+    patch.setattr(LabelConfig, "folder", property(_folder))
+
+
+@contextmanager
+def mirrored_place(
+    out: Path | str, *, writer: str = "0-of-1", options: dict[str, object] | None = None
+) -> Iterator[SetPlace]:
+    """Open the place in the store that stands for a folder."""
+    folder = Path(out)
+    if is_url(out) or (folder.exists() and not folder.is_dir()) or _links(folder):
+        with real_place(out, writer=writer, options=options) as place:
+            yield place
+        return
+    url, state = _url(folder), Path(os.environ[STATES]) / f"{_name(folder)}.json"
+    store = bucket()
+    before = json.loads(state.read_text()) if state.exists() else {}
+    now = _state(folder)
+    for name in [name for name in before if name not in now and store.exists(f"{url}/{name}")]:
+        store.rm_file(f"{url}/{name}")
+    for name in [name for name in now if now[name] != before.get(name)]:
+        store.put_file(str(folder / name), f"{url}/{name}")
+    state.write_text(json.dumps(now))
+    try:
+        with real_place(url, writer=writer, options=options) as place:
+            yield place
+    finally:
+        store.invalidate_cache()
+        stored = {path.split("/", 2)[2]: path for path in store.find(url)}  # bucket/set/name
+        stored = {name: path for name, path in stored.items() if not name.startswith(".lock")}
+        for name in [name for name in _state(folder) if name not in stored]:
+            (folder / name).unlink()
+        for name, path in stored.items():
+            data = store.cat_file(path)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if not (folder / name).is_file() or (folder / name).read_bytes() != data:
+                (folder / name).write_bytes(data)
+        state.write_text(json.dumps(_state(folder)))
+
+
+def _folder(config: LabelConfig) -> Path:
+    if is_url(config.out) or _links(Path(config.out)):
+        return real_folder.fget(config)  # type: ignore[attr-defined]
+    return staging_folder(_url(Path(config.out)), config.writer)
+
+
+def _links(folder: Path) -> bool:
+    return folder.is_symlink() or any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def _name(folder: Path) -> str:
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+
+
+def _url(folder: Path) -> str:
+    return f"{BUCKET}/{_name(folder)}"
+
+
+def _state(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of each file, without locks and what killed writers left."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not name.startswith(".lock") and TMP_PREFIX not in name:
+            facts = path.stat()
+            found[name] = [facts.st_size, facts.st_mtime_ns]
+    return found
