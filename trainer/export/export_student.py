@@ -18,23 +18,30 @@ from schemas.hub_model import locate_model
 from trainer.console import message_console, number, number_table, percent, size, table_console
 from trainer.evaluate.results import model_digest
 from trainer.evaluate.teacher_facts import weight_bytes
-from trainer.export.export_config import ExportConfig
+from trainer.export.export_config import ExportConfig, Format
 from trainer.export.export_record import EXPORT, ExportRecord, Measurement
-from trainer.export.gguf_file import check_gguf, finish_gguf
+from trainer.export.gguf_file import Bits, check_gguf, finish_gguf
 from trainer.export.held_out_rows import measure_student, quality, row_texts
 from trainer.export.int8_checkpoint import check_compressed_tensors, write_int8
 from trainer.export.llama_converter import Converter, convert, find_converter
-from trainer.export.llama_cpp import check_xllamacpp, run_llama_cpp
+from trainer.export.llama_cpp import check_xllamacpp, has_xllamacpp, run_llama_cpp
 from trainer.export.provenance import Provenance, read_provenance
+from trainer.export.same_function import (
+    Probe,
+    check_same_function,
+    probe,
+    refuse_known_differences,
+)
+from trainer.export.speed_load import speed_load
 from trainer.export.vllm_commands import check_vllm, run_vllm
 from trainer.file_digests import check_digests, digest_files
 from trainer.run_files import FINAL
-from trainer.student.load_model import load_model
+from trainer.student.context_check import context_length
+from trainer.student.load_model import load_model, read_config
 from trainer.student.student import count_parameters
 
 INT8 = "int8"
-SAME_CE = 0.01
-"""Nats by which float16 may move the cross-entropy; more is another function."""
+BITS: dict[Format, Bits] = {"gguf:f16": "f16", "gguf:q8_0": "q8_0", "gguf:q4_0": "q4_0"}
 
 
 def export(model: Path, config: ExportConfig) -> int:
@@ -131,6 +138,8 @@ def _make(folder: Path, config: ExportConfig, labels: LabelSet | None) -> Export
         check_gguf()
     model = load_model(folder)
     _check_finite(model, folder)
+    if config.to != INT8:
+        refuse_known_differences(model.config, folder)
     converter = None if config.to == INT8 else find_converter(config.llama_cpp)
     weights = model_digest(folder)
     origin = read_provenance(folder, weights)
@@ -140,8 +149,9 @@ def _make(folder: Path, config: ExportConfig, labels: LabelSet | None) -> Export
             write_int8(model, folder, tmp, origin)
             made_by = f"compressed-tensors {version('compressed-tensors')}"
         else:
+            probed = probe(model)
             del model  # the converter reads the weights itself
-            _write_gguf(folder, tmp, config, converter, origin)
+            _write_gguf(folder, tmp, config, converter, origin, probed)
             made_by = converter.version
         files = digest_files(tmp)
         record = ExportRecord(
@@ -165,16 +175,30 @@ def _make(folder: Path, config: ExportConfig, labels: LabelSet | None) -> Export
 
 
 def _write_gguf(
-    folder: Path, out: Path, config: ExportConfig, converter: Converter, origin: Provenance
+    folder: Path,
+    out: Path,
+    config: ExportConfig,
+    converter: Converter,
+    origin: Provenance,
+    probed: Probe,
 ) -> None:
-    kind = config.to.removeprefix("gguf:")
-    to_4_bits = kind == "q4_0"
-    message_console().print("converting to GGUF")
+    """Convert in 16 bits, compare that with the student where llama.cpp is installed, quantize."""
+    bits = BITS[config.to]
+    console = message_console()
+    console.print("converting to GGUF")
     with tempfile.TemporaryDirectory(dir=out) as temporary:  # removed with `out` after a kill
         converted = Path(temporary) / "converted.gguf"
-        outtype = "f16" if to_4_bits else kind
-        convert(converter, folder, converted, outtype=outtype, name=origin.name)
-        finish_gguf(converted, out / f"{origin.name}-{kind}.gguf", origin, to_4_bits=to_4_bits)
+        convert(converter, folder, converted, name=origin.name)
+        finished = out / f"{origin.name}-{bits}.gguf"
+        finish_gguf(converted, finished, origin, bits)
+        if has_xllamacpp():
+            found = run_llama_cpp(converted, [probed.row], [], threads=config.threads, timed=None)
+            check_same_function(probed, found.answers[0], folder)
+        else:
+            console.print(
+                "warning: nothing shows that llama.cpp computes the student's function: the "
+                "package xllamacpp, which runs it, is not installed"
+            )
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:
@@ -198,25 +222,20 @@ def _measure(
     else:
         texts = row_texts(folder, rows)
         (name,) = (name for name in record.files if name.endswith(".gguf"))
-        found = run_llama_cpp(out / name, rows, texts, config.threads)
+        timed = speed_load(context_length(read_config(folder)))
+        found = run_llama_cpp(out / name, rows, texts, threads=config.threads, timed=timed)
     if found.tokenizer_differs:
         message_console().print(
             f"warning: the file's tokenizer reads {found.tokenizer_differs} of {len(texts)} rows "
             "as other ids than the student's: prompts given as text will not be what the student "
             "was trained on"
         )
-    exported = quality(rows, found.answers)
-    if config.to == "gguf:f16" and abs(exported.ce - student.ce) > SAME_CE:
-        message_console().print(
-            f"warning: in 16 bits, the perplexity should be the student's {student.ppl:.3f}, and "
-            f"llama.cpp computes {exported.ppl:.3f}: it ignores a setting of config.json"
-        )
     return Measurement(
         runtime=found.runtime,
         labels=labels.place,
         label_digests=labels.digests,
         rows=len(rows),
-        exported=exported,
+        exported=quality(rows, found.answers),
         student=student,
         speed=found.speed,
         tokenizer_rows=len(texts) if found.tokenizer_differs is not None else None,

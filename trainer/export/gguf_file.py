@@ -1,9 +1,9 @@
-"""Finish a GGUF file: provenance in its metadata, and weights in 4 bits."""
+"""Finish a GGUF file: provenance in its metadata, and weights in 8 or 4 bits."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from trainer.export.provenance import Provenance
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, ReaderTensor
 
+Bits = Literal["f16", "q8_0", "q4_0"]
 TABLES = ("token_embd.weight", "output.weight")
 """Embeddings and head: 8 bits in a file of 4 bits, as errors there reach every token."""
 BLOCK = 32
@@ -35,10 +36,10 @@ def check_gguf() -> None:
         ) from error
 
 
-def finish_gguf(source: Path, target: Path, origin: Provenance, *, to_4_bits: bool) -> None:
-    """Copy a GGUF file with provenance; optionally quantize what is in float16 to Q4_0.
+def finish_gguf(source: Path, target: Path, origin: Provenance, bits: Bits) -> None:
+    """Copy a GGUF file with provenance; quantize what is in float16.
 
-    Embeddings and head become Q8_0 then. Rows that are no multiple of 32 stay in float16.
+    With Q4_0, embeddings and head become Q8_0. Rows that are no multiple of 32 stay in float16.
 
     Raises:
         SoftshardsError: a weight is not finite in float16, which ends at 65504.
@@ -48,12 +49,12 @@ def finish_gguf(source: Path, target: Path, origin: Provenance, *, to_4_bits: bo
     reader = GGUFReader(source)
     writer = GGUFWriter(target, reader.fields["general.architecture"].contents())
     try:
-        _copy_metadata(reader, writer, to_4_bits=to_4_bits)
+        _copy_metadata(reader, writer, bits)
         for key, value in origin.as_metadata().items():
             writer.add_string(f"softshards.{key}", value)
         if origin.license and "general.license" not in reader.fields:
             writer.add_license(origin.license)
-        kinds = [_stored_type(tensor, to_4_bits=to_4_bits) for tensor in reader.tensors]
+        kinds = [_stored_type(tensor, bits) for tensor in reader.tensors]
         for tensor, kind in zip(reader.tensors, kinds, strict=True):
             shape, size = _stored_shape(tensor, kind)
             writer.add_tensor_info(tensor.name, shape, tensor.data.dtype, size, kind)
@@ -66,7 +67,7 @@ def finish_gguf(source: Path, target: Path, origin: Provenance, *, to_4_bits: bo
         writer.close()
 
 
-def _copy_metadata(reader: GGUFReader, writer: GGUFWriter, *, to_4_bits: bool) -> None:
+def _copy_metadata(reader: GGUFReader, writer: GGUFWriter, bits: Bits) -> None:
     from gguf import GGUFValueType, LlamaFileType
 
     for field in reader.fields.values():
@@ -75,19 +76,21 @@ def _copy_metadata(reader: GGUFReader, writer: GGUFWriter, *, to_4_bits: bool) -
         kind = field.types[0]
         inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
         value = field.contents()
-        if to_4_bits and field.name == "general.file_type":
-            value = int(LlamaFileType.MOSTLY_Q4_0)
+        if field.name == "general.file_type":
+            value = int(LlamaFileType[f"MOSTLY_{bits.upper()}"])
         writer.add_key_value(field.name, value, kind, sub_type=inner)
 
 
-def _stored_type(tensor: ReaderTensor, *, to_4_bits: bool) -> GGMLQuantizationType:
+def _stored_type(tensor: ReaderTensor, bits: Bits) -> GGMLQuantizationType:
     """Return the type of a weight in the file: the converter left in float16 what quantizes."""
     from gguf import GGMLQuantizationType
 
     kind = tensor.tensor_type
-    if not to_4_bits or kind != GGMLQuantizationType.F16 or tensor.data.shape[-1] % BLOCK:
+    if kind != GGMLQuantizationType.F16 or tensor.data.shape[-1] % BLOCK:
         return kind
-    return GGMLQuantizationType.Q8_0 if tensor.name in TABLES else GGMLQuantizationType.Q4_0
+    return GGMLQuantizationType[
+        ("q8_0" if tensor.name in TABLES and bits == "q4_0" else bits).upper()
+    ]
 
 
 def _stored_shape(tensor: ReaderTensor, kind: GGMLQuantizationType) -> tuple[tuple[int, ...], int]:
@@ -106,7 +109,7 @@ def _stored_data(tensor: ReaderTensor, kind: GGMLQuantizationType) -> NDArray[np
     if tensor.data.dtype == np.float16 and not np.isfinite(tensor.data).all():
         raise SoftshardsError(
             f"the weight {tensor.name} has values that float16 cannot hold (at most 65504)",
-            hint="--to gguf:q8_0 quantizes from the student's own dtype",
+            hint="--to int8 keeps the range of bfloat16",
         )
     if kind == tensor.tensor_type:
         return tensor.data

@@ -6,6 +6,7 @@ holds whole (docs/decisions/0012-export.md).
 
 from __future__ import annotations
 
+import json
 import os
 import tarfile
 import tempfile
@@ -32,6 +33,11 @@ STAGED = (
     *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.tiktoken"),
 )
 """Files of a checkpoint that the converter may see: none of them is code."""
+EARLIER_NAMES = {
+    "gpt2": {"n_ctx": "n_positions"},
+    "gpt_neox": {"rotary_pct": "partial_rotary_factor"},
+}
+"""By model type: names that the converter reads, and those that transformers 5 writes."""
 REASONS = {
     "BPE pre-tokenizer was not recognized": "it does not know the student's tokenizer (it knows "
     "tokenizers of published models, by what they make of a sample)",
@@ -106,14 +112,13 @@ def _extract(archive: Path, folder: Path) -> None:
                 (folder / name).write_bytes(data.read())
 
 
-def convert(converter: Converter, model: Path, out: Path, *, outtype: str, name: str) -> None:
-    """Convert a checkpoint in a process of its own, which sees no code of the checkpoint's.
+def convert(converter: Converter, model: Path, out: Path, *, name: str) -> None:
+    """Convert a checkpoint, in 16 bits, in a process that sees no code of the checkpoint's.
 
     Args:
         converter: the converter.
         model: the checkpoint's folder.
         out: the GGUF file to write.
-        outtype: f16 or q8_0.
         name: the model's name in the file.
 
     Raises:
@@ -127,9 +132,10 @@ def convert(converter: Converter, model: Path, out: Path, *, outtype: str, name:
         staged.mkdir()
         for path in sorted({path for pattern in STAGED for path in model.glob(pattern)}):
             (staged / path.name).symlink_to(path.resolve())
+        add_earlier_names(staged / "config.json")
         done = run_child(
             converter.script,
-            *(staged, "--outfile", out, "--outtype", outtype, "--model-name", name),
+            *(staged, "--outfile", out, "--outtype", "f16", "--model-name", name),
             environment=environment,
         )
     if done.returncode or not out.is_file():
@@ -140,6 +146,28 @@ def convert(converter: Converter, model: Path, out: Path, *, outtype: str, name:
             path=model,
             hint="a newer llama.cpp may know it (--llama-cpp DIR); --to int8 exports for vLLM",
         )
+
+
+def add_earlier_names(path: Path) -> None:
+    """Write settings also by the names that transformers had for them, which the converter reads.
+
+    Without `model_type`, it reads the file itself, and not what transformers makes of it: that has
+    the present names alone.
+
+    Args:
+        path: config.json, a link to the student's: replaced by a file where names are missing.
+    """
+    content = parse_object(path.read_bytes())
+    rope = content.get("rope_parameters")
+    known = content | (rope if isinstance(rope, dict) else {})
+    names = EARLIER_NAMES.get(str(content.get("model_type")), {})
+    earlier = {
+        name: known[now] for name, now in names.items() if name not in content and now in known
+    }
+    if earlier:
+        del content["model_type"]
+        path.unlink()
+        path.write_text(json.dumps(content | earlier), encoding="utf-8")
 
 
 def _check_tokenizer_code(model: Path) -> None:

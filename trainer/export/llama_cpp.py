@@ -39,13 +39,18 @@ class RuntimeResult(NamedTuple):
     tokenizer_differs: int | None
 
 
+def has_xllamacpp() -> bool:
+    """Check whether llama.cpp can be run."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
 def check_xllamacpp() -> None:
     """Check that the package xllamacpp is installed.
 
     Raises:
         SoftshardsError: it is not.
     """
-    if importlib.util.find_spec("xllamacpp") is None:
+    if not has_xllamacpp():
         raise SoftshardsError(
             "--labels runs a GGUF file in llama.cpp by the package xllamacpp, which is not "
             "installed",
@@ -54,9 +59,21 @@ def check_xllamacpp() -> None:
 
 
 def run_llama_cpp(
-    gguf: Path, rows: list[HeldOutRow], texts: list[Text], threads: int | None
+    gguf: Path,
+    rows: list[HeldOutRow],
+    texts: list[Text],
+    *,
+    threads: int | None,
+    timed: tuple[int, int] | None,
 ) -> RuntimeResult:
     """Run a GGUF file on rows of ids, and its tokenizer on their text.
+
+    Args:
+        gguf: the file.
+        rows: one at least.
+        texts: any number.
+        threads: None for one per physical core.
+        timed: the load of a measurement of speed; None leaves it out.
 
     Raises:
         SoftshardsError: llama.cpp does not load the file, or dies.
@@ -67,19 +84,22 @@ def run_llama_cpp(
         threads=threads,
         rows=[(row.tokens, row.positions) for row in rows],
         texts=[text.text for text in texts],
+        timed=timed,
     )
     with tempfile.TemporaryDirectory(prefix="softshards-export-") as temporary:
         job_path, out = Path(temporary) / "job.json", Path(temporary) / "out.json"
         job.write(job_path)
         _run(job_path, out, gguf, sum(len(row.positions) for row in rows))
         found = Findings.read(out, "the findings of llama.cpp")
-    speed = ExportSpeed(
-        score_tokens_per_s=statistics.median(found.score),
-        generate_tokens_per_s=statistics.median(found.generate),
-        score_spread=_spread(found.score),
-        generate_spread=_spread(found.generate),
-        threads=threads,
-    )
+    speed = None
+    if timed is not None:
+        speed = ExportSpeed(
+            score_tokens_per_s=statistics.median(found.score),
+            generate_tokens_per_s=statistics.median(found.generate),
+            score_spread=_spread(found.score),
+            generate_spread=_spread(found.generate),
+            threads=threads,
+        )
     differs = sum(text.ids != ids for text, ids in zip(texts, found.texts, strict=True))
     answers = [Answers(*pair) for pair in zip(found.logprobs, found.top, strict=True)]
     return RuntimeResult(found.runtime, answers, speed, differs if texts else None)

@@ -17,20 +17,28 @@ from typing import Protocol, cast
 
 from pydantic import JsonValue
 
+from trainer.export.speed_load import REPEATS
 from trainer.record import Record
 
 FORCED = 1e9
-PROMPT, GENERATED, REPEATS = 128, 64, 5
-"""Tokens of a measurement of speed, and how often it is repeated."""
 
 
 class Job(Record):
-    """What to run: token ids and the positions to ask for, and texts to tokenize."""
+    """What to run.
+
+    Attributes:
+        gguf: the file.
+        threads: of llama.cpp.
+        rows: token ids, and the positions to ask for.
+        texts: to tokenize.
+        timed: tokens to read and to generate for a measurement of speed; None leaves it out.
+    """
 
     gguf: str
     threads: int
     rows: list[tuple[list[int], list[int]]]
     texts: list[str]
+    timed: tuple[int, int] | None
 
 
 class Findings(Record):
@@ -71,10 +79,11 @@ def main(job_path: Path, out: Path) -> None:
         found.top.append([top for _, top in answers])
         print(len(positions), flush=True)
     found.texts = [_tokenize(server, text) for text in job.texts]
-    if job.rows:
-        prompt = (job.rows[0][0] * PROMPT)[:PROMPT]
+    if job.timed is not None:
+        read, generated = job.timed
+        prompt = (job.rows[0][0] * read)[:read]
         for _ in range(REPEATS):
-            score, generate = _time(server, prompt)
+            score, generate = _time(server, prompt, generated)
             found.score.append(score)
             found.generate.append(generate)
     found.write(out)
@@ -84,9 +93,12 @@ def _start(job: Job) -> _Server:
     xllamacpp = import_module("xllamacpp")  # an extension, whose names no type checker sees
     params = xllamacpp.CommonParams()
     params.model.path = job.gguf
-    longest = max([PROMPT + GENERATED, *(len(tokens) for tokens, _ in job.rows)])
+    longest = max(sum(job.timed or ()), *(len(tokens) for tokens, _ in job.rows))
     params.n_ctx = longest + 8
     params.n_parallel = 1
+    # Nothing is kept of earlier rows: with sliding windows, the server resumes from their states.
+    params.swa_full = True
+    params.n_ctx_checkpoints = params.cache_ram_mib = 0
     params.ui = params.warmup = False
     params.verbosity = -1
     for cpu in (params.cpuparams, params.cpuparams_batch):
@@ -152,13 +164,13 @@ class _Timed(Record):
     timings: _Timings
 
 
-def _time(server: _Server, prompt: list[int]) -> tuple[float, float]:
+def _time(server: _Server, prompt: list[int], generated: int) -> tuple[float, float]:
     """Return the tokens read and generated per second."""
     reply = _complete(
         server,
         {
             "prompt": prompt,
-            "n_predict": GENERATED,
+            "n_predict": generated,
             "ignore_eos": True,
             "temperature": 0,
             "cache_prompt": False,

@@ -17,10 +17,9 @@ from trainer.data.window import ROW_COLUMNS, decode_window
 from trainer.export.export_record import ExportSpeed
 from trainer.export.held_out_rows import Answers, HeldOutRow
 from trainer.export.llama_cpp import RuntimeResult
-from trainer.student.load_model import stored_dtype
-
-PROMPT, GENERATED, REPEATS = 128, 64, 5
-"""As for llama.cpp: one sequence at a time."""
+from trainer.export.speed_load import REPEATS, speed_load
+from trainer.student.context_check import context_length
+from trainer.student.load_model import read_config, stored_dtype
 
 
 def check_vllm() -> None:
@@ -54,11 +53,11 @@ def run_vllm(folder: Path, rows: list[HeldOutRow]) -> RuntimeResult:
         )
         answers = _answers(labels, len(rows))
         message_console().print("measuring the speed in vLLM")
-        prompt = min(PROMPT, longest - 1)
+        prompt, generated = speed_load(context_length(read_config(folder)))
         _labeler(
             *("bench", folder, "--labels", labels, "--out", bench, "--sequences", 1),
             *("--concurrency", 1),
-            *("--prompt-tokens", prompt, "--new-tokens", GENERATED, "--repeats", REPEATS),
+            *("--prompt-tokens", prompt, "--new-tokens", generated, "--repeats", REPEATS),
             *("--dtype", str(stored_dtype(folder)).removeprefix("torch.")),
         )
         (found,) = read_bench_results(bench).models

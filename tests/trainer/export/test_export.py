@@ -15,7 +15,16 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from schemas import SoftshardsError, open_label_set
 from schemas.cache_folder import CACHE
@@ -28,9 +37,12 @@ from trainer.export.export_record import ExportRecord
 from trainer.export.export_student import export
 from trainer.export.gguf_file import finish_gguf
 from trainer.export.held_out_rows import Answers, HeldOutRow, quality
-from trainer.export.llama_converter import find_converter
+from trainer.export.llama_converter import add_earlier_names, find_converter
 from trainer.export.llama_cpp import run_llama_cpp
 from trainer.export.provenance import Provenance, read_provenance
+from trainer.export.same_function import TOKENS, check_same_function, probe
+from trainer.export.speed_load import speed_load
+from trainer.student.load_model import load_model
 from trainer.student.save_model import copy_files
 from trainer.train.loop import train
 
@@ -192,7 +204,7 @@ def test_four_bits_and_provenance(tmp_path: Path) -> None:
         "blk.0.attn_norm.weight": rng.normal(size=64).astype(np.float32),
     }
     source = write_gguf(tmp_path / "f16.gguf", tensors)
-    finish_gguf(source, tmp_path / "q4.gguf", ORIGIN, to_4_bits=True)
+    finish_gguf(source, tmp_path / "q4.gguf", ORIGIN, "q4_0")
     reader = GGUFReader(tmp_path / "q4.gguf")
     found = {tensor.name: tensor for tensor in reader.tensors}
     assert {name: tensor.tensor_type.name for name, tensor in found.items()} == {
@@ -215,11 +227,31 @@ def test_four_bits_and_provenance(tmp_path: Path) -> None:
     assert "softshards.label_set" not in fields
 
 
+def test_eight_bits(tmp_path: Path) -> None:
+    """A block of 32 weights has 255 steps, the largest at 127."""
+    weight = np.random.default_rng(0).normal(size=(8, 64)).astype(np.float16)
+    tensors = {"token_embd.weight": weight, "blk.0.odd.weight": weight[:, :33].copy()}
+    source = write_gguf(tmp_path / "f16.gguf", tensors)
+    finish_gguf(source, tmp_path / "q8.gguf", ORIGIN, "q8_0")
+    reader = GGUFReader(tmp_path / "q8.gguf")
+    found = {tensor.name: tensor for tensor in reader.tensors}
+    assert {name: tensor.tensor_type.name for name, tensor in found.items()} == {
+        "token_embd.weight": "Q8_0",
+        "blk.0.odd.weight": "F16",
+    }
+    table = dequantize(found["token_embd.weight"].data, GGMLQuantizationType.Q8_0)
+    expected = weight.astype(np.float32)
+    step = np.abs(expected).reshape(-1, 32).max(1).repeat(32).reshape(8, 64) / 127
+    assert (np.abs(table - expected) <= step * 0.51).all()
+    assert np.abs(table - expected).max() > 0
+    assert reader.fields["general.file_type"].contents() == 7
+
+
 def test_weights_past_float16_are_refused(tmp_path: Path) -> None:
     weight = np.full((2, 32), np.inf, np.float16)
     source = write_gguf(tmp_path / "f16.gguf", {"blk.0.ffn_up.weight": weight})
     with pytest.raises(SoftshardsError, match=r"blk\.0\.ffn_up\.weight has values that float16"):
-        finish_gguf(source, tmp_path / "q4.gguf", ORIGIN, to_4_bits=False)
+        finish_gguf(source, tmp_path / "q4.gguf", ORIGIN, "f16")
 
 
 def test_provenance_of_a_run(world: World, tmp_path: Path) -> None:
@@ -252,12 +284,112 @@ def test_quality_is_counted_over_labels() -> None:
     assert found.ppl == pytest.approx(np.exp(2))
 
 
+def test_a_file_that_is_another_function_is_refused(world: World) -> None:
+    probed = probe(load_model(world.student))
+    tokens, values = probed.row.tokens, probed.logprobs
+    model = AutoModelForCausalLM.from_pretrained(world.student, dtype=torch.float64)
+    with torch.no_grad():
+        dense = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    expected = [float(dense[at - 1, tokens[at]]) for at in probed.row.positions]
+    assert len(tokens) == TOKENS
+    np.testing.assert_allclose(values, expected, atol=1e-4)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(len(values))
+    check_same_function(probed, Answers([*(values + noise)], []), world.student)
+    for other in (values + 0.1, np.full(len(values), np.nan)):
+        with pytest.raises(SoftshardsError, match="computes another function"):
+            check_same_function(probed, Answers([*other], []), world.student)
+
+
+def test_the_probe_goes_past_a_sliding_window_and_not_past_the_context() -> None:
+    settings: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 32}
+    settings |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    for window, context, length in ((70, 512, 118), (70, 100, 100), (5000, 8192, TOKENS)):
+        config = MistralConfig(sliding_window=window, max_position_embeddings=context, **settings)
+        row = probe(MistralForCausalLM(config)).row
+        assert len(row.tokens) == length
+        assert (row.positions[0], row.positions[-1]) == (1, length - 1)
+
+
+def test_settings_that_llama_cpp_ignores_are_refused(tmp_path: Path) -> None:
+    """Before anything is fetched or converted."""
+    config = Qwen3MoeConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_experts=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, moe_intermediate_size=16,
+        num_experts_per_tok=1, norm_topk_prob=False,
+    )  # fmt: skip
+    Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "moe")
+    nowhere = tmp_path / "no-llama.cpp"
+    with pytest.raises(SoftshardsError, match="norm_topk_prob is false"):
+        run(tmp_path / "moe", tmp_path / "out", "gguf:q8_0", llama_cpp=nowhere)
+    config.norm_topk_prob = True
+    config.save_pretrained(tmp_path / "moe")
+    with pytest.raises(SoftshardsError, match=r"no llama\.cpp here"):
+        run(tmp_path / "moe", tmp_path / "out", "gguf:q8_0", llama_cpp=nowhere)
+
+
+def test_settings_get_the_names_that_the_converter_reads(tmp_path: Path) -> None:
+    """The rest of the file stays; a student with the earlier names is left alone."""
+    GPTNeoXConfig(rotary_pct=0.5, num_hidden_layers=3).save_pretrained(tmp_path / "neox")
+    staged = tmp_path / "config.json"
+    staged.symlink_to(tmp_path / "neox" / "config.json")
+    add_earlier_names(staged)
+    content = json.loads(staged.read_text())
+    assert (content["rotary_pct"], content["num_hidden_layers"]) == (0.5, 3)
+    kept = json.loads((tmp_path / "neox" / "config.json").read_text())
+    assert kept["model_type"] == "gpt_neox"
+    assert "rotary_pct" not in kept
+    staged.unlink()
+    staged.write_text('{"model_type": "gpt2", "n_positions": 8, "n_ctx": 9}')
+    add_earlier_names(staged)
+    assert json.loads(staged.read_text()) == {"model_type": "gpt2", "n_positions": 8, "n_ctx": 9}
+
+
+@pytest.mark.parametrize(
+    ("context", "load"),
+    [(None, (128, 64)), (8192, (128, 64)), (193, (128, 64)), (64, (42, 21)), (4, (1, 2))],
+)
+def test_the_load_fits_the_context(context: int | None, load: tuple[int, int]) -> None:
+    assert speed_load(context) == load
+
+
+def test_shards_and_bfloat16_are_exported_like_one_file(world: World, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(world.teacher, dtype=torch.bfloat16)
+    for name, size in (("one", "1GB"), ("many", "50KB")):
+        shutil.copytree(
+            world.teacher, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors")
+        )
+        model.save_pretrained(tmp_path / name, max_shard_size=size)
+        run(tmp_path / name, tmp_path / f"{name}-int8")
+    assert len([*(tmp_path / "many").glob("*.safetensors")]) > 2
+    one, many = (load_file(tmp_path / f"{n}-int8" / "model.safetensors") for n in ("one", "many"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_a_lora_run_is_exported_with_its_adapters_merged(world: World, tmp_path: Path) -> None:
+    assert train(train_config(world, tmp_path / "run", lora_r=4, epochs=1, lr=1e-1)) == 0
+    record = run(tmp_path / "run" / "final", tmp_path / "int8")
+    assert record.label_set == open_label_set(world.labels).content_digest
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "int8", dtype=torch.float32)
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        own, final, start = (
+            model(ids).logits.log_softmax(-1)
+            for model in (
+                exported,
+                AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final"),
+                AutoModelForCausalLM.from_pretrained(world.student),
+            )
+        )
+    assert (own - final).abs().mean() < 0.2 * (start - final).abs().mean()
+
+
 @pytest.mark.slow
 def test_a_file_that_llama_cpp_cannot_read_is_an_error(tmp_path: Path) -> None:
     row = HeldOutRow(tokens=[1, 2], positions=[1], teacher_top=[2])
     (tmp_path / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
     with pytest.raises(SoftshardsError, match=r"cut\.gguf: llama\.cpp cannot run the exported"):
-        run_llama_cpp(tmp_path / "cut.gguf", [row], [], 1)
+        run_llama_cpp(tmp_path / "cut.gguf", [row], [], threads=1, timed=None)
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +406,8 @@ def converter() -> Iterator[Path]:
 def test_a_student_in_llama_cpp(converter: Path, tmp_path: Path) -> None:
     """In 16 bits it has the student's log-probabilities; 4 bits cost some."""
     student = tmp_path / "Schüler eins"
-    make_model(student, vocab_size=49152, bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    make_model(student, vocab_size=49152, max_position_embeddings=64, **ids)
     copy_files(("tokenizer.json", "tokenizer_config.json"), TEACHER, student)
     rows = random_rows(4, 49152, longest=24)
     labels = build_label_set(tmp_path / "labels", student, rows, vocab_size=49152)
