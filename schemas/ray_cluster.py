@@ -13,10 +13,15 @@ from importlib.util import find_spec
 from typing import Any
 
 from schemas.errors import SoftshardsError, first_line
+from schemas.redact import redacted
 
 LOCAL = "local"
 AUTO = "auto"
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 30.0
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a client of HTTP/2 says first (RFC 9113, 3.4): the preface, and SETTINGS without any."""
+SETTINGS_FRAME = 4
 STORE_BYTES = 100 * 1024**2
 """Size of the object store of our own Ray: only settings and small reports pass through it."""
 STARTS = 3
@@ -74,8 +79,8 @@ def ray_cluster(address: str) -> Iterator[Any]:
         else:
             try:
                 ray.init(address=address, **settings)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise _no_cluster(address, first_line(error)) from error
+            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                raise _refusal(address, error) from error
         try:
             yield ray
         finally:
@@ -97,7 +102,7 @@ def _start(ray: Any, settings: dict[str, Any]) -> None:
 
 
 def _require_reachable(address: str) -> None:
-    """Check that something listens at HOST:PORT: Ray itself would try for minutes."""
+    """Check that a server of HTTP/2 listens at HOST:PORT: Ray itself would try for minutes."""
     if address == AUTO:
         return
     if "://" in address:
@@ -109,13 +114,36 @@ def _require_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise SoftshardsError(
-            f"--ray {address} is no address", hint=f"pass HOST:PORT, {AUTO} or {LOCAL}"
+            f"--ray {address or 'without a value'} is no address",
+            hint=f"pass HOST:PORT, {AUTO} or {LOCAL}",
         )
     try:
-        with closing(socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS)):
-            pass
+        place = (host.strip("[]"), int(port))
+        with closing(socket.create_connection(place, CONNECT_SECONDS)) as connection:
+            is_ray = "RAY_USE_TLS" in os.environ or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         raise _no_cluster(address, first_line(error)) from error
+    if not is_ray:
+        raise _no_cluster(address, "something else listens there")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Return whether the other side answers as gRPC does, with its settings."""
+    connection.settimeout(ANSWER_SECONDS)
+    connection.sendall(GREETING)
+    with connection.makefile("rb") as answer:
+        return answer.read(4)[3:] == bytes([SETTINGS_FRAME])  # a length of 3 bytes, then the type
+
+
+def _refusal(address: str, error: Exception) -> SoftshardsError:
+    what = redacted(" ".join(str(error).split()))
+    if "Version mismatch" in what:
+        hint = "install the same versions of Ray and Python here and on all nodes"
+    elif "InvalidAuthToken" in what:
+        hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token"
+    else:
+        return _no_cluster(address, first_line(error))
+    return SoftshardsError(f"the cluster at {address} refuses this process: {what}", hint=hint)
 
 
 def _no_cluster(address: str, reason: str) -> SoftshardsError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,12 +150,32 @@ def test_the_address_may_be_left_out() -> None:
     [
         ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1: .*refused"),
         ("corpus.jsonl", "--ray corpus.jsonl is no address"),
+        ("", "--ray without a value is no address"),
         ("ray://head:10001", "is an address of Ray's client"),
     ],
 )
 def test_an_address_without_a_cluster_is_refused_at_once(address: str, told: str) -> None:
     with pytest.raises(SoftshardsError, match=told), ray_cluster(address):
         pass
+
+
+def test_a_server_that_is_not_ray_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        told = "no Ray cluster at 127.0.0.1:.*: something else listens there"
+        with (
+            pytest.raises(SoftshardsError, match=told),
+            ray_cluster(f"127.0.0.1:{server.getsockname()[1]}"),
+        ):
+            pass
+        thread.join()
 
 
 @pytest.mark.parametrize(
