@@ -66,6 +66,10 @@ class StoredHead:
     weight: NDArray[Any]
     bias: NDArray[np.float32] | None
 
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Return rows [start, stop) of the weight, float32."""
+        return _float32(self.weight[start:stop])
+
     def rows_of(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the rows of the weight of some ids, float32 [n, d]."""
         return _float32(self.weight[ids])
@@ -84,7 +88,7 @@ class StoredHead:
         """Yield the weight of the valid ids some rows at a time, each with its first id."""
         size = max(1, CHUNK_BYTES // (4 * self.weight.shape[1]))
         for start in range(0, self.facts.valid_vocab, size):
-            yield start, _float32(self.weight[start : min(start + size, self.facts.valid_vocab)])
+            yield start, self.rows(start, min(start + size, self.facts.valid_vocab))
 
     def logits(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return float32 [n, valid_vocab] of states [n, d]; keep n small."""
