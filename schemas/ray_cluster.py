@@ -136,14 +136,16 @@ def _speaks_http2(connection: socket.socket) -> bool:
 
 
 def _refusal(address: str, error: Exception) -> SoftshardsError:
+    """Return the error for a server that is there, where Ray could not connect."""
+    if address == AUTO:
+        return _no_cluster(address, first_line(error))
     what = redacted(" ".join(str(error).split()))
+    hint = (
+        "if the cluster has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN; see `ray status`"
+    )
     if "Version mismatch" in what:
         hint = "install the same versions of Ray and Python here and on all nodes"
-    elif "InvalidAuthToken" in what:
-        hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token"
-    else:
-        return _no_cluster(address, first_line(error))
-    return SoftshardsError(f"the cluster at {address} refuses this process: {what}", hint=hint)
+    return SoftshardsError(f"the cluster at {address} cannot be used: {what}", hint=hint)
 
 
 def _no_cluster(address: str, reason: str) -> SoftshardsError:
