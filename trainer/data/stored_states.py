@@ -6,6 +6,8 @@ from schemas import LabelSet, LabelSetError
 from schemas.file_names import FINAL, HEAD_FILE
 from schemas.manifest import StatesRecord
 
+SAME_CODEC = "label both with --state-kl 0 (small sets are stored so in any case)"
+
 
 def require_states(sets: tuple[LabelSet, ...], layers: tuple[str, ...]) -> StatesRecord:
     """Return how the sets of a run store hidden states.
@@ -38,16 +40,17 @@ def require_states(sets: tuple[LabelSet, ...], layers: tuple[str, ...]) -> State
         if first is None:
             first = record
             continue
-        for what, ours, theirs in (
-            ("the teacher's head", _head(record), _head(first)),
-            ("the width of states", record.dimensions, first.dimensions),
-            ("the codec of states", record.codec, first.codec),
+        again = "leave it out of --mix, or label it with the same teacher"
+        for what, ours, theirs, hint in (
+            ("the teacher's head", _head(record), _head(first), again),
+            ("the width of states", record.dimensions, first.dimensions, again),
+            ("the codec of states", record.codec, first.codec, SAME_CODEC),
         ):
             if ours != theirs:
                 raise LabelSetError(
                     f"{what} differs from the one of {sets[0].place}: their states cannot be mixed",
                     path=labels.place,
-                    hint="leave it out of --mix, or label it with the same teacher and --states",
+                    hint=hint,
                 )
     assert first is not None
     return first
