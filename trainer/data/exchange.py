@@ -104,11 +104,21 @@ class Exchange:
 
 
 def open_exchange() -> Exchange | None:
-    """Return an exchange among all processes, which must all call this; None for one alone."""
+    """Return an exchange among all processes, which must all call this; None for one alone.
+
+    Raises:
+        SoftshardsError: the processes cannot reach each other.
+    """
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world == 1:
         return None
-    group = dist.new_group(backend="gloo", timeout=LONGEST_SILENCE)
+    try:
+        group = dist.new_group(backend="gloo", timeout=LONGEST_SILENCE)
+    except RuntimeError as error:
+        raise SoftshardsError(
+            f"the processes cannot exchange rows over gloo: {first_line(error)}",
+            hint="set GLOO_SOCKET_IFNAME to the network interface between the machines",
+        ) from error
     return Exchange(group=group, rank=dist.get_rank(), world=world)
 
 
