@@ -72,8 +72,7 @@ class Speaker:
         model = load_model(path)
         if self.vocab_map is None:
             check_tokenizer(path, labels)
-        if model.config._attn_implementation == "flash_attention_2":
-            set_attention(model, "sdpa")  # flash attention does not run in float32
+        set_attention(model, "eager")  # others leave out settings, such as Gemma 2's cap of scores
         self.head_rows = int(model.get_output_embeddings().weight.shape[0])
         self._unsaid = self._ids_to_leave_unsaid()
         self.model = model.eval()

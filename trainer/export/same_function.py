@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from schemas.errors import SoftshardsError
 from trainer.export.held_out_rows import Answers, HeldOutRow
+from trainer.student.attention_ways import set_attention
 from trainer.student.context_check import context_length
 
 TOKENS = 96
@@ -60,7 +61,12 @@ def refuse_known_differences(config: PretrainedConfig, folder: Path) -> None:
 
 @torch.no_grad()
 def probe(model: PreTrainedModel) -> Probe:
-    """Run a student on random tokens, one sequence."""
+    """Run a student on random tokens, one sequence; its attention becomes the eager one.
+
+    Of transformers' ways to compute attention, it is the one that reads every setting: SDPA, for
+    example, leaves out Gemma 2's cap of the scores.
+    """
+    set_attention(model, "eager")
     text = model.config.get_text_config()
     window = getattr(text, "sliding_window", None)
     wanted = TOKENS

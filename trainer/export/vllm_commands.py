@@ -54,6 +54,7 @@ def run_vllm(folder: Path, rows: list[HeldOutRow]) -> RuntimeResult:
         answers = _answers(labels, len(rows))
         message_console().print("measuring the speed in vLLM")
         prompt, generated = speed_load(context_length(read_config(folder)))
+        prompt = min(prompt, sum(len(row.tokens) for row in rows))  # it is cut out of them
         _labeler(
             *("bench", folder, "--labels", labels, "--out", bench, "--sequences", 1),
             *("--concurrency", 1),
