@@ -307,10 +307,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         if URL_START.match(str(directory)):
             raise LabelSetError(
-                "this is a URL, and the command reads folders",
-                path=directory,
-                hint="copy the set with the store's own tool; `trainer train`, `labeler convert`, "
-                "`merge` and `export` read URLs",
+                "this is a URL in a path", path=directory, hint="give the URL as a string"
             )
         raise LabelSetError(
             "no label set here: "
