@@ -221,7 +221,8 @@ class StateChecks:
         if mean <= allowed:
             return
         for number, layer in enumerate(self.layers):
-            if number != at and cost(everyone, sample.states[:, number])[0] < CLEARLY * mean:
+            there, fits = cost(everyone, sample.states[:, number])
+            if number != at and there < CLEARLY * mean and there <= fits:
                 what = f"the states of {FINAL} are in column {layer}: layers are exchanged"
                 yield Finding(kind="states", what=what)
                 return

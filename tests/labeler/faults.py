@@ -40,6 +40,23 @@ def disk_full() -> None:
     os.fsync = full
 
 
+def killed_at(folder: str, name: str) -> Callable[[], None]:
+    """The process is killed (SIGKILL) while it syncs a file whose name ends like this."""
+
+    def install() -> None:
+        fsync = os.fsync
+
+        def kill(descriptor: int) -> None:
+            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if path.parent.name == folder and path.name.endswith(name):
+                os.kill(os.getpid(), signal.SIGKILL)
+            fsync(descriptor)
+
+        os.fsync = kill
+
+    return install
+
+
 def in_step(number: int, error: Callable[[], Exception]) -> Callable[[], None]:
     """vLLM's step number `number` raises, once."""
 
@@ -165,6 +182,8 @@ def wait_for_gate() -> None:
 
 FAULTS: dict[str, Callable[[], None]] = {
     "disk-full": disk_full,
+    "killed-in-states": killed_at("hidden", "part-000001.parquet"),
+    "killed-in-entry": killed_at("journal", "unit-000001.json"),
     "out-of-memory": in_step(30, out_of_memory),
     "engine-crash": in_step(30, lambda: RuntimeError("the engine core died unexpectedly")),
     "fewer-positions": fewer_positions,

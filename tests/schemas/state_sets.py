@@ -87,6 +87,7 @@ def write_state_set(
     first: int = 0,
     head: NDArray[np.float32] | None = None,
     states: Callable[[int, int], NDArray[np.float32]] = states_of,
+    step: float = STEP,
 ) -> Path:
     """Write a complete set: `units` shards, each of two row groups of three rows.
 
@@ -98,6 +99,7 @@ def write_state_set(
         first: number of the first row.
         head: the head to store, if not that of the labels.
         states: returns what is stored of a row, if not `states_of`.
+        step: of the bases.
     """
     numbers = [
         [range(at, at + 3), range(at + 3, at + 6)] for at in range(first, first + 6 * units, 6)
@@ -111,7 +113,7 @@ def write_state_set(
     files = [FileDigest(path=HEAD_FILE, sha256=sha256_file(path / HEAD_FILE))]
     bases = {}
     if states_codec == STATES_2:
-        bases = dict.fromkeys(LAYERS, state_basis())
+        bases = dict.fromkeys(LAYERS, replace(state_basis(), step=step))
         files += [write_basis(path, layer, basis) for layer, basis in bases.items()]
     record = StatesRecord(layers=LAYERS, codec=states_codec, dimensions=WIDTH, files=tuple(files))
     identity = manifest.identity.model_copy(update={"states": record.identity, "k": K})

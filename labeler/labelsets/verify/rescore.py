@@ -16,10 +16,12 @@ from labeler.labeling.teacher.locate_teacher import locate_named
 from labeler.labelsets.verify.classify import Fault, find_faults
 from labeler.labelsets.verify.differences import compare_labels
 from labeler.labelsets.verify.fault_messages import fault_findings
+from labeler.labelsets.verify.rescore_states import StateErrors
 from schemas import Labels, LabelSet, SoftshardsError, decode
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.findings import Finding
+from schemas.hidden_part import state_columns
 from schemas.invariants import Key, row_name
 from schemas.labeled_spans import SpanRecord, span_positions
 from schemas.shift_check import SHIFTS
@@ -41,6 +43,8 @@ class Rescore:
             labels agree at shift 0.
         good: True if nothing is wrong.
         verdict: one sentence.
+        state_errors: median squared error of the hidden states of each layer, relative to their
+            spread.
         findings: what is wrong with the labels.
     """
 
@@ -53,6 +57,7 @@ class Rescore:
     argmax_agreement: dict[int, float]
     good: bool
     verdict: str
+    state_errors: dict[str, float]
     findings: tuple[Finding, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -92,7 +97,15 @@ def rescore_rows(
     dtype, head = identity.dtype, identity.head_dtype
     if "unknown" in (dtype, head):  # an imported set that does not record them
         dtype, head = teacher.dtype, "float32"
-    engine = TransformersEngine(teacher, dtype=dtype, head_dtype=head, k=identity.k, sampling=None)
+    states = StateErrors(labels)
+    engine = TransformersEngine(
+        teacher,
+        dtype=dtype,
+        head_dtype=head,
+        k=identity.k,
+        sampling=None,
+        states=states.layers,
+    )
     sums = _Sums()
     with progress("rows") as bar:
         total = labels.rows if count is None else min(count, labels.rows)
@@ -104,8 +117,11 @@ def rescore_rows(
             if not isinstance(outcome, Labeled):
                 raise SoftshardsError(outcome.reason, path=path, row=row.key[0])
             sums.add(row, outcome.labels, tolerance, codec)
+            stored, reference = row.labels.states, outcome.labels.states
+            if stored is not None and reference is not None:
+                states.add(stored, reference, span_positions(row.spans))
     engine.close()
-    return sums.rescore(tolerance)
+    return sums.rescore(tolerance, states)
 
 
 def teacher_path(labels: LabelSet, model: Path | None, revision: str | None = None) -> Path:
@@ -145,10 +161,12 @@ def _stored_rows(labels: LabelSet, count: int | None, seed: int) -> Iterator[_St
         return hashlib.sha256(f"{seed}:{place}".encode()).digest()
 
     groups = labels.row_groups
+    layers = () if labels.states is None else labels.states.layers
+    columns = [*COLUMNS, *state_columns(layers)]
     places = ((g, row) for g, group in enumerate(groups) for row in range(group.rows))
     chosen = None if count is None else sorted(heapq.nsmallest(count, places, key=order))
     for number in range(len(groups)) if chosen is None else sorted({g for g, _ in chosen}):
-        table = labels.read_row_group(groups[number], COLUMNS)
+        table = labels.read_row_group(groups[number], columns)
         taken = range(table.num_rows)
         for row in taken if chosen is None else [r for g, r in chosen if g == number]:
             one = table.slice(row, 1)
@@ -195,7 +213,7 @@ class _Sums:
             row_name(row.key), positions, span_kinds, stored, reference, found
         )
 
-    def rescore(self, tolerance: float) -> Rescore:
+    def rescore(self, tolerance: float, states: StateErrors) -> Rescore:
         """Return the result over all rows."""
         findings = fault_findings(
             self._faults,
@@ -204,6 +222,7 @@ class _Sums:
             span_kinds=self._span_kinds,
             tolerance=tolerance,
         )
+        findings = [*findings, *states.findings()]
         return Rescore(
             rows=self._rows,
             positions=self._positions,
@@ -214,5 +233,6 @@ class _Sums:
             argmax_agreement={s: n / max(1, self._positions) for s, n in self._hits.items()},
             good=not findings,
             verdict=findings[0].what if findings else "the labels are the teacher's",
+            state_errors=states.medians,
             findings=tuple(findings),
         )

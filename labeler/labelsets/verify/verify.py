@@ -114,6 +114,8 @@ def _print_report(
             f"({rescore.beyond_rounding:.2e} beyond the rounding of storage), "
             f"tail mass {rescore.max_tail_difference:.2e}, {rescore.other_ids} other ids"
         )
+        for layer, error in rescore.state_errors.items():
+            out.print(f"hidden states of {layer}: median squared error {error:.1e} of their spread")
     what = "a label set that cannot be opened"
     if labels is not None:
         what = f"{labels.rows} rows, {labels.labels} labels, {len(labels.shards)} shards"
