@@ -23,7 +23,7 @@ from trainer.data.load_windows import LoadedWindow, Packing, WindowLoader
 from trainer.data.mixture import Part
 from trainer.data.row_source import RowSource
 from trainer.data.share_window import share_lists
-from trainer.data.stored_states import require_states
+from trainer.data.stored_states import bases_to_decode, require_states
 from trainer.data.vocab_map import VocabMap
 from trainer.data.window import ROW_COLUMNS, Window, row_names
 
@@ -188,8 +188,9 @@ class LabelDataset:
                     path=part.labels.place,
                     hint="label with `labeler label --draws 50`, or choose another --loss",
                 )
+        sets = tuple(part.labels for part in self.parts)
         if states:
-            require_states(tuple(part.labels for part in self.parts), states)
+            require_states(sets, states)
         if exchange is not None:
             rank, world_size = exchange.rank, exchange.world
         if pack_tokens < 2 or window < 1 or not 0 <= rank < world_size:
@@ -203,7 +204,12 @@ class LabelDataset:
             *(column for layer in states for column in (layer, far_column(layer))),
             *(("meta",) if meta else ()),
         )
-        self.source = RowSource(parts=self.parts, columns=columns, vocab_map=vocab_map)
+        self.source = RowSource(
+            parts=self.parts,
+            columns=columns,
+            vocab_map=vocab_map,
+            bases=bases_to_decode(sets, states) if states else (),
+        )
         self.loader = WindowLoader(
             source=self.source,
             packing=Packing(budget=pack_tokens, padded=padded, seed=seed),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from schemas.file_names import is_state_column
 from schemas.remote import FETCH_THREADS
 from trainer.data.mixture import Part
+from trainer.data.stored_states import Bases, as_half
 from trainer.data.vocab_map import VocabMap
 from trainer.data.wait_for_store import wait_for_store
 from trainer.data.window import SET_NUMBER, drop_unlabeled, require_layout
@@ -27,11 +28,14 @@ class RowSource:
         parts: the sets.
         columns: the columns of the rows that are trained on.
         vocab_map: from the teacher's ids to the student's, where they differ.
+        bases: of each set, those of the layers whose codes `read` makes float16; see
+            `trainer.data.stored_states`.
     """
 
     parts: tuple[Part, ...]
     columns: tuple[str, ...]
     vocab_map: VocabMap | None = None
+    bases: tuple[Bases, ...] = ()
 
     @property
     def numbered(self) -> bool:
@@ -69,6 +73,8 @@ class RowSource:
             LabelSetError: the row group is missing or damaged, or the store does not answer.
         """
         table = self._read(group, self.columns, verify=True)
+        if self.bases:
+            table = as_half(table, self.bases[group[0]])
         if self.numbered:
             table = table.append_column(SET_NUMBER, pa.repeat(int(group[0]), table.num_rows))
         return table

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from schemas import LabelSet
 from trainer.data.collate import Batch
-from trainer.data.stored_states import require_states
+from trainer.data.stored_states import mixes_codecs, require_states
 from trainer.ops import TeacherHead
 
 
@@ -69,7 +69,7 @@ def open_states(
     bases = []
     for layer in layers:
         of_sets = [found for labels in sets if (found := labels.basis(layer)) is not None]
-        if not of_sets:
+        if not of_sets or mixes_codecs(sets):  # `as_half` has decoded the others
             return TeacherStates(layers=layers, width=record.dimensions, bases=None)
         if all(np.array_equal(of_sets[0].synthesis, b.synthesis) for b in of_sets[1:]) and all(
             (of_sets[0].step, *of_sets[0].mean) == (b.step, *b.mean) for b in of_sets[1:]
