@@ -21,6 +21,7 @@ from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.export.export_config import ExportConfig
 from trainer.report.report_config import ReportConfig
+from trainer.rounds.rounds_config import RoundsConfig
 from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.sweep_config import SweepConfig
 from trainer.train.train_config import TrainConfig
@@ -96,7 +97,8 @@ def evaluate(
     are reused.
 
     `--tasks` also runs lm-evaluation-harness, and prints what the students keep of the teacher's
-    results. `--answers` compares students' answers with the teacher's.
+    results. `--answers` compares students' answers with the teacher's. Both run without `--labels`,
+    too.
 
     Example: `trainer evaluate --labels HELDOUT --model STUDENT --model RUN/final --out eval.json
     --by meta.lang --teacher TEACHER --tasks mytask.yaml,arc_easy`
@@ -142,6 +144,29 @@ def report(config: ReportConfig) -> int:
     from trainer.report.build_report import report as run
 
     return run(config)
+
+
+@app.command(name="rounds")
+def rounds_(file: Path, *, config: RoundsConfig) -> int:
+    """Let a student learn from the teacher's labels of its own answers, round after round.
+
+    In each round the student answers prompts (vLLM), degenerate answers are filtered out, the
+    teacher labels the others, with the ids that the student finds likely beside its own, and the
+    student is trained on them, on older rounds and on off-policy labels. It is measured on its
+    answers to prompts that are kept apart: the rounds end when that KL falls no more. Teacher and
+    student are never in memory together. Rounds can be killed at any moment: the same command goes
+    on.
+
+    Example: `trainer rounds rounds.yaml --out ROUNDS --dry-run`
+
+    Args:
+        file: YAML file with `teacher`, `student`, `prompts`, the numbers of rounds and prompts, and
+            flags for each step: `generate`, `score` (of `labeler label`), `filter` (of `labeler
+            curate`) and `train` (of `trainer train`). docs/rounds.md has all keys.
+    """
+    from trainer.rounds.run_rounds import rounds as run
+
+    return run(file, config)
 
 
 @app.command

@@ -1,0 +1,80 @@
+"""Run the commands of a round as processes: their output passes through, and signals reach them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from schemas import SoftshardsError
+from trainer.child_process import lifeline
+from trainer.console import message_console
+from trainer.rounds.command_steps import Step
+from trainer.train.signals import catch_signals
+
+CHILD = "trainer.child_process"
+POLL_SECONDS = 0.2
+
+
+class StepStopped(Exception):
+    """A step ended without its work.
+
+    Attributes:
+        code: the exit code to end with: the step's, or 128 + n after signal n.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit code {code}")
+        self.code = code
+
+
+def run_step(step: Step, python: Path) -> float:
+    """Run a command to its end and return the seconds that it took.
+
+    It ends with this process, even if that is killed. SIGINT and SIGTERM are passed on once, so
+    that the command saves its work.
+
+    Args:
+        step: the command.
+        python: of the environment that has it.
+
+    Raises:
+        StepStopped: it failed, or a signal ended it.
+        SoftshardsError: there is no such Python.
+    """
+    arguments = step.command()
+    message_console().print(f"\n== {step.name}: {step.program} {' '.join(arguments)}")
+    started = time.monotonic()
+    with lifeline() as standard_input, catch_signals() as caught:
+        try:
+            process = subprocess.Popen(
+                [str(python), "-m", CHILD, step.program, *arguments],
+                stdin=standard_input,
+                stdout=sys.stderr.fileno(),
+                start_new_session=True,  # Ctrl-C is for the rounds, which pass it on once
+            )
+        except OSError as error:
+            raise SoftshardsError(
+                f"it cannot be started: {error}", path=python, hint="correct --labeler-python"
+            ) from error
+        told = False
+        while True:
+            try:
+                code = process.wait(POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                if caught and not told:
+                    process.send_signal(caught[0])
+                    told = True
+        if caught:
+            raise StepStopped(128 + caught[0])
+    if code:
+        raise StepStopped(128 - code if code < 0 else code)
+    return time.monotonic() - started
+
+
+def is_interruption(code: int) -> bool:
+    """Return whether an exit code tells of SIGINT or SIGTERM."""
+    return code in (128 + signal.SIGINT, 128 + signal.SIGTERM)
