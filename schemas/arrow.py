@@ -9,6 +9,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.tempered_tails import TEMPERED_TAILS
 from schemas.version import PLAIN_1
 
 SPAN_KINDS = ("text", "answer", "thinking", "tool_call", "prompt")
@@ -41,7 +42,7 @@ def id_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
 
 
-def row_schema(vocab_size: int, codec: str = PLAIN_1) -> pa.Schema:
+def row_schema(vocab_size: int, codec: str = PLAIN_1, *, tempered: bool = False) -> pa.Schema:
     """Return the schema of a shard, one sequence per row.
 
     Codecs differ in how they store the top-k; `LabelSet` returns the plain columns of either.
@@ -49,6 +50,7 @@ def row_schema(vocab_size: int, codec: str = PLAIN_1) -> pa.Schema:
     Args:
         vocab_size: number of the teacher's real token ids.
         codec: the codec of the shard.
+        tempered: the set has tails at further temperatures (`Identity.label_temperatures`).
     """
     required = {
         "id": pa.string(),
@@ -82,7 +84,12 @@ def row_schema(vocab_size: int, codec: str = PLAIN_1) -> pa.Schema:
     }
     fields = {name: pa.field(name, kind, nullable=False) for name, kind in required.items()}
     fields |= {name: pa.field(name, kind) for name, kind in nullable.items()}
-    return pa.schema([fields[name] for name in _column_order(codec)])
+    stored = [fields[name] for name in _column_order(codec)]
+    return pa.schema([*stored, TEMPERED_FIELD] if tempered else stored)
+
+
+TEMPERED_FIELD = pa.field(TEMPERED_TAILS, pa.list_(pa.list_(pa.float16())), nullable=False)
+"""Last column of a shard with tails at further temperatures."""
 
 
 def _topk_fields(vocab_size: int, codec: str) -> dict[str, pa.DataType]:
@@ -137,6 +144,9 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 """`plan.parquet`: one row group per work unit, each row rendered to token ids."""
+
+ASKED = pa.field("asked_ids", pa.list_(pa.list_(pa.int32())), nullable=False)
+"""Last column of a plan whose input names ids (`--ids-from`): a list of them for each label."""
 
 REJECT_SCHEMA = pa.schema(
     [

@@ -14,6 +14,7 @@ from schemas.arrow import id_type
 from schemas.arrow_alloc import Scalar, as_arrow, as_numpy, converted
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.state_codec import decode_stored, label_offsets, stored_layers
+from schemas.tempered_tails import TEMPERED_TAILS
 
 PAD_ID = -1
 """Fills `topk_ids` past the end of shorter lists; its logprob is -inf."""
@@ -37,6 +38,8 @@ class Labels:
         sample_ids: int32 [n, m], the ids drawn from the full distribution, in ascending order,
             PAD_ID past the end of a shorter list; or None.
         sample_counts: int32 [n, m], the count of each drawn id, 0 at PAD_ID; or None.
+        tempered_tails: float32 [n, temperatures], the tail at further temperatures, over the same
+            ids; or None.
         states: [n, layers, d], hidden states, or None. From an engine, float32. From `decode`, what
             is stored: float16, or codes in the bases of the set (`schemas.state_codec`).
     """
@@ -49,6 +52,7 @@ class Labels:
     log_normalizer: NDArray[np.float32] | None = None
     sample_ids: NDArray[np.int32] | None = None
     sample_counts: NDArray[np.int32] | None = None
+    tempered_tails: NDArray[np.float32] | None = None
     states: NDArray[Any] | None = None
 
     def __len__(self) -> int:
@@ -116,6 +120,7 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
         "entropy": _nullable([labels.entropy for labels in rows], np.float16),
         "log_normalizer": _nullable([labels.log_normalizer for labels in rows], np.float32),
         **_encoded_draws(rows, vocab_size),
+        **_encoded_tails(rows, offsets),
     }
 
 
@@ -146,6 +151,7 @@ def decode(table: pa.Table) -> DecodedLabels:
         ),
         sample_ids=sample_ids,
         sample_counts=sample_counts,
+        tempered_tails=_decoded_tails(table, outer),
         states=_stored_states(table, outer),
     )
     return DecodedLabels(labels=labels, offsets=outer)
@@ -219,6 +225,30 @@ def _decoded_draws(
         _padded(converted(ids, np.int32), lengths, PAD_ID),
         _padded(converted(counts, np.int32), lengths, 0),
     )
+
+
+def _encoded_tails(rows: Sequence[Labels], offsets: NDArray[np.int32]) -> dict[str, pa.ListArray]:
+    """Return the column `TEMPERED_TAILS`, if a row has such tails; other rows' are empty."""
+    tails = [row.tempered_tails for row in rows]
+    if all(each is None for each in tails):
+        return {}
+    widths = [np.full(len(r), 0 if t is None else t.shape[1]) for r, t in zip(rows, tails)]
+    inner = _offsets(np.concatenate([*widths, np.empty(0, np.int64)]))
+    values = _joined([t.ravel() for t in tails if t is not None], np.float16)
+    if np.isnan(values).any():
+        raise ValueError(f"{TEMPERED_TAILS} holds NaN")
+    return {TEMPERED_TAILS: _lists(offsets, _lists(inner, as_arrow(values)))}
+
+
+def _decoded_tails(table: pa.Table, expected: NDArray[np.int64]) -> NDArray[np.float32] | None:
+    """Decode the column `TEMPERED_TAILS`; None where the table has none."""
+    if TEMPERED_TAILS not in table.column_names or not table.num_rows:
+        return None
+    outer, inner, values = _nested(table, TEMPERED_TAILS)
+    lengths = np.diff(inner)
+    if not np.array_equal(outer, expected) or (lengths != lengths[:1]).any():
+        raise ValueError(f"topk_ids and {TEMPERED_TAILS} differ in the number of positions")
+    return widen(values).reshape(len(lengths), -1) if len(values) else None
 
 
 def _stored_states(table: pa.Table, expected: NDArray[np.int64]) -> NDArray[Any] | None:

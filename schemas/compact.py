@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
 from schemas.arrow_alloc import as_arrow, as_numpy, converted, empty
 from schemas.arrow_lists import list_offsets, one_array
-from schemas.version import COMPACT_1
+from schemas.tempered_tails import TEMPERED_TAILS
+from schemas.version import COMPACT_1, PLAIN_1
 
 STEPS = ((0.0, 1 / 64), (4.0, 1 / 32), (6.0, 1 / 16))
 """(from, step): a logprob -x with x >= `from` is rounded to a multiple of `step`, in nats."""
@@ -156,7 +157,7 @@ def pack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
         "topk_deep": deep,
         "topk_floor": _lists(rows, floor),
     }
-    return _replaced(table, TOPK_COLUMNS, columns, row_schema(len(order), COMPACT_1))
+    return _replaced(table, TOPK_COLUMNS, columns, _schema_of(table, len(order), COMPACT_1))
 
 
 def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
@@ -195,7 +196,7 @@ def unpack(table: pa.Table, order: NDArray[np.int32]) -> pa.Table:
         "topk_ids": _nested(rows, inner, as_arrow(ids)),
         "topk_logprobs": _nested(rows, inner, as_arrow(logprobs)),
     }
-    return _replaced(table, COMPACT_COLUMNS, columns, row_schema(len(order)))
+    return _replaced(table, COMPACT_COLUMNS, columns, _schema_of(table, len(order), PLAIN_1))
 
 
 def _decoded(
@@ -361,6 +362,11 @@ def _lists(offsets: NDArray[np.int64], values: NDArray[np.int64]) -> pa.Array:
 def _nested(rows: NDArray[np.int64], inner: NDArray[np.int64], values: pa.Array) -> pa.Array:
     lists = pa.ListArray.from_arrays(as_arrow(inner.astype(np.int32)), values)
     return pa.ListArray.from_arrays(as_arrow(rows.astype(np.int32)), lists)
+
+
+def _schema_of(table: pa.Table, vocab_size: int, codec: str) -> pa.Schema:
+    """Return the schema of a table in another codec."""
+    return row_schema(vocab_size, codec, tempered=TEMPERED_TAILS in table.column_names)
 
 
 def _replaced(

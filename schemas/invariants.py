@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS, row_schema
 from schemas.arrow_alloc import as_numpy
-from schemas.codec import DRAW_COLUMNS, PAD_ID, DecodedLabels, bucketed_entropy, decode
+from schemas.codec import (
+    DRAW_COLUMNS,
+    PAD_ID,
+    DecodedLabels,
+    Labels,
+    bucketed_entropy,
+    decode,
+)
 from schemas.draws import misfits
 from schemas.findings import Finding
 from schemas.labeled_spans import span_problem
@@ -32,6 +39,8 @@ def validate_table(
     k: int,
     codec: str = PLAIN_1,
     draws: int | None = None,
+    temperatures: int = 0,
+    asked: int = 0,
 ) -> Iterator[Finding]:
     """Yield one finding per broken invariant of docs/format.md, with the first place it breaks at.
 
@@ -41,8 +50,11 @@ def validate_table(
         k: largest number of top logprobs per position.
         codec: codec that the rows were stored in, for its rounding.
         draws: ids drawn per position; None for a set without sampled labels.
+        temperatures: tails per position at further temperatures.
+        asked: most ids per position after the top k, which the input asked for.
     """
-    if not table.schema.remove_metadata().equals(row_schema(vocab_size)):
+    expected = row_schema(vocab_size, tempered=temperatures > 0)
+    if not table.schema.remove_metadata().equals(expected):
         yield Finding(kind="schema", what="the schema is not that of format version 1")
         return
     try:
@@ -57,7 +69,8 @@ def validate_table(
         return  # the positions of the labels are unknown
     yield from _student_context(table, keys, vocab_size)
     places = label_places(table, decoded)
-    yield from _label_values(table, decoded, keys, places, vocab_size, k, codec)
+    yield from _tempered(decoded.labels, temperatures, keys, places)
+    yield from _label_values(table, decoded, keys, places, vocab_size, k, asked, codec)
     yield from _drawn(table, decoded, keys, places, vocab_size, draws, codec)
 
 
@@ -120,6 +133,7 @@ def _label_values(
     places: LabelPlaces,
     vocab_size: int,
     k: int,
+    asked: int,
     codec: str,
 ) -> Iterator[Finding]:
     labels = decoded.labels
@@ -127,8 +141,9 @@ def _label_values(
     ids, logs = labels.topk_ids, labels.topk_logprobs.astype(np.float64)
     tail, token = labels.tail_logprob.astype(np.float64), labels.token_logprob.astype(np.float64)
     real = ids != PAD_ID
-    if ids.shape[1] > k:
-        yield Finding(kind="label", what=f"{ids.shape[1]} ids per position, more than k = {k}")
+    if ids.shape[1] > k + asked:
+        what = f"{ids.shape[1]} ids per position, more than k = {k}"
+        yield Finding(kind="label", what=f"{what} and {asked} asked ones" if asked else what)
     columns = [
         *((logs, "topk_logprobs"), (tail, "tail_logprob"), (token, "token_logprob")),
         *((labels.entropy, "entropy"), (labels.log_normalizer, "log_normalizer")),
@@ -159,8 +174,23 @@ def _label_values(
             least = bucketed_entropy(labels)
             low = labels.entropy < least - 0.02 - 0.02 * least - 2 * bound
         yield from broken("the entropy is below that of top-k and tail", low)
-    yield from _token_values(decoded, places, broken, slack)
+    yield from _token_values(decoded, places, broken, slack, k)
     yield from _means(table, decoded, keys, bound)
+
+
+def _tempered(
+    labels: Labels, temperatures: int, keys: list[Key], places: LabelPlaces
+) -> Iterator[Finding]:
+    """Check the tails at further temperatures."""
+    tails = labels.tempered_tails
+    found = 0 if tails is None else tails.shape[1]
+    if found != temperatures and len(labels):
+        yield Finding(
+            kind="label", what=f"{found} tails at further temperatures, expected {temperatures}"
+        )
+    elif tails is not None:
+        wrong = np.asarray(~np.all(tails <= 0, axis=1))
+        yield from _broken("a tail at a temperature is above zero", wrong, keys=keys, places=places)
 
 
 def _drawn(
@@ -192,6 +222,7 @@ def _token_values(
     places: LabelPlaces,
     broken: Callable[..., Iterator[Finding]],
     slack: NDArray[np.float64],
+    k: int,
 ) -> Iterator[Finding]:
     """Check labels against the actual token; report labels of a different position as shifted."""
     labels = decoded.labels
@@ -206,8 +237,8 @@ def _token_values(
     allowed = error + np.where(hit, slack, 0.0).sum(axis=1)
     with np.errstate(invalid="ignore"):  # -inf less -inf
         differs = inside & (stored != token) & ~(np.abs(stored - token) <= allowed)
-    smallest = np.where(real, logs, np.inf).min(axis=1, initial=np.inf)
-    last = np.where(real, slack, 0.0).max(axis=1, initial=0.0)
+    smallest = np.where(real, logs, np.inf)[:, :k].min(axis=1, initial=np.inf)
+    last = np.where(real, slack, 0.0)[:, :k].max(axis=1, initial=0.0)
     too_likely = ~inside & (token > smallest + error + last)
     above_tail = ~inside & (token > tail + 2 * error)
     wrong = differs | too_likely | above_tail

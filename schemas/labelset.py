@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.arrow import COLUMN_ORDER
 from schemas.errors import LabelSetError, first_line, naming
 from schemas.file_names import HEAD_FILE, TOKENIZER, basis_name
 from schemas.fingerprint import sha256_bytes, tokenizer_digest
@@ -24,6 +23,7 @@ from schemas.remote_metadata import copy_entry, copy_journal, copy_metadata, cop
 from schemas.row_group import RowGroup
 from schemas.row_groups import RowGroups
 from schemas.set_paths import set_file
+from schemas.shard import identity_schema
 from schemas.shard_reader import ShardReader
 from schemas.state_codec import StateBasis
 from schemas.stored_head import StoredHead, checked_file, read_basis, read_head
@@ -184,6 +184,11 @@ class LabelSet:
         return entry
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The plain columns of its rows, without hidden states."""
+        return tuple(identity_schema(self.manifest.identity).names)
+
+    @property
     def tokenizer_dir(self) -> Path:
         """Folder of the teacher's tokenizer files."""
         return self.path / TOKENIZER
@@ -204,7 +209,7 @@ class LabelSet:
         Raises:
             LabelSetError: the shard is missing, truncated, altered, or from a different set.
         """
-        names = COLUMN_ORDER if columns is None else columns
+        names = self.columns if columns is None else columns
         with self.reader.open(group, "full" if verify else "none") as opened:
             return opened.read(names)
 

@@ -12,17 +12,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from polars.io.plugins import register_io_source
 
-from schemas.arrow import COLUMN_ORDER, row_schema
 from schemas.arrow_alloc import as_arrow
 from schemas.codec import DRAW_COLUMNS, LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from schemas.hidden_part import state_columns
 from schemas.labelset import LabelSet, open_label_set
 from schemas.polars_ext import FACTS
 from schemas.set_facts import facts_of
+from schemas.shard import identity_schema
 from schemas.shard_reader import OpenGroup, Verify
 from schemas.state_codec import decode_states, label_offsets
+from schemas.tempered_tails import TEMPERED_TAILS
 
-LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS}
+LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS, TEMPERED_TAILS}
 """Columns that are read after the rows are filtered on the other columns."""
 
 
@@ -60,7 +61,7 @@ def scan(
     """
     labels = open_label_set(path, allow_partial=allow_partial, storage_options=storage_options)
     identity = labels.manifest.identity
-    empty = pl.from_arrow(row_schema(identity.vocab_size).empty_table())
+    empty = pl.from_arrow(identity_schema(identity).empty_table())
     schema = dict(pl.DataFrame(empty).schema)
     if labels.states is not None:
         vectors = pl.List(pl.Array(pl.Float32, labels.states.dimensions))
@@ -90,7 +91,7 @@ def _source(labels: LabelSet, verify: Verify) -> Source:
         n_rows: int | None,
         batch_size: int | None,
     ) -> Iterator[pl.DataFrame]:
-        wanted = with_columns or ([*COLUMN_ORDER] if with_columns is None else ["id"])
+        wanted = with_columns or ([*labels.columns] if with_columns is None else ["id"])
         if with_columns is None and labels.states is not None:
             wanted += labels.states.layers
         conditions = [] if predicate is None else _conjuncts(predicate)

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from schemas.asked_ids import ASKED, asked_count
 from schemas.atomic import write_atomic
 from schemas.errors import IdentityError, LabelSetError
 from schemas.file_names import (
@@ -93,6 +94,9 @@ class Sampling(LateFields):
     structured: dict[str, Any] | None = None
 
 
+Temperature = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+
+
 class Identity(LateFields):
     """The settings that decide what the labels are. Sets of equal identity may be joined.
 
@@ -121,11 +125,14 @@ class Identity(LateFields):
         engine_args: engine arguments that can change labels.
         template_time: the time that the chat template prints, if it prints one.
         states: layers and codec of hidden states (`StatesRecord.identity`), if any are stored.
+        ids_from: COLUMN:N, the input's column of ids that were labeled beside the top k, and how
+            many per position, at most.
+        label_temperatures: temperatures besides 1 at which the tail is stored.
     """
 
     late: ClassVar[tuple[str, ...]] = (
         *("top_p_labels", "min_k", "draws", "spans", "rendering", "engine_args"),
-        *("template_time", "states"),
+        *("template_time", "states", "ids_from", "label_temperatures"),
     )
 
     weights: str
@@ -150,6 +157,13 @@ class Identity(LateFields):
     engine_args: dict[str, Any] | None = None
     template_time: str | None = None
     states: str | None = None
+    ids_from: Annotated[str, Field(pattern=ASKED)] | None = None
+    label_temperatures: Annotated[tuple[Temperature, ...], Field(max_length=16)] | None = None
+
+    @property
+    def width(self) -> int:
+        """Most ids per position: the top k, and the ones that the input asked for."""
+        return self.k + asked_count(self.ids_from)
 
     @property
     def digest(self) -> str:

@@ -11,12 +11,13 @@ append. Old row groups keep their place, so a unit has the same number in all of
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.arrow import PLAN_SCHEMA, parquet_options
+from schemas.arrow import ASKED, PLAN_SCHEMA, parquet_options
 from schemas.atomic import atomic_path
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import is_plan
@@ -30,12 +31,14 @@ PLAN = "plan.parquet"
 
 def write_plan(directory: Path, units: Iterable[pa.Table], name: str = PLAN) -> FileDigest:
     """Write a plan, one row group per unit; only one unit is in memory at a time."""
-    options = parquet_options(PLAN_SCHEMA, dictionary=["source", "parent_id"])
+    rest = iter(units)
+    first = next(rest, PLAN_SCHEMA.empty_table())
+    options = parquet_options(first.schema, dictionary=["source", "parent_id"])
     with (
         atomic_path(directory / name) as tmp,
-        pq.ParquetWriter(tmp, PLAN_SCHEMA, **options) as writer,
+        pq.ParquetWriter(tmp, first.schema, **options) as writer,
     ):
-        for unit in units:
+        for unit in chain([first] if first.num_rows else [], rest):
             writer.write_table(unit, row_group_size=max(1, unit.num_rows))
     return FileDigest(path=name, sha256=sha256_file(directory / name))
 
@@ -57,7 +60,7 @@ def open_plan(directory: Path, expected: FileDigest | None) -> pq.ParquetFile:
         )
     try:
         with checked_parquet(path) as file:
-            if not file.schema_arrow.remove_metadata().equals(PLAN_SCHEMA):
+            if file.schema_arrow.remove_metadata() not in (PLAN_SCHEMA, PLAN_SCHEMA.append(ASKED)):
                 raise ValueError("its columns differ")
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (ValueError, pa.ArrowException, OSError) as error:

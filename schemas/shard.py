@@ -26,6 +26,12 @@ ORDER = "topk_order"
 """Key of a compact shard's order of ids in the footer's JSON object."""
 
 
+def identity_schema(identity: Identity, codec: str = PLAIN_1) -> pa.Schema:
+    """Return the schema of the shards of a set."""
+    tempered = bool(identity.label_temperatures)
+    return row_schema(identity.vocab_size, codec, tempered=tempered)
+
+
 def footer_metadata(
     identity: Identity,
     *,
@@ -90,7 +96,7 @@ def write_shard(
     metadata = footer_metadata(
         identity, unit=unit, tail_source=tail_source, entropy_source=entropy_source, order=order
     )
-    schema = row_schema(identity.vocab_size, codec).with_metadata(metadata)
+    schema = identity_schema(identity, codec).with_metadata(metadata)
     places = stored_order(metadata)
     with atomic_path(path) as tmp:
         with shard_writer(tmp, schema) as writer:
@@ -219,6 +225,6 @@ def check_footer(metadata: pq.FileMetaData, manifest: Manifest, path: Path | str
     for name in ("tail_source", "entropy_source"):
         if not isinstance(found.get(name), str):
             raise ValueError(f"the footer has no {name}")
-    schema = row_schema(manifest.identity.vocab_size, manifest.codec)
+    schema = identity_schema(manifest.identity, manifest.codec)
     if not metadata.schema.to_arrow_schema().remove_metadata().equals(schema):
         raise ValueError("the schema is not that of format version 1")

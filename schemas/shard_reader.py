@@ -114,7 +114,7 @@ class ShardReader:
                 _require_hash(data, group.bytes, f"row group {group.index}", path)
             order = self._order(group, footer)
         identity = self.manifest.identity
-        widest = identity.k, identity.draws or 0
+        widest = identity.width, identity.draws or 0
         yield OpenGroup(
             path, shard.parquet, group, footer, content, order, widest, verify, self.hidden
         )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from schemas.arrow import KEY_COLUMNS, REJECT_SCHEMA
 from schemas.arrow_alloc import as_numpy
+from schemas.asked_ids import asked_count
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import JOURNAL, hidden_name
 from schemas.findings import Finding
@@ -95,6 +96,8 @@ def examine(
                     k=identity.k,
                     codec=manifest.codec,
                     draws=identity.draws,
+                    temperatures=len(identity.label_temperatures or ()),
+                    asked=asked_count(identity.ids_from),
                 )
             )
         except Exception as error:  # rows that no writer makes may break any of the checks

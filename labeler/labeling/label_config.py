@@ -79,12 +79,16 @@ class LabelConfig(
                 raise SoftshardsError(f"--{flag} is {value}; it must be at least 1")
         if not 0 <= self.draws < 1 << 16:
             raise SoftshardsError(f"--draws is {self.draws}; it must be from 0 to 65535")
-        if self.draws and (self.engine == "served" or self.capture == "public"):
+        needing = self.needs_tensors
+        if needing and (self.engine == "served" or self.capture == "public"):
+            needed = "states" if needing == "--states" else "full distribution"
             raise SoftshardsError(
-                "--draws needs the teacher's full distribution, which neither a server nor "
-                "--capture public gives",
+                f"{needing} needs the teacher's {needed}, which neither a server nor --capture "
+                "public gives",
                 hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
+        if self.ids_from is not None:
+            self._require_asked()
         if self.states is not None:
             self._require_states()
         self._require_sampling()
@@ -116,23 +120,41 @@ class LabelConfig(
                 hint="raise --max-length or lower --max-tokens",
             )
 
+    @property
+    def needs_tensors(self) -> str | None:
+        """A flag that only an engine with the teacher's full distribution can follow."""
+        asked = {
+            "--draws": self.draws,
+            "--ids-from": self.ids_from,
+            "--label-temperatures": self.label_temperatures,
+            "--states": self.states,
+        }
+        return next((flag for flag, value in asked.items() if value), None)
+
+    def _require_asked(self) -> None:
+        """Refuse --ids-from where no engine can follow it."""
+        if self.mode == "generate":
+            raise SoftshardsError(
+                "--ids-from names ids for tokens that are there, and --mode generate makes them",
+                hint="generate first, then label that label set with --mode score --ids-from",
+            )
+        if self.top_p_labels < 1:
+            raise SoftshardsError(
+                "--ids-from keeps ids that are not likely, and --top-p-labels drops them",
+                hint="leave one of the two out",
+            )
+
     def _require_states(self) -> None:
         """Refuse --states where no engine can follow it, and names that are none."""
         if not self.state_layers:
             raise SoftshardsError(
-                f"--states is {self.states!r}; it must be `final`, numbers of layers, or several of "
-                "them with commas: `final,12`"
+                f"--states is {self.states!r}; it must be `final`, numbers of layers, or several "
+                "of them with commas: `final,12`"
             )
         if not (self.state_kl == 0 or SMALLEST_STATE_KL <= self.state_kl < math.inf):
             raise SoftshardsError(
                 f"--state-kl is {self.state_kl:g}; it must be 0 or at least {SMALLEST_STATE_KL:g}",
                 hint="0 stores float16, whose error is smaller than that",
-            )
-        if self.engine == "served" or self.capture == "public":
-            raise SoftshardsError(
-                "--states needs what the teacher computes inside, which neither a server nor "
-                "--capture public gives",
-                hint="run vLLM in this process with --capture auto, or --engine transformers",
             )
 
     def _require_sampling(self) -> None:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from schemas.asked_ids import read_ids_from
 from schemas.errors import SoftshardsError
+from schemas.tempered_tails import read_temperatures
 from schemas.urls import read_location
 
 if TYPE_CHECKING:
@@ -98,6 +100,23 @@ class StorageSettings:
     draws: Annotated[int, Parameter(group=LABELS), IDENTITY_IF_CHANGED] = 0
     """Also draw this many ids per position from the full distribution, beside the top k: sampled
     labels, for `trainer train --loss sampled=1`. 50 take about 30 bytes per position."""
+
+    ids_from: Annotated[
+        str | None, Parameter(group=LABELS, converter=read_ids_from), IDENTITY_IF_CHANGED
+    ] = None
+    """COLUMN:N. Also label the first N ids that this column of the input names for each label,
+    beside the top k; the tail is exact over the rest. To label the answers of a student again, with
+    the ids that it finds likely (for reverse KL and JSD): give its label set as the input, and
+    topk_ids:16 here. In other inputs, a list of lists beside token ids and spans."""
+
+    label_temperatures: Annotated[
+        tuple[float, ...],
+        Parameter(group=LABELS, converter=read_temperatures, n_tokens=1),
+        IDENTITY_IF_CHANGED,
+    ] = ()
+    """Also store the tail at these temperatures, such as 2,4: every loss over top k and tail is
+    then exact there, too (`trainer train --temperature 2`). 2 bytes per position and
+    temperature."""
 
     states: Annotated[str | None, Parameter(group=LABELS)] = None
     """Also store hidden states of the teacher at the labeled positions, and its head: `final`, what

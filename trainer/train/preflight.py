@@ -185,7 +185,7 @@ def check_memory(config: TrainConfig, plan: Plan) -> None:
 def _ids_per_label(part: Part, *, drawn: bool) -> int:
     """Return the most ids that the head is asked for per label."""
     identity = part.labels.manifest.identity
-    return identity.k + ((identity.draws or 0) if drawn else 0)
+    return identity.width + ((identity.draws or 0) if drawn else 0)
 
 
 def _available(memory_gb: float | None, device: torch.device, student: Student) -> int:
@@ -205,7 +205,7 @@ def _window_bytes(parts: tuple[Part, ...], window: int, world: int, *, layers: i
     """
     of_states = 2 * layers * state_width(parts)
     sizes = [
-        group.labels * (8 * part.labels.manifest.identity.k + 16 + of_states)
+        group.labels * (8 * part.labels.manifest.identity.width + 16 + of_states)
         for part in parts
         for group in part.labels.row_groups
     ]

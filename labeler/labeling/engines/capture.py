@@ -102,9 +102,10 @@ def labels_from_tensors(
 
     Args:
         ids: [n, 1 + k + draws], the actual token first, drawn ids last.
-        values: [n, 1 + k + 3], its logprob, the top-k logprobs, then tail, entropy, normalizer.
+        values: [n, 1 + k + 3 + temperatures], its logprob, the ids' logprobs, then tail, entropy,
+            normalizer and the tails at further temperatures.
         tokens: [n] the tokens that the sequence has at these positions.
-        k: ids per position.
+        k: ids per position, asked ones included.
         vocab_size: number of real token ids.
 
     Raises:
@@ -121,6 +122,7 @@ def labels_from_tensors(
         log_normalizer=values[:, 3 + k],
         sample_ids=drawn[0],
         sample_counts=drawn[1],
+        tempered_tails=values[:, 4 + k :] if values.shape[1] > 4 + k else None,
     )
 
 
@@ -159,25 +161,64 @@ def _check_rows(
         raise CaptureError(f"the engine generated an id outside the tokenizer: {tokens.max()}")
 
 
-def nucleus(labels: Labels, *, mass: float, min_k: int) -> Labels:
+def nucleus(
+    labels: Labels, *, mass: float, min_k: int, temperatures: Sequence[float] = ()
+) -> Labels:
     """Keep the most likely ids that hold `mass`, at least `min_k`; move the rest to the tail.
 
-    Shorter lists end in PAD_ID. The id that crosses the mass is kept (Holtzman et al. 2020).
+    The id that crosses the mass is kept (Holtzman et al. 2020), and shorter lists end in PAD_ID.
+    Tails at `temperatures`, if there are any, follow.
     """
     probabilities = np.exp(labels.topk_logprobs.astype(np.float64))
     before = np.cumsum(probabilities, axis=1) - probabilities
     keep = (before < mass) | (np.arange(probabilities.shape[1]) < min_k)
-    keep &= labels.topk_ids != PAD_ID
-    cut = np.where(keep, 0.0, probabilities).sum(axis=1)
-    with np.errstate(divide="ignore"):  # log 0 is -inf: nothing was cut, or there was no tail
-        tail = np.logaddexp(labels.tail_logprob.astype(np.float64), np.log(cut))
+    return _cut(labels, keep, temperatures)
+
+
+def without_asked(labels: Labels, k: int) -> Labels:
+    """Return labels without the ids after the top k, which were asked for; the tail has them."""
+    shape = labels.topk_ids.shape
+    return _cut(labels, np.broadcast_to(np.arange(shape[1]) < k, shape))
+
+
+def _cut(
+    labels: Labels, keep: NDArray[np.bool_], temperatures: Sequence[float] | None = None
+) -> Labels:
+    """Keep the first ids of each list, a mask [n, k]; move the mass of the rest to the tails.
+
+    Without `temperatures`, tails at further temperatures are dropped.
+    """
+    keep = keep & (labels.topk_ids != PAD_ID)
+    logs = labels.topk_logprobs.astype(np.float64)
+    tail = _larger_tail(labels.tail_logprob, logs, keep)
+    tempered = None
+    if labels.tempered_tails is not None and temperatures is not None:
+        columns = []
+        for temperature, known in zip(temperatures, labels.tempered_tails.T, strict=True):
+            scaled = logs / temperature
+            with np.errstate(divide="ignore"):
+                shift = np.log(-np.expm1(known.astype(np.float64)))
+            scaled += (shift - np.logaddexp.reduce(scaled, axis=1))[:, None]
+            columns.append(_larger_tail(known, scaled, keep))
+        tempered = np.stack(columns, 1).astype(np.float32)
     widest = int(keep.sum(axis=1).max(initial=1))
     return dataclasses.replace(
         labels,
         topk_ids=np.where(keep, labels.topk_ids, np.int32(PAD_ID))[:, :widest],
         topk_logprobs=np.where(keep, labels.topk_logprobs, np.float32(-np.inf))[:, :widest],
         tail_logprob=tail.astype(np.float32),
+        tempered_tails=tempered,
     )
+
+
+def _larger_tail(
+    tail: NDArray[np.floating], logs: NDArray[np.float64], keep: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return the log of a tail [n] and of the ids [n, k] that are not kept."""
+    cut = np.where(keep, 0.0, np.exp(logs)).sum(axis=1)
+    with np.errstate(divide="ignore"):  # log 0 is -inf: nothing was cut, or there was no tail
+        larger: NDArray[np.float64] = np.logaddexp(tail.astype(np.float64), np.log(cut))
+    return larger
 
 
 def drop_padding(

@@ -22,6 +22,7 @@ class Request:
         input_ids: the sequence (score) or the prompt (generate).
         spans: where labels are wanted (score only).
         seed: seed of its generation.
+        asked: ids to label beside the most likely ones, a list for each label (score only).
     """
 
     index: int
@@ -29,6 +30,7 @@ class Request:
     input_ids: list[int]
     spans: tuple[Span, ...]
     seed: int
+    asked: list[list[int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

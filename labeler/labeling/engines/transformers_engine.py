@@ -23,7 +23,7 @@ from labeler.labeling.engines.label_rows import draw, uniform
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.teacher.engine_limits import REFERENCE_CHUNK
 from labeler.labeling.teacher.teacher import Teacher
-from schemas import Labels, Sampling, SoftshardsError
+from schemas import PAD_ID, Labels, Sampling, SoftshardsError
 from schemas.draws import count_draws
 from schemas.errors import first_line
 from schemas.file_names import FINAL
@@ -49,6 +49,8 @@ class TransformersEngine:
         k: int,
         sampling: Sampling | None,
         draws: int = 0,
+        asked: int = 0,
+        temperatures: Sequence[float] = (),
         states: Sequence[str] = (),
     ) -> None:
         if sampling is not None and sampling.structured:
@@ -57,6 +59,7 @@ class TransformersEngine:
                 hint="leave out --structured, or pass --engine vllm",
             )
         self._teacher, self._k, self._sampling, self._draws = teacher, k, sampling, draws
+        self._asked, self._temperatures = asked, tuple(temperatures)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -135,13 +138,24 @@ class TransformersEngine:
         where = torch.from_numpy(positions(spans)).to(self._device)
         tokens = torch.tensor(ids, device=self._device)
         vocab_size = self._teacher.vocab_size
-        parts, drawn, states = [], [], []
+        parts: list[Labels] = []
+        drawn, states = [], []
         with _body_run_once(self._model):
             for chunk in torch.split(where, REFERENCE_CHUNK):
                 # The distribution of the token at t is the output at t - 1.
                 output = self._model(tokens[None], logits_to_keep=chunk - 1, use_cache=False)
                 logits = output.logits[0].float()
-                parts.append(exact_labels(logits, tokens[chunk], k=self._k, vocab_size=vocab_size))
+                asked = _padded(request.asked, self._asked, len(parts) * REFERENCE_CHUNK, logits)
+                parts.append(
+                    exact_labels(
+                        logits,
+                        tokens[chunk],
+                        k=self._k,
+                        vocab_size=vocab_size,
+                        asked=asked,
+                        temperatures=self._temperatures,
+                    )
+                )
                 if self._states:
                     states.append(_numpy(self._states_at(chunk - 1)))
                 if self._draws:
@@ -266,7 +280,26 @@ def _widen_head(model: Any, dtype: torch.dtype) -> None:
     model.set_output_embeddings(head)
 
 
-def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_size: int) -> Labels:
+def _padded(
+    asked: list[list[int]] | None, width: int, first: int, logits: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the ids asked for at the positions of logits, int64 [n, width], padded with -1."""
+    if not width:
+        return None
+    lists = (asked or [])[first : first + len(logits)] or [[]] * len(logits)
+    rows = [[*ids, *[-1] * (width - len(ids))] for ids in lists]
+    return torch.tensor(rows, dtype=torch.int64, device=logits.device)
+
+
+def exact_labels(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    k: int,
+    vocab_size: int,
+    asked: torch.Tensor | None = None,
+    temperatures: Sequence[float] = (),
+) -> Labels:
     """Return labels from full logits: top-k of the real ids, exact tail, entropy and normalizer.
 
     Needs three times the memory of the logits, including them.
@@ -275,6 +308,8 @@ def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_si
         logits: float32 [n, V], of the labeled positions.
         tokens: int64 [n], the actual tokens.
         k: ids to keep; vocab_size: number of real ids, V or less.
+        asked: int64 [n, m], ids to keep beside them, padded with -1; or None.
+        temperatures: further temperatures to return the tail at.
 
     Raises:
         CaptureError: a logit is NaN.
@@ -285,9 +320,22 @@ def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_si
     logprobs = logits - normalizer[:, None]
     top, ids = logprobs[:, :vocab_size].topk(k, dim=-1)
     token = logprobs.gather(1, tokens[:, None])[:, 0]
+    if asked is not None:
+        twice = (asked[:, :, None] == ids[:, None, :]).any(dim=2) | (asked < 0)
+        more = logprobs.gather(1, asked.clamp_min(0)).masked_fill(twice, -torch.inf)
+        # Padding after ids that cannot occur: they have a logprob of -inf, too.
+        order = torch.argsort(more.masked_fill(~twice & more.isneginf(), -1e30), 1, descending=True)
+        ids = torch.cat([ids, asked.masked_fill(twice, PAD_ID).gather(1, order)], dim=1)
+        top = torch.cat([top, more.gather(1, order)], dim=1)
+    kept = ids.where(ids >= 0, ids[:, :1])
     p = logprobs.exp()
     entropy = torch.special.entr(p, out=p).sum(dim=-1)
-    tail = logprobs.scatter_(1, ids, -torch.inf).logsumexp(dim=-1)
+    del p
+    tempered = [
+        (logits / t).log_softmax(dim=-1).scatter_(1, kept, -torch.inf).logsumexp(dim=-1)
+        for t in temperatures
+    ]
+    tail = logprobs.scatter_(1, kept, -torch.inf).logsumexp(dim=-1)
     return Labels(
         topk_ids=ids.int().cpu().numpy(),
         topk_logprobs=_numpy(top),
@@ -295,6 +343,7 @@ def exact_labels(logits: torch.Tensor, tokens: torch.Tensor, *, k: int, vocab_si
         token_logprob=_numpy(token),
         entropy=_numpy(entropy),
         log_normalizer=_numpy(normalizer),
+        tempered_tails=_numpy(torch.stack(tempered, 1)) if tempered else None,
     )
 
 

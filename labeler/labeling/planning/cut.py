@@ -12,7 +12,7 @@ from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.planning.plan_spool import Spool
 from labeler.labeling.rendering.render import Sequence
 from schemas import SoftshardsError
-from schemas.arrow import PLAN_SCHEMA
+from schemas.arrow import ASKED, PLAN_SCHEMA
 
 REJECTS_SHOWN = 5
 SHARE_AFTER = 100
@@ -212,4 +212,6 @@ def _table(unit: int, sequences: list[Sequence]) -> pa.Table:
         }
         for s in ordered
     ]
-    return pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)
+    asks = any(s.asked_ids is not None for s in sequences)
+    schema = PLAN_SCHEMA.append(ASKED) if asks else PLAN_SCHEMA
+    return pa.Table.from_pylist(rows, schema=schema)

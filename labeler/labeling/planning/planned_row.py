@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class SpanFields(TypedDict):
@@ -26,3 +26,4 @@ class PlannedRow(TypedDict):
     spans: list[SpanFields]
     student_input_ids: list[int] | None
     student_spans: list[SpanFields] | None
+    asked_ids: NotRequired[list[list[int]]]

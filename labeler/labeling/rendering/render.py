@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from labeler.labeling.inputs.read_records import Record, Reject
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.rendering.asked_ids import read_asked
 from labeler.labeling.rendering.record_forms import Rendered, render_prompt, render_scored
 from labeler.labeling.rendering.spans import (
     BadRecord,
@@ -19,6 +20,7 @@ from labeler.labeling.rendering.spans import (
     labels_before,
 )
 from labeler.labeling.teacher.teacher import Teacher
+from schemas.asked_ids import asked_column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class Sequence:
         student_input_ids: the student's tokens, if they are different.
         student_spans: the place of each of `spans` in the student's tokens, with the same length
             (empty in mode generate).
+        asked_ids: ids to label beside the most likely ones, for each label; None where the input
+            names none.
         templated: the chat template was applied.
         shape: what the record is, for people.
     """
@@ -53,6 +57,7 @@ class Sequence:
     parent_id: str | None = None
     student_input_ids: list[int] | None = None
     student_spans: tuple[Span, ...] | None = None
+    asked_ids: list[list[int]] | None = None
     templated: bool = False
     shape: str = ""
 
@@ -83,12 +88,21 @@ def _sequences(record: Record, teacher: Teacher, config: LabelConfig) -> Iterato
         return
     rendered = render_scored(record.columns, teacher, config)
     if rendered.document and config.too_long == "chunk":
+        if config.ids_from is not None:
+            raise BadRecord("--ids-from names ids for labels: it needs token ids and spans")
         for chunk, tokens in _chunks(rendered.tokens.ids, config.max_length, config.overlap):
             yield _sequence(record, config, replace(rendered, tokens=tokens), chunk)
     else:
         truncate = config.too_long == "truncate"
         fitting = _fit_length(rendered, config.max_length, truncate=truncate)
-        yield _sequence(record, config, fitting)
+        sequence = _sequence(record, config, fitting)
+        if config.ids_from is None:
+            yield sequence
+        else:
+            asked = read_asked(
+                record.columns, config.ids_from, sequence.n_labels, teacher.vocab_size
+            )
+            yield replace(sequence, asked_ids=asked)
 
 
 def _chunks(ids: list[int], max_length: int, overlap: int) -> Iterator[tuple[int, Tokens]]:
@@ -142,6 +156,12 @@ def _require_room(rendered: Rendered, max_tokens: int, max_length: int) -> None:
             )
 
 
+def _used(rendered: Rendered, config: LabelConfig) -> set[str]:
+    """Return the columns whose content the row has elsewhere."""
+    asked = () if config.ids_from is None else (asked_column(config.ids_from),)
+    return {*rendered.columns, config.id_column, *asked}
+
+
 def _sequence(record: Record, config: LabelConfig, rendered: Rendered, chunk: int = 0) -> Sequence:
     tokens, student = rendered.tokens, rendered.student
     if student == tokens:
@@ -151,7 +171,7 @@ def _sequence(record: Record, config: LabelConfig, rendered: Rendered, chunk: in
         id=_id(record, config),
         chunk=chunk,
         source=record.source,
-        meta=_meta(record, {*rendered.columns, config.id_column}, config.drop_columns),
+        meta=_meta(record, _used(rendered, config), config.drop_columns),
         prompt=rendered.prompt,
         input_ids=tokens.ids,
         spans=tokens.spans,

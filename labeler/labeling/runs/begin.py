@@ -59,7 +59,7 @@ def begin(
     adds = config.append and not recorded
     require_same_codec(config.codec, manifest, config.folder)
     require_same_plan(settings, manifest, config.folder, ignore_input=adds or recorded)
-    spool, k = config.folder / SPOOL, identity.k
+    spool, k = config.folder / SPOOL, identity.width
     if is_plan_lost(config.folder, manifest):
         with plan_input(files, config, teacher, spool, k=k) as planned:
             write_lost_plan(planned, config.folder, manifest)

@@ -85,7 +85,7 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
     with (
         tempfile.TemporaryDirectory() as folder,
         plan_input(
-            files, config, teacher, Path(folder) / "plan.sqlite", k=identity.k
+            files, config, teacher, Path(folder) / "plan.sqlite", k=identity.width
         ) as planned,
     ):
         if calibrate:
@@ -99,7 +99,7 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
         return DryRun(
             planned=planned,
             bytes=states
-            + estimate_bytes(labels, k=identity.k, draws=config.draws, codec=config.codec),
+            + estimate_bytes(labels, k=identity.width, draws=config.draws, codec=config.codec),
             states=identity.states,
             state_bytes=states,
             free_bytes=None if is_url(config.out) else free_bytes(config.folder),

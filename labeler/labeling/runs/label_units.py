@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeler.console import err, human_bytes, human_seconds, progress
 from labeler.labeling.engines.capture import nucleus
-from labeler.labeling.engines.engine import Engine, EngineFacts, Labeled
+from labeler.labeling.engines.engine import Engine, EngineFacts, Failed, Labeled
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.engine_memory import (
@@ -40,6 +41,7 @@ from schemas import Manifest, SoftshardsError, __version__
 from schemas.os_errors import explain_full_disk
 from schemas.plan import open_plan, read_unit
 from schemas.state_codec import StateBasis
+from schemas.version import STATES_1
 
 FEW_REJECTS = 10
 """Minimum rejects before their share can end a run."""
@@ -154,6 +156,10 @@ class UnitLabeler:
         meter = energy.start()
         clock = time.perf_counter()
         labeled, failed = self._session.label(requests, note)
+        states = self._manifest.states
+        if states is not None and states.codec == STATES_1:
+            labeled, too_large = _within_float16(labeled)
+            failed += too_large
         seconds = time.perf_counter() - clock
         # A served teacher's energy is spent on another machine.
         used = None if config.engine == "served" else meter.read()
@@ -223,7 +229,12 @@ def _write(
 ) -> None:
     labeled = unit.labeled
     if config.top_p_labels < 1:
-        cut = functools.partial(nucleus, mass=config.top_p_labels, min_k=config.min_k)
+        cut = functools.partial(
+            nucleus,
+            mass=config.top_p_labels,
+            min_k=config.min_k,
+            temperatures=config.label_temperatures,
+        )
         labeled = [dataclasses.replace(row, labels=cut(row.labels)) for row in labeled]
     texts: list[str | None] = [None] * len(labeled)
     if config.mode == "generate":
@@ -252,6 +263,20 @@ def _write(
             f"unit {unit.unit + 1} of {manifest.planned_units}: {entry.rows} rows, "
             f"{entry.labels} labels in {seconds}, {human_bytes(entry.bytes)}"
         )
+
+
+def _within_float16(labeled: list[Labeled]) -> tuple[list[Labeled], list[Failed]]:
+    """Divide rows into those whose hidden states float16 can hold, and the others, as failed."""
+    good: list[Labeled] = []
+    bad: list[Failed] = []
+    for row in labeled:
+        states = row.labels.states
+        if states is None or np.abs(states).max(initial=0) <= np.finfo(np.float16).max:
+            good.append(row)
+        else:
+            reason = "a hidden state is too large for float16 (give --state-kl more than 0)"
+            bad.append(Failed(request=row.request, reason=reason))
+    return good, bad
 
 
 class _RejectShare:

@@ -7,6 +7,7 @@ from labeler.labeling.engines.engine import Engine
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import Identity, SoftshardsError
+from schemas.asked_ids import asked_count
 
 
 def load_engine(
@@ -51,6 +52,8 @@ def load_engine(
             sampling=config.sampling,
             draws=config.draws,
             states=config.state_layers,
+            asked=asked_count(config.ids_from),
+            temperatures=config.label_temperatures,
         )
     facts = engine.facts
     if (facts.dtype, facts.head_dtype) != (identity.dtype, identity.head_dtype):

@@ -54,7 +54,7 @@ def new_set(
     """
     batched_tokens = step_tokens(config, identity.vocab_size)
     parents = require_parents(files, identity.tokenizer)
-    with plan_input(files, config, teacher, config.folder / SPOOL, k=identity.k) as planned:
+    with plan_input(files, config, teacher, config.folder / SPOOL, k=identity.width) as planned:
         if not planned.templated:
             identity = identity.model_copy(update={"chat_template": None})
         if teacher.clock is None or not teacher.clock.used:
@@ -110,7 +110,7 @@ def require_room_for(
     """
     if is_url(config.out):
         return
-    labels, k = planned.n_labels, identity.k
+    labels, k = planned.n_labels, identity.width
     needed = estimate_bytes(labels, k=k, draws=config.draws, codec=config.codec)
     needed += estimate_state_bytes(labels, identity, kl=config.state_kl, width=width)
     require_space(needed, config.folder)

@@ -52,7 +52,8 @@ def plan_input(
         strict=config.strict,
         max_reject_share=config.max_reject_share,
     )
-    records = islice(chain.from_iterable(map(read_records, files)), config.limit)
+    read = (read_records(file, config.ids_from) for file in files)
+    records = islice(chain.from_iterable(read), config.limit)
     with open_spool(spool) as rows:
         with counting("records", "planning", total=config.limit) as counted:
             planned = plan_units(

@@ -20,6 +20,7 @@ def unit_requests(rows: list[PlannedRow], *, seed: int, samples: int) -> list[Re
             input_ids=row["input_ids"],
             spans=tuple(Span(**span) for span in row["spans"]),
             seed=_row_seed(seed, row["id"], row["chunk"], sample),
+            asked=row.get("asked_ids"),
         )
         for index, row in enumerate(rows)
         for sample in range(samples)

@@ -13,13 +13,12 @@ from labeler.labeling.engines.engine import EngineFacts, Labeled
 from labeler.labeling.inputs.read_records import Reject
 from labeler.labeling.planning.planned_row import PlannedRow, SpanFields
 from schemas import PAD_ID, Identity, bucketed_entropy, encode
-from schemas.arrow import row_schema
 from schemas.compact import frequency_order
 from schemas.file_names import hidden_name, shard_name
 from schemas.hidden_part import HIDDEN_KEYS, hidden_table, write_hidden
 from schemas.journal import UnitEntry, journal_unit
 from schemas.manifest import StatesRecord
-from schemas.shard import write_shard
+from schemas.shard import identity_schema, write_shard
 from schemas.state_codec import StateBasis
 from schemas.version import COMPACT_1, PLAIN_1
 
@@ -59,7 +58,7 @@ def write_unit(
     Returns:
         The journal entry, already on disk.
     """
-    schema = row_schema(identity.vocab_size)
+    schema = identity_schema(identity)
     stretches = list(_row_groups(labeled, row_group_labels))
     keys: list[pa.Table] = []
 

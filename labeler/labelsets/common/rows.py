@@ -18,8 +18,8 @@ from polars.io.plugins import register_io_source
 
 from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenizer
 from schemas import LabelSet
-from schemas.arrow import COLUMN_ORDER, row_schema
 from schemas.ngrams import repetition
+from schemas.shard import identity_schema
 
 Mask = NDArray[np.bool_]
 """The selected rows of a set, bool [rows], in the order of its row groups."""
@@ -81,7 +81,7 @@ class Rows:
     @property
     def schema(self) -> pl.Schema:
         """Types of all columns, stored and computed."""
-        stored = pl.DataFrame(row_schema(self.labels.manifest.identity.vocab_size).empty_table())
+        stored = pl.DataFrame(identity_schema(self.labels.manifest.identity).empty_table())
         return pl.Schema(dict(stored.schema) | {name: kind for name, (kind, _) in COMPUTED.items()})
 
     @contextmanager
@@ -102,7 +102,7 @@ class Rows:
         ) -> Iterator[pl.DataFrame]:
             del batch_size
             left = self.labels.rows if n_rows is None else n_rows
-            frames = self.frames(with_columns or [*COLUMN_ORDER, *COMPUTED])
+            frames = self.frames(with_columns or [*self.labels.columns, *COMPUTED])
             while left > 0:
                 with reading:
                     found = None if ended.is_set() else next(frames, None)

@@ -209,7 +209,7 @@ def _writer(
 ) -> Iterator[Write]:
     """Open the temporary file `tmp` of `file`, and yield a function that writes a table."""
     if format in TABLES:
-        with _parquet_writer(tmp, format, labels.manifest.identity.k) as write:
+        with _parquet_writer(tmp, format, labels.manifest.identity.width) as write:
             yield write
         return
     to_lines = completions.lines if completions else jsonl_lines

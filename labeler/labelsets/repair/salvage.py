@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from schemas import Identity, Manifest, SoftshardsError, __version__, to_plain
 from schemas.arrow import FOOTER_KEY
+from schemas.asked_ids import asked_count
 from schemas.errors import first_line
 from schemas.file_names import JOURNAL, TOKENIZER, is_plan, shard_name
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
@@ -82,6 +83,8 @@ def hash_consistent_shard(shard: Path, manifest: Manifest) -> Ranges | str:
                     k=identity.k,
                     codec=manifest.codec,
                     draws=identity.draws,
+                    temperatures=len(identity.label_temperatures or ()),
+                    asked=asked_count(identity.ids_from),
                 ):
                     return f"row group {number}, {finding}"
         return byte_ranges(shard)

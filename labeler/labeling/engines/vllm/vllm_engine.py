@@ -20,6 +20,7 @@ from labeler.labeling.engines.vllm.vllm_self_test import enable_tensors
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.teacher.teacher import Teacher
 from schemas import SoftshardsError
+from schemas.asked_ids import asked_count
 from schemas.errors import first_line
 
 MOST_PADDING = 256
@@ -53,7 +54,13 @@ class VllmEngine:
         model = self.runner.llm.llm_engine.model_config
         top = min(k + len(self.runner.padding), model.get_vocab_size())
         public = PublicReader(k=k, vocab_size=teacher.vocab_size, top=top)
-        tensors = TensorReader(k=k, vocab_size=teacher.vocab_size, states=config.state_layers)
+        tensors = TensorReader(
+            k=k,
+            vocab_size=teacher.vocab_size,
+            states=config.state_layers,
+            asked=asked_count(config.ids_from),
+            temperatures=config.label_temperatures,
+        )
         reason: str | None = "requested (--capture public)"
         if config.capture == "auto":
             reason = enable_tensors(
@@ -66,8 +73,7 @@ class VllmEngine:
             )
             if reason is not None:
                 self.close()  # a failed self-test may have left the engine in any state
-                if config.draws or config.states:
-                    flag = "--draws" if config.draws else "--states"
+                if flag := config.needs_tensors:
                     raise SoftshardsError(
                         f"{flag} needs tensors from inside vLLM's workers: {reason}",
                         hint=f"leave {flag} out, or pass --engine transformers",

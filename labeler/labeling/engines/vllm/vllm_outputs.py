@@ -76,13 +76,24 @@ class TensorReader:
         k: ids to keep per position.
         vocab_size: number of real token ids.
         states: the hidden states that come along, by name.
+        asked: ids per position that a request may name.
+        temperatures: at which there are further tails.
     """
 
     tail_source = EXACT_TAIL
     entropy_source = "full distribution"
 
-    def __init__(self, *, k: int, vocab_size: int, states: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        k: int,
+        vocab_size: int,
+        states: Sequence[str] = (),
+        asked: int = 0,
+        temperatures: Sequence[float] = (),
+    ) -> None:
         self.top, self._vocab_size, self.states = k, vocab_size, tuple(states)
+        self.asked, self.temperatures = asked, tuple(temperatures)
 
     def prompt_labels(
         self, output: Output, tokens: NDArray[np.int32], where: NDArray[np.int64]
@@ -96,7 +107,8 @@ class TensorReader:
 
     def _labels(self, rows: TensorRows, tokens: NDArray[np.int32]) -> Labels:
         ids, values, states = rows.joined()
-        labels = labels_from_tensors(ids, values, tokens, k=self.top, vocab_size=self._vocab_size)
+        width = self.top + self.asked
+        labels = labels_from_tensors(ids, values, tokens, k=width, vocab_size=self._vocab_size)
         return with_states(labels, states, len(self.states)) if self.states else labels
 
 

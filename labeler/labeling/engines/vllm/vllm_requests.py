@@ -20,7 +20,7 @@ from labeler.labeling.engines.engine import (
 )
 from labeler.labeling.engines.vllm.vllm_load import is_out_of_memory
 from labeler.labeling.engines.vllm.vllm_outputs import Completion, Output, OutputReader
-from labeler.labeling.engines.vllm.worker import SPANS_KEY
+from labeler.labeling.engines.vllm.worker import ASKED_KEY, SPANS_KEY
 from labeler.labeling.rendering.spans import Span
 from schemas import Labels, Sampling
 from schemas.errors import first_line
@@ -78,7 +78,7 @@ class RequestRunner:
         jobs: dict[str, _Job] = {}
         for request in requests:
             params = (
-                self.score_params(request.spans, reader.top)
+                self.score_params(request.spans, reader.top, request.asked)
                 if sampling is None
                 else self._generate_params(sampling, request.seed, reader.top)
             )
@@ -142,8 +142,13 @@ class RequestRunner:
             max_tokens=1, temperature=0.0, detokenize=False, output_kind=self._final_only
         )
 
-    def score_params(self, spans: Sequence[Span], top: int) -> Any:
-        """Return sampling parameters that score a prompt at `spans`, with `top` logprobs."""
+    def score_params(
+        self, spans: Sequence[Span], top: int, asked: list[list[int]] | None = None
+    ) -> Any:
+        """Return sampling parameters that score a prompt at `spans`, with `top` logprobs.
+
+        `asked` are ids to label beside them, a list for each position.
+        """
         return self._sampling_params(
             max_tokens=1,
             temperature=0.0,
@@ -151,7 +156,7 @@ class RequestRunner:
             detokenize=False,
             flat_logprobs=True,
             output_kind=self._final_only,
-            extra_args={SPANS_KEY: [[span.start, span.stop] for span in spans]},
+            extra_args={SPANS_KEY: [[span.start, span.stop] for span in spans], ASKED_KEY: asked},
         )
 
     def _generate_params(self, sampling: Sampling, seed: int, top: int) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from labeler.labeling.engines.capture import TAIL_FLOOR, CaptureError
+from labeler.labeling.engines.capture import TAIL_FLOOR, CaptureError, without_asked
 from labeler.labeling.engines.engine import EngineOutOfMemory, Failed, Labeled, Request
 from labeler.labeling.engines.fit_states import OutputHead
 from labeler.labeling.engines.vllm.state_tap import export_head
@@ -21,7 +21,7 @@ from labeler.labeling.engines.vllm.tensor_capture import tensor_front_end
 from labeler.labeling.engines.vllm.vllm_outputs import OutputReader, PublicReader, TensorReader
 from labeler.labeling.engines.vllm.vllm_requests import RequestRunner
 from labeler.labeling.rendering.spans import Span
-from schemas import Labels, Sampling
+from schemas import PAD_ID, Labels, Sampling
 from schemas.draws import misfits
 from schemas.errors import first_line
 from schemas.file_names import FINAL
@@ -69,16 +69,20 @@ def enable_tensors(
     Raises:
         EngineOutOfMemory: memory ran out, on either path.
     """
-    expected = _label_probe(runner, public, vocab_size)
+    asks = tensors.asked > 0
+    expected = _label_probe(runner, public, vocab_size, asks=asks)
     call_workers = runner.llm.collective_rpc
     try:
         undo.callback(call_workers, "softshards_uninstall")
-        settings = (tensors.top, vocab_size, draws, tensors.states)
+        beside = tensors.states, tensors.asked, tensors.temperatures
+        settings = (tensors.top, vocab_size, draws, *beside)
         if not any(call_workers("softshards_install", args=settings)):
             raise AttributeError("no worker has a sampler")
         undo.enter_context(tensor_front_end())
-        found = _label_probe(runner, tensors, vocab_size)
+        found = _label_probe(runner, tensors, vocab_size, asks=asks)
         reason = difference(expected, found, draws)
+        if reason is None and asks:
+            reason = asked_difference(found[0], tensors.top)
         if reason is None and FINAL in tensors.states:
             head = export_head(call_workers("softshards_head"))
             reason = state_difference(found, tensors.states.index(FINAL), head)
@@ -89,16 +93,23 @@ def enable_tensors(
         return f"the self-test failed: {first_line(error)}"
 
 
-def _label_probe(runner: RequestRunner, reader: OutputReader, vocab_size: int) -> list[Labels]:
-    """Return labels of one fixed sequence, scored, and of the tokens generated after it."""
+def _label_probe(
+    runner: RequestRunner, reader: OutputReader, vocab_size: int, *, asks: bool
+) -> list[Labels]:
+    """Return labels of one fixed sequence, scored, and of the tokens generated after it.
+
+    If it `asks`, the actual tokens are the ids to label beside the top-k.
+    """
     room = runner.llm.llm_engine.model_config.max_model_len
     length = max(2, min(PROMPT_TOKENS, room - GENERATED_TOKENS))
+    tokens: list[int] = np.random.default_rng(0).integers(0, vocab_size, length).tolist()
     request = Request(
         index=0,
         sample=0,
-        input_ids=np.random.default_rng(0).integers(0, vocab_size, length).tolist(),
+        input_ids=tokens,
         spans=(Span(start=1, stop=length, kind="text"),),
         seed=0,
+        asked=[[token] for token in tokens[1:]] if asks else None,
     )
     sampling = Sampling(max_tokens=max(1, min(GENERATED_TOKENS, room - length)))
     outcomes = [*runner.run([request], None, reader), *runner.run([request], sampling, reader)]
@@ -113,7 +124,8 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
 
     The public ones have no exact tail, so it is compared within the accuracy of 1 - sum.
     """
-    for ours, theirs in zip(tensors, public, strict=True):
+    for given, theirs in zip(tensors, public, strict=True):
+        ours = without_asked(given, theirs.topk_ids.shape[1])
         if not _equal(ours.topk_logprobs, theirs.topk_logprobs):
             return "top-k logprobs differ from the public interface's"
         if not _equal(ours.token_logprob, theirs.token_logprob):
@@ -133,6 +145,19 @@ def difference(public: list[Labels], tensors: list[Labels], draws: int = 0) -> s
             return "entropies are missing or negative"
         if draws and misfits(ours, draws, DRAW_SLACK).any():
             return "the drawn ids do not fit the top-k"
+    return None
+
+
+def asked_difference(labels: Labels, k: int) -> str | None:
+    """Describe how labels of asked ids differ from the actual tokens', which were asked for.
+
+    A token that is not among the top k comes right after them.
+    """
+    if labels.topk_ids.shape[1] <= k:
+        return "the ids that were asked for are missing"
+    beside = labels.topk_ids[:, k] != PAD_ID
+    if not _equal(labels.topk_logprobs[beside, k], labels.token_logprob[beside]):
+        return "the ids that were asked for have other logprobs than the actual tokens"
     return None
 
 

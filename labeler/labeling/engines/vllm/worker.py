@@ -28,8 +28,11 @@ LOGIT_ROWS = 512
 """Rows of logits in memory at once while prompts are labeled, for any step size."""
 
 
-Gather = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""`gather_rows` with its settings: logits [n, V] and tokens [n] to ids and values."""
+ASKED_KEY = "softshards_asked"
+"""Key in `SamplingParams.extra_args`: ids to label beside the top-k, a list for each position."""
+
+Gather = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""`gather_rows` with its settings: logits [n, V], tokens [n] and asked ids to ids and values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +41,13 @@ class _Capture:
 
     Attributes:
         gather: makes ids and values from logits.
+        asked: ids per position that a request may name.
         ids, values: their columns.
         tap: holds hidden states; None where they are not wanted.
     """
 
     gather: Gather
+    asked: int
     ids: int
     values: int
     tap: StateTap | None
@@ -50,6 +55,14 @@ class _Capture:
     def states(self, where: torch.Tensor) -> torch.Tensor | None:
         """Return the states of tokens whose logits were computed last; see `StateTap.rows`."""
         return None if self.tap is None else to_wire(self.tap.rows(where))
+
+    def label(
+        self, logits: torch.Tensor, tokens: torch.Tensor, asked: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and values of logits [n, V]; without `asked` [n, m], none are asked for."""
+        if self.asked and asked is None:
+            asked = tokens.new_full((len(tokens), self.asked), -1)
+        return self.gather(logits, tokens, asked=asked if self.asked else None)
 
 
 class LabelWorker:
@@ -59,13 +72,20 @@ class LabelWorker:
     softshards_tap: StateTap | None = None
 
     def softshards_install(
-        self, k: int, vocab_size: int, draws: int, states: Sequence[str] = ()
+        self,
+        k: int,
+        vocab_size: int,
+        draws: int,
+        states: Sequence[str] = (),
+        asked: int = 0,
+        temperatures: Sequence[float] = (),
     ) -> bool:
         """Label prompts and generations with `k` of `vocab_size` real ids, and `draws` drawn ones.
 
         Args:
-            k, vocab_size, draws: as in `gather_rows`.
+            k, vocab_size, draws, temperatures: as in `gather_rows`.
             states: the hidden states to take along, by name.
+            asked: ids per position that a request may name to be labeled, too.
 
         Returns:
             False if this worker has no head.
@@ -82,9 +102,12 @@ class LabelWorker:
             layers = runner.model_config.get_total_num_hidden_layers()
             self.softshards_tap = StateTap(runner.get_model(), states, layers)
         capture = _Capture(
-            gather=partial(gather_rows, k=k, vocab_size=vocab_size, draws=draws),
-            ids=1 + k + draws,
-            values=1 + k + len(EXTRAS),
+            gather=partial(
+                gather_rows, k=k, vocab_size=vocab_size, draws=draws, temperatures=temperatures
+            ),
+            asked=asked,
+            ids=1 + k + asked + draws,
+            values=1 + k + asked + len(EXTRAS) + len(temperatures),
             tap=self.softshards_tap,
         )
         _take_over_sampler(runner, capture)
@@ -124,7 +147,7 @@ def _take_over_sampler(runner: Any, capture: _Capture) -> None:
         return logits.clone() if logits.dtype == torch.float32 else logits
 
     def gather_labels(logits: torch.Tensor, _: int, token_ids: torch.Tensor) -> Any:
-        ids, values = capture.gather(logits, token_ids)
+        ids, values = capture.label(logits, token_ids)
         # The last token of each request in the step was sampled from.
         return _tensors(ids, values, capture.states(runner.query_start_loc.gpu[1:][: len(ids)] - 1))
 
@@ -148,6 +171,7 @@ def _prompt_labels(
     finished: dict[str, Any] = {}
     parts: list[tuple[Any, slice]] = []  # a request's rows, and those that this step labels
     states, tokens = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    asked = [np.empty((0, capture.asked), np.int64)]
     for name in list(runner.num_prompt_logprobs):
         scheduled_tokens = scheduled.get(name)
         if scheduled_tokens is None:  # preempted
@@ -165,11 +189,16 @@ def _prompt_labels(
         parts.append((rows, here))
         states.append(wanted[here] - 1 - first + runner.query_start_loc.np[index])
         tokens.append(runner.input_batch.token_ids_cpu[index, wanted[here]])
+        if capture.asked:
+            lists = (request.sampling_params.extra_args.get(ASKED_KEY) or [[]] * len(wanted))[here]
+            padded = [[*ids, *[-1] * (capture.asked - len(ids))] for ids in lists]
+            asked.append(np.reshape(np.array(padded, np.int64), (-1, capture.asked)))
         if first + scheduled_tokens >= len(request.prompt_token_ids):
             finished[name] = rows
             del runner.num_prompt_logprobs[name]
             request.in_progress_prompt_logprobs_cpu = None
-    where = torch.from_numpy(np.stack([np.concatenate(states), np.concatenate(tokens)]))
+    columns = [np.concatenate(states), np.concatenate(tokens), *np.concatenate(asked).T]
+    where = torch.from_numpy(np.stack(columns))
     if where.shape[1]:
         labeled = _label_states(runner, hidden_states, where, capture)
         start = 0
@@ -189,15 +218,16 @@ def _label_states(
     Args:
         runner: vLLM's model runner.
         hidden_states: [tokens, hidden] of this step.
-        where: int64 [2, n], rows of `hidden_states` and the tokens that they predict.
+        where: int64 [2 + m, n], rows of `hidden_states`, the tokens that they predict, and the ids
+            that are asked for.
         capture: what to take.
     """
     pinned = hidden_states.is_cuda
     where = (where.pin_memory() if pinned else where).to(hidden_states.device, non_blocking=True)
     packed, kept = [], []
-    for states, tokens in torch.split(where, LOGIT_ROWS, dim=1):
+    for states, tokens, *asked in torch.split(where, LOGIT_ROWS, dim=1):
         logits = runner.model.compute_logits(hidden_states[states])
-        ids, values = capture.gather(logits, tokens)
+        ids, values = capture.label(logits, tokens, torch.stack(asked, 1) if asked else None)
         packed.append(torch.cat([ids, values.view(torch.int32)], dim=1))
         if (taken := capture.states(states)) is not None:
             kept.append(taken)
