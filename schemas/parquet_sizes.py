@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.size_limits import base_bytes, require_expansion
-from schemas.thrift_compact import CHUNK, PAGE, find_row_groups, parse_struct
+from schemas.thrift_compact import PAGE, find_row_groups, parse_column, parse_struct
 
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 HEADERS = {DATA_PAGE: 5, DICTIONARY_PAGE: 7, DATA_PAGE_V2: 8}
@@ -89,7 +89,7 @@ class Footer:
         rows, offsets = self.row_groups[number]
         wanted = self.names if columns is None else frozenset(columns)
         chunks = [
-            _chunk(name, width, parse_struct(self.content, at, CHUNK)[0])
+            _chunk(name, width, parse_column(self.content, at))
             for name, width, at in zip(self.names, self.widths, offsets, strict=True)
             if name in wanted
         ]

@@ -79,13 +79,14 @@ class RowGroups(Sequence[RowGroup]):
 
     def _made(self, numbers: range) -> Iterator[RowGroup]:
         places = self.places[numbers.start : numbers.stop : numbers.step]
-        footers = self._footers[np.searchsorted(self._footers, places)]
-        for number, row, footer in zip(numbers, self._rows(places), self._rows(footers)):
+        used, which = np.unique(np.searchsorted(self._footers, places), return_inverse=True)
+        footers = [_byte_range(row) for row in self._rows(self._footers[used])]
+        for number, row, at in zip(numbers, self._rows(places), which.tolist()):
             yield RowGroup(
                 shard=str(row["shard"]),
                 index=int(row["row_group"]),
                 bytes=_byte_range(row),
-                footer=_byte_range(footer),
+                footer=footers[at],
                 kept=None if self.kept is None else self.kept[number],
             )
 

@@ -100,7 +100,7 @@ class ShardReader:
             LabelSetError: the shard is missing, a link, of a different size, from a different set,
                 altered (found on opening or on reading), or cannot be read.
         """
-        path = self.path(group.shard)
+        path = f"{self.folder if self.remote is None else self.remote.url}/{group.shard}"
         with as_damage_error(group, path):
             if self.remote is None:
                 shard = self._open_local(group, path, verify)
@@ -142,11 +142,11 @@ class ShardReader:
     def _open_local(self, group: RowGroup, path: str, verify: Verify) -> _OpenShard:
         """Open a shard on this machine, or take it from those that stayed open."""
         known = self._idle.pop((group.shard, verify == "read"), None)
-        facts = Path(path).stat()
-        stamp = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-        if known is not None and known.stamp == stamp:
-            return known
-        file = pa.memory_map(path)
+        if known is not None and known.stamp == _stamp(Path(path)):
+            return known  # the same file, which was no link when it was opened
+        place = set_file(self.folder, group.shard)
+        stamp = _stamp(place)
+        file = pa.memory_map(str(place))
         found, size = file.size(), group.footer.stop
         if found != size:
             raise damaged(f"the shard has {found} bytes, the index says {size}", path)
@@ -215,6 +215,11 @@ def _remember(known: dict[K, T], key: K, value: T, most: int) -> None:
     if len(known) >= most:
         known.pop(min(known), None)
     known[key] = value
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    facts = path.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _local_content(file: pa.NativeFile, group: RowGroup) -> PartialFile:
@@ -307,9 +312,13 @@ class OpenGroup:
         """Check what decoding relies on: UTF-8, no nulls inside lists, no list or span too long."""
         for name in table.column_names:
             for chunk in table[name].chunks:
-                _require_no_nulls(chunk, name)
-                if not pa.types.is_list(chunk.type) or pa.types.is_struct(chunk.type.value_type):
+                kind = chunk.type
+                if not pa.types.is_list(kind):
                     chunk.validate(full=True)  # text must be UTF-8
+                    continue
+                _require_no_nulls(chunk.values, name)
+                if pa.types.is_struct(kind.value_type):
+                    chunk.validate(full=True)
         k, draws = self.widest
         for name, longest in (("topk_ids", k), ("topk_k", k), ("sample_ids", draws)):
             if name in table.column_names:
@@ -360,12 +369,12 @@ def _chunk_ranges(chunks: Sequence[Chunk]) -> list[tuple[int, int]]:
     return joined
 
 
-def _require_no_nulls(array: pa.Array, name: str) -> None:
+def _require_no_nulls(values: pa.Array, name: str) -> None:
     """Refuse nulls inside lists; whole lists of optional columns may be null."""
-    if pa.types.is_list(array.type):
-        if array.values.null_count:
-            raise ValueError(f"column {name} has nulls inside its lists")
-        _require_no_nulls(array.values, name)
+    if values.null_count:
+        raise ValueError(f"column {name} has nulls inside its lists")
+    if isinstance(values, pa.ListArray):
+        _require_no_nulls(values.values, name)
 
 
 def _require_all_values(table: pa.Table, chunks: Sequence[Chunk]) -> None:

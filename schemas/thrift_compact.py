@@ -9,6 +9,9 @@ https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thr
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
@@ -26,6 +29,7 @@ _COLUMN: Spec = {
     9: (I64, None),
     11: (I64, None),
 }
+FACTS = tuple(_COLUMN)
 CHUNK: Spec = {1: (BINARY, None), 3: (STRUCT, _COLUMN), 8: (STRUCT, {}), 9: (BINARY, None)}
 """A column of a row group: its file (1), its facts (3: type, codec, values, stored bytes, offsets
 of data and dictionary), and encryption (8, 9)."""
@@ -53,6 +57,23 @@ def parse_struct(data: bytes | memoryview, at: int, spec: Spec) -> tuple[dict[in
         return _struct(data, at, spec)
     except IndexError as error:
         raise ValueError("it is cut off") from error
+
+
+def parse_column(data: bytes, at: int) -> dict[int, Any]:
+    """Return the fields of `CHUNK` of a column.
+
+    Raises:
+        ValueError: as `parse_struct`.
+    """
+    found = _usual_column().match(data, at)
+    if found is None:
+        return parse_struct(data, at, CHUNK)[0]
+    places = zip(FACTS, found.regs[1:], strict=True)
+    return {
+        3: {
+            n: _value(data, start, _COLUMN[n][0], None)[0] for n, (start, _) in places if start >= 0
+        }
+    }
 
 
 def find_row_groups(data: bytes) -> list[tuple[int, list[int]]]:
@@ -92,9 +113,11 @@ def _row_group(data: bytes, at: int) -> tuple[int, list[int], int]:
             size, item, at = _list_head(data, at)
             if item != STRUCT and size:
                 raise ValueError("its columns are none")
+            match = _usual_column().match
             for _ in range(size):
                 columns.append(at)
-                at = _skip_struct(data, at, 0)
+                found = match(data, at)
+                at = _skip_struct(data, at, 0) if found is None else found.end()
         else:
             at = _skip(data, at, kind, 0)
     return rows, columns, at + 1
@@ -230,6 +253,49 @@ def _skip_struct(data: bytes | memoryview, at: int, depth: int) -> int:
         else:
             at = _skip(data, at, kind, depth)
     return at + 1
+
+
+@cache
+def _usual_column() -> re.Pattern[bytes]:
+    """Return a pattern of columns as Arrow writes them; its groups are the numbers of `FACTS`.
+
+    Reading by it takes a third of the time. Each byte decides how the next are read, so a match
+    ends where `_skip_struct` does. Heads of one byte count fields upward, so that none comes twice.
+    Longer texts and lists, deeper structs, fields in other places and long heads do not match.
+    """
+
+    def heads(*kinds: int) -> bytes:
+        return _any_of(n << 4 | kind for kind in kinds for n in range(1, 16))
+
+    def text(longest: int) -> bytes:
+        return b"(?:%b)" % b"|".join(b"\\x%02x.{%d}" % (n, n) for n in range(longest + 1))
+
+    def items(item: bytes, *kinds: int, most: int) -> bytes:
+        """Return a pattern of lists of up to `most` items."""
+        sizes = ((n, _any_of(n << 4 | kind for kind in kinds)) for n in range(most + 1))
+        return b"|".join(b"%b(?:%b){%d}" % (head, item, n) for n, head in sizes)
+
+    def struct(*fields: bytes) -> bytes:
+        return b"(?:%b)*\\x00" % b"|".join(fields)
+
+    number = rb"[\x80-\xff]*[\x00-\x7f]"
+    numbers = items(number, *INTEGERS, most=8)
+    numeric = heads(*INTEGERS) + number
+    levels = b"%b(?:%b)" % (heads(LIST), numbers)
+    statistics = struct(numeric, heads(*BOOLEANS), heads(BINARY) + text(24), levels)
+    pages = b"(?:%b|%b)" % (numbers, items(struct(numeric), STRUCT, most=4))
+    later = b"(?:%b|%b%b|%b%b)*" % (numeric, heads(STRUCT), statistics, heads(LIST), pages)
+    path = items(text(24), BINARY, most=5)
+    # Type, encodings, path, codec, values, size, stored size, offsets of data and dictionary.
+    facts = rb"\x15(%b)\x19(?:%b)\x19(?:%b)\x15(%b)\x16(%b)\x16%b\x16(%b)\x26(%b)"
+    facts %= (number, numbers, path, number, number, number, number, number)
+    no_dictionary = b"(?=%b)" % _any_of([0, *range(3 << 4, 256)])
+    facts += rb"(?:\x26(%b)|%b)%b\x00" % (number, no_dictionary, later)
+    return re.compile(rb"(?:\x26%b\x1c|\x3c)%b(?:%b)*\x00" % (number, facts, numeric), re.DOTALL)
+
+
+def _any_of(values: Iterable[int]) -> bytes:
+    return b"[%b]" % b"".join(b"\\x%02x" % value for value in values)
 
 
 def _list_head(data: bytes | memoryview, at: int) -> tuple[int, int, int]:
