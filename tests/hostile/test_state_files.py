@@ -26,7 +26,7 @@ from schemas.version import STATES_1, STATES_2
 from tests.schemas.state_sets import LAYERS, VOCAB, WIDTH, close_set, head_weight, write_state_set
 
 FILES = ("hidden/*", "head/*", "index/hidden-*")
-CHANGES = 30
+CHANGES = 10
 COLUMNS = [*COLUMN_ORDER, *state_columns(LAYERS)]
 
 
