@@ -85,11 +85,12 @@ def measure_set(labels: LabelSet, ledger: Ledger) -> Calibration:
     """
     costs = ledger.engines.values()
     seconds = max(sum(cost.engine_seconds for cost in costs), 1e-9)
+    stored = labels.stored_bytes + labels.hidden.stored_bytes
     return Calibration(
         engine=", ".join(ledger.engines),
         tokens_per_s=sum(cost.tokens for cost in costs) / seconds,
         labels_per_token=labels.labels / labels.tokens,
-        bytes_per_label=(labels.stored_bytes + _bookkeeping(labels)) / labels.labels,
+        bytes_per_label=(stored + _bookkeeping(labels)) / labels.labels,
         labels_per_unit=_unit_labels(labels),
     )
 
