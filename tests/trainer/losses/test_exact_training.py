@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 import torch
 
 from schemas import SoftshardsError, open_label_set
-from tests.trainer.build_label_set import build_label_set
+from schemas.hidden_reader import HiddenReader
+from tests.tiny_model import make_model, make_tokenizer
+from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
 from tests.trainer.losses.dense import ALPHA, BETA, DENSE
 from tests.trainer.losses.state_labels import (
@@ -43,6 +47,23 @@ def states(world: World, tmp_path_factory: pytest.TempPathFactory) -> StateWorld
     return make_state_world(world, tmp_path_factory.mktemp("states"))
 
 
+@dataclass(frozen=True)
+class Case:
+    """A student, in float32 and in float64, a batch, and the teacher's logits at its labels."""
+
+    student: Student
+    exact: Student
+    batch: Batch
+    logits: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def case(world: World, states: StateWorld) -> Case:
+    student = load_student(world.student, open_label_set(states.half))
+    batch = first_batch(student, states.half)
+    return Case(student, deepcopy(student).double(), batch, run_teacher(world.teacher, batch)[0])
+
+
 def gradients(
     student: Student, batch: Batch, labels: Path, objective: Objective
 ) -> list[torch.Tensor]:
@@ -60,25 +81,22 @@ def gradients(
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_online_distillation(
-    world: World, states: StateWorld, name: str, temperature: float
+    world: World, states: StateWorld, case: Case, name: str, temperature: float
 ) -> None:
     """The teacher runs in float64 on the same tokens; the student's vocabulary is padded.
 
     The gradient of tvd has the sign of q - p: it changes by jumps where the two are almost equal.
     """
-    student = load_student(world.student, open_label_set(states.half))
-    batch = first_batch(student, states.half)
     objective = Objective(
         terms=(LossTerm(name=name, start=1, stop=1),),
         temperature=temperature, jsd_beta=BETA, skew_alpha=ALPHA,
     )  # fmt: skip
-    ours = gradients(student, batch, states.half, objective)
-    exact = student.double()
-    head: Any = exact.model.get_output_embeddings()
-    z = (exact.hidden(batch) @ head.weight.T)[:, : world.vocab_size]
-    q, p = ((x / temperature).softmax(1) for x in (run_teacher(world.teacher, batch)[0], z))
+    ours = gradients(case.student, case.batch, states.half, objective)
+    head: Any = case.exact.model.get_output_embeddings()
+    z = (case.exact.hidden(case.batch) @ head.weight.T)[:, : world.vocab_size]
+    q, p = ((x / temperature).softmax(1) for x in (case.logits, z))
     loss = temperature**2 * DENSE[NAMES[name]](q, p).sum()
-    theirs = torch.autograd.grad(loss, list(exact.parameters()))
+    theirs = torch.autograd.grad(loss, list(case.exact.parameters()))
     bound = 2e-2 if name == "exact_tvd" else 1e-3
     for a, b in zip(ours, theirs, strict=True):
         assert relative(a, b) < bound
@@ -95,15 +113,14 @@ def test_codes_come_near_the_teacher(world: World, states: StateWorld) -> None:
     assert 1e-7 < kl.mean() < 1e-2
 
 
-def test_an_adapter_on_the_head_learns_the_same(world: World, states: StateWorld) -> None:
+def test_an_adapter_on_the_head_learns_the_same(
+    world: World, states: StateWorld, tmp_path: Path
+) -> None:
     """LoRA, beside a loss over top-k and tail, against dense losses."""
     lora = LoraSettings(rank=4, alpha=8, targets=("lm_head", "q_proj"), seed=0)
-    root = states.narrow.parent / "untied"
-    if not root.exists():
-        from tests.tiny_model import make_model, make_tokenizer
-
-        make_tokenizer(root)
-        make_model(root, vocab_size=world.vocab_size, layers=1, seed=5, tie_word_embeddings=False)
+    root = tmp_path / "untied"
+    make_tokenizer(root)
+    make_model(root, vocab_size=world.vocab_size, layers=1, seed=5, tie_word_embeddings=False)
     student = load_student(root, open_label_set(states.half), lora=lora)
     with torch.no_grad():  # B is 0 at first, and A has no gradient then
         for key, parameter in student.named_parameters():
@@ -180,8 +197,6 @@ def test_the_measured_kl_is_the_dense_one(world: World, states: StateWorld) -> N
 
 
 def test_a_set_without_top_k_trains_on_states_alone(world: World, tmp_path: Path) -> None:
-    from tests.trainer.build_label_set import random_rows
-
     labels = build_label_set(
         tmp_path / "labels", world.teacher, random_rows(8, world.vocab_size),
         vocab_size=world.vocab_size, k=0, layers=("final",),
@@ -216,8 +231,6 @@ def test_what_cannot_be_trained_is_refused_before_the_student_loads(
 def test_columns_of_states_are_read_only_where_a_loss_needs_them(
     states: StateWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from schemas.hidden_reader import HiddenReader
-
     monkeypatch.setattr(HiddenReader, "read_beside", lambda *_: pytest.fail("states were read"))
     assert next(iter(LabelDataset(states.half, pack_tokens=256))).window.labels.states is None
     with pytest.raises(pytest.fail.Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.trainer.losses.state_labels import (
     make_state_world,
     run_teacher,
 )
-from tests.trainer.running import config, log
+from tests.trainer.running import command, config, log, run_ranks
 from trainer.data.collate import Batch
 from trainer.data.mixture import Part
 from trainer.losses import state_distance
@@ -152,6 +153,55 @@ def test_a_run_saves_projections_apart_and_resumes(
     assert log(rest.out) == lines[3:]
     for name in ("projections.safetensors", "final/model.safetensors"):
         assert (rest.out / name).read_bytes() == (whole.out / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--shard"]], ids=["DDP", "FSDP2"])
+def test_two_ranks_learn_the_same_as_one(
+    world: World, states: StateWorld, tmp_path: Path, how: list[str]
+) -> None:
+    """Losses over all ids, projections that count from the second step on, one pack in the last."""
+    settings: dict[str, Any] = {
+        "labels": states.codes, "student": states.narrow, "epochs": 1, "temperature": 2.0,
+        "loss": ("exact_kl=1", "states=linear:0:1"), "eval_labels": states.half,
+    }  # fmt: skip
+    one = config(world, tmp_path / "one", **settings)
+    assert train(one) == 0
+    arguments = command(world, tmp_path / "two", "--loss", "exact_kl=1", *how)
+    arguments += ["--loss", "states=linear:0:1", "--temperature", "2"]
+    arguments += ["--eval-labels", str(states.half)]
+    changed = {"--labels": states.codes, "--student": states.narrow, "--epochs": 1}
+    for flag, value in (changed | {"--packs-per-step": 4}).items():
+        arguments[arguments.index(flag) + 1] = str(value)
+    code, errors = run_ranks(arguments)
+    assert code == 0, errors
+    two = tmp_path / "two"
+    assert len(log(two)) == len(log(one.out)) > 1
+    for ours, theirs in zip(log(two), log(one.out), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    for name in ("projections.safetensors", "final/model.safetensors"):
+        weights = [load_file(out / name) for out in (two, one.out)]
+        for key, value in weights[0].items():
+            torch.testing.assert_close(value, weights[1][key], rtol=0, atol=2e-5)
+    evals = [(out / "eval.jsonl").read_text().splitlines() for out in (two, one.out)]
+    for ours, theirs in zip(*(map(json.loads, lines) for lines in evals), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert ours["exact_kl"] > ours["kl"]
+
+
+@pytest.mark.slow
+def test_compiled_layers_return_the_same_states(
+    world: World, states: StateWorld, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"labels": states.half, "loss": ("states=1",), "max_steps": 2}
+    settings |= {"state_layers": "0:0,0:1,final", "gradient_checkpointing": True}
+    logs = []
+    for compiled in (False, True):
+        run = config(world, tmp_path / str(compiled), **settings, compile=compiled)
+        assert train(run) == 0
+        logs.append(log(run.out))
+    for ours, theirs in zip(*logs, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_pairs_of_layers() -> None:
