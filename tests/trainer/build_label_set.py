@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from schemas.arrow import PLAN_SCHEMA, row_schema, shard_writer
+from schemas.arrow import PLAN_SCHEMA, shard_writer
 from schemas.atomic import atomic_path
 from schemas.codec import Labels, encode
 from schemas.draws import count_draws
@@ -41,7 +41,7 @@ from schemas.manifest import (
     write_manifest,
 )
 from schemas.plan import write_plan
-from schemas.shard import byte_ranges, footer_metadata
+from schemas.shard import byte_ranges, footer_metadata, identity_schema
 from schemas.state_codec import StateBasis, fit_basis
 from schemas.stored_head import HeadFacts, write_basis
 from schemas.version import STATES_1, STATES_2
@@ -184,7 +184,12 @@ def teacher_logprobs(model: torch.nn.Module, ids: list[int], vocab_size: int) ->
 
 
 def label_row(
-    model: torch.nn.Module, row: Row, vocab_size: int, k: int, draws: int | None = None
+    model: torch.nn.Module,
+    row: Row,
+    vocab_size: int,
+    k: int,
+    draws: int | None = None,
+    temperatures: tuple[float, ...] = (),
 ) -> Labels:
     """Label a row by one forward pass of the teacher."""
     logp = teacher_logprobs(model, row.input_ids, vocab_size)
@@ -193,6 +198,10 @@ def label_row(
     top = logp.topk(k, dim=-1)
     rest = logp.scatter(1, top.indices, float("-inf"))
     tokens = torch.tensor([row.input_ids[t] for t in at], dtype=torch.int64)
+    tails = [
+        (logp / t).log_softmax(1).scatter(1, top.indices, float("-inf")).logsumexp(1)
+        for t in temperatures
+    ]
     drawn = systematic(logp.exp().numpy(), draws) if draws else (None, None)
     return Labels(
         topk_ids=top.indices.numpy().astype(np.int32),
@@ -201,6 +210,7 @@ def label_row(
         token_logprob=logp.gather(1, tokens[:, None])[:, 0].numpy().astype(np.float32),
         sample_ids=drawn[0],
         sample_counts=drawn[1],
+        tempered_tails=torch.stack(tails, 1).numpy().astype(np.float32) if tails else None,
     )
 
 
@@ -310,10 +320,9 @@ def _write_unit(
     rows_per_group: int,
     states: _StoredStates | None,
 ) -> UnitEntry:
-    schema = row_schema(identity.vocab_size)
-    labels = [
-        label_row(model, row, identity.vocab_size, identity.k, identity.draws) for row in unit
-    ]
+    schema = identity_schema(identity)
+    settings = (identity.vocab_size, identity.k, identity.draws, identity.label_temperatures or ())
+    labels = [label_row(model, row, *settings) for row in unit]
     columns: dict[str, Any] = {
         "id": [row.id for row in unit],
         "chunk": [0] * len(unit),

@@ -90,6 +90,8 @@ def value_problem(labels: Labels, offsets: NDArray[np.int64], vocab_size: int) -
         "tail_logprob": labels.tail_logprob,
         "token_logprob": labels.token_logprob,
     }
+    if labels.tempered_tails is not None:
+        logs["tempered_tails"] = labels.tempered_tails
     for name, values in logs.items():
         if values.size and not values.max() <= 0:  # true of NaN, too
             return _row(~(values <= 0), offsets), f"{name} is above 0 or NaN"

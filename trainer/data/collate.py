@@ -105,6 +105,8 @@ class Batch(PackedTokens):
         kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
         documents: [n], number of the pack's row that a label belongs to.
         sources: input file of each row.
+        tempered_tail: [n], the teacher's tail at another temperature than 1; or None, where it was
+            not read.
         states: [n, layers, d_t], the teacher's hidden states, or None, where they were not read: as
             stored, until `TeacherStates` makes them float32.
         sets: [n], the label set of a mixture that each state is of; None without states.
@@ -121,6 +123,7 @@ class Batch(PackedTokens):
     kinds: Tensor
     documents: Tensor
     sources: list[str]
+    tempered_tail: Tensor | None = None
     states: Tensor | None = None
     sets: Tensor | None = None
 
@@ -194,6 +197,11 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         kinds=_long(window.kinds[picked]),
         documents=_long(documents),
         sources=[window.sources[row] for row in rows],
+        tempered_tail=(
+            None
+            if labels.tempered_tails is None
+            else torch.from_numpy(labels.tempered_tails[:, 0].copy())
+        ),
         states=None if labels.states is None else torch.from_numpy(labels.states),
         sets=None if labels.states is None else _long(np.repeat(window.sets[rows], n_labels)),
     )

@@ -19,11 +19,13 @@ from schemas.codec import DRAW_COLUMNS
 from schemas.index import read_lengths
 from schemas.row_lengths import LENGTH_COLUMNS, count_lengths
 from schemas.state_codec import far_column
+from schemas.tempered_tails import TEMPERED_TAILS
 from trainer.data.load_windows import LoadedWindow, Packing, WindowLoader
 from trainer.data.mixture import Part
 from trainer.data.row_source import RowSource
 from trainer.data.share_window import share_lists
 from trainer.data.stored_states import bases_to_decode, require_states
+from trainer.data.tempered import require_temperature
 from trainer.data.vocab_map import VocabMap
 from trainer.data.window import ROW_COLUMNS, Window, row_names
 
@@ -153,6 +155,7 @@ class LabelDataset:
         drawn: also read the ids that were drawn from the teacher.
         meta: also read the rows' other columns.
         states: also read the hidden states of these layers, as stored.
+        temperature: also read the tails at this temperature, unless it is 1.
 
     Raises:
         LabelSetError: the set cannot be opened, holds no labels, or lacks drawn ids or states.
@@ -175,6 +178,7 @@ class LabelDataset:
         drawn: bool = False,
         meta: bool = False,
         states: tuple[str, ...] = (),
+        temperature: float = 1.0,
     ) -> None:
         if isinstance(labels, Path | str):
             labels = open_label_set(labels)
@@ -201,6 +205,7 @@ class LabelDataset:
         self.rank, self.world_size, self.exchange = rank, world_size, exchange
         columns = (
             *(*ROW_COLUMNS, *(DRAW_COLUMNS if drawn else ())),
+            *((TEMPERED_TAILS,) if temperature != 1 else ()),
             *(column for layer in states for column in (layer, far_column(layer))),
             *(("meta",) if meta else ()),
         )
@@ -208,6 +213,9 @@ class LabelDataset:
             parts=self.parts,
             columns=columns,
             vocab_map=vocab_map,
+            temperatures=()
+            if temperature == 1
+            else tuple(require_temperature(each, temperature) for each in sets),
             bases=bases_to_decode(sets, states) if states else (),
         )
         self.loader = WindowLoader(

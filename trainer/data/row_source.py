@@ -15,6 +15,7 @@ from schemas.file_names import is_state_column
 from schemas.remote import FETCH_THREADS
 from trainer.data.mixture import Part
 from trainer.data.stored_states import Bases, as_half
+from trainer.data.tempered import one_temperature
 from trainer.data.vocab_map import VocabMap
 from trainer.data.wait_for_store import wait_for_store
 from trainer.data.window import SET_NUMBER, drop_unlabeled, require_layout
@@ -28,6 +29,7 @@ class RowSource:
         parts: the sets.
         columns: the columns of the rows that are trained on.
         vocab_map: from the teacher's ids to the student's, where they differ.
+        temperatures: of each set, the place of the temperature whose tails are read.
         bases: of each set, those of the layers whose codes `read` makes float16; see
             `trainer.data.stored_states`.
     """
@@ -35,6 +37,7 @@ class RowSource:
     parts: tuple[Part, ...]
     columns: tuple[str, ...]
     vocab_map: VocabMap | None = None
+    temperatures: tuple[int, ...] = ()
     bases: tuple[Bases, ...] = ()
 
     @property
@@ -73,6 +76,8 @@ class RowSource:
             LabelSetError: the row group is missing or damaged, or the store does not answer.
         """
         table = self._read(group, self.columns, verify=True)
+        if self.temperatures:
+            table = one_temperature(table, self.temperatures[group[0]])
         if self.bases:
             table = as_half(table, self.bases[group[0]])
         if self.numbered:

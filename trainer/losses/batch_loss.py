@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer import losses
 from trainer.data.collate import Batch
+from trainer.data.tempered import at_temperature
 from trainer.losses.loss_table import LOSSES, Inputs
 from trainer.losses.objective import Objective, TokenWeighting
 from trainer.student.student_output import StudentOutput
@@ -64,7 +65,9 @@ def batch_loss(
     """
     kl, ce = label_losses(output, batch)
     exact = [term.name for term in objective.terms if LOSSES[term.name].inputs == "exact"]
-    known = {"forward_kl": kl, "ce": ce, **dict(zip(exact, output.exact, strict=True))}
+    known = {"ce": ce, **dict(zip(exact, output.exact, strict=True))}
+    if objective.tail_temperature == 1:
+        known["forward_kl"] = kl
     parts: list[Tensor] = []
     sums = [kl.detach().sum(), ce.detach().sum()]
     for term, factor in zip(objective.terms, factors, strict=True):
@@ -106,9 +109,20 @@ def _losses_of_term(name: str, objective: Objective, output: StudentOutput, batc
             raise ValueError("the student was not asked for its hidden states")
         distances = [function(*pair, **settings) for pair in output.states]
         values = torch.stack(distances).mean(0)
+    elif loss.inputs == "buckets" and objective.temperature != 1:
+        values = function(*_tempered(objective.temperature, output, batch), **settings)
+        values = objective.temperature**2 * values
     else:
         values = function(*_inputs(loss.inputs, output, batch), **settings)
     return values
+
+
+def _tempered(temperature: float, output: StudentOutput, batch: Batch) -> tuple[Tensor, ...]:
+    """Return the top-k and the tail of both sides at a temperature."""
+    if output.tempered is None or batch.tempered_tail is None:
+        raise ValueError("neither side was asked for this temperature")
+    teacher = at_temperature(batch.topk_logprobs, batch.tempered_tail, temperature)
+    return teacher, batch.tempered_tail, *output.tempered
 
 
 def _inputs(inputs: Inputs, output: StudentOutput, batch: Batch) -> tuple[Tensor, ...]:

@@ -65,22 +65,8 @@ def parse_weighting(
     )
 
 
-_EXACT = {str(loss.divergence): name for name, loss in LOSSES.items() if loss.divergence}
-"""Bucketed loss -> the same over all ids."""
-
-
 def _check_temperature(names: list[str], temperature: float) -> None:
-    """Refuse a temperature other than 1 for losses with a tail, or for none that takes one."""
-    with_tail = [name for name in names if LOSSES[name].inputs == "buckets"]
-    if with_tail:
-        raise SoftshardsError(
-            f"--loss {with_tail[0]} at --temperature {temperature:g}: the labels hold the mass "
-            "outside the top k at T = 1, and its value at another T depends on how it is spread "
-            "over tokens that were not stored",
-            hint=f"use --loss {_EXACT[with_tail[0]]}=1 on a set with hidden states (`labeler label "
-            "--states final`), or --loss renormalized_kl=1, which has no tail, or leave "
-            "--temperature at 1",
-        )
+    """Refuse a temperature other than 1 where no loss takes one."""
     if not any(LOSSES[name].takes_temperature for name in names):
         raise SoftshardsError(
             f"--temperature {temperature:g} changes nothing: none of the losses takes one",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 Inputs = Literal["buckets", "top_k", "draws", "token", "router", "exact", "states"]
 """The numbers that a loss compares.
 
-buckets: the top-k and the tail of teacher and student; the tail is known at T = 1 only.
+buckets: the top-k and the tail of teacher and student; the teacher's tail is known at T = 1, and
+    at the temperatures that the set was labeled at.
 top_k: the top-k of both, without the tail.
 draws: the ids drawn from the teacher with their counts, and the student's log-probabilities.
 token: the student's log-probability of the actual token.
@@ -51,7 +52,10 @@ class Loss:
     @property
     def takes_temperature(self) -> bool:
         """True if --temperature changes it."""
-        return self.inputs == "exact" or self.setting == ("temperature", "temperature")
+        return self.inputs in ("exact", "buckets") or self.setting == (
+            "temperature",
+            "temperature",
+        )
 
 
 LOSSES = {

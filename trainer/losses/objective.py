@@ -89,6 +89,12 @@ class Objective:
         return any(LOSSES[term.name].inputs == "draws" for term in self.terms)
 
     @property
+    def tail_temperature(self) -> float:
+        """The temperature of the losses over top-k and tail; 1 without any."""
+        with_tail = any(LOSSES[term.name].inputs == "buckets" for term in self.terms)
+        return self.temperature if with_tail else 1.0
+
+    @property
     def needs_router(self) -> bool:
         """True if the balance of the student's experts is part of the loss."""
         return any(LOSSES[term.name].inputs == "router" for term in self.terms)

@@ -9,13 +9,14 @@ if TYPE_CHECKING:
 
 
 class HeadSettings(TypedDict, total=False):
-    """Keyword arguments of `linear_label_logprobs` that stay the same over all batches."""
+    """Keyword arguments of `linear_label_logprobs` that are not tensors."""
 
     valid_vocab: int
     scale: float
     softcap: float | None
     chunk_bytes: int | None
     unique_ids: bool
+    temperature: float
 
 
 class ExactLoss(NamedTuple):

@@ -112,7 +112,12 @@ class Student(nn.Module):
         return outputs.last_hidden_state.flatten(0, 1), router
 
     def forward(
-        self, batch: Batch, *, top_k: int = 0, exact: ExactTarget | None = None
+        self,
+        batch: Batch,
+        *,
+        top_k: int = 0,
+        exact: ExactTarget | None = None,
+        temperature: float = 1.0,
     ) -> StudentOutput | tuple[StudentOutput, TopTokens]:
         """Return the log-probabilities at the labels of a batch.
 
@@ -121,6 +126,7 @@ class Student(nn.Module):
             top_k: also return so many of the most likely tokens of all. They are found here because
                 under FSDP the weights are whole only here.
             exact: also return losses over all ids; the batch needs the teacher's states.
+            temperature: also return the log-probabilities at this temperature, unless it is 1.
         """
         router: Tensor | None = None
         matched: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -139,6 +145,12 @@ class Student(nn.Module):
         else:
             output = self._with_drawn(hidden, batch, batch.drawn_ids)
         output = output._replace(router=router, states=matched)
+        if temperature != 1:
+            head = self.model.get_output_embeddings()
+            logp, log_rest, *_ = head(
+                hidden, batch.topk_ids, temperature=temperature, **self.head_settings
+            )
+            output = output._replace(tempered=(logp, log_rest))
         if exact is not None:
             assert batch.states is not None
             head = self.model.get_output_embeddings()

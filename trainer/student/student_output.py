@@ -17,6 +17,7 @@ class StudentOutput(NamedTuple):
         drawn_logp: [n, m], of the ids drawn from the teacher, where the batch has any.
         router: the balance of the experts, where the student was asked for it; a scalar, no
             log-probability.
+        tempered: logp and log_rest at another temperature, where one was given.
         exact: [n] of each loss of the `ExactTarget`, where one was given.
         states: the hidden states that are compared, the teacher's and the student's, each [n, d_t].
     """
@@ -26,5 +27,6 @@ class StudentOutput(NamedTuple):
     target_logp: Tensor
     drawn_logp: Tensor | None = None
     router: Tensor | None = None
+    tempered: tuple[Tensor, Tensor] | None = None
     exact: tuple[Tensor, ...] = ()
     states: tuple[tuple[Tensor, Tensor], ...] = ()

@@ -116,4 +116,5 @@ def open_dataset(
         vocab_map=student.vocab_map,
         drawn=config.objective.needs_draws,
         states=student.teacher_layers,
+        temperature=config.objective.tail_temperature,
     )

@@ -50,7 +50,7 @@ def optimizer_step(run: Run, packs: list[PackSize], caught: list[int]) -> tuple[
             batch = run.states.decoded(batch)
         is_last = index + 1 == len(own)
         with contextlib.nullcontext() if is_last else accelerator.no_sync(run.model):
-            output = run.model(batch, exact=run.exact)
+            output = run.model(batch, exact=run.exact, temperature=objective.tail_temperature)
             weights = token_weights(objective.weighting, batch)
             loss, parts = batch_loss(objective, output, batch, weights, factors)
             # Ranks average their gradients: `world` makes that the mean over the step's labels.

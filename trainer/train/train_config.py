@@ -56,8 +56,9 @@ class TrainConfig:
     loss: Annotated[tuple[str, ...], Parameter(help=LOSS_HELP)] = ("forward_kl=1", "ce=1")
 
     temperature: float = 1.0
-    """Temperature of the exact_... losses and of renormalized_kl, T squared included. The other
-    losses exist at 1 only."""
+    """Temperature T of all losses but ce, sampled, states and router, T squared included. At a T
+    other than 1, losses over top-k and tail need labels made with `labeler label
+    --label-temperatures`."""
 
     jsd_beta: float = 0.5
     """beta of jsd and exact_jsd: near 0 like forward KL, near 1 like reverse KL."""
@@ -263,6 +264,12 @@ class TrainConfig:
             raise SoftshardsError(
                 "--loss router with --compile: the padding of a pack would count as tokens",
                 hint="leave --compile out",
+            )
+        if self.vocab_map and self.objective.tail_temperature != 1:
+            raise SoftshardsError(
+                f"--vocab-map at --temperature {self.temperature:g}: ids that only the teacher has "
+                "move to the tail, which is then known at T = 1 alone",
+                hint="leave --temperature at 1, or use --loss renormalized_kl=1",
             )
         if self.vocab_map and self.objective.needs_final_state:
             raise SoftshardsError(
