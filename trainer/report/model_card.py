@@ -177,10 +177,12 @@ def _facts(model: ReportedModel, content: ReportContent) -> dict[str, object]:
 
 def _recipe(training: RunResult | None) -> dict[str, object]:
     settings = training.config if training else {}
-    shown = {name: settings[name] for name in RECIPE if settings.get(name) is not None}
+    shown: dict[str, object] = {
+        name: settings[name] for name in RECIPE if settings.get(name) is not None
+    }
     if training and training.state_pairs:  # of --loss states
         shown |= {
             "state_layers": ",".join(training.state_pairs),
-            "state_loss": settings["state_loss"],
+            "state_loss": settings.get("state_loss"),
         }
     return shown
