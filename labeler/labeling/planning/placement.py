@@ -146,8 +146,9 @@ def require_actors(
     if fit >= (asked or 1) or settings.ray_wait:
         return asked
     have = ", ".join(f"{node.name}: {_offers(node)}" for node in nodes)
+    what = f"{asked} teachers need {needs} each" if (asked or 1) > 1 else f"a teacher needs {needs}"
     raise SoftshardsError(
-        f"{asked or 1} teachers need {needs} each, and the cluster has room for {fit} ({have})",
+        f"{what}, and the cluster has room for {fit} ({have})",
         hint="--ray-cpus and --ray-gpus say what one takes, --ray-actors how many there are; "
         "--ray-wait MINUTES waits for nodes to join",
     )

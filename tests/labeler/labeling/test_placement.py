@@ -93,6 +93,9 @@ def test_more_teachers_than_fit_are_refused_unless_nodes_may_join() -> None:
     told = r"9 teachers need 4 CPU cores each, and the cluster has room for 3 \(small: 4 CPU cores"
     with pytest.raises(SoftshardsError, match=told):
         require_actors(nodes, needs, RaySettings(ray="auto", ray_actors=9))
+    told = "a teacher needs 4 CPU cores, and the cluster has room for 0"
+    with pytest.raises(SoftshardsError, match=told):
+        require_actors([HEAD], needs, RaySettings(ray="auto"))
     with pytest.raises(SoftshardsError, match="no node of the cluster offers a CPU core"):
         actor_needs([HEAD], MODEL, RaySettings(ray="auto", ray_wait=1))
 
