@@ -57,7 +57,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "half": write_state_set(root / "half", STATES_1),
         "codes": write_state_set(root / "codes", STATES_2),
-        "more": write_state_set(root / "more", STATES_2, first=100, codec=COMPACT_1),
+        "more": write_state_set(root / "more", STATES_2, first=100),
     }
 
 
