@@ -1,14 +1,7 @@
-"""Mutate corpora, records, settings, chat templates and files to import, and read each.
-
-    python -m tests.hostile.fuzz_inputs corpora --count 10000 [--seed 0] [--processes 2]
-
-A case may end in rejects or in `SoftshardsError`. Anything else is printed with the number that
-repeats it (`--only NUMBER`): an exception, a crash, more than 10 s, more than 1 GB.
-"""
+"""Fuzzers of what is labeled or imported: corpora, records, settings, chat templates, imports."""
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import contextlib
 import functools
@@ -17,14 +10,6 @@ import io
 import itertools
 import json
 import lzma
-import multiprocessing
-import os
-import resource
-import sys
-import tempfile
-import time
-import traceback
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -37,20 +22,17 @@ import zstandard
 from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.inputs.json_items import read_value
 from labeler.labeling.inputs.read_records import Record, read_records
-from labeler.labeling.inputs.record_limits import BadValue
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.render import render
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
 from labeler.labeling.teacher.template_process import LimitedTemplates, TemplateLimit
 from labeler.labelsets.exchange.exchange_config import ImportConfig
 from labeler.labelsets.exchange.import_set import run_import
-from schemas import SoftshardsError
 from schemas.yaml_settings import check_flags
+from tests.hostile.fuzz import Target
 from tests.hostile.mutating import mutated, mutated_value
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
 
-SECONDS, MEGABYTES = 10, 1000
-CHUNK = 250
 MOST_RECORDS = 5000
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "be brief"},
@@ -90,15 +72,13 @@ TEMPLATES = [
 
 
 @functools.cache
-def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="softshards-fuzz-"))
-
-
-@functools.cache
 def teacher() -> Teacher:
-    size = make_tokenizer(folder(), chat_template=CHAT_TEMPLATE)
-    make_model(folder(), vocab_size=size)
-    return open_teacher(folder(), max_length=64)
+    """Make a teacher in the current folder."""
+    folder = Path("teacher").resolve()
+    folder.mkdir()
+    size = make_tokenizer(folder, chat_template=CHAT_TEMPLATE)
+    make_model(folder, vocab_size=size)
+    return open_teacher(folder, max_length=64)
 
 
 def table() -> pa.Table:
@@ -155,7 +135,7 @@ def corpora() -> list[tuple[str, bytes]]:
 
 def fuzz_corpora(random: Random) -> str:
     name, data = random.choice(corpora())
-    path = folder() / name
+    path = Path(name)
     path.write_bytes(mutated(data, random))
     (file,) = find_inputs([str(path)])
     count = sum(1 for _ in itertools.islice(read_records(file), MOST_RECORDS))
@@ -171,13 +151,13 @@ def fuzz_records(random: Random) -> str:
         return "no record"
     modes: dict[str, Any] = {"mode": random.choice(("score", "generate")), "max_tokens": 8}
     spans = random.choice(("assistant", "completion", "everything"))
-    config = LabelConfig(model=folder(), out=folder(), max_length=64, spans=spans, **modes)
+    config = LabelConfig(model=teacher().path, out=Path("out"), max_length=64, spans=spans, **modes)
     record = Record(id="r", source="s", columns=columns)
     return type(next(iter(render([record], teacher(), config)), None)).__name__
 
 
 def fuzz_settings(random: Random) -> str:
-    path = folder() / "settings.yaml"
+    path = Path("settings.yaml")
     path.write_bytes(mutated(random.choice(YAML).encode(), random))
     check_flags(path)
     return "read"
@@ -212,91 +192,25 @@ def imports() -> list[dict[str, Any]]:
 
 def fuzz_imports(random: Random) -> str:
     row = mutated_value(random.choice(imports()), random)
-    path = folder() / "rows.jsonl"
+    path = Path("rows.jsonl")
     data = f"{json.dumps(row)}\n".encode() * 2
     path.write_bytes(mutated(data, random) if random.random() < 0.3 else data)
     with contextlib.suppress(
         pa.ArrowException, TypeError, AttributeError, ValueError, OverflowError
     ):
         if random.random() < 0.5:
-            pq.write_table(pa.Table.from_pylist([row] * 2), folder() / "rows.parquet")
-            path = folder() / "rows.parquet"
-    teacher()
-    known = {"tokenizer": folder(), "teacher": "unknown", "allow": ("shift", "renormalized")}
+            pq.write_table(pa.Table.from_pylist([row] * 2), Path("rows.parquet"))
+            path = Path("rows.parquet")
+    known = {"tokenizer": teacher().path, "teacher": "unknown", "allow": ("shift", "renormalized")}
     with contextlib.redirect_stdout(io.StringIO()):
         run_import(ImportConfig(inputs=(path,), dry_run=True, as_json=True, **known))
     return "read"
 
 
 TARGETS = {
-    "corpora": fuzz_corpora,
-    "records": fuzz_records,
-    "settings": fuzz_settings,
-    "templates": fuzz_templates,
-    "imports": fuzz_imports,
+    "corpora": Target(fuzz_corpora, corpora),
+    "records": Target(fuzz_records, teacher),
+    "settings": Target(fuzz_settings),
+    "templates": Target(fuzz_templates),
+    "imports": Target(fuzz_imports, lambda: (teacher(), imports())),
 }
-
-
-def run_case(target: str, seed: int, number: int) -> tuple[str, str | None]:
-    """Return what became of a case, and what is wrong with it."""
-    random = Random(f"{target}/{seed}/{number}")
-    begun, fault = time.monotonic(), None
-    try:
-        outcome = TARGETS[target](random)
-    except (SoftshardsError, BadValue):
-        outcome = "refused"
-    except BaseException:
-        outcome, fault = "fault", traceback.format_exc()
-    if (seconds := time.monotonic() - begun) > SECONDS:
-        fault = f"{seconds:.0f} s"
-    return outcome, fault
-
-
-def run_chunk(target: str, seed: int, numbers: range) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """Run cases in this process; count what became of them, and list the faults."""
-    counts: Counter[str] = Counter()
-    faults = []
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in numbers:
-        (folder() / "current").write_text(str(number))
-        outcome, fault = run_case(target, seed, number)
-        counts[outcome] += 1
-        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if now - peak > MEGABYTES * 1024:
-            fault = f"{(now - peak) >> 10} MB"
-        peak = max(peak, now)
-        if fault:
-            faults.append((number, fault))
-    return counts, faults
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("target", choices=TARGETS)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--only", type=int)
-    asked = parser.parse_args()
-    if asked.only is not None:
-        outcome, fault = run_case(asked.target, asked.seed, asked.only)
-        sys.exit(f"{outcome}\n{fault or ''}")
-    chunks = [range(n, min(n + CHUNK, asked.count)) for n in range(0, asked.count, CHUNK)]
-    total: Counter[str] = Counter()
-    failed = 0
-    context = multiprocessing.get_context("spawn")
-    # A worker that dies breaks the pool: the case is in its folder's file `current`.
-    with context.Pool(asked.processes, maxtasksperchild=8) as pool:
-        for counts, faults in pool.starmap(
-            run_chunk, [(asked.target, asked.seed, chunk) for chunk in chunks], chunksize=1
-        ):
-            total += counts
-            for number, fault in faults:
-                failed += 1
-                print(f"--- {asked.target} --seed {asked.seed} --only {number}\n{fault}")
-    print(asked.target, asked.count, dict(total), f"{failed} faults")
-    os._exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

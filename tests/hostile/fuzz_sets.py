@@ -1,40 +1,52 @@
-"""Mutate label sets and views at random, most of them sealed again, and read them in every way.
-
-    python -m tests.hostile.fuzz_sets --count 10000 [--seed 0] [--processes 2]
-
-A case may end in `SoftshardsError` or in findings. Anything else is printed with the number that
-repeats it (`--only NUMBER`): an exception, a crash, more than 10 s, more than 256 MB.
-"""
+"""The fuzzer of label sets and views: most are sealed again, and read in every way."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
+import io
 import json
-import multiprocessing
 import random
-import resource
 import shutil
-import sys
-import tempfile
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from labeler.labeling.planning.cluster_config import ClusterConfig
+from labeler.labeling.planning.plan_cluster import run_plan_cluster
+from labeler.labelsets.compare.compare_config import CompareConfig
+from labeler.labelsets.compare.compare_report import run_compare
+from labeler.labelsets.curate.curate import run_curate
+from labeler.labelsets.curate.curate_config import CurateConfig
+from labeler.labelsets.derive.convert import run_convert
+from labeler.labelsets.derive.derive_config import ConvertConfig
+from labeler.labelsets.exchange.exchange_config import ExportConfig
+from labeler.labelsets.exchange.export_set import run_export
+from labeler.labelsets.inspect.inspect_command import run_inspect
+from labeler.labelsets.inspect.inspect_config import InspectConfig
 from labeler.labelsets.repair.diagnosis import diagnose
 from labeler.labelsets.repair.repair import describe_repair
-from schemas import SoftshardsError, open_label_set, scan
+from labeler.labelsets.view.view_command import run_view
+from labeler.labelsets.view.view_config import ViewConfig
+from schemas import (
+    SoftshardsError,
+    file_names,
+    journal,
+    journal_batches,
+    open_label_set,
+    scan,
+    set_files,
+)
 from schemas.arrow import INDEX_SCHEMA
 from schemas.fingerprint import sha256_bytes
+from schemas.index import WITH_LENGTHS, read_lengths
 from schemas.version import COMPACT_1, PLAIN_1
 from schemas.view import write_view
+from tests.hostile.fuzz import Target
 from tests.hostile.sealed import (
     files_of,
     findings,
@@ -42,14 +54,15 @@ from tests.hostile.sealed import (
     refoot,
     reidentify,
     reseal,
+    rewrite_rows,
     trained_on,
     write_index_page,
     write_json,
 )
 from tests.schemas.sets import GOLDEN, varied_table, view_of, write_set
+from trainer.evaluate.grouping import plan_groups
+from trainer.evaluate.teacher_facts import measure_teacher
 
-SECONDS, MEGABYTES = 10, 256
-CHUNK = 250
 VIEW = "some.view.json"
 VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 7, 255, 65536, 2**31 - 1, 2**31, 2**40, 2**53, 2**63, 10**40),
@@ -63,18 +76,25 @@ VALUES: tuple[Any, ...] = (
 
 KINDS = (
     *("bytes", "sealed bytes", "sealed shard", "sealed page", "manifest", "identity", "entry"),
-    *("index", "facts", "order", "view", "view bytes", "ledger"),
+    *("index", "lengths", "rows", "batch", "facts", "order", "view", "view bytes", "ledger"),
 )
+SETS = ("plain", "compact", "golden-plain", "golden-compact", "merged")
+IN_BATCH = 2
+"""Units whose entries become one file, of 256 elsewhere."""
 
 
-def make_sets(folder: Path) -> None:
-    """Write the sets that are mutated: both codecs made here, and the frozen ones with plans."""
-    for name, codec in (("plain", PLAIN_1), ("compact", COMPACT_1)):
+def make_sets() -> None:
+    """Write the sets that are mutated: of both codecs, frozen ones with plans, one with a batch."""
+    for module in (file_names, journal, journal_batches, set_files):
+        module.BATCH = IN_BATCH  # type: ignore[attr-defined]
+    folder = Path("sets")
+    for name, codec in (("plain", PLAIN_1), ("compact", COMPACT_1), ("merged", PLAIN_1)):
         tables = [[varied_table(8 * s + 4 * g, 3, longest=9) for g in range(2)] for s in range(2)]
         write_set(folder / name, tables, codec)
+    journal.compact_journal(folder / "merged", IN_BATCH)
     for name in ("plain", "compact"):
         shutil.copytree(GOLDEN.parent / f"format-1-{name}-1", folder / f"golden-{name}")
-    for name in ("plain", "compact", "golden-plain", "golden-compact"):
+    for name in SETS:
         labels = open_label_set(folder / name)
         view = view_of(labels, lambda n, rows: np.arange(rows) % 2 == n % 2)
         write_view(folder / f"{name}.{VIEW}", view)
@@ -124,7 +144,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 def mutate(path: Path, view: Path, rng: random.Random) -> str:
     """Change a set or its view; return what was changed."""
     shards = sorted((path / "shards").iterdir())
-    kind = rng.choice(KINDS)
+    kind = "batch" if path.name == "merged" and rng.random() < 0.5 else rng.choice(KINDS)
     if kind in ("bytes", "sealed bytes"):
         file = rng.choice(list(files_of(path)))
         file.write_bytes(mutate_bytes(file.read_bytes(), rng))
@@ -157,11 +177,21 @@ def mutate(path: Path, view: Path, rng: random.Random) -> str:
     elif kind == "index":
         rows = pq.read_table(path / "index" / "page-000000.parquet").to_pylist()
         row = rng.choice(rows)
-        name = rng.choice(sorted(row))
+        name = rng.choice(INDEX_SCHEMA.names)
         fits = [v for v in VALUES if isinstance(v, type(row[name])) and v is not True]
         row[name] = rng.choice([v for v in fits if isinstance(v, str) or abs(v) < 2**31])
-        write_index_page(path, rows, INDEX_SCHEMA)
+        write_index_page(path, rows)
         reseal(path)
+    elif kind == "lengths":
+        rows = pq.read_table(path / "index" / "page-000000.parquet").to_pylist()
+        row = rng.choice(rows)
+        row["lengths"] = mutate_json(row.get("lengths"), rng)
+        write_index_page(path, rows, WITH_LENGTHS)
+        reseal(path)
+    elif kind == "rows":
+        rewrite_rows(path, _row_changes(rng), shard=rng.randrange(len(shards)))
+    elif kind == "batch":
+        _change_batch(path, rng)
     elif kind == "facts":
         refoot(rng.choice(shards), lambda facts: mutate_json(facts, rng) or {})
         reseal(path)
@@ -183,13 +213,68 @@ def mutate(path: Path, view: Path, rng: random.Random) -> str:
     return kind
 
 
-def use(path: Path) -> None:
-    """Read a set or view as verify, the trainer, a scan and a repair do."""
+def _row_changes(rng: random.Random) -> Callable[[pa.Table], pa.Table]:
+    """Return a change of all tables: a column less, one of another type, or other values in it."""
+    part, choice = rng.random(), rng.random()
+    to = rng.choice([pa.string(), pa.int64(), pa.float64(), pa.list_(pa.int64()), pa.binary()])
+
+    def change(table: pa.Table) -> pa.Table:
+        at = int(part * table.num_columns)
+        if choice < 0.1:
+            return table.remove_column(at)
+        field, values = table.field(at), table.column(at).to_pylist()
+        if choice < 0.2:
+            field, values = pa.field(field.name, to), [None] * len(values)
+        else:
+            row = rng.randrange(len(values))
+            values[row] = mutate_json(values[row], rng)
+        if choice < 0.4:
+            field = field.with_nullable(True)
+        return table.set_column(at, field, pa.array(values, field.type))
+
+    return change
+
+
+def _change_batch(path: Path, rng: random.Random) -> None:
+    """Change the bytes of the batch, or one of the values in it; its hashes are in no file."""
+    (file,) = (path / "journal").glob("units-*.parquet")
+    if rng.random() < 0.4:
+        file.write_bytes(mutate_bytes(file.read_bytes(), rng))
+        return
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    row = rng.choice(rows)
+    name = rng.choice(("unit", "entry", "entry", "rejects"))
+    if name == "unit":
+        row[name] = rng.choice([-1, 0, 1, 2, 2**53, 2**63 - 1])
+    elif name == "entry":
+        entry = mutate_json(json.loads(row["entry"]), rng)
+        write_json(path.parent / "entry", entry or {})
+        row[name] = (path.parent / "entry").read_bytes()
+    else:
+        row[name] = mutate_bytes(row[name], rng)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+
+
+def use(path: Path, readers: Iterable[Callable[[Path], object]] | None = None) -> None:
+    """Read a set or view as verify and the trainer do, and by some of `READERS`.
+
+    Args:
+        path: the set or view.
+        readers: by default, a scan and a repair.
+    """
     findings(path)
     trained_on(path)
-    for read in (_scan, _repair):
-        with contextlib.suppress(SoftshardsError):
+    for read in readers or (_scan, _repair):
+        with contextlib.suppress(SoftshardsError), quiet():
             read(path)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what is printed from the terminal."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _scan(path: Path) -> None:
@@ -201,99 +286,82 @@ def _repair(path: Path) -> None:
         describe_repair(diagnose(path, None), dry_run=True)
 
 
-def run_case(number: int, seed: int, sets: Path, folder: Path) -> tuple[str, str | None]:
-    """Run one case in a folder; return what was changed, and what went wrong."""
-    rng = random.Random(f"{seed}:{number}")
-    name = rng.choice(["plain", "compact", "golden-plain", "golden-compact"])
-    path, view = folder / name, folder / f"{name}.{VIEW}"
+def _inspect(path: Path) -> None:
+    run_inspect(InspectConfig(path, allow_partial=True))
+    run_inspect(InspectConfig(path, row="first", as_json=True))
+    run_inspect(InspectConfig(path, rejects=True))
+
+
+def _page(path: Path) -> None:
+    run_view(ViewConfig(path, out_file=path.parent / "page.html", allow_partial=True))
+
+
+def _compare(path: Path) -> None:
+    run_compare(CompareConfig(path, path))
+
+
+def _curate(path: Path) -> None:
+    out = path.parent / "curated.view.json"
+    run_curate(CurateConfig(path, out=out, where=("mean_nll < 9",), max_repetition=0.9))
+
+
+def _export(path: Path) -> None:
+    for form, name in (("distillkit", "a.parquet"), ("trl", "a.jsonl"), ("jsonl", "b.jsonl")):
+        file = path.parent / name
+        with contextlib.suppress(SoftshardsError):
+            run_export(ExportConfig(path, file, format=form, lossy=True, replace=True))
+
+
+def _convert(path: Path) -> None:
+    out = path.parent / "converted"
+    shutil.rmtree(out, ignore_errors=True)
+    run_convert(ConvertConfig(path, out))
+
+
+def _plan(path: Path) -> None:
+    run_plan_cluster(ClusterConfig(str(path), like=str(path), hours=1.0))
+
+
+def _lengths(path: Path) -> None:
+    labels = open_label_set(path, allow_partial=True)
+    lengths = read_lengths(labels.row_groups)
+    for number in range(len(labels.row_groups)):
+        lengths.of(number)
+    plan_groups(labels, ["meta.a", "length"])
+
+
+def _facts(path: Path) -> None:
+    measure_teacher(open_label_set(path, allow_partial=True))
+
+
+READERS = (
+    _scan,
+    _repair,
+    _inspect,
+    _page,
+    _compare,
+    _curate,
+    _export,
+    _convert,
+    _plan,
+    _lengths,
+    _facts,
+)
+
+
+def fuzz_sets(rng: random.Random) -> str:
+    """Mutate a set or its view, and read it."""
+    name = rng.choice(SETS)
+    path, view = Path(name).resolve(), Path(f"{name}.{VIEW}").resolve()
     shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(sets / name, path)
-    shutil.copy(sets / view.name, view)
-    kind, error = "?", None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    shutil.copytree(Path("../sets") / name, path)
+    shutil.copy(Path("../sets") / view.name, view)
     try:
         kind = mutate(path, view, rng)
     except Exception:  # the mutation itself failed: nothing to read
-        return "not made", None
-    try:
-        use(view if kind.startswith("view") else path)
-    except BaseException:  # a panic of a Rust library is not an Exception
-        error = traceback.format_exc(limit=-6)
-    seconds = time.monotonic() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    if error is None and seconds > SECONDS:
-        error = f"{seconds:.1f} s"
-    if error is None and grown > MEGABYTES:
-        error = f"{grown:.0f} MB"
-    return f"{name}: {kind}", error
+        return "not made"
+    use(view if kind.startswith("view") else path, rng.sample(READERS, 3))
+    return kind.partition(" of ")[0]
 
 
-def _chunk(
-    numbers: list[int], seed: int, sets: Path, report: Callable[[tuple[int, str, str | None]], None]
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for number in numbers:
-            report((number, "started", None))
-            report((number, *run_case(number, seed, sets, Path(folder))))
-
-
-def run(count: int, seed: int = 0, *, processes: int = 1, first: int = 0) -> list[str]:
-    """Run cases in child processes; return the failures."""
-    context = multiprocessing.get_context("fork")
-    failures: list[str] = []
-    kinds: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        make_sets(Path(folder))
-        chunks = [
-            list(range(n, min(n + CHUNK, first + count)))
-            for n in range(first, first + count, CHUNK)
-        ]
-        while chunks:
-            started = []
-            for numbers in [chunks.pop(0) for _ in range(min(processes, len(chunks)))]:
-                receiver, sender = context.Pipe(duplex=False)
-                arguments = (numbers, seed, Path(folder), sender.send)
-                child = context.Process(target=_chunk, args=arguments)
-                child.start()
-                sender.close()
-                started.append((child, receiver, numbers))
-            for child, receiver, numbers in started:
-                last = numbers[0]
-                try:
-                    while True:
-                        if not receiver.poll(60):
-                            failures.append(f"case {last}: hangs")
-                            child.kill()
-                            break
-                        last, kind, error = receiver.recv()
-                        kinds[kind.split(": ")[-1].split(" of ")[0]] += kind != "started"
-                        if error is not None:
-                            failures.append(f"case {last} ({kind}):\n{error}")
-                except EOFError:
-                    pass
-                child.join()
-                if child.exitcode and failures[-1:] != [f"case {last}: hangs"]:
-                    failures.append(f"case {last}: the process died, {child.exitcode}")
-                if child.exitcode and last < numbers[-1]:
-                    chunks.append(list(range(last + 1, numbers[-1] + 1)))
-    run.kinds = kinds  # type: ignore[attr-defined]
-    return failures
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--only", type=int)
-    options = parser.parse_args()
-    first, count = (0, options.count) if options.only is None else (options.only, 1)
-    failures = run(count, options.seed, processes=options.processes, first=first)
-    print(*failures, sep="\n")
-    print(f"{count} cases, {len(failures)} failures; {dict(run.kinds)}")  # type: ignore[attr-defined]
-    return bool(failures)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+TARGETS = {"sets": Target(fuzz_sets, make_sets)}

@@ -5,6 +5,7 @@ import importlib
 NAMES = (
     "labeler.labeling.inputs.find_inputs",
     "labeler.labeling.inputs.read_records",
+    "tests.hostile.fuzz_files",
     "tests.hostile.fuzz_sets",
     "tests.schemas.sets",
     "trainer.data.collate",

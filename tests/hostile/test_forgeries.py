@@ -6,8 +6,6 @@ What a student would be trained on wrongly, the trainer's reader refuses as well
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,17 +251,6 @@ def test_the_tools_change_nothing_by_themselves(labels: Path) -> None:
     assert findings(labels) == []
     assert trained_on(labels) is None
     assert open_label_set(labels).rows == 5
-
-
-@pytest.mark.slow
-def test_random_mutations_are_refused_or_found() -> None:
-    """More: `python -m tests.hostile.fuzz_sets --count 10000`.
-
-    It forks, which hangs where another test of this process has used Polars.
-    """
-    fuzzer = [sys.executable, "-m", "tests.hostile.fuzz_sets", "--count", "150"]
-    done = subprocess.run(fuzzer, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from labeler.labelsets.common.decode_rows import decode_rows
 from labeler.labelsets.common.row_matching import (
     MATCHED_COLUMNS,
     match_rows,
     require_same_tokenizer,
     row_table,
 )
-from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError, decode
+from schemas import PAD_ID, DecodedLabels, Labels, LabelSet, SoftshardsError
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import LABEL_COLUMNS
 from schemas.divergence import diverge
@@ -200,7 +201,7 @@ class _Sums:
         if not same:
             return
         a, b = a.take(same), b.take(same)
-        labels_a, labels_b = decode(a), decode(b).labels
+        labels_a, labels_b = decode_rows(a), decode_rows(b).labels
         found = diverge(labels_a.labels, labels_b)
         for side, labels in enumerate((labels_a.labels, labels_b)):
             self.nll[side] -= labels.token_logprob.sum(dtype=np.float64)

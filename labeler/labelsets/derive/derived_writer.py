@@ -182,15 +182,21 @@ def _write(
     check: Callable[[int], Mapping[str, object]] | None,
 ) -> None:
     order = _order(source.tables()) if manifest.codec == COMPACT_1 else None
-    groups, footer = write_shard(
-        out / shard_name(unit),
-        source.tables(),
-        identity=manifest.identity,
-        unit=unit,
-        tail_source=source.tail_source,
-        entropy_source=source.entropy_source,
-        order=order,
-    )
+    try:
+        groups, footer = write_shard(
+            out / shard_name(unit),
+            source.tables(),
+            identity=manifest.identity,
+            unit=unit,
+            tail_source=source.tail_source,
+            entropy_source=source.entropy_source,
+            order=order,
+        )
+    except ValueError as error:  # labels that no codec can hold
+        hint = "`labeler verify` of the given sets names the rows"
+        raise SoftshardsError(
+            f"the rows of unit {unit} cannot be written: {error}", path=out, hint=hint
+        ) from error
     hidden = None
     if manifest.states is not None and source.hidden is not None:
         hidden = write_hidden(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from labeler.console import progress
 from labeler.labeling.writing.set_place import SetPlace, open_place
+from labeler.labelsets.common.decode_rows import decode_rows
 from labeler.labelsets.derive.derived_writer import CopiedStates, FinishedUnit, write_derived
 from schemas import (
     Identity,
@@ -21,7 +22,6 @@ from schemas import (
     Manifest,
     RowGroup,
     SoftshardsError,
-    decode,
     rounding,
     to_plain,
 )
@@ -281,7 +281,7 @@ def compare_tables(
     for name in before.column_names:
         if name not in TOPK_COLUMNS and not before[name].equals(after[name]):
             raise SoftshardsError(f"column {name} changed", path=path, hint=REPORT)
-    old, new = decode(before), decode(after)
+    old, new = decode_rows(before), decode_rows(after)
     by_old, by_new = (np.argsort(d.labels.topk_ids, axis=1, kind="stable") for d in (old, new))
     ids = np.take_along_axis(old.labels.topk_ids, by_old, 1)
     if not np.array_equal(ids, np.take_along_axis(new.labels.topk_ids, by_new, 1)):

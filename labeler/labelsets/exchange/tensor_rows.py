@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from labeler.labelsets.common.decode_rows import decode_rows
 from labeler.labelsets.exchange.exchange_formats import FILL, IGNORED
-from schemas.codec import PAD_ID, decode
+from schemas.codec import PAD_ID
 from schemas.shift_check import label_places
 
 ENTRIES = 1 << 21
@@ -101,7 +102,7 @@ def rectangles(table: pa.Table, k: int) -> Iterator[Rectangles]:
 
 
 def _rectangles(table: pa.Table, k: int) -> Rectangles:
-    decoded = decode(table)
+    decoded = decode_rows(table)
     labels, places = decoded.labels, label_places(table, decoded)
     m, width = len(places.tokens), labels.topk_ids.shape[1]
     ids, real = np.zeros((m, k), np.int64), np.zeros((m, k), bool)

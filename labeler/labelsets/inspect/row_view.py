@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from labeler.console import out
+from labeler.labelsets.common.decode_rows import decode_rows
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
-from schemas import LabelSet, LabelSetError, bucketed_entropy, decode
+from schemas import LabelSet, LabelSetError, bucketed_entropy
 from schemas.arrow import KEY_COLUMNS
 
 TOP = 5
@@ -109,7 +110,7 @@ def row_argument(row_id: str, chunk: int, sample: int) -> str:
 
 def row_labels(row: pa.Table, vocabulary: Vocabulary) -> list[TokenLabel]:
     """Return the labels of a row as JSON values."""
-    labels = decode(row).labels
+    labels = decode_rows(row).labels
     ids = row["input_ids"][0].as_py()
     entropy = bucketed_entropy(labels) if labels.entropy is None else labels.entropy
     places = [

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from labeler.labelsets.common.decode_rows import decode_rows
 from labeler.labelsets.common.row_matching import require_same_tokenizer
 from labeler.labelsets.common.vocabulary import Vocabulary, open_vocabulary
 from labeler.labelsets.view.row_list import COLUMNS, FilterFacts, Listing, list_rows
@@ -20,7 +21,6 @@ from schemas import (
     LabelSet,
     SoftshardsError,
     bucketed_entropy,
-    decode,
     open_label_set,
 )
 from schemas.divergence import diverge
@@ -153,7 +153,7 @@ class Viewer:
         ours = _read(self.labels, place["group"], place["row"])
         shown = {name: ours[name][0].as_py() for name in (*COLUMNS, "parent_id", "meta")}
         ids, at, spans = _tokens(ours)
-        labels = decode(ours).labels
+        labels = decode_rows(ours).labels
         content: RowContent = {
             "number": number,
             "ids": ids.tolist(),
@@ -185,7 +185,7 @@ class Viewer:
         diverges_at = length if same.all() else int(np.argmin(same))
         shared, ours, others = np.intersect1d(at, other_at, return_indices=True)
         keep = shared <= diverges_at
-        a, b = labels[ours[keep]], decode(theirs).labels[others[keep]]
+        a, b = labels[ours[keep]], decode_rows(theirs).labels[others[keep]]
         found = diverge(a, b)
         compared: PackedLabels = {
             **_packed(b, shared[keep], self._vocab_size),

@@ -236,8 +236,12 @@ def _locate(names: object, path: Path) -> list[str]:
             located.append(name)
             continue
         absolute = path.parent.resolve() / name
-        matches = sorted(absolute.parent.glob(absolute.name)) or [absolute]
-        if not all(match.is_file() for match in matches):
+        try:
+            matches = sorted(absolute.parent.glob(absolute.name)) or [absolute]
+            found = all(match.is_file() for match in matches)
+        except (OSError, ValueError, NotImplementedError):  # no name that a file can have
+            found = False
+        if not found:
             raise SoftshardsError(
                 f"`data_files` names {name!r}, which is no file",
                 path=path,

@@ -65,7 +65,7 @@ def check_answer() -> Iterator[None]:
     """Turn errors from a malformed answer into a CaptureError, which becomes a reject."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CaptureError(
             f"the server's answer is malformed: {type(error).__name__} {error}"
         ) from error
