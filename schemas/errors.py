@@ -46,6 +46,11 @@ def first_line(error: BaseException) -> str:
     return redacted(lines[0] if lines else repr(error))
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return True for an Exception, and for a panic of a library in Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class LabelSetError(SoftshardsError):
     """A label set is missing, damaged, unfinished, or not the one expected."""
 

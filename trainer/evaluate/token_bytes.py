@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, pre_tokenizers
 
-from schemas.errors import SoftshardsError, first_line
+from schemas.errors import SoftshardsError, first_line, is_failure
 from schemas.json_values import parse_object
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -39,7 +39,7 @@ def token_bytes(tokenizer_dir: Path, vocab_size: int) -> NDArray[np.int64] | Non
         steps = _decoder_steps(parse_object(file.read_bytes()).get("decoder"))
         tokenizer = Tokenizer.from_file(str(file))
     except BaseException as error:  # tokenizers raises nothing narrower, and panics in Rust
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         what = f"the tokenizer cannot be loaded: {first_line(error)}"
         raise SoftshardsError(what, path=file) from error

@@ -25,7 +25,7 @@ from labeler.labeling.teacher.teacher_config import (
 from labeler.labeling.teacher.template_clock import TemplateClock
 from labeler.labeling.teacher.template_process import LimitedTemplates
 from schemas import SoftshardsError
-from schemas.errors import first_line
+from schemas.errors import first_line, is_failure
 from schemas.hub_model import ModelSource
 
 if TYPE_CHECKING:
@@ -245,7 +245,9 @@ def _explain(path: Path, trust_code: bool) -> Iterator[None]:
         yield
     except SoftshardsError:
         raise
-    except Exception as error:  # parsers raise many types
+    except BaseException as error:  # parsers raise many types
+        if not is_failure(error):
+            raise
         file = None if trust_code else own_code(path)
         if file is not None and "trust_remote_code" in str(error):
             raise SoftshardsError(

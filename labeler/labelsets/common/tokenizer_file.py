@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from tokenizers import Tokenizer
 
 from schemas import SoftshardsError
-from schemas.errors import first_line
+from schemas.errors import first_line, is_failure
 
 TOKENIZER_JSON = "tokenizer.json"
 
@@ -91,7 +91,7 @@ def as_tokenizer_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # tokenizers raises nothing narrower, and panics in Rust
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         what = f"the tokenizer cannot be loaded: {first_line(error)}"
         if "trust_remote_code" in str(error):
