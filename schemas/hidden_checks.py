@@ -62,7 +62,7 @@ class _Sample:
 
 @dataclass
 class StateChecks:
-    """Checks of the hidden states of a set, row group by row group; `open_checks` makes them.
+    """Checks of the hidden states of a set: `open_files`, `examine` each row group, `finish`.
 
     Attributes:
         labels: the set.
@@ -89,8 +89,6 @@ class StateChecks:
             return
         try:
             _ = self.labels.hidden.groups
-        except StoreError:  # nothing is known about the set
-            raise
         except LabelSetError as error:
             self.has_index = False
             yield _damage(error, str(error.path))
@@ -124,8 +122,6 @@ class StateChecks:
         try:
             read = self.labels.hidden.read_states(group, names, table, verify="full")
             stored = decode_stored(read, self.layers)
-        except StoreError:  # nothing is known about the set
-            raise
         except (LabelSetError, pa.ArrowException, OSError) as error:
             yield _damage(error, where)
             return
@@ -316,5 +312,7 @@ def _is_inverse(basis: StateBasis) -> bool:
 
 
 def _damage(error: Exception, where: str) -> Finding:
+    if isinstance(error, StoreError):  # nothing is known about the set
+        raise error
     what, hint = getattr(error, "what", first_line(error)), getattr(error, "hint", None)
     return Finding(kind="damage", where=where, what=what, hint=hint)

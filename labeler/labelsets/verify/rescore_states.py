@@ -22,8 +22,10 @@ FEWEST = 4
 
 
 class StateErrors:
-    """Relative errors of the states of rows compared so far, by layer and by what they were
-    compared with: a shift, or another layer."""
+    """Errors of the states of rows compared so far.
+
+    Kept for each layer, against the same layer at each shift and against each other layer.
+    """
 
     def __init__(self, labels: LabelSet) -> None:
         self.layers = () if labels.states is None else labels.states.layers
