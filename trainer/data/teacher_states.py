@@ -29,27 +29,28 @@ class TeacherStates:
     width: int
     bases: tuple[tuple[Tensor, Tensor], ...] | None
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the bases."""
-        return sum(x.nbytes for pair in self.bases or () for x in pair)
-
     def decoded(self, batch: Batch) -> Batch:
         """Return a batch with float32 states. Codes arrive on the device as the bytes they are."""
         stored = batch.states
         assert stored is not None
         if self.bases is None:
             return replace(batch, states=stored.float())
+        with torch.autocast(stored.device.type, enabled=False):
+            return replace(batch, states=self._from_codes(stored, self.bases, batch.sets))
+
+    def _from_codes(
+        self, stored: Tensor, bases: tuple[tuple[Tensor, Tensor], ...], sets: Tensor | None
+    ) -> Tensor:
         states = stored.new_empty(stored.shape, dtype=torch.float32)
-        for number, (synthesis, mean) in enumerate(self.bases):
+        for number, (synthesis, mean) in enumerate(bases):
             codes = stored[:, number].float()
             found = torch.addmm(mean[0], codes, synthesis[0])
             for other in range(1, len(mean)):  # of few sets; picking rows would stall a GPU
-                assert batch.sets is not None
+                assert sets is not None
                 of_other = torch.addmm(mean[other], codes, synthesis[other])
-                found = torch.where((batch.sets == other)[:, None], of_other, found)
+                found = torch.where((sets == other)[:, None], of_other, found)
             states[:, number] = found
-        return replace(batch, states=states)
+        return states
 
 
 def open_states(

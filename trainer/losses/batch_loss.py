@@ -35,7 +35,7 @@ def token_weights(weighting: TokenWeighting, batch: Batch) -> Tensor:
     if weighting.entropy:
         teacher = torch.cat([batch.topk_logprobs, batch.tail_logprob[:, None]], 1)
         entropy = torch.special.entr(teacher.exp()).sum(1)
-        share = entropy / math.log(teacher.shape[1])
+        share = entropy / (math.log(teacher.shape[1]) or 1.0)  # 0 if there is no top-k
         weights = weights * (1 + weighting.entropy * share).clamp_min(0)
     start, length = weighting.position
     context = batch.position_ids.flatten()[batch.rows] + 1

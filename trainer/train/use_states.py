@@ -10,6 +10,7 @@ from schemas.version import STATES_2
 from trainer.data.mixture import Part
 from trainer.data.stored_states import require_states
 from trainer.data.teacher_states import TeacherStates, open_head, open_states
+from trainer.data.tempered import require_temperature
 from trainer.evaluate.exact_kl import has_exact_kl
 from trainer.losses.loss_table import LOSSES
 from trainer.losses.objective import Objective
@@ -36,6 +37,9 @@ def check_labels(config: TrainConfig, parts: tuple[Part, ...]) -> None:
                 path=empty[0].place,
                 hint="use --loss exact_kl=1, which needs hidden states alone",
             )
+    if objective.tail_temperature != 1:
+        for labels in sets:
+            require_temperature(labels, objective.tail_temperature)
     if objective.needs_final_state:
         require_states(sets, (FINAL,))
     if objective.matches_states:
