@@ -43,6 +43,7 @@ from schemas.version import (
     FORMAT_MAJOR,
     FORMAT_VERSION,
     KNOWN_CODECS,
+    LATEST_MINOR,
     PLAIN_1,
     STATES_2,
     STATES_FORMAT_VERSION,
@@ -409,6 +410,14 @@ def _refuse_unknown_version(path: Path) -> None:
     except ValidationError:
         return
     _check_version(head.format_version, head.codec, path)
+    minor = head.format_version.removeprefix(f"{FORMAT_MAJOR}.")
+    if minor.isdecimal() and int(minor) > LATEST_MINOR:
+        raise LabelSetError(
+            f"format version {head.format_version}, which has fields that this softshards does not "
+            f"know; it reads up to {FORMAT_MAJOR}.{LATEST_MINOR}",
+            path=path,
+            hint="install a newer softshards",
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,8 @@ FORMAT_MINOR = 1
 """1: the index may have lengths of rows, and the manifest the digest of the content."""
 FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 """Of a label set, in its manifest."""
-STATES_FORMAT_VERSION = f"{FORMAT_MAJOR}.2"
+LATEST_MINOR = 2
+STATES_FORMAT_VERSION = f"{FORMAT_MAJOR}.{LATEST_MINOR}"
 """Of a label set with hidden states: older readers refuse its fields."""
 SHARD_VERSION = "1.0"
 """Of shards and views, which are the same in all sets of version 1."""

@@ -73,6 +73,10 @@ def test_an_unknown_version_is_refused_with_the_version_to_install(tmp_path: Pat
     (newer / "manifest.json").write_text(text)
     with pytest.raises(LabelSetError, match=r"format version 2\.3.*\n.*reads format 2"):
         read_manifest(newer)
+    text = json.dumps(content | {"format_version": "1.9", "something_new": 1})
+    (newer / "manifest.json").write_text(text)
+    with pytest.raises(LabelSetError, match=r"version 1\.9, .*up to 1\.2\n.*a newer softshards"):
+        read_manifest(newer)
     text = json.dumps(content | {"codec": "tiny/9", "something_new": 1})
     (newer / "manifest.json").write_text(text)
     with pytest.raises(LabelSetError, match="unknown codec 'tiny/9'"):
