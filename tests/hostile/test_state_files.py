@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,18 @@ from safetensors.numpy import load_file, save_file
 from schemas import LabelSet, LabelSetError, decode, open_label_set, validate_label_set
 from schemas.arrow import COLUMN_ORDER
 from schemas.file_names import HEAD_FILE, basis_name, hidden_name
-from schemas.fingerprint import sha256_file, sha256_json
+from schemas.fingerprint import sha256_bytes, sha256_file, sha256_json
 from schemas.hidden_part import hidden_schema, state_columns, write_hidden
-from schemas.journal import read_entry, write_entry
+from schemas.journal import ByteRange, read_entry, write_entry
 from schemas.manifest import FileDigest, read_manifest, write_manifest
 from schemas.stored_head import METADATA_KEY, HeadFacts
 from schemas.version import STATES_1, STATES_2
+from tests.hostile.mutating import mutated
 from tests.schemas.state_sets import LAYERS, VOCAB, WIDTH, close_set, head_weight, write_state_set
 
 FILES = ("hidden/*", "head/*", "index/hidden-*")
 CHANGES = 10
+MUTATIONS = 12
 COLUMNS = [*COLUMN_ORDER, *state_columns(LAYERS)]
 
 
@@ -283,3 +287,53 @@ def test_states_that_expand_too_much_are_refused(
     monkeypatch.setattr("schemas.size_limits.EXPANSION", 0)
     with pytest.raises(LabelSetError, match="would take"):
         open_label_set(path).read_row_group(group, ["final"])
+
+
+def resealed_part(path: Path, data: bytes) -> None:
+    """Write other bytes as the hidden states of unit 0, with hashes that fit as far as they can."""
+    entry = read_entry(path, 0)
+    assert entry is not None
+    assert entry.hidden is not None
+    (path / hidden_name(0)).write_bytes(data)
+    size = len(data)
+    stops = [min(g.stop, size - 1) for g in entry.hidden.row_groups]
+    starts = [0, *stops]
+
+    def cut(known: ByteRange, start: int, stop: int) -> ByteRange:
+        digest = sha256_bytes(data[start:stop])
+        return known.model_copy(update={"start": start, "stop": stop, "sha256": digest})
+
+    groups = tuple(
+        cut(g, a, b) for g, a, b in zip(entry.hidden.row_groups, starts, stops, strict=False)
+    )
+    footer = cut(entry.hidden.footer, stops[-1], size)
+    hidden = entry.hidden.model_copy(update={"row_groups": groups, "footer": footer})
+    write_entry(path, entry.model_copy(update={"hidden": hidden}))
+    close_set(path, read_manifest(path))
+
+
+@pytest.mark.parametrize("codec", [STATES_1, STATES_2])
+def test_mutated_files_under_right_digests_raise_our_errors_only(
+    tmp_path: Path, codec: str
+) -> None:
+    """A forger seals what he wrote: it is read, refused or found, and nothing else happens."""
+    rng = random.Random(codec)
+    whole = write_state_set(tmp_path / "set", codec)
+    heads = [HEAD_FILE, *([basis_name("final")] if codec == STATES_2 else [])]
+    for number in range(MUTATIONS):
+        path = tmp_path / f"{number}"
+        shutil.copytree(whole, path)
+        for name in heads:
+            (path / name).write_bytes(mutated((whole / name).read_bytes(), rng))
+            reseal(path, name)
+        data = mutated((whole / hidden_name(0)).read_bytes(), rng)
+        with contextlib.suppress(LabelSetError, ValueError):  # no ranges tile an empty file
+            resealed_part(path, data)
+        with contextlib.suppress(LabelSetError):
+            _ = open_label_set(path).head
+        with contextlib.suppress(LabelSetError):
+            labels = open_label_set(path)
+            labels.read_row_group(labels.row_groups[0], COLUMNS)
+            use(labels)
+        verify(path)
+        shutil.rmtree(path)
