@@ -14,7 +14,8 @@ import pytest
 
 from trainer.child_process import run_child
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 600.0
+"""A busy machine may take minutes to start a process."""
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:

@@ -14,10 +14,11 @@ from cyclopts import Parameter
 class EvaluateConfig:
     """The settings of `trainer evaluate`."""
 
-    labels: str | Path
-    """Held-out label set to measure on: a folder, a view, or the URL of either."""
+    labels: str | Path | None = None
+    """Held-out label set to measure on: a folder, a view, or the URL of either. Only with --tasks
+    or --answers may it be left out."""
 
-    model: tuple[Path, ...]
+    model: tuple[Path, ...] = ()
     """Model to measure: a checkpoint folder, or OWNER/NAME[@REVISION] on the Hub; repeat for
     more."""
 

@@ -34,7 +34,9 @@ from trainer.evaluate.results import (
     Measured,
     MeasuredModel,
     MeasuredTeacher,
+    TaskAndAnswerResults,
     model_digest,
+    open_results,
 )
 from trainer.evaluate.tasks.measure_tasks import measure_tasks, plan_tasks
 from trainer.evaluate.tasks.task_flags import TaskFlags
@@ -48,24 +50,52 @@ def evaluate(
     """Measure every model that OUT lacks, and print all; return the exit code.
 
     Raises:
-        SoftshardsError: as `measure_models`, `plan_tasks`, `measure_tasks` and `measure_answers`.
+        SoftshardsError: there is nothing to do, or as `measure_models`, `plan_tasks`,
+            `measure_tasks` and `measure_answers`.
     """
+    _check_there_is_work(config, tasks, answers)
     plan = plan_tasks(tasks, config.dtype) if tasks and tasks.tasks else None
     overlap = Overlap() if answers and answers.answers else None
-    results, models = measure_models(config)
+    models: list[ModelAt] = []
+    results: TaskAndAnswerResults
+    if config.labels is None:
+        results = open_results(config.out)
+    else:
+        results, models = measure_models(config)
     more = [] if plan is None else measure_tasks(config, plan, results)
     if answers is not None and overlap is not None:
         more += measure_answers(answers, overlap, results, config.out)
     if config.json:
-        shown = results.to_dict() | {"differences": _differences(models, results.teacher)}
+        shown = results.to_dict()
+        if isinstance(results, EvaluationResults):
+            shown["differences"] = _differences(models, results.teacher)
         sys.stdout.write(json.dumps(shown, indent=1) + "\n")
     else:
         console = table_console()
-        for table in _tables(models, results.teacher, config.by):
-            console.print(table)
+        if isinstance(results, EvaluationResults):
+            for table in _tables(models, results.teacher, config.by):
+                console.print(table)
         for table in more:
             console.print(table)
     return 0
+
+
+def _check_there_is_work(
+    config: EvaluateConfig, tasks: TaskFlags | None, answers: AnswerFlags | None
+) -> None:
+    """Refuse a command line that names nothing to measure, or nothing to measure on.
+
+    Raises:
+        SoftshardsError: says which flag is missing.
+    """
+    has_tasks = tasks is not None and bool(tasks.tasks)
+    if config.labels is None and not has_tasks and not (answers and answers.answers):
+        raise SoftshardsError(
+            "there is nothing to measure on",
+            hint="give --labels with a held-out label set, --tasks, or --answers",
+        )
+    if not config.model and (config.labels is not None or has_tasks):
+        raise SoftshardsError("--model is missing", hint="give a checkpoint folder")
 
 
 def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[ModelAt]]:
@@ -81,6 +111,7 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
     if config.top_k < 1:
         raise SoftshardsError(f"--top-k {config.top_k}: it must be at least 1")
     check_dimensions(config.by)
+    assert config.labels is not None, "the command checks it"
     console = message_console()
 
     def locate(model: Path) -> ModelSource:
@@ -243,13 +274,15 @@ def _open_results(out: Path, labels: LabelSet) -> EvaluationResults:
     Raises:
         SoftshardsError: the file is something else, or belongs to a different label set.
     """
-    if not out.is_file():
+    results = open_results(out)
+    if not isinstance(results, EvaluationResults):
         return EvaluationResults(
             label_set=HeldOutSet.of(labels, digests=labels.digests),
             teacher=measure_teacher(labels),
             models=[],
+            tasks=results.tasks,
+            answers=results.answers,
         )
-    results = EvaluationResults.open(out)
     if results.label_set.digests != labels.digests:
         raise SoftshardsError(
             "the results belong to a different label set",

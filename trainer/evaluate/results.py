@@ -7,7 +7,13 @@ from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
@@ -283,24 +289,36 @@ class HeldOutSet(LabelSetRecord):
     digests: dict[str, str]
 
 
-class EvaluationResults(Record):
-    """The content of the file."""
+class TaskAndAnswerResults(Record):
+    """The content of the file without a held-out set."""
 
     version: int = RESULTS_VERSION
+    tasks: list[MeasuredTask] = Field(default_factory=list)
+    answers: list[MeasuredAnswers] = Field(default_factory=list)
+
+
+class EvaluationResults(TaskAndAnswerResults):
+    """The content of the file."""
+
     label_set: HeldOutSet
     teacher: MeasuredTeacher
     models: list[MeasuredModel]
-    tasks: list[MeasuredTask] = Field(default_factory=list)
-    answers: list[MeasuredAnswers] = Field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Read a results file.
 
         Raises:
-            SoftshardsError: it is missing, something else, or of another version.
+            SoftshardsError: it is missing, something else, of another version, or holds tasks and
+                answers alone.
         """
         require_version(path, WHAT, RESULTS_VERSION, named="the results are", again="measured")
+        if _has_no_held_out_set(path):
+            raise SoftshardsError(
+                "the results are of tasks and answers alone, without a held-out label set",
+                path=path,
+                hint="run `trainer evaluate` once more with this --out and --labels",
+            )
         return cls.read(path, WHAT)
 
     def lookup(self, digest: str, **settings: str | bool) -> MeasuredModel | None:
@@ -326,6 +344,29 @@ class EvaluationResults(Record):
             hint=f"run `trainer evaluate --model {model}` with the other models' --labels and "
             "--out",
         )
+
+
+def open_results(path: Path) -> TaskAndAnswerResults:
+    """Read a results file, with or without a held-out set; new results if there is no file.
+
+    Raises:
+        SoftshardsError: it is something else, or of another version.
+    """
+    if not path.is_file():
+        return TaskAndAnswerResults()
+    require_version(path, WHAT, RESULTS_VERSION, named="the results are", again="measured")
+    kind = TaskAndAnswerResults if _has_no_held_out_set(path) else EvaluationResults
+    return kind.read(path, WHAT)
+
+
+def _has_no_held_out_set(path: Path) -> bool:
+    parts = _Parts.read(path, WHAT)
+    return parts.tasks is not None and parts.label_set is None
+
+
+class _Parts(Record):
+    tasks: JsonValue = None
+    label_set: JsonValue = None
 
 
 def model_digest(path: Path) -> str:

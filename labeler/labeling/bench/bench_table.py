@@ -52,8 +52,9 @@ def print_results(results: BenchResults) -> None:
         out.print(latencies)
     if shown.has_marked:
         err.print(
-            f"{MARK} not stable: the rounds differ by more than {UNSTABLE:.0%} of the median, or "
-            "there was a single one"
+            f"{MARK} not stable: the slowest and the fastest round, which differ by more than "
+            f"{UNSTABLE:.0%} of the median, or a single round. Other work on the machine does that: "
+            "measure again, with more --repeats"
         )
 
 
@@ -64,13 +65,13 @@ class _Shown:
         self.has_marked = False
 
     def text(self, figure: Measured | None, form: str, unit: str = "") -> str:
-        """Return the median with half of the range of the rounds."""
+        """Return the median with half of the range of the rounds; that range if they disagree."""
         if figure is None:
             return "-"
         value = f"{figure.median:{form}}{unit}"
-        if figure.spread is not None:
-            value += f" \u00b1{figure.spread / 2:.0%}"
         if figure.is_stable:
-            return value
+            return value + (f" \u00b1{figure.spread / 2:.0%}" if figure.spread is not None else "")
         self.has_marked = True
+        if len(figure.rounds) > 1:
+            value = f"{min(figure.rounds):{form}} to {max(figure.rounds):{form}}{unit}"
         return f"{value} {MARK}"

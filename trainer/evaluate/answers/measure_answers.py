@@ -17,7 +17,7 @@ from trainer.evaluate.answers.compare_answers import SHARES, compare
 from trainer.evaluate.answers.read_answers import NGRAM, Answers, PromptKey, read_answers
 from trainer.evaluate.answers.text_metrics import Overlap
 from trainer.evaluate.bootstrap import FEW_DOCUMENTS, LEVEL
-from trainer.evaluate.results import EvaluationResults
+from trainer.evaluate.results import EvaluationResults, TaskAndAnswerResults
 
 METHOD = 1
 """Raised whenever figures are computed in another way."""
@@ -41,7 +41,7 @@ HEADINGS = {
 
 
 def measure_answers(
-    flags: AnswerFlags, overlap: Overlap, results: EvaluationResults, out: Path
+    flags: AnswerFlags, overlap: Overlap, results: TaskAndAnswerResults, out: Path
 ) -> list[Table]:
     """Compare each set of answers with the reference, and write OUT.
 
@@ -121,11 +121,11 @@ def _match_verdicts(paths: Sequence[Path], sets: Sequence[LabelSet]) -> dict[str
 
 
 def _warnings(
-    reference: LabelSet, sets: Sequence[LabelSet], results: EvaluationResults
+    reference: LabelSet, sets: Sequence[LabelSet], results: TaskAndAnswerResults
 ) -> Iterator[str]:
     """Yield what may make a comparison unfair."""
     identity = reference.manifest.identity
-    held_out = results.label_set.identity
+    held_out = results.label_set.identity if isinstance(results, EvaluationResults) else identity
     if identity.weights != held_out.weights:
         yield f"{reference.place} is not by the teacher of the held-out labels"
     for labels in sets:

@@ -10,7 +10,7 @@ from schemas.hub_model import locate_model
 from trainer.console import message_console, number_table, percent
 from trainer.evaluate.bootstrap import FEW_DOCUMENTS, LEVEL
 from trainer.evaluate.evaluate_config import EvaluateConfig
-from trainer.evaluate.results import EvaluationResults, model_digest
+from trainer.evaluate.results import TaskAndAnswerResults, model_digest
 from trainer.evaluate.tasks.run_tasks import harness_version, run_tasks
 from trainer.evaluate.tasks.task_files import TaskSpec, parse_tasks
 from trainer.evaluate.tasks.task_flags import TaskFlags
@@ -47,7 +47,7 @@ def plan_tasks(flags: TaskFlags, dtype: str) -> TaskPlan:
 
 
 def measure_tasks(
-    config: EvaluateConfig, plan: TaskPlan, results: EvaluationResults
+    config: EvaluateConfig, plan: TaskPlan, results: TaskAndAnswerResults
 ) -> list[Table]:
     """Run tasks on the teacher and all models, and write them to the results.
 

@@ -13,6 +13,7 @@ from tests.trainer.conftest import World
 from trainer.cli import main
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.evaluate_models import measure_models
+from trainer.evaluate.results import EvaluationResults
 
 pytest.importorskip("sacrebleu")
 
@@ -103,6 +104,33 @@ def test_answers_are_compared_and_reused(
     shown = capsys.readouterr()
     assert f"{student}: reused" in shown.err
     assert "passed the verifier" in shown.out
+
+
+def test_without_held_out_labels(
+    world: World,
+    sets: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Answers alone, then a held-out set beside them: nothing is compared twice."""
+    _, teacher, student = sets
+    out = tmp_path / "answers.json"
+    alone = ["evaluate", "--answers", student, "--reference", teacher, "--out", out]
+    assert run([*map(str, alone), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["answers"][0]["prompts"] == 4
+    assert shown.keys() == {"version", "tasks", "answers"}
+    assert run(["report", "--eval", str(out), "--out", str(tmp_path / "report.html")]) == 2
+    assert "of tasks and answers alone, without a held-out label set" in capsys.readouterr().err
+    assert run([*map(str, alone), "--labels", str(world.labels)]) == 2
+    assert "--model is missing" in capsys.readouterr().err
+    assert run(command(world, out, *alone[1:5])) == 0
+    assert f"{student}: reused" in capsys.readouterr().err
+    assert len(EvaluationResults.open(out).models) == 1
+    assert run([*map(str, alone)]) == 0  # and the held-out set stays
+    assert len(EvaluationResults.open(out).models) == 1
+    assert run(["evaluate", "--model", str(world.student), "--out", str(out)]) == 2
+    assert "nothing to measure on" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(

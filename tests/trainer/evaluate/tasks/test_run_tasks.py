@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
 from tests.trainer.evaluate.tasks.topics_task import YAML, write_task
+from tests.trainer.test_child_process import WAIT_SECONDS, is_running, wait_until
 from trainer.cli import main
 from trainer.evaluate.bootstrap import document_counts, from_text
 from trainer.evaluate.results import EvaluationResults, model_digest
@@ -132,6 +136,44 @@ def test_a_process_leaves_nothing_behind(
     assert [metric.value for metric in found] == [metric.value for metric in plain]
     assert dict(os.environ) == before
     assert np.random.get_state()[1].tolist() == random  # type: ignore[union-attr, index]
+
+
+SLOW = """import os, time
+def run(doc):
+    with open({pid!r} + ".tmp", "w") as file:
+        file.write(str(os.getpid()))
+    os.replace({pid!r} + ".tmp", {pid!r})
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_ended_command_leaves_no_process_of_tasks(
+    world: World, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Ctrl-C reaches the command alone, and a kill tells nobody; results need no --labels."""
+    task, pid = write_task(tmp_path, ITEMS), tmp_path / "pid"
+    task.write_text(YAML.replace('"{{start}}"', "!function slow.run"))
+    (tmp_path / "slow.py").write_text(SLOW.format(pid=str(pid)))
+    flags = ["--model", world.student, "--out", tmp_path / "tasks.json", "--tasks", task]
+    command = [sys.executable, "-m", "trainer", "evaluate", "--allow-task-code", *map(str, flags)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=default_interrupt)
+    try:
+        wait_until(pid.exists)
+        child = int(pid.read_text())
+        assert is_running(child)
+        process.send_signal(how)
+        assert process.wait(WAIT_SECONDS) == (130 if how == signal.SIGINT else -how)
+        wait_until(lambda: not is_running(child))
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "tasks.json").exists()
+
+
+def default_interrupt() -> None:
+    """Undo what a shell does to commands in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
