@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_dry_run import dry_run
@@ -18,7 +20,7 @@ from labeler.labeling.runs.label_run import label
 from schemas import Labels, LabelSet, SoftshardsError, decode, open_label_set
 from schemas.hidden_part import state_columns
 from schemas.state_codec import DEFAULT_KL
-from tests.tiny_model import TEXT
+from tests.tiny_model import TEXT, make_model
 
 Settings = Callable[..., LabelConfig]
 
@@ -51,8 +53,8 @@ def stored(labels: LabelSet) -> Labels:
     return Labels(**arrays)
 
 
-def kl_of_head(labels: LabelSet) -> float:
-    """Return the mean KL between stored top-k logprobs and those of the head on stored states."""
+def logprobs_of_head(labels: LabelSet) -> tuple[Any, Any]:
+    """Return top-k logprobs [n, k] as they are stored, and those of the head on stored states."""
     rows, basis = stored(labels), labels.basis("final")
     assert rows.states is not None
     states = rows.states[:, 0]
@@ -60,8 +62,13 @@ def kl_of_head(labels: LabelSet) -> float:
     weight = labels.head.rows(0, len(labels.head.weight)).astype(np.float64)
     logits = states @ weight.T
     logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    found = np.take_along_axis(logprobs, rows.topk_ids, 1)
-    return float((np.exp(rows.topk_logprobs) * (rows.topk_logprobs - found)).sum(1).mean())
+    return rows.topk_logprobs, np.take_along_axis(logprobs, rows.topk_ids, 1)
+
+
+def kl_of_head(labels: LabelSet) -> float:
+    """Return the mean KL between the two; over all ids, where k is as many."""
+    here, found = logprobs_of_head(labels)
+    return float((np.exp(here) * (here - found)).sum(1).mean())
 
 
 def test_a_set_holds_the_teachers_whole_distribution(documents: Path, settings: Settings) -> None:
@@ -197,3 +204,20 @@ def test_settings_that_cannot_be_followed(
 def test_a_layer_that_the_teacher_lacks(documents: Path, settings: Settings) -> None:
     with pytest.raises(SoftshardsError, match="names layer 2; the teacher's are 0 to 1"):
         label([str(documents)], settings(states="final,2"))
+
+
+def test_states_too_large_for_float16(
+    documents: Path, settings: Settings, teacher: Path, tmp_path: Path
+) -> None:
+    """The codec with axes holds them, float16 does not."""
+    large = tmp_path / "large"
+    shutil.copytree(teacher, large)
+    make_model(large, vocab_size=320, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(large)
+    model.get_input_embeddings().weight.data.mul_(1e6)
+    model.save_pretrained(large)
+    config = settings(model=large, states="0")
+    assert label([str(documents)], config).rejects == 0
+    config = dataclasses.replace(config, out=tmp_path / "float16", state_kl=0)
+    with pytest.raises(SoftshardsError, match="too large for float16"):
+        label([str(documents)], config)

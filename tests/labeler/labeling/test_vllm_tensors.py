@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import Labels, open_label_set, scan, validate_label_set
 from schemas.journal import read_entries
+from tests.labeler.labeling.test_states_run import logprobs_of_head
 from tests.labeler.labeling.test_vllm import small
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
@@ -54,9 +55,13 @@ def vllm(teacher: Path, *, k: int, batched_tokens: int, **settings: Any) -> Iter
         engine.close()
 
 
-def reference(teacher: Path, k: int, outcomes: list[Labeled]) -> list[Labels]:
+def reference(
+    teacher: Path, k: int, outcomes: list[Labeled], states: Sequence[str] = ()
+) -> list[Labels]:
     opened = open_teacher(teacher, max_length=max(len(item.input_ids) for item in outcomes))
-    engine = TransformersEngine(opened, dtype="float32", head_dtype="float32", k=k, sampling=None)
+    engine = TransformersEngine(
+        opened, dtype="float32", head_dtype="float32", k=k, sampling=None, states=states
+    )
     requests = [
         Request(index=i, sample=0, input_ids=item.input_ids, spans=item.spans, seed=0)
         for i, item in enumerate(outcomes)
@@ -72,6 +77,9 @@ def require_equal(labels: Labels, exact: Labels, tolerance: float = 1e-4) -> Non
     for name in EXTRAS:
         ours, theirs = getattr(labels, name), getattr(exact, name)
         np.testing.assert_allclose(ours, theirs, atol=tolerance, err_msg=name)
+    assert (labels.states is None) == (exact.states is None)
+    if labels.states is not None and exact.states is not None:
+        np.testing.assert_allclose(labels.states, exact.states, atol=tolerance, rtol=tolerance)
     near = np.diff(exact.topk_logprobs, axis=1, append=-np.inf) > -tolerance
     near[:, 1:] |= near[:, :-1].copy()
     near[:, -1] = True  # perhaps equal to the first one left out
@@ -142,10 +150,13 @@ def test_logits_that_a_teacher_changes_after_its_head(tmp_path: Path, kind: str)
         )
         for i in range(3)
     ]
-    with vllm(tmp_path, k=8, batched_tokens=48, max_length=64) as engine:
+    with vllm(tmp_path, k=8, batched_tokens=48, max_length=64, states="final,0") as engine:
         assert engine.facts.settings["capture"] == "tensors"
         outcomes = [item for item in engine.run(requests) if isinstance(item, Labeled)]
-    for item, exact in zip(outcomes, reference(tmp_path, 8, outcomes), strict=True):
+        head = engine.output_head()
+    assert (head.softcap, head.scale) == {"softcap": (1.5, 1.0), "scale": (None, 0.25)}[kind]
+    expected = reference(tmp_path, 8, outcomes, ("final", "layer_0"))
+    for item, exact in zip(outcomes, expected, strict=True):
         require_equal(item.labels, exact)
 
 
@@ -307,10 +318,14 @@ def test_tensors_come_through_tensor_parallel_workers(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    more = ["--engine-arg.tensor-parallel-size", "2", "--limit", "8"]
+    more = ["--engine-arg.tensor-parallel-size", "2", "--limit", "8", "--states", "final,1"]
     done = run_labeler("label", corpus, *small(teacher, out, *more))
     assert done.returncode == 0, done.stderr
     labels = open_label_set(out)
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    weight = model.get_output_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(labels.head.rows(0, len(labels.head.weight)), weight)
+    np.testing.assert_allclose(*logprobs_of_head(labels), atol=0.01)  # both in float16
     entries = read_entries(out, labels.manifest.planned_units)
     assert {entry.provenance["settings"]["capture"] for entry in entries} == {"tensors"}
     assert {entry.provenance["settings"]["tensor_parallel_size"] for entry in entries} == {"2"}

@@ -61,7 +61,7 @@ class StateTap:
 
     Raises:
         AttributeError: the model has no logits processor.
-        SoftshardsError: it has no such layers.
+        SoftshardsError: it has no such layers, or not on this worker.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], layers: int) -> None:
@@ -89,6 +89,8 @@ class StateTap:
             owner, blocks = decoder_layers(model, layers)
             self._norms = [m for m in owner.children() if "norm" in type(m).__name__.lower()]
             for number in {*self._inner.values(), self._last}:
+                if type(blocks[number]).__name__ == "PPMissingLayer":
+                    raise SoftshardsError(f"layer {number} runs on an earlier pipeline stage")
                 self._hooks.append(blocks[number].register_forward_hook(self._keeper(number)))
 
     def rows(self, where: Tensor) -> Tensor:
@@ -153,7 +155,10 @@ class StateTap:
     def _keeper(self, number: int) -> Callable[..., None]:
         def keep(_: nn.Module, __: Any, output: Any) -> None:
             parts = [output] if isinstance(output, Tensor) else list(output)
-            hidden, residual = parts[0], parts[1] if len(parts) > 1 else None
+            # Models that vLLM runs through transformers have a batch of one.
+            flat = [part.flatten(0, -2) if isinstance(part, Tensor) else None for part in parts]
+            hidden, residual = flat[0], flat[1] if len(flat) > 1 else None
+            assert hidden is not None, "a layer returns its stream first"
             # Copies: the next layer adds in place.
             whole = hidden.clone() if self._summed is not True else None
             summed = None
