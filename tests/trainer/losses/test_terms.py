@@ -106,10 +106,8 @@ def test_invalid_flags_are_refused(settings: dict[str, Any], message: str) -> No
 
 
 @pytest.mark.parametrize("name", list(LOSSES)[:6])
-def test_a_tail_at_another_temperature_is_refused_with_the_reason(name: str) -> None:
-    with pytest.raises(SoftshardsError) as caught:
-        config(loss=(f"{name}=1", "renormalized_kl=1"), temperature=2.0)
-    assert f"--loss {name} at --temperature 2" in str(caught.value)
-    assert "not stored" in str(caught.value)
-    assert "hint: " in str(caught.value)
-    assert config(loss=("renormalized_kl=1", "ce=0.5"), temperature=2.0).temperature == 2.0
+def test_a_tail_at_another_temperature_is_asked_of_the_set(name: str) -> None:
+    found = config(loss=(f"{name}=1", "renormalized_kl=1"), temperature=2.0)
+    assert found.objective.tail_temperature == 2.0
+    others = config(loss=("renormalized_kl=1", "exact_kl=1", "ce=0.5"), temperature=2.0)
+    assert others.objective.tail_temperature == 1.0
