@@ -9,6 +9,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ from schemas import (
 )
 from schemas.arrow import INDEX_SCHEMA
 from schemas.fingerprint import sha256_bytes
+from schemas.hidden_part import state_columns
 from schemas.index import WITH_LENGTHS, read_lengths
-from schemas.version import COMPACT_1, PLAIN_1
+from schemas.version import COMPACT_1, PLAIN_1, STATES_2
 from schemas.view import write_view
 from tests.hostile.fuzz import Target
 from tests.hostile.sealed import (
@@ -60,6 +62,7 @@ from tests.hostile.sealed import (
     write_json,
 )
 from tests.schemas.sets import GOLDEN, varied_table, view_of, write_set
+from tests.schemas.state_sets import LAYERS, write_state_set
 from trainer.evaluate.grouping import plan_groups
 from trainer.evaluate.teacher_facts import measure_teacher
 
@@ -78,7 +81,7 @@ KINDS = (
     *("bytes", "sealed bytes", "sealed shard", "sealed page", "manifest", "identity", "entry"),
     *("index", "lengths", "rows", "batch", "facts", "order", "view", "view bytes", "ledger"),
 )
-SETS = ("plain", "compact", "golden-plain", "golden-compact", "merged")
+SETS = ("plain", "compact", "golden-plain", "golden-compact", "merged", "states")
 IN_BATCH = 2
 """Units whose entries become one file, of 256 elsewhere."""
 
@@ -92,6 +95,7 @@ def make_sets() -> None:
         tables = [[varied_table(8 * s + 4 * g, 3, longest=9) for g in range(2)] for s in range(2)]
         write_set(folder / name, tables, codec)
     journal.compact_journal(folder / "merged", IN_BATCH)
+    write_state_set(folder / "states", STATES_2)
     for name in ("plain", "compact"):
         shutil.copytree(GOLDEN.parent / f"format-1-{name}-1", folder / f"golden-{name}")
     for name in SETS:
@@ -334,6 +338,16 @@ def _facts(path: Path) -> None:
     measure_teacher(open_label_set(path, allow_partial=True))
 
 
+def _states(path: Path) -> None:
+    labels = open_label_set(path, allow_partial=True)
+    if labels.manifest.states is not None:
+        for read in (lambda: labels.head, *(partial(labels.basis, layer) for layer in LAYERS)):
+            with contextlib.suppress(SoftshardsError):
+                read()
+        for group in labels.row_groups:
+            labels.read_row_group(group, ["topk_ids", *state_columns(LAYERS)])
+
+
 READERS = (
     _scan,
     _repair,
@@ -345,7 +359,7 @@ READERS = (
     _convert,
     _plan,
     _lengths,
-    _facts,
+    *(_facts, _states),
 )
 
 
@@ -360,7 +374,11 @@ def fuzz_sets(rng: random.Random) -> str:
         kind = mutate(path, view, rng)
     except Exception:  # the mutation itself failed: nothing to read
         return "not made"
-    use(view if kind.startswith("view") else path, rng.sample(READERS, 3))
+    readers = rng.sample(READERS, 3)
+    use(
+        view if kind.startswith("view") else path,
+        {*readers, _states} if name == "states" else readers,
+    )
     return kind.partition(" of ")[0]
 
 

@@ -87,8 +87,9 @@ def reseal(path: Path, *, manifest: Callable[[Json], Json] = lambda content: con
             content["content_digest"] = sha256_json(hashes)
         for unit in {row["unit"] for row in rows}:
             _reseal_entry(path, unit, [row for row in rows if row["unit"] == unit])
-    for name in ("tokenizer_files", "index_pages", "plan_rejects"):
-        for file in content.get(name) or []:
+    named = [content.get(name) or [] for name in ("tokenizer_files", "index_pages", "plan_rejects")]
+    for files in (*named, (content.get("states") or {}).get("files") or []):
+        for file in files:
             if (path / file["path"]).is_file():
                 file["sha256"] = sha256_bytes((path / file["path"]).read_bytes())
     if content["plan"] and (path / content["plan"]["path"]).is_file():
