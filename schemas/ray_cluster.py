@@ -24,7 +24,7 @@ GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 
 SETTINGS_FRAME = 4
 STORE_BYTES = 100 * 1024**2
 """Size of the object store of our own Ray: only settings and small reports pass through it."""
-STARTS = 3
+STARTS = 5
 """Attempts to start our own Ray: it gives its processes 15 s, too few on a machine that is busy."""
 
 

@@ -26,7 +26,7 @@ TRIES = 3
 
 
 class RayNodes:
-    """The nodes of a cluster."""
+    """The nodes of a cluster; `nodes` are those beside the head."""
 
     def __init__(self, cluster: Any) -> None:
         self._cluster = cluster
@@ -46,7 +46,7 @@ class RayNodes:
     def teachers(self) -> list[psutil.Process]:
         """Return the processes of the teachers on these nodes."""
         found = []
-        for node in self.nodes:
+        for node in [self._cluster.head_node, *self.nodes]:
             for raylet in node.all_processes["raylet"]:
                 with suppress(psutil.NoSuchProcess):
                     found += psutil.Process(raylet.process.pid).children(recursive=True)
@@ -54,8 +54,8 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
-    """Yield a cluster: a head node without cores, and one node for each number of cores."""
+def ray_nodes(*cpus: int, head: int = 0) -> Iterator[RayNodes]:
+    """Yield a cluster: a head node with `head` cores, and one node for each number of cores."""
     before = {name: os.environ.get(name) for name in SETTINGS}
     os.environ |= SETTINGS
     from ray.cluster_utils import Cluster
@@ -63,7 +63,7 @@ def ray_nodes(*cpus: int) -> Iterator[RayNodes]:
     ending = signal.getsignal(signal.SIGTERM)  # each node sets one of its own
     cluster: Any = Cluster()
     try:
-        _retried(lambda: cluster.add_node(include_dashboard=False, no_monitor=True, **_node(0)))
+        _retried(lambda: cluster.add_node(include_dashboard=False, no_monitor=True, **_node(head)))
         nodes = RayNodes(cluster)
         for count in cpus:
             nodes.add(count)

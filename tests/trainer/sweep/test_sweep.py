@@ -18,6 +18,7 @@ import yaml
 from schemas import Identity, SoftshardsError
 from schemas.fingerprint import sha256_file
 from tests.fork_server import fork_server
+from tests.ray_nodes import ray_nodes
 from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
@@ -192,7 +193,7 @@ def test_the_same_rows_give_the_same_page_and_everything_is_escaped(
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep of four trials that was killed with -9 midway, then run to its end."""
+    """A sweep of four trials on a cluster, killed with -9 midway, then run to its end."""
 
     out: Path
     students: Path
@@ -237,7 +238,7 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     content = {
         "base": {
             **{"labels": str(world.labels), "eval_labels": str(held_out), "eval_every": 20},
-            **{"pack_tokens": 128, "packs_per_step": 1, "window": 4, "epochs": 20, "lr": 1e-3},
+            **{"pack_tokens": 128, "packs_per_step": 1, "window": 4, "epochs": 7, "lr": 1e-3},
             **{"save_every": 5},
         },
         "grid": {"student": {"small": str(world.student)}, "seed": [0, 1]},
@@ -247,9 +248,6 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         ],
     }
     students, out = write(root / "students.yaml", content), root / "out"
-    process = fork_server("tests.trainer.preload").start(
-        *command(students, out)[2:], start_new_session=True
-    )
 
     def midway() -> bool:
         """Return True if one trial is finished, and another has a checkpoint far from its end."""
@@ -258,24 +256,29 @@ def swept(world: World, tmp_path_factory: pytest.TempPathFactory) -> Swept:
         for path in out.glob("trials/*/checkpoints/step-*/meta.json"):
             step = int(path.parent.name.removeprefix("step-"))
             steps[path.parents[2]] = max(step, steps.get(path.parents[2], 0))
-        return bool(ended) and any(t not in ended and step <= 60 for t, step in steps.items())
+        return bool(ended) and any(t not in ended and step <= 40 for t, step in steps.items())
 
-    while not midway():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 120
-    while processes_about(out / "trials") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    orphans = [str(orphan) for orphan in processes_about(out / "trials")]
-    finished = {
-        path: (path.stat().st_mtime_ns, sha256_file(path))
-        for path in out.glob("trials/*/result.json")
-    }
-    saved = {path.parents[1] for path in out.glob("trials/*/checkpoints/step-*")}
-    begun = [folder for folder in saved if folder / "result.json" not in finished]
-    output = run(students, out)
+    with ray_nodes(head=2) as nodes:
+        process = fork_server("tests.trainer.preload").start(
+            *command(students, out, "--ray", nodes.address)[2:], start_new_session=True
+        )
+        while not midway():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + HANG_SECONDS
+        while processes_about(out / "trials") and time.monotonic() < deadline:
+            time.sleep(0.1)
+        orphans = [str(orphan) for orphan in processes_about(out / "trials")]
+        finished = {
+            path: (path.stat().st_mtime_ns, sha256_file(path))
+            for path in out.glob("trials/*/result.json")
+        }
+        saved = {path.parents[1] for path in out.glob("trials/*/checkpoints/step-*")}
+        begun = [folder for folder in saved if folder / "result.json" not in finished]
+        output = run(students, out, "--ray", nodes.address)
+    assert f"connecting to Ray: {nodes.address}" in output
     return Swept(out, students, content, finished, begun, orphans, output)
 
 
@@ -341,14 +344,17 @@ def test_other_settings_under_an_old_name_are_refused(
     assert stop.value.code == 2
     shown = capsys.readouterr().err
     assert "trial small_seed=0" in shown
-    assert "config.epochs: then 20, now 3" in shown
+    assert "config.epochs: then 7, now 3" in shown
 
 
 @pytest.mark.slow
 def test_a_laggard_is_stopped_a_failure_is_named_the_rest_is_reused(
     swept: Swept, tmp_path: Path
 ) -> None:
-    """Add to the finished sweep a student that learns nothing, and one that does not exist."""
+    """Add to the finished sweep a student that learns nothing, and one that does not exist.
+
+    These run on a Ray of their own.
+    """
     student = swept.content["runs"][0]["student"]
     added = [
         {"name": "laggard", "student": student, "lr": 1e-12},
@@ -369,6 +375,7 @@ def test_a_laggard_is_stopped_a_failure_is_named_the_rest_is_reused(
     assert plan["tokens_left"] == 2 * states["laggard"][1] > 0
 
     output = run(students, swept.out, *asha, code=1)
+    assert "starting Ray" in output
     assert "1 of 6 trials failed: broken" in output, output
     rows = {
         each["name"]: each
