@@ -77,10 +77,13 @@ def resume_with(paused: psutil.Process, number: signal.Signals) -> None:
     paused.send_signal(signal.SIGCONT)
 
 
-def run_ranks(arguments: list[str], processes: int = 2) -> tuple[int, str]:
-    """Run a command in several processes; return the exit code and stderr.
+def start_ranks(
+    arguments: list[str], processes: int = 2
+) -> tuple[list[Command], torch.distributed.TCPStore]:
+    """Start a command in several processes, which find each other as under `torchrun`.
 
-    The processes find each other as under `torchrun`, at a store outside them.
+    Returns:
+        The processes, and the store at which they meet: keep it while they run.
     """
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
@@ -90,6 +93,12 @@ def run_ranks(arguments: list[str], processes: int = 2) -> tuple[int, str]:
         start(arguments, place | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
+    return ranks, store
+
+
+def run_ranks(arguments: list[str], processes: int = 2) -> tuple[int, str]:
+    """Run a command in several processes; return the exit code and stderr."""
+    ranks, _store = start_ranks(arguments, processes)
     with ThreadPoolExecutor(processes) as pool:
         ends = [pool.submit(outcome, rank) for rank in ranks]
         for end in as_completed(ends):

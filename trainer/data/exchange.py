@@ -96,11 +96,7 @@ class Exchange:
         try:
             self.group.alltoall_base(incoming, outgoing, incoming_rooms, outgoing_rooms).wait()
         except RuntimeError as error:  # gloo has no narrower one
-            raise SoftshardsError(
-                "another process of this run ended, or sent nothing for "
-                f"{LONGEST_SILENCE.seconds // 60} minutes: {first_line(error)}",
-                hint="its own messages say why; the same command resumes from the last checkpoint",
-            ) from error
+            raise lost_process(error) from error
 
 
 def open_exchange() -> Exchange | None:
@@ -120,6 +116,14 @@ def open_exchange() -> Exchange | None:
             hint="set GLOO_SOCKET_IFNAME to the network interface between the machines",
         ) from error
     return Exchange(group=group, rank=dist.get_rank(), world=world)
+
+
+def lost_process(error: Exception) -> SoftshardsError:
+    """Return the error of a process that another one does not answer."""
+    return SoftshardsError(
+        f"another process of this run ended, or does not answer: {first_line(error)}",
+        hint="its own messages say why; the same command resumes from the last checkpoint",
+    )
 
 
 @dataclass(frozen=True)

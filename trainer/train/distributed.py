@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
+import torch.distributed
 from accelerate.accelerator import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import PartialState
@@ -13,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from schemas import SoftshardsError
+from trainer.data.exchange import lost_process
 from trainer.student.layers import decoder_layers
 from trainer.student.student import Student
 from trainer.train.train_config import TrainConfig
@@ -71,6 +75,17 @@ def prepare(
     if is_sharded(accelerator):  # the one case in which Accelerate leaves autocast out
         model.forward = accelerator.autocast()(model.forward)
     return model, wrapped
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Raise errors of the exchange of gradients as those of a process that ended."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's are of no kind of their own
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise lost_process(error) from error
+        raise
 
 
 def _check_processes(config: TrainConfig, world: int, sharded: bool) -> None:

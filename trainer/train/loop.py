@@ -29,7 +29,12 @@ from trainer.train.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
-from trainer.train.distributed import describe_processes, make_accelerator, prepare
+from trainer.train.distributed import (
+    describe_processes,
+    make_accelerator,
+    naming_lost_processes,
+    prepare,
+)
 from trainer.train.finish import finish
 from trainer.train.heldout import best, has_stalled, is_due, measure_held_out
 from trainer.train.optim import make_optimizer, make_scheduler
@@ -278,6 +283,7 @@ def _train_steps(run: Run, caught: list[int], console: Console) -> int:
     is_first = True
     with (
         ProgressBar("train", run.total_steps, run.step, enabled=is_main) as progress,
+        naming_lost_processes(),
         contextlib.closing(packs),
     ):
         _measure_if_due(run, progress, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from tests.trainer.running import (
     command,
     config,
     log,
+    outcome,
     pausing,
     run_ranks,
+    start_ranks,
     torchrun,
     wait_for_pause,
 )
@@ -102,3 +105,15 @@ def test_killed_ranks_resume_bitwise(world: World, two: Path, tmp_path: Path) ->
     assert "resuming after step" in errors
     for name in ("log.jsonl", "final/model.safetensors"):
         assert (out / name).read_bytes() == (two / name).read_bytes()
+
+
+def test_a_rank_that_dies_ends_the_other(world: World, tmp_path: Path) -> None:
+    (main, other), _store = start_ranks(pausing(flags(world, tmp_path), 2))
+    paused = wait_for_pause(main)
+    other.kill()
+    other.wait()
+    paused.send_signal(signal.SIGCONT)
+    code, errors = outcome(main)
+    assert code == 2, errors
+    assert "error: another process of this run ended" in errors
+    assert "Traceback" not in errors
