@@ -374,11 +374,8 @@ def fuzz_sets(rng: random.Random) -> str:
         kind = mutate(path, view, rng)
     except Exception:  # the mutation itself failed: nothing to read
         return "not made"
-    readers = rng.sample(READERS, 3)
-    use(
-        view if kind.startswith("view") else path,
-        {*readers, _states} if name == "states" else readers,
-    )
+    readers = [*rng.sample(READERS, 3), *([_states] if name == "states" else [])]
+    use(view if kind.startswith("view") else path, readers)
     return kind.partition(" of ")[0]
 
 
