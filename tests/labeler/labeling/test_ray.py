@@ -28,8 +28,8 @@ PATIENCE = 900
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayNodes]:
-    """A cluster of three nodes, which know the object store."""
-    with ray_nodes(1, 1) as cluster:
+    """A cluster of two nodes, which know the object store."""
+    with ray_nodes(1, head=1) as cluster:
         yield cluster
 
 
@@ -81,7 +81,7 @@ def test_a_run_survives_its_actors_nodes_and_drivers_and_ends_without_the_cluste
     tmp_path: Path, nodes: RayNodes, flags: list[object], local: Path
 ) -> None:
     out, server = tmp_path / "out", fork_server("tests.labeler.preload")
-    while len(nodes.nodes) < 2:
+    if not nodes.nodes:
         nodes.add()
     on_ray = [*flags, "--out", out, "--ray", nodes.address]
     first = server.start("labeler", *on_ray)
@@ -123,8 +123,6 @@ def test_actors_write_into_an_object_store_and_one_of_them_is_killed(
     tmp_path: Path, nodes: RayNodes, flags: list[object], local: Path
 ) -> None:
     url, here = f"{BUCKET}/on-ray", tmp_path / "here"
-    if not nodes.nodes:
-        nodes.add()
     run = fork_server("tests.labeler.preload").start(
         "labeler", *flags, "--out", url, "--ray", nodes.address
     )

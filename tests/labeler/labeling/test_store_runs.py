@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs import label_units as units_module
 from labeler.labeling.runs.label_run import RunSummary, label
-from labeler.labeling.runs.locks import rank_lock
+from labeler.labeling.runs.locks import actor_lock, rank_lock, wait_for_actor
 from labeler.labeling.writing import leases
 from labeler.labeling.writing.set_place import open_place
 from schemas import SoftshardsError, open_label_set, validate_label_set
@@ -245,6 +247,22 @@ def test_a_lease_that_is_renewed_does_not(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(leases.LeaseTaken), leases.hold_lease(remote, ".lock"):
             pass
         lease.require()
+
+
+def test_a_lost_actor_is_waited_for_until_it_cannot_write() -> None:
+    url = f"{BUCKET}/actor"
+    with (
+        open_place(url, writer="driver") as driver,
+        open_place(url, writer="actor") as actor,
+        contextlib.ExitStack() as held,
+    ):
+        held.enter_context(actor_lock(actor, "a"))
+        assert not wait_for_actor(driver, "a", seconds=0)
+        ending = threading.Timer(1.5, held.close)
+        ending.start()
+        assert wait_for_actor(driver, "a", seconds=300)
+        ending.join()
+        assert leases.lease_names(Remote(url), ".lock-actor-") == []
 
 
 def test_two_writers_of_one_unit(write: Write, local: Path, tmp_path: Path) -> None:
