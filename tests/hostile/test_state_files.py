@@ -184,8 +184,8 @@ def forge_part(path: Path, change: Callable[[pa.Table], pa.Table], keep: int = 2
         g.model_copy(update={"rows": s.rows, "labels": s.labels})
         for g, s in zip(hidden.row_groups, entry.row_groups, strict=False)
     )
-    content = entry.model_dump() | {"hidden": hidden.model_dump() | {"row_groups": ranges}}
-    write_entry(path, type(entry).model_construct(**content))
+    part = hidden.model_copy(update={"row_groups": ranges})
+    write_entry(path, entry.model_copy(update={"hidden": part}))
 
 
 def column(table: pa.Table, name: str, values: object) -> pa.Table:
