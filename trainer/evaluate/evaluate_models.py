@@ -94,7 +94,7 @@ def _check_there_is_work(
             "there is nothing to measure on",
             hint="give --labels with a held-out label set, --tasks, or --answers",
         )
-    if not config.model and (config.labels is not None or has_tasks):
+    if not config.model and has_tasks:
         raise SoftshardsError("--model is missing", hint="give a checkpoint folder")
 
 

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 
 COLUMNS = (
     *("labels", "ce", "kl", "agreement", "overlap", "acceptance", "acceptance_upper"),
-    *("teacher_ce", "exact_kl", "bytes", "text_ce"),
+    *("teacher_ce", "reverse_kl", "exact_kl", "bytes", "text_ce"),
 )
 """What is added up over labels, in order. `text_ce` is `ce` where the token has bytes; `bytes` and
 `exact_kl` are NaN where they are not known."""
@@ -32,7 +32,7 @@ def figures(sums: Array, bins: Array) -> dict[str, Array]:
     """
     of = dict(zip(COLUMNS, np.moveaxis(sums, -1, 0)))
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        means = {name: of[name] / of["labels"] for name in COLUMNS[1:9]}
+        means = {name: of[name] / of["labels"] for name in COLUMNS[1:10]}
         bits = of["text_ce"] / (of["bytes"] * math.log(2))
         bits = np.where(of["bytes"] > 0, bits, np.nan)
     acceptance = means["acceptance"].clip(max=1.0)
@@ -60,6 +60,7 @@ def metrics(sums: Array, bins: Array) -> Metrics:
         ce=found["ce"],
         ppl=found["ppl"],
         kl=found["kl"],
+        reverse_kl=found["reverse_kl"],
         exact_kl=None if math.isnan(exact) else exact,
         agreement=found["agreement"],
         overlap=found["overlap"],

@@ -23,6 +23,7 @@ from trainer.evaluate.results import OVERLAP_K
 from trainer.evaluate.tally import Measurements, Tally
 from trainer.evaluate.token_bytes import token_bytes
 from trainer.evaluate.worst_sequences import WorstSequences
+from trainer.losses import reverse_kl
 from trainer.losses.batch_loss import label_losses
 from trainer.student.student import Student
 from trainer.student.student_output import StudentOutput
@@ -135,6 +136,9 @@ def _measurements(
         "acceptance": accepted,
         "acceptance_upper": accepted + tails,
         "teacher_ce": -batch.token_logprob,
+        "reverse_kl": reverse_kl(
+            batch.topk_logprobs, batch.tail_logprob, output.logp, output.log_rest
+        ),
     }
     columns = np.full((len(ce), len(COLUMNS)), np.nan)
     if output.exact:

@@ -77,6 +77,7 @@ class Metrics(Record):
         ce, ppl: cross-entropy (nats) and perplexity on the actual tokens.
         bits_per_byte: cross-entropy of the labeled text in bits per byte; None if `bytes` is, or 0.
         kl: forward KL to the teacher over its top-k and the tail, in nats.
+        reverse_kl: KL from the student to the teacher over the same; None in older files.
         exact_kl: forward KL to the teacher over all ids, in nats; None where the set has no hidden
             states.
         agreement: share of positions where student and teacher have the same top token.
@@ -96,6 +97,7 @@ class Metrics(Record):
     ppl: float
     bits_per_byte: float | None = None
     kl: float
+    reverse_kl: float | None = None
     exact_kl: float | None = None
     agreement: float
     overlap: float | None = None

@@ -58,12 +58,15 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
                 tail = p[rest].logsumexp(0)
                 kl = (p[ids].exp() * (p[ids] - q[ids])).sum()
                 kl += tail.exp() * (tail - q[rest].logsumexp(0))
+                gone = q[ids].exp() * (q[ids] - p[ids])
+                reverse = gone.sum() + q[rest].logsumexp(0).exp() * (q[rest].logsumexp(0) - tail)
                 values = [1.0, -float(q[token]), float(kl), float(p.argmax() == q.argmax())]
                 values.append(-float(p[token]))
                 accepted = float(torch.minimum(p[ids], q[ids]).exp().sum())
                 tails = float(torch.minimum(tail, q[rest].logsumexp(0)).exp())
                 common = set(ids.tolist()) & set(q.topk(8).indices.tolist())
                 values += [accepted, accepted + tails, len(common) / 8]
+                values.append(float(reverse))
                 size = len(tokenizer.decode([token]).encode()) if token in whole else 1
                 size = 0 if token == eos else size
                 values += [size, -float(q[token]) if size else 0.0]
@@ -76,12 +79,14 @@ def test_metrics_equal_a_dense_float64_reference(world: World, tmp_path: Path) -
     kinds = {group["value"]: group["metrics"] for group in found["by"]["kind"]}
     assert set(kinds) == {"text", "thinking", "answer"}
     for name, of_part in sums.items():
-        count, ce, kl_sum, agreement, teacher_ce, accepted, upper, overlap, size, text_ce = of_part
+        count, ce, kl_sum, agreement, teacher_ce, accepted, upper, *rest = of_part
+        overlap, reversed_kl, size, text_ce = rest
         metrics = found["all"] if name == "all" else kinds[name]
         assert metrics["labels"] == count
         assert metrics["ce"] == pytest.approx(ce / count, abs=1e-5)
         assert metrics["ppl"] == pytest.approx(math.exp(ce / count), rel=1e-4)
         assert metrics["kl"] == pytest.approx(kl_sum / count, abs=1e-4)  # labels are float16
+        assert metrics["reverse_kl"] == pytest.approx(reversed_kl / count, abs=1e-3)
         assert metrics["agreement"] == pytest.approx(agreement / count, abs=1e-9)
         assert metrics["acceptance"] == pytest.approx(accepted / count, rel=2**-10)  # float16
         assert metrics["acceptance_upper"] == pytest.approx(upper / count, rel=2**-9)

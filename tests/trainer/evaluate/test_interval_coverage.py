@@ -91,6 +91,8 @@ def sample(
         "acceptance": total(model.acceptance, 0.05, -0.05),
         "acceptance_upper": total(model.acceptance, 0.05, -0.05),
         "teacher_ce": ce,
+        "reverse_kl": total(model.kl, 0.05, 0.1),
+        "exact_kl": np.full(n, np.nan),
     }
     bins = np.stack([counts, counts * CONFIDENCE, correct], 1).astype(float)
     return np.stack([columns[name] for name in COLUMNS], 1), bins
