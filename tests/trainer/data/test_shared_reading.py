@@ -16,14 +16,11 @@ import pytest
 import torch
 
 from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
-from schemas.cache_folder import CACHE
-from schemas.remote import CACHE_GB, Remote
 from schemas.row_group import RowGroup
-from tests.objects import upload
 from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
 from tests.trainer.thread_ranks import in_ranks
-from trainer.data import load_windows, wait_for_store
+from trainer.data import load_windows
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset, Pack, PackSize, ReaderState, own_packs
 from trainer.data.exchange import Exchange
@@ -277,28 +274,3 @@ def test_damaged_messages_are_refused() -> None:
         data[place] ^= 4
     with pytest.raises(SoftshardsError, match="arrived damaged"):
         from_bytes(memoryview(b""), 3)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("object_store")
-def test_a_rank_that_loses_the_store_for_a_while_continues(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    monkeypatch.setenv(CACHE_GB, "0")
-    monkeypatch.setattr(wait_for_store, "PAUSE", 0.01)
-    url = upload(world.labels, "lost-for-a-while")
-    opened = [open_label_set(url) for _ in range(2)]
-    tries, original = count(), Remote.read
-
-    def read(self: Remote, name: str, *place: Any) -> bytes:
-        if self is opened[1].remote and 2 <= next(tries) < 8:
-            error = LabelSetError("cannot be read", path=name)
-            raise error from ConnectionResetError("gone")
-        return original(self, name, *place)
-
-    monkeypatch.setattr(Remote, "read", read)
-    with pytest.warns(UserWarning, match="does not answer; waiting for it"):
-        found = in_ranks(2, lambda r: all_packs(opened[r.rank], exchange=r))
-    assert next(tries) > 8
-    assert_shared(found, all_packs(world.labels))  # type: ignore[arg-type]

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from schemas import LabelSetError, open_label_set
 from schemas.cache_folder import CACHE
+from schemas.remote import CACHE_GB, Remote
 from tests.objects import upload
 from tests.trainer.conftest import World
+from tests.trainer.data.test_shared_reading import all_packs, assert_shared
 from tests.trainer.running import command, config, log, run_ranks
+from tests.trainer.thread_ranks import in_ranks
+from trainer.data import wait_for_store
 from trainer.train.loop import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("object_store")]
@@ -55,3 +61,26 @@ def one(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def measurements(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "eval.jsonl").read_text().splitlines()]
+
+
+def test_a_rank_that_loses_the_store_for_a_while_continues(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_GB, "0")
+    monkeypatch.setattr(wait_for_store, "PAUSE", 0.01)
+    url = upload(world.labels, "lost-for-a-while")
+    opened = [open_label_set(url) for _ in range(2)]
+    tries, original = count(), Remote.read
+
+    def read(self: Remote, name: str, *place: Any) -> bytes:
+        if self is opened[1].remote and 2 <= next(tries) < 8:
+            error = LabelSetError("cannot be read", path=name)
+            raise error from ConnectionResetError("gone")
+        return original(self, name, *place)
+
+    monkeypatch.setattr(Remote, "read", read)
+    with pytest.warns(UserWarning, match="does not answer; waiting for it"):
+        found = in_ranks(2, lambda r: all_packs(opened[r.rank], exchange=r))
+    assert next(tries) > 8
+    assert_shared(found, all_packs(world.labels))  # type: ignore[arg-type]
