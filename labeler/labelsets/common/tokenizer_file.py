@@ -57,7 +57,12 @@ class TokenizerFile:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        try:
+            text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        except OverflowError as error:  # of a set whose rows nobody checked
+            raise SoftshardsError(
+                "a token id is below 0 or too large", hint="`labeler verify` names the row"
+            ) from error
         return text
 
     def batch_decode(
