@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from labeler.labeling.inputs.read_records import Record, Reject
 from labeler.labeling.label_config import LabelConfig
-from labeler.labeling.rendering.asked_ids import read_asked
+from labeler.labeling.rendering.named_ids import read_asked
 from labeler.labeling.rendering.record_forms import Rendered, render_prompt, render_scored
 from labeler.labeling.rendering.spans import (
     BadRecord,
