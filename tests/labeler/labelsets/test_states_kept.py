@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from schemas.manifest import read_manifest
 from schemas.version import COMPACT_1, PLAIN_1, STATES_1, STATES_2
 from schemas.view import write_view
 from tests.fork_server import fork_server
-from tests.objects import BUCKET, bucket
 from tests.schemas.sets import view_of
 from tests.schemas.state_sets import LAYERS, WIDTH, states_of, write_state_set
 
@@ -276,32 +274,6 @@ def test_a_full_disk_leaves_finished_units(
     assert finished_unit(out, 0) is not None
     assert finished_unit(out, 1) is None
     resumed_like_uninterrupted(sets["half"], out)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("object_store")
-def test_a_store_holds_states(sets: dict[str, Path], tmp_path: Path) -> None:
-    """Written, read, checked, resumed after a part was lost, and copied back."""
-    url, source = f"{BUCKET}/states-kept", open_label_set(sets["codes"])
-    recode([source], url, codec=PLAIN_1, how="convert")
-    stored = {name.split("/", 2)[2] for name in bucket().find(url)}
-    assert source.states is not None
-    names = {"index/hidden-000000.parquet", *(file.path for file in source.states.files)}
-    assert stored >= names | {f"hidden/part-00000{unit}.parquet" for unit in (0, 1)}
-    assert cells(url) == cells(sets["codes"])
-    labels = open_label_set(url)
-    assert np.array_equal(labels.head.weight, source.head.weight)
-    assert labels.basis("final") is not None
-    assert list(validate_label_set(labels)) == []
-    bucket().rm(f"{url}/hidden/part-000001.parquet")
-    assert labels.remote is not None
-    stored_now = replace(labels, remote=replace(labels.remote, is_cached=False))
-    assert any("hidden/part-000001" in str(f) for f in validate_label_set(stored_now))
-    assert run_repair(RepairConfig(url)) == 1
-    recode([source], url, codec=PLAIN_1, how="convert")
-    assert list(validate_label_set(open_label_set(url))) == []
-    recode([open_label_set(url)], tmp_path / "back", codec=COMPACT_1, how="convert")
-    assert cells(tmp_path / "back") == cells(sets["codes"])
 
 
 @pytest.mark.slow
