@@ -1,0 +1,94 @@
+"""A round from prompts to the next student, killed on the way; real commands, tiny models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from schemas import open_label_set
+from tests.tiny_model import TEXT
+from tests.trainer.conftest import World
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="the labeler is in another environment"),
+]
+LABELER = {"engine": "transformers", "max_length": 64}
+SECONDS = 900
+
+
+def command(file: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "trainer", "rounds", str(file), "--out", str(out), *more]
+
+
+def keys(path: Path) -> list[str]:
+    labels = open_label_set(path)
+    groups = (labels.read_row_group(group, ["id"]) for group in labels.row_groups)
+    return sorted(key for group in groups for key in group["id"].to_pylist())
+
+
+def test_a_round_that_is_killed_goes_on_to_the_next_student(world: World, tmp_path: Path) -> None:
+    prompts = [{"prompt": " ".join(text.split()[:4]) + f" {i}"} for i in range(2) for text in TEXT]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    file = tmp_path / "rounds.yaml"
+    settings = {
+        "teacher": str(world.teacher),
+        "student": str(world.student),
+        "prompts": str(tmp_path / "prompts.jsonl"),
+        "rounds": 1,
+        "prompts_per_round": 6,
+        "held_out": 3,
+        "ids": 4,
+        "mix": {str(world.labels): 0.25},
+        "generate": {**LABELER, "max_tokens": 12},
+        "score": {**LABELER, "k": 8},
+        "filter": {"max_repetition": 0.95},
+        "train": {"pack_tokens": 128, "packs_per_step": 1, "lr": 1e-3},
+    }
+    file.write_text(json.dumps(settings))
+    out = tmp_path / "out"
+    killed = subprocess.Popen(command(file, out), stderr=subprocess.PIPE, text=True)
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        if line.startswith("== score"):
+            break
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    answers = (out / "round-0" / "answers" / "manifest.json").read_bytes()
+    done = subprocess.run(
+        command(file, out, "--json"), capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "== generate: labeler label" in done.stderr  # of the last student
+    assert (out / "round-0" / "answers" / "manifest.json").read_bytes() == answers
+    found = json.loads(done.stdout)
+    first, last = found["rounds"]
+    assert (first["answers"], first["trained"], last["answers"]) == (6, True, 0)
+    assert last["student"] == str(out / "round-0" / "train" / "final")
+    assert found["best"] in (first["student"], last["student"])
+    assert found["stopped"] == "1 rounds"
+    assert min(first["kl"], first["reverse_kl"], last["kl"], last["reverse_kl"]) > 0
+    labels = open_label_set(out / "round-0" / "labels")
+    assert len(set(keys(out / "round-0" / "labels"))) == labels.rows == first["kept"] + 3
+    assert set(keys(out / "round-0" / "labels")) <= set(keys(out / "round-0" / "answers"))
+    held_out = [key for key in keys(out / "last-1" / "labels") if key.startswith("held-out/")]
+    assert len(held_out) == 3
+    identity = labels.manifest.identity
+    assert (identity.ids_from, identity.weights) == ("topk_ids:4", first["teacher_weights"])
+    parents = labels.manifest.provenance["parents"]
+    assert {parent["weights"] for parent in parents} == {first["student_weights"]}
+    again = subprocess.run(command(file, out), capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "==" not in again.stderr  # no command runs
+    assert "* 0" in again.stdout or "* 1" in again.stdout
+    file.write_text(json.dumps(settings | {"seed": 7}))
+    refused = subprocess.run(command(file, out), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "made with other settings" in refused.stderr
