@@ -53,8 +53,8 @@ def print_results(results: BenchResults) -> None:
     if shown.has_marked:
         err.print(
             f"{MARK} not stable: the slowest and the fastest round, which differ by more than "
-            f"{UNSTABLE:.0%} of the median, or a single round. Other work on the machine does that: "
-            "measure again, with more --repeats"
+            f"{UNSTABLE:.0%} of the median, or a single round. Other work on the machine does "
+            "that: measure again, with more --repeats"
         )
 
 
