@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from schemas.arrow_alloc import as_numpy
-from schemas.atomic import write_atomic
 from schemas.errors import LabelSetError, first_line
 from schemas.file_names import hidden_beside, is_state_column
 from schemas.fingerprint import sha256_json
@@ -43,7 +42,7 @@ def copy_named(remote: Remote, names: Iterable[str], folder: Path) -> None:
     for name in names:
         if not (folder / name).exists():
             with suppress(FileNotFoundError):
-                write_atomic(folder / name, remote.read(name))
+                remote.copy(name, folder / name)
 
 
 NO_STATES = "label the rows again with `labeler label --states`"
@@ -91,7 +90,7 @@ class HiddenReader(ShardReader):
         if (found.shard, found.index) != (name, group.index) or (
             (found.bytes.rows, found.bytes.labels) != (group.bytes.rows, group.bytes.labels)
         ):
-            what = f"row group {group.index} has other rows than its shard"
+            what = f"row group {group.index} does not have the rows of its shard"
             raise damaged(what, self.path(name))
         return replace(found, kept=group.kept)
 

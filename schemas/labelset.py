@@ -74,13 +74,13 @@ class LabelSet:
         Raises:
             LabelSetError: the set has none, or it is missing, altered, or does not fit the set.
         """
-        self._bring(HEAD_FILE)
-        return read_head(self.path, self.manifest)
+        with naming(self.path, self.place):
+            self._bring(HEAD_FILE)
+            return read_head(self.path, self.manifest)
 
-    @property
-    def head_file(self) -> Path:
-        """The file of the teacher's output projection, after the checks of `head`."""
-        return self.head.path
+    @cached_property
+    def _bases(self) -> dict[str, StateBasis | None]:
+        return {}
 
     def basis(self, layer: str) -> StateBasis | None:
         """Return the basis of a layer's hidden states; None where they are stored without one.
@@ -88,8 +88,11 @@ class LabelSet:
         Raises:
             LabelSetError: it is missing, altered, or does not fit the set.
         """
-        self._bring(basis_name(layer))
-        return read_basis(self.path, self.manifest, layer)
+        if layer not in self._bases:
+            with naming(self.path, self.place):
+                self._bring(basis_name(layer))
+                self._bases[layer] = read_basis(self.path, self.manifest, layer)
+        return self._bases[layer]
 
     def state_file(self, file: FileDigest) -> Path:
         """Return the path of a file of the hidden states, copied from a URL at need, and checked.
@@ -97,8 +100,9 @@ class LabelSet:
         Raises:
             LabelSetError: it is missing or altered.
         """
-        self._bring(file.path)
-        return checked_file(self.path, file)
+        with naming(self.path, self.place):
+            self._bring(file.path)
+            return checked_file(self.path, file)
 
     def _bring(self, name: str) -> None:
         """Copy a file of the hidden states, if the set is behind a URL and the copy lacks it."""

@@ -299,7 +299,9 @@ class Manifest(LateFields):
     @property
     def written_version(self) -> str:
         """The format version under which this version writes such a set."""
-        return FORMAT_VERSION if self.identity.states is None else STATES_FORMAT_VERSION
+        identity = self.identity
+        late = identity.states, identity.ids_from, identity.label_temperatures
+        return STATES_FORMAT_VERSION if any(late) else FORMAT_VERSION
 
     def sealed(self) -> Manifest:
         """Return the same manifest with its own digest filled in."""

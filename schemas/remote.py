@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+from schemas.atomic import atomic_path
 from schemas.cache_folder import cache_folder
 from schemas.errors import SoftshardsError
 from schemas.fingerprint import sha256_bytes
@@ -32,6 +35,7 @@ CACHE_GB = "SOFTSHARDS_CACHE_GB"
 """Environment variable: GB to cache, least recently used evicted first; 0 disables the cache."""
 
 ATTEMPTS = 5
+COPY_BYTES = 1 << 24
 PERMANENT_ERRORS = (
     *(FileNotFoundError, FileExistsError, PermissionError, NotImplementedError, ValueError),
 )
@@ -158,6 +162,28 @@ class Remote:
     def cached(self, byte_range: ByteRange) -> bytes | None:
         """Return the bytes of a range where the cache holds them intact."""
         return None if self._cache is None else self._cache.get(byte_range.sha256)
+
+    def copy(self, name: str, path: Path) -> None:
+        """Copy a file of the set to a path, a part at a time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            StoreError: the store does not answer, or refuses.
+        """
+
+        def bring() -> None:
+            self.filesystem.invalidate_cache()
+            with (
+                self.filesystem.open(self.place_of(name), "rb", cache_type="readahead") as file,
+                atomic_path(path) as tmp,
+                tmp.open("wb") as target,
+            ):
+                shutil.copyfileobj(file, target, COPY_BYTES)
+                if file.size is not None and target.tell() != file.size:
+                    raise OSError(f"the store sent {target.tell()} bytes of {file.size}")
+
+        with as_store_error(f"{self.url}/{name}", FileNotFoundError):
+            retried(ATTEMPTS, bring)
 
     def fetch(self, name: str, byte_range: ByteRange) -> bytes:
         """Return a byte range of a file, from the cache or the URL. The caller must verify it.

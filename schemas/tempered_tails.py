@@ -43,7 +43,7 @@ def read_temperatures(_type: object, tokens: Sequence[_Token]) -> tuple[float, .
         if value == 1 or found.count(value) > 1:
             raise SoftshardsError(
                 f"--label-temperatures: {value:g} is "
-                + ("stored always" if value == 1 else "named twice")
+                + ("always stored" if value == 1 else "given twice")
             )
     if len(found) > MOST_TEMPERATURES:
         raise SoftshardsError(f"--label-temperatures: at most {MOST_TEMPERATURES} are stored")

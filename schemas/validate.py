@@ -301,6 +301,17 @@ def _check_remote(remote: Remote, file: FileDigest) -> None:
     raise LabelSetError(f"the plan is {state}", path=f"{remote.url}/{file.path}")
 
 
+def _hidden_ranges(labels: LabelSet) -> dict[str, list[ByteRange]] | None:
+    """Return the row groups of each hidden part; None if their index is damaged."""
+    found: dict[str, list[ByteRange]] = {}
+    try:
+        for group in labels.hidden.of(labels.row_groups):
+            found.setdefault(group.shard, []).append(group.bytes)
+    except LabelSetError:  # it is a finding of its own
+        return None
+    return found
+
+
 def _journal_files(labels: LabelSet) -> Iterator[Finding]:
     """Check the journal against the index, and the ledger against the journal."""
     manifest, path = labels.manifest, labels.records_dir
@@ -311,10 +322,7 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
         stated = None if isinstance(lengths, Finding) else lengths.of(number)
         text = None if stated is None else lengths_to_text(stated)
         indexed.setdefault(group.shard, []).append(group.bytes.model_copy(update={"lengths": text}))
-    hidden: dict[str, list[ByteRange]] = {}
-    with suppress(LabelSetError):  # found above
-        for group in labels.hidden.of(labels.row_groups):
-            hidden.setdefault(group.shard, []).append(group.bytes)
+    hidden = _hidden_ranges(labels)
     costs: LedgerSums | None = LedgerSums()
     for unit in range(manifest.planned_units) if complete else journaled_units(path):
         where = str(entry_path(path, unit))
@@ -344,8 +352,9 @@ def _journal_files(labels: LabelSet) -> Iterator[Finding]:
             else group.model_copy(update={"lengths": known.lengths})  # an older version wrote one
             for group, known in zip_longest(entry.row_groups, ranges, fillvalue=entry.footer)
         ]
-        known = hidden.get(hidden_name(unit))
-        if known != (None if entry.hidden is None else list(entry.hidden.row_groups)):
+        states = [] if entry.hidden is None else list(entry.hidden.row_groups)
+        is_lacking = (entry.hidden is None) != (manifest.states is None)
+        if hidden is not None and (is_lacking or hidden.get(hidden_name(unit), []) != states):
             what = "the journal entry and the index of hidden states differ"
             yield Finding(kind="journal", where=where, what=what)
         if ranges != journaled:

@@ -135,7 +135,7 @@ class LabelConfig(
         """Refuse --ids-from where no engine can follow it."""
         if self.mode == "generate":
             raise SoftshardsError(
-                "--ids-from names ids for tokens that are there, and --mode generate makes them",
+                "--ids-from needs tokens that exist already, and --mode generate makes new ones",
                 hint="generate first, then label that label set with --mode score --ids-from",
             )
         if self.top_p_labels < 1:

@@ -20,8 +20,8 @@ from schemas.asked_ids import asked_column, asked_count
 KEY = ("id", "chunk", "sample")
 CARRIED = ("prompt", "generation", "input_ids", "spans", "student_input_ids", "student_spans")
 """Columns of a label set's row that become columns of the record."""
-ID_LISTS = {"topk_ids", "sample_ids"}
-"""Columns of a label set that --ids-from can name."""
+ID_LISTS = {"topk_ids"}
+"""Columns of a label set that --ids-from can name: with the likeliest ids first."""
 
 
 class ArrowColumns(Columns):

@@ -38,8 +38,9 @@ from labeler.labeling.writing.background import BackgroundWriter
 from labeler.labeling.writing.set_place import SetPlace
 from labeler.labeling.writing.shard_writer import write_unit
 from schemas import Manifest, SoftshardsError, __version__
+from schemas.arrow import ASKED
 from schemas.os_errors import explain_full_disk
-from schemas.plan import open_plan, read_unit
+from schemas.plan import PLAN, open_plan, read_unit
 from schemas.state_codec import StateBasis
 from schemas.version import STATES_1
 
@@ -112,6 +113,13 @@ class UnitLabeler:
         self._config, self._teacher = config, teacher
         self._manifest, self._place = manifest, place
         self._plan = open_plan(place.folder, manifest.plan)
+        asks = manifest.identity.ids_from is not None
+        if asks != (ASKED.name in self._plan.schema_arrow.names):
+            raise SoftshardsError(
+                "the plan and the set's identity differ in the ids that the input asked for",
+                path=place.folder / PLAN,
+                hint="delete the plan: the same `labeler label` command plans again",
+            )
         self._rejected = _RejectShare(config.max_reject_share, config.model)
         step, identity = manifest.provenance["max_batched_tokens"], manifest.identity
         size = checkpoint_size(config.model, identity.dtype)

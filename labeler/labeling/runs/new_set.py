@@ -28,7 +28,7 @@ from schemas.journal import plan_rejects_path, write_rejects
 from schemas.manifest import write_manifest
 from schemas.plan import PLAN, write_plan
 from schemas.urls import is_url
-from schemas.version import CODECS, FORMAT_VERSION, STATES_FORMAT_VERSION
+from schemas.version import CODECS
 
 SPOOL = f"{TMP_PREFIX}plan.sqlite"
 
@@ -73,7 +73,6 @@ def new_set(
     report_rejects(planned.rejects, config.out)
     manifest = Manifest(
         codec=CODECS[config.codec],
-        format_version=FORMAT_VERSION if identity.states is None else STATES_FORMAT_VERSION,
         status="running",
         identity=identity,
         identity_digest=identity.digest,
@@ -96,6 +95,8 @@ def new_set(
             identity, teacher.chat_template, config.chat_template, config.template_arguments
         ),
     )
+    version = {"format_version": manifest.written_version}
+    manifest = manifest.model_copy(update=version)
     write_manifest(config.folder, manifest)
     return manifest
 

@@ -112,7 +112,7 @@ def _write_files(
             raise SoftshardsError(
                 f"the codec of the hidden states {layer} cannot be fitted: {error}",
                 path=place.name,
-                hint="pass another --state-kl, or 0 to store float16",
+                hint="label into another folder with another --state-kl, or 0 to store float16",
             ) from error
         files.append(write_basis(place.folder, layer, basis))
     if left is not None:
@@ -144,8 +144,8 @@ def _samples(session: EngineSession, config: LabelConfig, plan: pq.ParquetFile) 
     raise SoftshardsError(
         "no row could be labeled, or all of them together are too few for the codec of hidden "
         "states",
-        hint="pass --state-kl 0, which stores float16; --limit 10 --engine transformers shows what "
-        "a teacher answers",
+        hint="label into another folder with --state-kl 0, which stores float16; --limit 10 "
+        "--engine transformers shows what a teacher answers",
     )
 
 

@@ -170,6 +170,8 @@ def _begin(
         states=None if states is None else states.record,
         provenance={"softshards": __version__, **provenance, "derived": derived},
     )
+    version = {"format_version": manifest.written_version}
+    manifest = manifest.model_copy(update=version)
     write_manifest(out, manifest)
     return manifest
 

@@ -34,6 +34,7 @@ SIDECAR = ".softshards.json"
 TABLES = {"distillkit": distillkit_table, "axolotl": axolotl_table}
 DRAWS = "ids drawn from the teacher"
 STATES = "hidden states of the teacher"
+TAILS = "tails at further temperatures"
 
 Write = Callable[[pa.Table], None]
 
@@ -263,6 +264,7 @@ def _facts(labels: LabelSet, file: Path, format: str) -> _SetFacts:
             *FORMATS[format].loses,
             *([DRAWS] if manifest.identity.draws else []),
             *([STATES] if manifest.states is not None else []),
+            *([TAILS] if manifest.identity.label_temperatures else []),
         ],
         "teacher": manifest.provenance.get("teacher"),
         "identity_digest": manifest.identity_digest,

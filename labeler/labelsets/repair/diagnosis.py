@@ -28,6 +28,7 @@ from labeler.labelsets.repair.salvage import (
 )
 from schemas import LabelSetError, Manifest, SoftshardsError
 from schemas.atomic import TMP_PREFIX
+from schemas.errors import first_line
 from schemas.file_names import (
     HIDDEN,
     INDEX,
@@ -101,6 +102,12 @@ class Diagnosis:
         return not (damaged or self.lost_files) and (
             self.plan != "missing" and not self.tokenizer_lost and self.index_good
         )
+
+    @property
+    def rebuilds_plan(self) -> bool:
+        """The plan is lost, and the shards hold all of it: not the ids that an input asked for."""
+        asks = self.manifest.identity.ids_from is not None
+        return self.plan == "missing" and not self.redo and not asks
 
 
 def require_label_set(out: Path) -> list[Path]:
@@ -237,6 +244,13 @@ def _check_unit(
     if reason is None:
         indexed = index.get(hidden_name(unit))
         reason, hidden = check_hidden_part(out, found.manifest, unit, entry, indexed)
+    if reason is None and (entry is None or entry.hidden != hidden):
+        assert ranges is not None
+        try:
+            entry = rebuild_entry(out, unit, ranges, source, hidden)
+            found.rebuilt[unit] = source
+        except ValueError as error:  # shard and hidden states do not belong together
+            reason = first_line(error)
     if reason is not None:
         found.redo.append(unit)
         for file in (shard, part):
@@ -245,10 +259,7 @@ def _check_unit(
         if path.exists():
             found.moves.setdefault(path, f"its unit must be labeled again: {reason}")
         return
-    if entry is None or entry.hidden != hidden:
-        assert ranges is not None
-        entry = rebuild_entry(out, unit, ranges, source, hidden)
-        found.rebuilt[unit] = source
+    assert entry is not None
     found.entries[unit] = entry
     rejects = rejects_path(out, unit)
     stored = _rejects_of(found, unit)

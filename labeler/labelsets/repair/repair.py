@@ -107,7 +107,7 @@ def describe_repair(found: Diagnosis, *, dry_run: bool) -> Repair:
 def _rebuilt_parts(found: Diagnosis) -> Iterator[str]:
     if found.manifest_lost is not None:
         yield f"the manifest, from the shards' footers and the old {MANIFEST}"
-    if found.plan == "missing" and not found.redo:
+    if found.rebuilds_plan:
         yield "the plan, from the rows of the shards"
     for source in sorted(set(found.rebuilt.values())):
         units = [unit for unit, checked in found.rebuilt.items() if checked == source]
@@ -128,7 +128,7 @@ def _unrepaired_parts(found: Diagnosis) -> Iterator[str]:
         yield "tokenizer files are missing or altered: give the teacher's folder with --model"
     for name in found.lost_files:
         yield f"{name} is missing or altered: {RESTORE}"
-    if found.plan == "missing" and found.redo:
+    if found.plan == "missing" and not found.rebuilds_plan:
         yield (
             "the plan is missing or altered: the same `labeler label` command plans again from the "
             "same input"
@@ -176,7 +176,7 @@ def _apply(found: Diagnosis) -> None:
         manifest = manifest.model_copy(update={"tokenizer_files": tokenizer_digests(out)})
     for unit in sorted({*found.lost_rejects, *found.rebuilt}):
         _write_entry(found, unit)
-    if found.plan == "missing" and not found.redo:
+    if found.rebuilds_plan:
         assert manifest.plan is not None
         units = rebuild_units(out, found.entries, manifest.identity)
         plan = write_plan(out, units, manifest.plan.path)

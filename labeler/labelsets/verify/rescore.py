@@ -87,6 +87,7 @@ def rescore_rows(
         SoftshardsError: the teacher is missing, or cannot label a row.
     """
     # These import torch.
+    from labeler.labeling.engines.decoder_layers import inner_layers
     from labeler.labeling.engines.engine import Labeled, Request
     from labeler.labeling.engines.transformers_engine import TransformersEngine
     from labeler.labeling.rendering.spans import Span
@@ -98,13 +99,20 @@ def rescore_rows(
     if "unknown" in (dtype, head):  # an imported set that does not record them
         dtype, head = teacher.dtype, "float32"
     states = StateErrors(labels)
+    record = labels.states
+    deepest = max(inner_layers(states.layers).values(), default=-1)
+    has_them = (  # another teacher: its labels tell
+        record is not None
+        and teacher.width in (None, record.dimensions)
+        and (teacher.layers is None or deepest < teacher.layers)
+    )
     engine = TransformersEngine(
         teacher,
         dtype=dtype,
         head_dtype=head,
         k=identity.k,
         sampling=None,
-        states=states.layers,
+        states=states.layers if has_them else (),
     )
     sums = _Sums()
     with progress("rows") as bar:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from labeler.labeling.engines.capture import nucleus, without_asked
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
+from labeler.labelsets.repair.diagnosis import diagnose
 from schemas import (
     PAD_ID,
     Labels,
@@ -212,3 +213,26 @@ def test_ids_that_are_cut_move_to_all_tails() -> None:
     plain = without_asked(made(20), 4)
     np.testing.assert_allclose(plain.tail_logprob, expected.tail_logprob, rtol=1e-5)
     assert plain.tempered_tails is None
+
+
+def test_a_lost_plan_is_planned_again_and_not_rebuilt_without_its_ids(
+    teacher: Path, answers: Path, tmp_path: Path
+) -> None:
+    config = reference(teacher, tmp_path / "out", **flags(2))
+    label([str(answers)], config)
+    plan = tmp_path / "out" / "plan.parquet"
+    content = plan.read_bytes()
+    plan.unlink()
+    assert not diagnose(tmp_path / "out", None).rebuilds_plan
+    assert label([str(answers)], config).units_labeled == 0
+    assert plan.read_bytes() == content
+    assert open_label_set(tmp_path / "out").manifest.format_version == "1.2"
+
+
+@pytest.mark.parametrize("ids_from", ["sample_ids:2", "nothing:2"])
+def test_a_column_that_a_set_does_not_give(
+    teacher: Path, answers: Path, tmp_path: Path, ids_from: str
+) -> None:
+    """Drawn ids are in the order of the vocabulary: the first ones are not the likeliest."""
+    with pytest.raises(SoftshardsError, match="there is no column"):
+        label([str(answers)], reference(teacher, tmp_path / "out", ids_from=ids_from))
