@@ -153,9 +153,8 @@ def rounds_(file: Path, *, config: RoundsConfig) -> int:
     In each round the student answers prompts (vLLM), degenerate answers are filtered out, the
     teacher labels the others, with the ids that the student finds likely beside its own, and the
     student is trained on them, on older rounds and on off-policy labels. It is measured on its
-    answers to prompts that are kept apart: the rounds end when that KL falls no more. Teacher and
-    student are never in memory together. Rounds can be killed at any moment: the same command goes
-    on.
+    answers to held-out prompts: the rounds end when that KL stops falling. Teacher and student are
+    never in memory together. Rounds can be killed at any moment: the same command resumes.
 
     Example: `trainer rounds rounds.yaml --out ROUNDS --dry-run`
 

@@ -76,15 +76,15 @@ def show_estimate(asked: Rounds, config: RoundsConfig, python: Path) -> int:
     hours = estimate.round_hours
     for name, text in (
         ("rounds", f"at most {estimate.rounds}"),
-        ("prompts", f"{estimate.prompts} a round, the ones kept apart included"),
-        ("tokens", f"at most {size(estimate.tokens, '')} a round, {estimate.labels} generated"),
-        ("labels", f"at most {size(estimate.bytes, 'B')} a round"),
-        ("answering", f"roughly {number(estimate.generate_hours, 2)} h a round"),
+        ("prompts", f"{estimate.prompts} per round, held-out ones included"),
+        ("tokens", f"at most {size(estimate.tokens, '')} per round, {estimate.labels} generated"),
+        ("labels", f"at most {size(estimate.bytes, 'B')} per round"),
+        ("answering", f"roughly {number(estimate.generate_hours, 2)} h per round"),
         (
             "a round",
             "known when one is finished"
             if hours is None
-            else f"{number(hours, 2)} h, as the last one",
+            else f"{number(hours, 2)} h, like the last one",
         ),
     ):
         console.print(f"{name:<12}{text}", highlight=False)
@@ -95,7 +95,7 @@ def show_estimate(asked: Rounds, config: RoundsConfig, python: Path) -> int:
 def _plan(asked: Rounds, prompts: tuple[Path, ...], folder: Path, python: Path) -> Planned:
     """Let the labeler plan the answers; their labels have as many ids as the teacher's will."""
     width = asked.flags("score")["k"]
-    assert isinstance(width, int)
+    assert isinstance(width, int), "read_rounds checks it"
     flags = asked.flags("generate") | {"k": width + asked.ids}
     file = folder / "generate.yaml"
     file.write_text(json.dumps(flags), encoding="utf-8")

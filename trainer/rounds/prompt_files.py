@@ -59,15 +59,25 @@ def _read(path: Path) -> Iterator[Prompt]:
             records: Iterator[object] = pl.read_parquet(path).iter_rows(named=True)
         elif path.suffix in (".jsonl", ".ndjson"):
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-            records = (json.loads(line) for line in lines if line.strip())
+            records = (_parse(line, n, path) for n, line in enumerate(lines) if line.strip())
         else:
             raise ValueError("prompts are read from .jsonl, .ndjson or .parquet")
         for number, record in enumerate(records):
             if not isinstance(record, dict):
                 raise ValueError(f"record {number} is not an object")
-            yield record | {"id": str(record.get("id", number))}
+            own = record.get("id")
+            yield record | {"id": str(number if own is None else own)}
     except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
         raise SoftshardsError(f"cannot be read: {first_line(error)}", path=path) from error
+
+
+def _parse(line: str, number: int, path: Path) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SoftshardsError(
+            f"it is no JSON: {first_line(error)}", path=path, row=f"line {number + 1}"
+        ) from error
 
 
 def _write(path: Path, prompts: list[Prompt], prefix: str) -> Path:

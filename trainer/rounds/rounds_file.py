@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from schemas import SoftshardsError
-from schemas.fingerprint import sha256_json
+from schemas.fingerprint import sha256_file
 from schemas.yaml_settings import read_settings
 from trainer.sweep.flags import flag_name, parse_settings
 from trainer.train.train_config import TrainConfig
@@ -17,21 +17,24 @@ Flags = dict[str, JsonValue]
 """Flags of a command and their values, as YAML gives them."""
 
 SET_BY_ROUNDS = {
-    "generate": frozenset({"model", "mode", "out", "seed", "ids_from", "append"}),
-    "score": frozenset({"model", "mode", "out", "seed", "ids_from", "append"}),
-    "filter": frozenset({"labels", "out", "split"}),
-    "train": frozenset({"labels", "mix", "student", "out", "eval_labels", "seed", "resume"}),
+    "generate": frozenset({"model", "mode", "out", "seed", "ids_from", "append", "dry_run"}),
+    "score": frozenset({"model", "mode", "out", "seed", "ids_from", "append", "dry_run"}),
+    "filter": frozenset({"labels", "out", "split", "where", "dry_run"}),
+    "train": frozenset(
+        {"labels", "mix", "student", "out", "eval_labels", "seed", "resume", "dry_run"}
+    ),
 }
 """Flags that a section cannot have: the rounds set them."""
 DEFAULTS: dict[str, Flags] = {
     "generate": {"temperature": 1.0, "max_tokens": 128},
-    "score": {"k": 64},
+    "score": {"k": 64, "row_group_labels": 512},
     "filter": {"max_repetition": 0.5},
     "train": {"loss": ["reverse_kl=1"], "save_dtype": "fp32"},
 }
 """The student is sampled at T = 1 and pulled towards the teacher by reverse KL, token by token
 (MiniLLM, arXiv 2306.08543; GKD, arXiv 2306.13649; Qwen3, arXiv 2505.09388, section 4.5). Loops are
-left out. A student that is trained again is kept as it was trained, not rounded to its dtype."""
+left out. Row groups are small because older rounds are replayed by `--mix`, which takes whole ones.
+A student that is trained again is kept as it was trained, not rounded to its dtype."""
 
 
 class Rounds(BaseModel):
@@ -78,10 +81,11 @@ class Rounds(BaseModel):
         given: Flags = getattr(self, section)
         return DEFAULTS[section] | {name.replace("-", "_"): value for name, value in given.items()}
 
-    @property
-    def digest(self) -> str:
-        """Digest of all that decides the content of a round; more rounds may follow."""
-        return sha256_json(self.model_dump(mode="json", exclude={"rounds", "patience"}))
+    def decisive(self) -> Flags:
+        """Return all that decides the content of a round: also the digest of the prompts."""
+        settings: Flags = self.model_dump(mode="json", exclude={"rounds", "patience"})
+        prompts = Path(self.prompts)
+        return settings | {"prompts_sha256": sha256_file(prompts) if prompts.is_file() else None}
 
 
 def read_rounds(path: Path) -> Rounds:
@@ -107,6 +111,13 @@ def read_rounds(path: Path) -> Rounds:
         for name in getattr(found, section):
             if name.replace("-", "_") in taken:
                 raise SoftshardsError(f"{section}: the rounds set {name} themselves", path=path)
+    k = found.flags("generate").get("k", found.ids)
+    if not isinstance(k, int) or k < found.ids:
+        raise SoftshardsError(
+            f"generate: k is {k}, and the student is to name {found.ids} ids (ids)", path=path
+        )
+    if not isinstance(width := found.flags("score")["k"], int):
+        raise SoftshardsError(f"score: k is {width!r}; it must be a whole number", path=path)
     named = {flag_name(n, "train", TrainConfig, path): v for n, v in found.flags("train").items()}
     given: Flags = {"labels": "labels", "student": found.student, "out": "out"}
     parse_settings(TrainConfig, named | given, "train", path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from schemas import open_label_set
 from trainer.evaluate.results import EvaluationResults
@@ -52,7 +52,7 @@ class RoundsRecord(Record):
 
     Attributes:
         version: of this file.
-        digest: of what was asked for (`Rounds.digest`).
+        settings: what was asked for (`Rounds.decisive`).
         rounds: the ones whose student was measured; the last one is perhaps not trained on.
         seconds: of the steps before the next measurement that are done, by name.
         best: the student with the lowest held-out KL.
@@ -60,7 +60,7 @@ class RoundsRecord(Record):
     """
 
     version: int = VERSION
-    digest: str
+    settings: dict[str, JsonValue]
     rounds: list[RoundRecord] = Field(default_factory=list)
     seconds: dict[str, float] = Field(default_factory=dict)
     best: str | None = None

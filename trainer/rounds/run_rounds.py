@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from schemas import SoftshardsError
+from schemas.manifest import differences
 from trainer.console import message_console, table_console
 from trainer.rounds.command_steps import RoundFolder, answer_steps, train_steps
 from trainer.rounds.estimate import show_estimate
@@ -23,7 +24,7 @@ PROMPTS = "prompts"
 
 
 def rounds(file: Path, config: RoundsConfig) -> int:
-    """Run the rounds of a file, or go on with them.
+    """Run or resume the rounds of a file.
 
     Returns:
         0, or the exit code of the command that failed or was interrupted.
@@ -32,7 +33,7 @@ def rounds(file: Path, config: RoundsConfig) -> int:
         SoftshardsError: the file, the prompts or the content of OUT does not fit.
     """
     asked = read_rounds(file)
-    pythons = {"trainer": Path(sys.executable), "labeler": _labeler_python(config)}
+    pythons = {"trainer": Path(sys.executable), "labeler": _labeler_python(asked, config)}
     if config.dry_run:
         return show_estimate(asked, config, pythons["labeler"])
     with run_lock(config.out, "trainer rounds"):
@@ -60,10 +61,11 @@ def rounds(file: Path, config: RoundsConfig) -> int:
     return 0
 
 
-def _labeler_python(config: RoundsConfig) -> Path:
+def _labeler_python(asked: Rounds, config: RoundsConfig) -> Path:
     if config.labeler_python is not None:
         return config.labeler_python
-    if find_spec("vllm") is None:
+    engines = {section.get("engine", "vllm") for section in (asked.generate, asked.score)}
+    if "vllm" in engines and find_spec("vllm") is None:
         raise SoftshardsError(
             "the student answers, and the teacher labels, in vLLM, which is not installed here",
             hint="pass --labeler-python with the Python of the environment that has it",
@@ -77,17 +79,20 @@ def _open_record(asked: Rounds, out: Path) -> RoundsRecord:
     Raises:
         SoftshardsError: they were made with other settings.
     """
-    path = out / RECORD
+    path, settings = out / RECORD, asked.decisive()
     if not path.exists():
-        return RoundsRecord(digest=asked.digest)
+        return RoundsRecord(settings=settings)
     record = RoundsRecord.read(path, WHAT)
-    if record.digest != asked.digest:
+    if record.settings != settings:
+        if not any(each.trained for each in record.rounds):
+            return RoundsRecord(settings=settings)  # the commands refuse what does not fit
+        lines = differences(found=record.settings, asked=settings)
         raise SoftshardsError(
-            "these rounds were made with other settings",
+            f"these rounds were made with other settings:{lines}",
             path=path,
-            hint="give another --out, or the settings that they were begun with; `rounds` and "
-            "`patience` may change",
+            hint="give another --out, or the original settings; `rounds` and `patience` may change",
         )
+    record.stopped = None
     last = record.rounds[-1] if record.rounds else None
     if last is not None and not last.answers and last.number < asked.rounds:
         record.rounds.pop()  # more rounds are wanted: the student answers all prompts now
@@ -134,7 +139,7 @@ def _stop_reason(asked: Rounds, record: RoundsRecord) -> str | None:
     if not record.rounds or record.rounds[-1].trained:
         return None
     if len(record.rounds) > asked.rounds:
-        return f"{asked.rounds} rounds"
+        return f"{len(record.rounds) - 1} rounds"
     without = record.rounds_without_gain()
     if asked.patience and without >= asked.patience:
         best = len(record.rounds) - 1 - without
@@ -144,5 +149,5 @@ def _stop_reason(asked: Rounds, record: RoundsRecord) -> str | None:
 
 def _stopped(code: int) -> int:
     what = "interrupted" if is_interruption(code) else "the command above failed"
-    message_console().print(f"{what}: the same `trainer rounds` goes on from here")
+    message_console().print(f"{what}: run the same `trainer rounds` to resume")
     return code

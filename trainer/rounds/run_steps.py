@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def run_step(step: Step, python: Path) -> float:
         SoftshardsError: there is no such Python.
     """
     arguments = step.command()
-    message_console().print(f"\n== {step.name}: {step.program} {' '.join(arguments)}")
+    message_console().print(f"\n== {step.name}: {step.program} {shlex.join(arguments)}")
     started = time.monotonic()
     with lifeline() as standard_input, catch_signals() as caught:
         try:
@@ -72,6 +73,8 @@ def run_step(step: Step, python: Path) -> float:
             raise StepStopped(128 + caught[0])
     if code:
         raise StepStopped(128 - code if code < 0 else code)
+    if not step.output.exists():
+        raise SoftshardsError(f"{step.name} ended without its output", path=step.output)
     return time.monotonic() - started
 
 

@@ -101,7 +101,7 @@ def make_plan(
         longest = max(longest, longest_row(held_out, student))
     device = accelerator.device
     warnings = [
-        *_warnings(config, steps),
+        *_warnings(config, parts, steps),
         check_context(student, longest),
         emulation_warning(device) if config.dtype == "bf16" else None,
     ]
@@ -142,7 +142,14 @@ def make_plan(
     )
 
 
-def _warnings(config: TrainConfig, steps: int) -> Iterator[str]:
+def _warnings(config: TrainConfig, parts: tuple[Part, ...], steps: int) -> Iterator[str]:
+    for part in parts[1:]:
+        groups = len(part.labels.row_groups)
+        if not int(config.epochs * part.weight * groups + 1e-9):
+            yield (
+                f"--mix {part.labels.place}={part.weight:g} adds nothing: the set has {groups} row "
+                "groups, and whole ones are mixed in; label it with a smaller --row-group-labels"
+            )
     if config.warmup >= 1 and config.warmup > steps:
         yield (
             f"--warmup {config.warmup:g} is longer than the run: after its {steps} steps the "

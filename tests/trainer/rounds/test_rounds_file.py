@@ -12,13 +12,20 @@ from schemas import SoftshardsError
 from trainer.rounds.command_steps import RoundFolder, answer_steps, train_steps
 from trainer.rounds.prompt_files import write_prompts
 from trainer.rounds.rounds_file import Rounds, read_rounds
-from trainer.rounds.rounds_record import RoundRecord, RoundsRecord
-from trainer.rounds.run_rounds import _stop_reason
+from trainer.rounds.rounds_record import RECORD, RoundRecord, RoundsRecord
+from trainer.rounds.run_rounds import _open_record, _stop_reason
 
 
 def asked(**more: object) -> Rounds:
     given = {"teacher": "T", "student": "S", "prompts": "p.jsonl"} | more
     return Rounds.model_validate(given)
+
+
+def measured(number: int, kl: float, *, trained: bool) -> RoundRecord:
+    return RoundRecord(
+        number=number, student="s", teacher_weights="", student_weights="", answers=1, kept=1,
+        labels=1, bytes=1, kl=kl, trained=trained,
+    )  # fmt: skip
 
 
 def write(path: Path, content: object) -> Path:
@@ -38,6 +45,9 @@ def write(path: Path, content: object) -> Path:
         ({"train": {"lrr": 1}}, "train: there is no flag lrr"),
         ({"train": {"lr": "much"}}, "train: "),
         ({"train": {"out": "x"}}, "train: the rounds set out themselves"),
+        ({"filter": {"where": "true"}}, "filter: the rounds set where themselves"),
+        ({"generate": {"k": 4}}, "generate: k is 4, and the student is to name 16 ids"),
+        ({"score": {"k": "many"}}, "score: k is 'many'"),
         ({"generate": {"ids-from": "x"}}, "generate: the rounds set ids-from themselves"),
     ],
 )
@@ -59,9 +69,26 @@ def test_defaults_yield_to_flags(tmp_path: Path) -> None:
         "save_dtype": "fp32",
         "packs_per_step": 2,
     }
-    assert found.flags("score") == {"k": 8}
-    assert found.digest == found.model_copy(update={"rounds": 9, "patience": 0}).digest
-    assert found.digest != found.model_copy(update={"seed": 9}).digest
+    assert found.flags("score") == {"k": 8, "row_group_labels": 512}
+    decisive = found.decisive()
+    assert decisive == found.model_copy(update={"rounds": 9, "patience": 0}).decisive()
+    assert decisive != found.model_copy(update={"seed": 9}).decisive()
+
+
+def test_other_prompts_are_other_settings(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    given = asked(prompts=str(prompts))
+    out = tmp_path / "out"
+    record = RoundsRecord(settings=given.decisive(), rounds=[measured(0, 1.0, trained=True)])
+    record.write(out / RECORD)
+    assert len(_open_record(given, out).rounds) == 1
+    prompts.write_text('{"prompt": "b"}\n')
+    with pytest.raises(SoftshardsError, match="prompts_sha256"):
+        _open_record(given, out)
+    record.rounds[0].trained = False
+    record.write(out / RECORD)
+    assert not _open_record(given, out).rounds  # nothing was trained: begun again
 
 
 def test_prompts_are_shared_out_and_kept_apart(tmp_path: Path) -> None:
@@ -85,12 +112,16 @@ def test_prompts_are_shared_out_and_kept_apart(tmp_path: Path) -> None:
     ids = [r["id"] for part in learned for r in part]
     assert len(set(ids)) == 9  # all were used, then they start over
     assert all(r["id"].startswith("held-out/") for r in apart)
+    null = tmp_path / "null.jsonl"
+    null.write_text("".join(json.dumps(r | {"id": None}) + "\n" for r in records))
+    (file, *_) = write_prompts(tmp_path / "n", asked(prompts=str(null), held_out=3))
+    assert "None" not in file.read_text()
     assert not {r["prompt"] for r in apart} & {r["prompt"] for part in learned for r in part}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "0 prompts"), ("{", "cannot be read"), ("[1]\n", "not an object"), (None, "cannot be")],
+    [("", "0 prompts"), ('{"a": 1}\n{', "line 2"), ("[1]\n", "not an object"), (None, "cannot be")],
 )
 def test_prompts_that_cannot_be_used(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "p.jsonl"
@@ -139,13 +170,7 @@ def test_the_commands_of_a_round(tmp_path: Path) -> None:
 def test_rounds_end_when_the_kl_falls_no_more(
     kls: list[float], patience: int, rounds: int, stops: bool
 ) -> None:
-    made = [
-        RoundRecord(
-            number=i, student="s", teacher_weights="", student_weights="", answers=1, kept=1,
-            labels=1, bytes=1, kl=kl, trained=i + 1 < len(kls),
-        )
-        for i, kl in enumerate(kls)
-    ]  # fmt: skip
-    record = RoundsRecord(digest="", rounds=made)
+    made = [measured(i, kl, trained=i + 1 < len(kls)) for i, kl in enumerate(kls)]
+    record = RoundsRecord(settings={}, rounds=made)
     reason = _stop_reason(asked(patience=patience, rounds=rounds), record)
     assert (reason is not None) == stops

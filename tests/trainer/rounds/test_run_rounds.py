@@ -48,7 +48,7 @@ def test_a_round_that_is_killed_goes_on_to_the_next_student(world: World, tmp_pa
         "ids": 4,
         "mix": {str(world.labels): 0.25},
         "generate": {**LABELER, "max_tokens": 12},
-        "score": {**LABELER, "k": 8},
+        "score": {**LABELER, "k": 8, "row_group_labels": 16},
         "filter": {"max_repetition": 0.95},
         "train": {"pack_tokens": 128, "packs_per_step": 1, "lr": 1e-3},
     }
