@@ -121,16 +121,6 @@ class PackCount:
     longest: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LoadedWindow:
-    """A window, and the packs that are made of it."""
-
-    epoch: int
-    window: int
-    data: Window
-    packs: list[NDArray[np.int64]]
-
-
 class LabelDataset:
     """An iterable over the packs of a label set, resumable at any pack.
 

@@ -11,6 +11,7 @@ from schemas import LabelSet, LabelSetError
 from schemas.arrow_alloc import as_arrow, as_numpy
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.tempered_tails import TEMPERED_TAILS
+from trainer.data.window import row_names
 
 
 def require_temperature(labels: LabelSet, temperature: float) -> int:
@@ -42,7 +43,13 @@ def one_temperature(table: pa.Table, place: int) -> pa.Table:
     tails = column.flatten()
     lengths = np.diff(list_offsets(tails))
     if len(lengths) and not lengths.min() > place:
-        raise LabelSetError("a position has no tail at this temperature")
+        at = int(np.argmin(lengths > place))
+        row = int(np.searchsorted(list_offsets(column), at, side="right")) - 1
+        raise LabelSetError(
+            "a position has no tail at this temperature",
+            row=row_names(table)[row],
+            hint="run `labeler verify` on the label set",
+        )
     starts = list_offsets(tails)[:-1]
     kept = as_arrow(as_numpy(tails.flatten())[starts + place])
     inner = pa.ListArray.from_arrays(as_arrow(np.arange(len(kept) + 1, dtype=np.int32)), kept)

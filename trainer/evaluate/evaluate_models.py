@@ -94,6 +94,11 @@ def _check_there_is_work(
             "there is nothing to measure on",
             hint="give --labels with a held-out label set, --tasks, or --answers",
         )
+    if config.labels is None and config.model and not has_tasks:
+        raise SoftshardsError(
+            "--model is measured on --labels or --tasks, and both are missing",
+            hint="give one of them, or leave --model out",
+        )
     if not config.model and has_tasks:
         raise SoftshardsError("--model is missing", hint="give a checkpoint folder")
 

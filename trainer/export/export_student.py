@@ -189,8 +189,6 @@ def _write_gguf(
     with tempfile.TemporaryDirectory(dir=out) as temporary:  # removed with `out` after a kill
         converted = Path(temporary) / "converted.gguf"
         convert(converter, folder, converted, name=origin.name)
-        finished = out / f"{origin.name}-{bits}.gguf"
-        finish_gguf(converted, finished, origin, bits)
         if has_xllamacpp():
             found = run_llama_cpp(converted, [probed.row], [], threads=config.threads, timed=None)
             check_same_function(probed, found.answers[0], folder)
@@ -199,6 +197,7 @@ def _write_gguf(
                 "warning: nothing shows that llama.cpp computes the student's function: the "
                 "package xllamacpp, which runs it, is not installed"
             )
+        finish_gguf(converted, out / f"{origin.name}-{bits}.gguf", origin, bits)
 
 
 def _check_finite(model: PreTrainedModel, folder: Path) -> None:

@@ -4,10 +4,11 @@ Buckets: each of the k labeled ids is one, and all other ids together are one. A
 bucketed distributions never exceeds the dense one, and equals it when the ids cover the vocabulary
 or all but one id. docs/losses.md has the formulas, their sources, and advice on which to use.
 
-Temperature: the bucketed losses take none. The tail was stored at T = 1, and its value at another T
-depends on how its mass is spread over ids that were not stored. `renormalized_kl` leaves the tail
-out and takes any temperature. So does `linear_divergence`, from the teacher's hidden states: it is
-over all ids, and inside the student's head.
+Temperature: the bucketed losses take both sides at T, which `batch_loss` gives them where a label
+set has the tail at that T. It does not follow from the tail at T = 1: it depends on how the mass is
+spread over ids that were not stored. `renormalized_kl` leaves the tail out and takes any
+temperature. So does `linear_divergence`, from the teacher's hidden states: it is over all ids, and
+inside the student's head.
 """
 
 from __future__ import annotations

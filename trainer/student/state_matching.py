@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from schemas.errors import SoftshardsError
 from trainer.data.collate import Batch
+from trainer.student.attention_ways import set_attention
 from trainer.student.layers import decoder_layers, model_body, text_model
 
 PROBE_TOKENS = 8
@@ -116,10 +117,15 @@ class StateMatching(nn.Module):
         ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.int64)
         training = model.training
         model.eval()
+        attention = model.config._attn_implementation
+        if attention == "flash_attention_2":
+            set_attention(model, "sdpa")  # flash attention does not run on a CPU
         self.begin()
         try:
             model_body(model)(input_ids=ids, use_cache=False)
         finally:
+            if attention == "flash_attention_2":
+                set_attention(model, attention)
             model.train(training)
             for hook in hooks:
                 hook.remove()

@@ -83,7 +83,8 @@ class TrainTrial(tune.Trainable):
             for line in read_lines(self.folder / EVAL_LOG):
                 if line["step"] > self.reported:
                     self.reported = int(line["step"])
-                    return {"step": self.reported, "kl": line["kl"], "line": line}
+                    kl = line.get("exact_kl", line["kl"])  # as --patience and --keep-best
+                    return {"step": self.reported, "kl": kl, "line": line}
             if code is not None:
                 return {"done": True, "code": code}
             if any((self.folder / name).exists() for name in (RESULT, STOPPED)):

@@ -283,6 +283,11 @@ class TrainConfig:
                 f"--state-layers {self.state_layers} changes nothing without --loss states",
                 hint="add --loss states=1, or leave --state-layers out",
             )
+        if self.state_loss != "normalized_mse" and not self.objective.matches_states:
+            raise SoftshardsError(
+                f"--state-loss {self.state_loss} changes nothing without --loss states",
+                hint="add --loss states=1, or leave --state-loss out",
+            )
         if self.compile and self.packing == "off":
             raise SoftshardsError(
                 "--compile needs packed documents, all packs of one shape, and --packing is off",
