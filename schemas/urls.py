@@ -8,6 +8,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Protocol
 
+MODEL_PAGE = re.compile(
+    r"https?:/+huggingface\.co/(?!datasets/|spaces/|collections/)([^/]+/[^/?#]+)"
+)
+"""The page of a model on the Hub, which people paste, as a `Path` spells it."""
 URL_START = re.compile("([a-zA-Z][a-zA-Z0-9+.-]+):/")
 """The start of a URL, in a `Path` with one slash."""
 
@@ -51,11 +55,14 @@ def refuse_urls(_type: object, value: object) -> None:
 
     for path in value if isinstance(value, tuple | list) else (value,):
         if isinstance(path, Path) and URL_START.match(str(path)):
+            hint = "copy it to this machine with the store's own tool, or write to a path here and "
+            hint += "copy the result"
+            if page := MODEL_PAGE.match(str(path)):
+                hint = f"give its name: {page[1]}"
             raise SoftshardsError(
                 "this is a URL; only a path on this machine can be given here",
                 path=URL_START.sub(r"\1://", str(path), count=1),
-                hint="copy it to this machine with the store's own tool, or write to a path here "
-                "and copy the result",
+                hint=hint,
             )
 
 
