@@ -99,7 +99,8 @@ def _check_there_is_work(
             "--model is measured on --labels or --tasks, and both are missing",
             hint="give one of them, or leave --model out",
         )
-    if not config.model and has_tasks:
+    measures = config.labels is not None and config.teacher is None
+    if not config.model and (has_tasks or measures):
         raise SoftshardsError("--model is missing", hint="give a checkpoint folder")
 
 

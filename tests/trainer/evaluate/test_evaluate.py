@@ -237,8 +237,8 @@ def test_unknown_tokens_of_an_import_make_the_teachers_perplexity_a_bound(
     baseline = (f"untrained={world.student}",)
     report(ReportConfig(eval=out, baseline=baseline, out=tmp_path / "report.html"))
     assert "it is at least that" in (tmp_path / "report.html").read_text()
-    plain = {"labels": world.labels, "model": (), "out": tmp_path / "plain.json"}
-    evaluate(EvaluateConfig(**plain))
+    plain = {"labels": world.labels, "out": tmp_path / "plain.json"}
+    evaluate(EvaluateConfig(**plain, model=(world.student,)))
     assert not json.loads((tmp_path / "plain.json").read_text())["teacher"]["lower_bound"]
 
 
