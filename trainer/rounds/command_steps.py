@@ -62,7 +62,9 @@ class RoundFolder:
 
     @property
     def held_out_answers(self) -> Path:
-        """View of the answers to prompts that are kept apart."""
+        """The answers to held-out prompts: a view, or the last answers, which are all such."""
+        if self.last:
+            return self.answers
         return self.path / "held-out.view.json"
 
     @property
@@ -82,7 +84,9 @@ class RoundFolder:
 
     @property
     def held_out_labels(self) -> Path:
-        """View of the labels to measure on."""
+        """The labels to measure on: likewise."""
+        if self.last:
+            return self.labels
         return self.path / "held-out-labels.view.json"
 
     @property
@@ -109,7 +113,7 @@ def answer_steps(rounds: Rounds, here: RoundFolder, prompts: tuple[Path, ...]) -
     Args:
         rounds: what is asked for.
         here: the folder of the round.
-        prompts: the files that the student answers; the last one is kept apart.
+        prompts: the files that the student answers; the last one has the held-out ones.
     """
     student = student_of(rounds, here.out, here.number)
     yield Step(
@@ -122,23 +126,24 @@ def answer_steps(rounds: Rounds, here: RoundFolder, prompts: tuple[Path, ...]) -
         flags={"k": rounds.ids} | rounds.flags("generate"),
         output=here.answers,
     )
-    kept, apart = here.path / "kept.view.json", here.held_out_answers
-    views: tuple[Path, ...] = (apart,)
-    yield _view("hold-out", here.answers, IS_HELD_OUT, apart, {})
+    answers: tuple[Path, ...] = (here.held_out_answers,)
     if not here.last:
+        kept = here.path / "kept.view.json"
+        yield _view("hold-out", here.answers, IS_HELD_OUT, here.held_out_answers, {})
         yield _view("filter", here.answers, f"not {IS_HELD_OUT}", kept, rounds.flags("filter"))
-        views = (kept, apart)
+        answers = (kept, here.held_out_answers)
     yield Step(
         name="score",
         program="labeler",
         arguments=(
-            *("label", *map(str, views), "--model", rounds.teacher, "--mode", "score"),
+            *("label", *map(str, answers), "--model", rounds.teacher, "--mode", "score"),
             *("--ids-from", f"topk_ids:{rounds.ids}", "--out", str(here.labels)),
         ),
         flags=rounds.flags("score"),
         output=here.labels,
     )
-    yield _view("held-out-labels", here.labels, IS_HELD_OUT, here.held_out_labels, {})
+    if not here.last:
+        yield _view("held-out-labels", here.labels, IS_HELD_OUT, here.held_out_labels, {})
     yield Step(
         name="measure",
         program="trainer",

@@ -151,7 +151,7 @@ def test_the_commands_of_a_round(tmp_path: Path) -> None:
     assert "6" in steps[0].arguments
     last = RoundFolder(out=tmp_path, number=2, last=True)
     names = [step.name for step in answer_steps(given, last, (Path("b"),))]
-    assert names == ["generate", "hold-out", "score", "held-out-labels", "measure"]
+    assert names == ["generate", "score", "measure"]
 
 
 @pytest.mark.parametrize(

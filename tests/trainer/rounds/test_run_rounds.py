@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,7 @@ from schemas import open_label_set
 from tests.tiny_model import TEXT
 from tests.trainer.conftest import World
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="the labeler is in another environment"),
-]
+pytestmark = pytest.mark.slow
 LABELER = {"engine": "transformers", "max_length": 64}
 SECONDS = 900
 
