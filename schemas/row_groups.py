@@ -111,8 +111,6 @@ class RowGroups(Sequence[RowGroup]):
     @cached_property
     def _used(self) -> pa.Table:
         """Rows of the footers of the shards that have row groups in the sequence."""
-        if self.kept is None:  # a unit whose rows were all rejected has a shard, too
-            return self.table.take(as_arrow(self._footers))
         footers = np.unique(np.searchsorted(self._footers, self.places))
         return self.table.take(as_arrow(self._footers[footers]))
 
