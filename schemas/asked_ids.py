@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from schemas.errors import SoftshardsError
+from schemas.urls import Token
 
 DEFAULT_ASKED = 16
 LARGEST_ASKED = 1024
@@ -13,12 +13,7 @@ ASKED = r"^.{1,200}:[1-9][0-9]{0,3}$"
 """The form of COLUMN:N in an identity."""
 
 
-class _Token(Protocol):
-    @property
-    def value(self) -> str: ...
-
-
-def read_ids_from(_type: object, tokens: Sequence[_Token]) -> str:
+def read_ids_from(_type: object, tokens: Sequence[Token]) -> str:
     """Return an argument as COLUMN:N (for cyclopts).
 
     Raises:

@@ -39,6 +39,7 @@ from schemas.size_limits import (
     LARGEST_VOCABULARY,
     LARGEST_WIDTH,
 )
+from schemas.tempered_tails import LARGEST_TEMPERATURE, MOST_TEMPERATURES
 from schemas.version import (
     FORMAT_MAJOR,
     FORMAT_VERSION,
@@ -95,7 +96,7 @@ class Sampling(LateFields):
     structured: dict[str, Any] | None = None
 
 
-Temperature = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(gt=0, le=LARGEST_TEMPERATURE, allow_inf_nan=False)]
 
 
 class Identity(LateFields):
@@ -159,7 +160,9 @@ class Identity(LateFields):
     template_time: str | None = None
     states: str | None = None
     ids_from: Annotated[str, Field(pattern=ASKED)] | None = None
-    label_temperatures: Annotated[tuple[Temperature, ...], Field(max_length=16)] | None = None
+    label_temperatures: (
+        Annotated[tuple[Temperature, ...], Field(max_length=MOST_TEMPERATURES)] | None
+    ) = None
 
     @property
     def width(self) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 from schemas.errors import SoftshardsError
+from schemas.urls import Token
 
 TEMPERED_TAILS = "tempered_tails"
 """Column: for each position, the log of the mass outside the ids at each of the temperatures."""
@@ -18,12 +18,7 @@ LARGEST_TEMPERATURE = 1000.0
 MOST_TEMPERATURES = 16
 
 
-class _Token(Protocol):
-    @property
-    def value(self) -> str: ...
-
-
-def read_temperatures(_type: object, tokens: Sequence[_Token]) -> tuple[float, ...]:
+def read_temperatures(_type: object, tokens: Sequence[Token]) -> tuple[float, ...]:
     """Return arguments as temperatures (for cyclopts): numbers, with commas or one by one.
 
     Raises:

@@ -16,9 +16,13 @@ URL_START = re.compile("([a-zA-Z][a-zA-Z0-9+.-]+):/")
 """The start of a URL, in a `Path` with one slash."""
 
 
-class _Token(Protocol):
+class Token(Protocol):
+    """An argument of the command line, as converters of cyclopts get it."""
+
     @property
-    def value(self) -> str: ...
+    def value(self) -> str:
+        """Its text."""
+        ...
 
 
 def is_url(path: Path | str) -> bool:
@@ -66,7 +70,7 @@ def refuse_urls(_type: object, value: object) -> None:
             )
 
 
-def read_location(_type: object, tokens: Sequence[_Token]) -> Path | str:
+def read_location(_type: object, tokens: Sequence[Token]) -> Path | str:
     """Return an argument as a URL, without a slash at its end, or as a path (for cyclopts)."""
     text = tokens[0].value
     return text.rstrip("/") if is_url(text) else Path(text)
