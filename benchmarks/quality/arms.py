@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from trainer.ops.bf16_support import emulation_warning
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = "fp32" if emulation_warning(DEVICE) else "bf16"
 PACK_TOKENS = 1024
 TRAIN = (
     *("--lr", "2e-4", "--pack-tokens", str(PACK_TOKENS), "--packs-per-step", "1"),
-    *("--dtype", "bf16", "--save-every", "10", "--keep-checkpoints", "1"),
+    *("--dtype", DTYPE, "--save-every", "10", "--keep-checkpoints", "1"),
 )
 """The flags of scripts/quickstart."""
 

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality.arms import PACK_TOKENS
+from benchmarks.quality.arms import DTYPE, PACK_TOKENS
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
 from trainer.data.dataset import LabelDataset
@@ -63,7 +63,7 @@ def prepare(quickstart: Path, teacher: Path, engine: str) -> Inputs:
         call(
             *("-m", "trainer", "slice", "--teacher", teacher, "--labels", sets["train"]),
             *("--out", student, "--keep", 22, "--candidates", 3),
-            *("--sample-tokens", 1024, "--dtype", "bf16"),
+            *("--sample-tokens", 1024, "--dtype", DTYPE),
         )
     return Inputs(
         teacher=teacher,
