@@ -43,14 +43,14 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     }
     return {
         "arms": {
-            arm: {"seeds": sorted(own), **{name: _spread(own, name) for name in METRICS}}
+            arm: {"seeds": sorted(own), **{name: spread(own, name) for name in METRICS}}
             for arm, own in by_arm.items()
         },
         "differences": differences,
         "q1": _q1(differences),
         "q2": _against_online("kl", by_arm, differences),
         "exact": {
-            arm: {**found, "state_bytes": _spread(by_arm[arm], "state_bytes")["mean"]}
+            arm: {**found, "state_bytes": spread(by_arm[arm], "state_bytes")["mean"]}
             for arm in EXACT
             if (found := _against_online(arm, by_arm, differences))
         },
@@ -76,19 +76,19 @@ def markdown(summary: dict[str, Any], about: Sequence[str]) -> str:
     what = {arm.name: arm.what for arm in ARMS}
     names = ("perplexity", "KL to the teacher", "top-1 agreement", "ECE")
     lines = [*about, ""]
-    lines += _table(
+    lines += aligned_table(
         ["", "trained on", *names],
         [
-            [name, what.get(name, ""), *(_mean(entry[m], n) for m, n in METRICS.items())]
+            [name, what.get(name, ""), *(spread_text(entry[m], n) for m, n in METRICS.items())]
             for name, entry in [*summary.get("references", {}).items(), *summary["arms"].items()]
         ],
     )
     for base, arms in summary["differences"].items():
         lines += ["", f"Difference from {base}, seed by seed (± half of the 95 % interval):", ""]
-        lines += _table(
+        lines += aligned_table(
             ["", *names],
             [
-                [arm, *(_gap(values[m], n) for m, n in METRICS.items())]
+                [arm, *(gap_text(values[m], n) for m, n in METRICS.items())]
                 for arm, values in arms.items()
             ],
         )
@@ -130,7 +130,7 @@ def _against_online(
     if not gaps:
         return {}
     percent = {
-        f"{name}_percent": 100 * gaps[name]["mean"] / _spread(by_arm["online"], name)["mean"]
+        f"{name}_percent": 100 * gaps[name]["mean"] / spread(by_arm["online"], name)["mean"]
         for name in ("ce", "kl")
     }
     holds = abs(percent["ce_percent"]) <= Q2_PERCENT
@@ -147,19 +147,22 @@ def _by_arm(rows: Sequence[Row]) -> dict[str, dict[int, Row]]:
     return found
 
 
-def _spread(own: dict[int, Row], name: str) -> dict[str, float | None]:
+def spread(own: dict[int, Row], name: str) -> dict[str, float | None]:
+    """Return the mean of a metric over seeds and its standard deviation; None for one seed."""
     values = [row[name] for row in own.values()]
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "deviation": deviation}
 
 
-def _mean(value: dict[str, float | None], decimals: int) -> str:
+def spread_text(value: dict[str, float | None], decimals: int) -> str:
+    """Return what `spread` found as text."""
     deviation = value["deviation"]
     spread = "" if deviation is None else f" ± {deviation:.{decimals}f}"
     return f"{value['mean']:.{decimals}f}{spread}"
 
 
-def _gap(value: dict[str, Any], decimals: int) -> str:
+def gap_text(value: dict[str, Any], decimals: int) -> str:
+    """Return what `difference` found as text, bold if it is beyond the noise."""
     half = value["half_width"]
     text = f"{value['mean']:+.{decimals}f}" + ("" if half is None else f" ± {half:.{decimals}f}")
     return f"**{text}**" if value["beyond_noise"] else text
@@ -169,7 +172,7 @@ def _yes(value: bool | None) -> str:
     return "unknown from one seed" if value is None else "yes" if value else "no"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def aligned_table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Return a Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     rule = ["-" * max(3, width) for width in widths]
