@@ -18,7 +18,7 @@ from trainer.train.train_config import TrainConfig
 TRIALS = "trials"
 STUDENTS = "students"
 SECTIONS = ("base", "slices", "grid", "runs")
-SET_BY_SWEEP = frozenset({"out", "resume", "dry_run", "json"})
+SET_BY_SWEEP = frozenset({"out", "resume", "pause_after", "dry_run", "json"})
 """Flags of `trainer train` that the sweep sets itself."""
 SHARED = frozenset({"labels", "eval_labels", "allow_partial"})
 """Flags that must be the same in all trials: otherwise they could not be compared."""
@@ -74,12 +74,27 @@ def read_sweep(path: Path, out: Path) -> Sweep:
             one), a value that a flag does not take, two trials with one name, or no held-out
             labels.
     """
-    content = _load(path)
-    base = _check_flags(_mapping(content, "base", path), "base", path)
+    content = load_sections(path, SECTIONS)
+    base = check_settings(_mapping(content, "base", path), "base", path)
     for needed in ("labels", "eval_labels"):
         if needed not in base:
             why = "train" if needed == "labels" else "measure every student"
             raise SoftshardsError(f"base has no {needed}: the label set to {why} on", path=path)
+    return combine(content, base, out, path)
+
+
+def combine(content: Settings, base: Settings, out: Path, path: Path) -> Sweep:
+    """Return the trials of `grid` and `runs`, and the students of `slices`.
+
+    Args:
+        content: the sections.
+        base: flags for all trials, with `labels`.
+        out: folder of the sweep.
+        path: of the file, for errors.
+
+    Raises:
+        SoftshardsError: as `read_sweep`.
+    """
     slices = _slices(_mapping(content, "slices", path), base, out, path)
     asked = [*_combinations(_mapping(content, "grid", path), path)]
     asked += [_run(i, run, path) for i, run in enumerate(_list(content, "runs", path))]
@@ -117,13 +132,18 @@ def _trial(parts: Parts, settings: Settings, out: Path, where: str, path: Path) 
     )
 
 
-def _load(path: Path) -> Settings:
+def load_sections(path: Path, sections: tuple[str, ...]) -> Settings:
+    """Read a YAML file that has these keys.
+
+    Raises:
+        SoftshardsError: it is unreadable, or has another key; the hint says where a flag belongs.
+    """
     content = read_settings(path)
     if not isinstance(content, dict):
-        raise SoftshardsError(f"it must have the keys {', '.join(SECTIONS)}", path=path)
+        raise SoftshardsError(f"it must have the keys {', '.join(sections)}", path=path)
     for key in content:
-        if key not in SECTIONS:
-            hint = f"its keys are {', '.join(SECTIONS)}"
+        if key not in sections:
+            hint = f"its keys are {', '.join(sections)}"
             if nearest_flag(str(key), TrainConfig):
                 hint += "; flags for all trials belong under `base`"
             raise SoftshardsError(f"unknown key {key}", path=path, hint=hint)
@@ -205,7 +225,7 @@ def _run(index: int, run: object, path: Path) -> tuple[Parts, Settings]:
 
 def _check_own_flags(flags: Settings, where: str, path: Path) -> Settings:
     """Return the flags of one trial by their fields' names; refuse those that all must share."""
-    own = _check_flags(flags, where, path)
+    own = check_settings(flags, where, path)
     for flag in SHARED & own.keys():
         raise SoftshardsError(
             f"{where} sets {flag}, which must be the same for all trials",
@@ -215,7 +235,7 @@ def _check_own_flags(flags: Settings, where: str, path: Path) -> Settings:
     return own
 
 
-def _check_flags(flags: Settings, where: str, path: Path) -> Settings:
+def check_settings(flags: Settings, where: str, path: Path) -> Settings:
     """Return flags by their fields' names; refuse those that the sweep sets."""
     own = {flag_name(key, where, TrainConfig, path): value for key, value in flags.items()}
     for flag in SET_BY_SWEEP & own.keys():

@@ -45,7 +45,8 @@ def sweep(students: Path, config: SweepConfig) -> int:
     open_label_set(base.eval_labels)  # refused now, not after the training
     bench = read_bench_results(config.bench) if config.bench is not None else None
     made = {each.out for each in asked.slices}
-    inputs = {t.name: _open(t.config, labels, made, config) for t in asked.trials}
+    dry_run = config.dry_run
+    inputs = {t.name: open_trial(t.config, labels, made, dry_run=dry_run) for t in asked.trials}
     if config.dry_run:
         return show_plan(asked, inputs, as_json=config.json)
     _check_early_stopping(asked.trials, config)
@@ -54,11 +55,13 @@ def sweep(students: Path, config: SweepConfig) -> int:
         return _sweep(asked, config, labels, inputs, bench)
 
 
-def _open(trial: TrainConfig, labels: LabelSet, made: set[Path], config: SweepConfig) -> RunInputs:
+def open_trial(
+    trial: TrainConfig, labels: LabelSet, made: set[Path], *, dry_run: bool
+) -> RunInputs:
     """Open the inputs of a trial; a student that the sweep makes is not looked for."""
     if trial.student in made:
         return open_inputs(trial, labels, student=ModelSource(folder=trial.student))
-    return open_inputs(trial, labels, student=locate_student(trial, dry_run=config.dry_run))
+    return open_inputs(trial, labels, student=locate_student(trial, dry_run=dry_run))
 
 
 def _sweep(

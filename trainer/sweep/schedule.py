@@ -147,6 +147,18 @@ class EventCallback(tune.Callback):
         self.listener("error", Path(trial.config["folder"]), {})
 
 
+@contextmanager
+def connected(config: SweepConfig) -> Iterator[Any]:
+    """Connect to Ray and yield the module; inside another such context, use its connection."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    with ray_cluster(LOCAL if config.ray is None else config.ray) as found:
+        yield found
+
+
 def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: Listener) -> int:
     """Run trials until all have ended; trials with a result, or stopped before, only report.
 
@@ -165,7 +177,7 @@ def run_trials(config: SweepConfig, folders: list[Path], grace: int, listener: L
     """
     with (
         redirect_stdout(sys.stderr),  # where Ray prints that a worker died
-        ray_cluster(LOCAL if config.ray is None else config.ray) as ray,
+        connected(config) as ray,
         _storage(config) as storage,
     ):
         resources = _resources(config, [n["Resources"] for n in ray.nodes() if n["Alive"]])

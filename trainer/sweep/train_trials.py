@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.ray_cluster import LOCAL, require_ray
 from trainer.console import ProgressBar
+from trainer.run_files import EVAL_LOG, read_lines
 from trainer.sweep.grid import Trial
 from trainer.sweep.ray_environment import prepare_tune
 from trainer.sweep.sweep_config import SweepConfig
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
 
 
 def train_all(
-    trials: list[Trial], left: list[Trial], config: SweepConfig, inputs: Mapping[str, RunInputs]
+    trials: list[Trial],
+    left: list[Trial],
+    config: SweepConfig,
+    inputs: Mapping[str, RunInputs],
+    keep: ExitStack | None = None,
 ) -> int:
     """Train the unfinished trials, in their order.
 
@@ -34,6 +41,7 @@ def train_all(
         left: the unfinished ones among them.
         config: settings of the sweep.
         inputs: label sets and facts by the trial's name.
+        keep: keeps Ray for the next call.
 
     Returns:
         0 when all ended (well or not), else the number of the signal that stopped them.
@@ -43,7 +51,7 @@ def train_all(
     """
     require_ray("sweep")
     prepare_tune(LOCAL if config.ray is None else config.ray)
-    from trainer.sweep.schedule import run_trials
+    from trainer.sweep.schedule import connected, run_trials
 
     for trial in left:
         write_settings(trial, inputs[trial.name].student)
@@ -52,6 +60,7 @@ def train_all(
     grace = config.asha_grace or min(trial.config.eval_every for trial in trials) or 1
     planned = {trial.name: planned_tokens(inputs[trial.name]) for trial in left}
     seen = {trial.name: min(count_tokens(trial.folder), planned[trial.name]) for trial in left}
+    known = {trial.name: len(read_lines(trial.folder / EVAL_LOG)) for trial in left}
     trial_of = {trial.folder.resolve(): trial for trial in trials}
     bar = ProgressBar("sweep, tokens", sum(planned.values()), sum(seen.values()))
 
@@ -70,12 +79,18 @@ def train_all(
         if now > seen[trial.name]:
             bar.advance(now - seen[trial.name], trial.name)
             seen[trial.name] = now
+        if event == "progress" and "kl" in report and known[trial.name]:  # replayed
+            known[trial.name] -= 1
+            return
         text = _text(event, report, config.stop_early)
         if text:
             line = f"{trial.name}: {text}"
             bar.console.print(line)
 
     bar.console.print("starting Ray" if config.ray is None else f"connecting to Ray: {config.ray}")
+    if keep is not None:
+        with redirect_stdout(sys.stderr):
+            keep.enter_context(connected(config))
     with bar:
         return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, on_event)
 
@@ -89,7 +104,7 @@ def _text(event: Event, report: TrialReport, scheduler: str) -> str | None:
             is_measured = "kl" in report
             return f"step {report['step']}, held-out KL {report['kl']:.4f}" if is_measured else None
         case "ended":
-            return "trained" if report["code"] == 0 else f"failed, exit code {report['code']}"
+            return "ended" if report["code"] == 0 else f"failed, exit code {report['code']}"
         case "stopped":
             return f"stopped by {scheduler} after step {report['line']['step']}"
         case "error":

@@ -33,7 +33,8 @@ class Stopped(Record):
     """stopped.json: a scheduler stopped the trial for good.
 
     Attributes:
-        by: the scheduler.
+        by: the scheduler, or `select`.
+        reason: why, where more than its rule is known.
         facts: the run's.
         last: the held-out measurement that decided it.
     """
@@ -41,6 +42,7 @@ class Stopped(Record):
     by: str
     facts: Facts
     last: HeldOutRecord
+    reason: str | None = None
 
 
 def write_settings(trial: Trial, student: ModelSource | None = None) -> Path:
@@ -98,12 +100,13 @@ def count_tokens(folder: Path) -> int:
 
 
 def planned_tokens(inputs: RunInputs) -> int:
-    """Return the training tokens of a whole trial; early stopping and --max-steps make it fewer."""
+    """Return the training tokens of a trial, to its pause if it has one; it may stop earlier."""
     config = inputs.config
     whole = round(sum(part.labels.tokens * part.weight for part in inputs.parts) * config.epochs)
-    if config.max_steps is None:
+    steps = config.pause_after or config.max_steps
+    if steps is None:
         return whole
-    return min(whole, config.max_steps * config.packs_per_step * config.pack_tokens)
+    return min(whole, steps * config.packs_per_step * config.pack_tokens)
 
 
 def failure_reason(folder: Path) -> str:

@@ -12,11 +12,11 @@ from trainer.train.run_state import Run
 
 
 def is_due(run: Run) -> bool:
-    """Return True before the first step, every --eval-every steps, and at the end."""
+    """Return True before the first step, every --eval-every steps, at a pause, and at the end."""
     if run.config.eval_labels is None or (run.evals and run.evals[-1].step == run.step):
         return False
     every = run.config.eval_every
-    at_an_end = run.step in (0, run.total_steps)
+    at_an_end = run.step in (0, run.config.pause_after, run.total_steps)
     return at_an_end or bool(every and run.step % every == 0)
 
 

@@ -97,6 +97,9 @@ def train(config: TrainConfig, inputs: RunInputs | None = None) -> int:
                 f"stopped by signal {stopped_by} after step {run.step} of {run.total_steps}: "
                 "checkpoint saved, the same command resumes from it"
             )
+        elif _is_paused(run):
+            if is_main:
+                console.print(f"paused after step {run.step} of {run.total_steps}")
         elif not stopped_by:
             finish(run, best=best(run), stopped_early=run.step < run.total_steps)
             if is_main:
@@ -287,7 +290,8 @@ def _train_steps(run: Run, caught: list[int], console: Console) -> int:
         contextlib.closing(packs),
     ):
         _measure_if_due(run, progress, console)
-        while run.step < run.total_steps:
+        last = min(run.total_steps, config.pause_after or run.total_steps)
+        while run.step < last:
             began, before = time.monotonic(), run.tokens
             step_packs = list(islice(packs, config.packs_per_step))
             record, stopped_by = optimizer_step(run, step_packs, caught)
@@ -304,11 +308,18 @@ def _train_steps(run: Run, caught: list[int], console: Console) -> int:
             _measure_if_due(run, progress, console)
             if run.step == run.total_steps or has_stalled(run):
                 return 0
-            if stopped_by or (config.save_every and run.step % config.save_every == 0):
+            is_due = config.save_every and run.step % config.save_every == 0
+            if stopped_by or is_due or run.step == last:
                 save_run(run)
             if stopped_by:
                 return stopped_by
     return 0
+
+
+def _is_paused(run: Run) -> bool:
+    """Return True if the run has reached --pause-after, which is not its end."""
+    is_over = run.step >= run.total_steps or has_stalled(run)
+    return not is_over and run.config.pause_after is not None
 
 
 def _measure_if_due(run: Run, progress: ProgressBar, console: Console) -> None:

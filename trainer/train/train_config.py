@@ -101,6 +101,10 @@ class TrainConfig:
     max_steps: int | None = None
     """Stop after this many steps, or when the epochs end, whichever is first."""
 
+    pause_after: Annotated[int | None, MAY_CHANGE] = None
+    """Save a checkpoint and stop after this step; the same command with a later step, or without
+    the flag, resumes. The schedule is that of the whole run."""
+
     lora_r: int = 0
     """Rank of LoRA adapters (by peft) to train instead of the weights; 0 trains the weights.
     OUT/final has them merged, OUT/final/adapter has them alone."""
@@ -243,6 +247,7 @@ class TrainConfig:
         self._require("seed", self.seed >= 0, "0 or more")
         self._require("pack_tokens", self.pack_tokens >= 2, "at least 2: a label needs a context")
         self._require("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
+        self._require("pause_after", (self.pause_after or 1) >= 1, "at least 1")
         self._require("memory_gb", (self.memory_gb or 0) >= 0, "0 or more")
         for name in ("eval_every", "patience", "keep_best"):
             if getattr(self, name) and self.eval_labels is None:
