@@ -27,7 +27,8 @@ from schemas.errors import first_line
 
 SECONDS = 5.0
 """Time per rendering; templates need milliseconds."""
-TOTAL_SECONDS = 120.0
+TOTAL_SECONDS = 60.0
+"""Time of all renderings of a renderer."""
 MEMORY = 1 << 30
 """Bytes that the process may take."""
 MOST_TEXT = 1 << 22
@@ -54,20 +55,36 @@ class LimitedTemplates:
 
     A fork takes milliseconds, where importing transformers again takes more than a second. The
     child runs Python alone, no threads and none of the libraries that have some.
+
+    A template that reached a limit is not tried again, with whatever chat: a set has many rows.
+
+    Attributes:
+        reached: the sentence about the limit that each such template reached.
     """
 
     def __init__(self) -> None:
+        self.reached: dict[str, str] = {}
         self._child: int | None = None
         self._requests = self._answers = -1
         self._left = TOTAL_SECONDS
 
-    def __call__(self, *conversations: Any, **settings: Any) -> Any:
+    def __call__(self, *conversations: Any, chat_template: str, **settings: Any) -> Any:
         """Return what `render_jinja_template` returns.
 
         Raises:
-            TemplateLimit: the template takes too much time or memory, or its text is too long.
+            TemplateLimit: the template takes too much time or memory, or its text is too long, now
+                or in an earlier call.
             ValueError: the template raises an error, whose first line is the message.
         """
+        if chat_template in self.reached:
+            raise TemplateLimit(self.reached[chat_template])
+        try:
+            return self._ask(*conversations, chat_template=chat_template, **settings)
+        except TemplateLimit as limit:
+            self.reached[chat_template] = limit.what
+            raise
+
+    def _ask(self, *conversations: Any, **settings: Any) -> Any:
         if self._child is None:
             self._fork()
         request = pickle.dumps((conversations, settings))
@@ -75,14 +92,15 @@ class LimitedTemplates:
         try:
             os.write(self._requests, len(request).to_bytes(SIZE_BYTES, "big"))
             _write(self._requests, request)
-            answer = self._read(time.monotonic() + min(SECONDS, self._left))
-        except (TimeoutError, BrokenPipeError) as error:
+            answer = self._read(begun + min(SECONDS, self._left))
+        except TimeoutError as error:
             self.close()
-            raise TemplateLimit(
-                f"the chat template takes more than {SECONDS:g} s for a chat"
-                if isinstance(error, TimeoutError)
-                else "the chat template ends the process that renders it"
-            ) from error
+            is_total = self._left < SECONDS
+            limit = f"{TOTAL_SECONDS:g} s in all" if is_total else f"{SECONDS:g} s for a chat"
+            raise TemplateLimit(f"the chat template takes more than {limit}") from error
+        except BrokenPipeError as error:
+            self.close()
+            raise TemplateLimit("the chat template ends the process that renders it") from error
         self._left -= time.monotonic() - begun
         kind, value = answer
         if kind == "limit":

@@ -57,22 +57,29 @@ class TokenizerFile:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
-        try:
+        with _as_id_error():
             text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
-        except OverflowError as error:  # of a set whose rows nobody checked
-            raise SoftshardsError(
-                "a token id is below 0 or too large", hint="`labeler verify` names the row"
-            ) from error
         return text
 
     def batch_decode(
         self, sequences: list[list[int]], *, skip_special_tokens: bool = False
     ) -> list[str]:
         """Return the text of each row of token ids, decoded in parallel."""
-        texts: list[str] = self._tokenizer.decode_batch(
-            sequences, skip_special_tokens=skip_special_tokens
-        )
+        with _as_id_error():
+            texts: list[str] = self._tokenizer.decode_batch(
+                sequences, skip_special_tokens=skip_special_tokens
+            )
         return texts
+
+
+@contextmanager
+def _as_id_error() -> Iterator[None]:
+    try:
+        yield
+    except OverflowError as error:  # of a set whose rows nobody checked
+        raise SoftshardsError(
+            "a token id is below 0 or too large", hint="`labeler verify` names the row"
+        ) from error
 
 
 def open_tokenizer(directory: Path) -> TextTokenizer:

@@ -37,7 +37,7 @@ from labeler.labelsets.verify.template_fit import (
     read_messages,
     template_fit,
 )
-from schemas import Identity, LabelSet, SoftshardsError
+from schemas import LabelSet, SoftshardsError
 from schemas.errors import first_line
 from schemas.findings import Finding
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
@@ -62,17 +62,19 @@ def check_text(labels: LabelSet) -> list[Finding]:
     """
     rows = _sample_rows(labels)
     found: list[Finding] = []
-    for open_tokenizer in _tokenizer_loaders(labels):
-        try:
-            with as_tokenizer_errors(labels.tokenizer_dir):
-                tokenizer = open_tokenizer()
-        except SoftshardsError as error:
-            what = f"no text was checked: {error.what}"
-            found = [Finding(kind="tokenizer", where="tokenizer", what=what)]
-        else:
-            found = list(_check_rows(labels, rows, _as_teacher(labels, tokenizer)))
-        if all(finding.note for finding in found):
-            break
+    with limited_templates() as renderer:
+        for open_tokenizer in _tokenizer_loaders(labels):
+            try:
+                with as_tokenizer_errors(labels.tokenizer_dir):
+                    tokenizer = open_tokenizer()
+            except SoftshardsError as error:
+                what = f"no text was checked: {error.what}"
+                found = [Finding(kind="tokenizer", where="tokenizer", what=what)]
+            else:
+                teacher = replace(_as_teacher(labels, tokenizer), renderer=renderer)
+                found = list(_check_rows(labels, rows, teacher))
+            if all(finding.note for finding in found) or renderer.reached:
+                break  # another tokenizer has the same template
     return found
 
 
@@ -252,7 +254,10 @@ def _normalized(text: str) -> str:
 def _check_template(
     labels: LabelSet, rows: Sequence[TextRow], teacher: Teacher
 ) -> Iterator[Finding]:
-    """Check rows against their messages as rendered by the template that the set names."""
+    """Check rows against their messages as rendered by the template that the set names.
+
+    The first limit that the template reaches ends this: it would reach it with every row.
+    """
     manifest = labels.manifest
     template = find_template(manifest, teacher.chat_template)
     tried = template or Template(text=teacher.chat_template or "", arguments={})
@@ -260,11 +265,16 @@ def _check_template(
     teacher.tokenizer.chat_template = teacher.chat_template
     if moment := manifest.identity.template_time:
         teacher = replace(teacher, clock=TemplateClock(moment))
-    try:
-        fits = _template_fits(rows, teacher, tried, manifest.identity)
-    except TemplateLimit as error:
-        yield Finding(kind="template", where="tokenizer", what=error.what, hint=OTHER_TEMPLATE)
-        return
+    fits: list[tuple[TextRow, Fit]] = []
+    for number, row in enumerate(rows):
+        try:
+            fit = template_fit(row, teacher, tried, manifest.identity)
+        except TemplateLimit as error:
+            what = f"{error.what}: {len(rows) - number} of {len(rows)} rows were not checked"
+            yield Finding(kind="template", where="tokenizer", what=what, hint=OTHER_TEMPLATE)
+            break
+        if fit is not None:
+            fits.append((row, fit))
     other = [row for row, fit in fits if fit == "other"]
     if other:
         name = "the set's chat template" if template else "the tokenizer's own chat template"
@@ -286,23 +296,6 @@ def _check_template(
     if tried.is_given:
         what = "the rows were rendered by a chat template given with --chat-template"
         yield Finding(kind="template", what=what, note=True)
-
-
-def _template_fits(
-    rows: Sequence[TextRow], teacher: Teacher, template: Template, identity: Identity
-) -> list[tuple[TextRow, Fit]]:
-    """Return how the rows that a template renders fit their messages.
-
-    Raises:
-        TemplateLimit: the template, which comes with the set, takes too much.
-    """
-    with limited_templates() as renderer:
-        limited = replace(teacher, renderer=renderer)
-        return [
-            (row, fit)
-            for row in rows
-            if (fit := template_fit(row, limited, template, identity)) is not None
-        ]
 
 
 def _name(row: TextRow) -> str:
