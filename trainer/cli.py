@@ -22,6 +22,7 @@ from trainer.evaluate.tasks.task_flags import TaskFlags
 from trainer.export.export_config import ExportConfig
 from trainer.report.report_config import ReportConfig
 from trainer.rounds.rounds_config import RoundsConfig
+from trainer.select.select_config import SelectConfig
 from trainer.slice.slice_config import SliceConfig
 from trainer.sweep.sweep_config import SweepConfig
 from trainer.train.train_config import TrainConfig
@@ -187,6 +188,29 @@ def sweep(students: Path, *, settings: SweepConfig) -> int:
     from trainer.sweep.run_sweep import sweep as run
 
     return run(students, settings)
+
+
+@app.command(name="select")
+def select_(file: Path, *, config: SelectConfig) -> int:
+    """Find the best student for a budget: teacher, student, losses and kinds of labels.
+
+    All candidates are trained for a few steps, the best of them further, the best of those to the
+    end (successive halving), each resuming where it stopped. Constraints rule out candidates before
+    that, and a warning says where distillation has little to gain: the teacher is unsure, a student
+    is as good already, or the labels cover too little. It ends in a ranking with the reason for
+    each elimination, and in OUT/best.yaml for `trainer train --config`. It can be killed at any
+    moment: the same command resumes.
+
+    Example: `trainer select select.yaml --out SELECTION --dry-run`
+
+    Args:
+        file: YAML file with `teachers` (their label sets, and their labels of one probe), `budget`,
+            `constraints`, and `base`, `slices`, `grid` and `runs` as for `trainer sweep`.
+            docs/select.md has all keys.
+    """
+    from trainer.select.run_select import select as run
+
+    return run(file, config)
 
 
 audit_app = App(name="audit", help_format="markdown")

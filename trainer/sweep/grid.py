@@ -230,7 +230,7 @@ def _check_own_flags(flags: Settings, where: str, path: Path) -> Settings:
         raise SoftshardsError(
             f"{where} sets {flag}, which must be the same for all trials",
             path=path,
-            hint="set it under `base`; another label set needs another sweep",
+            hint="set it under `base`; another label set needs another sweep, or `trainer select`",
         )
     return own
 

@@ -52,14 +52,19 @@ def write_settings(trial: Trial, student: ModelSource | None = None) -> Path:
         trial: the trial.
         student: where its student comes from: one of the Hub is written with its commit.
     """
-    named = student.as_json() if student else {}
-    pinned = {"student": named["name"], "revision": named["commit"]} if named else {}
-    content = trial.settings | pinned | {"out": str(trial.folder)}
     path = trial.folder / SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
     head = f"# trainer train --config {path}\n"
-    write_atomic(path, head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_atomic(path, head + settings_yaml(trial, student, trial.folder))
     return path
+
+
+def settings_yaml(trial: Trial, student: ModelSource | None, out: Path) -> str:
+    """Return the settings of a trial for `trainer train --config`, with another --out."""
+    named = student.as_json() if student else {}
+    pinned = {"student": named["name"], "revision": named["commit"]} if named else {}
+    content = trial.settings | pinned | {"out": str(out)}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def read_status(trial: Trial, inputs: RunInputs) -> Status:

@@ -1,0 +1,6 @@
+"""The best student for a budget: `trainer select`.
+
+`select_file` turns a YAML file into candidates, `task_checks` looks for poor ones before anything
+is trained, `rungs` decides who is trained further, and the trials of `trainer.sweep` are trained by
+its scheduler. Only the trials' folders outlive a selection: every decision follows from their logs.
+"""
