@@ -42,6 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Run long files first, or with --fast leave out their tests and the attacks."""
+    if config.getoption("--out-in-store"):
+        for item in items:
+            if local := item.get_closest_marker("local"):
+                item.add_marker(pytest.mark.skip(reason=local.args[0]))
     attacks = Path(__file__).parent / "hostile"
     long = {
         item

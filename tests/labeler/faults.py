@@ -24,7 +24,7 @@ from labeler.labeling.engines.vllm import vllm_engine
 from labeler.labeling.engines.vllm import worker as vllm_worker
 from labeler.labeling.engines.vllm.vllm_environment import prepare_environment
 from labeler.labeling.runs import append, label_units, plan_input
-from schemas import journal
+from labeler.labeling.writing.set_place import SetPlace
 
 
 def disk_full() -> None:
@@ -147,15 +147,15 @@ def in_planning() -> None:
 
 def between_units() -> None:
     """The process stops itself (SIGSTOP) once it has journaled $UNITS units."""
-    real, units = journal.write_entry, [0]
+    real, units = SetPlace.publish_unit, [0]
 
-    def write_and_stop(*args: Any, **kwargs: Any) -> None:
-        real(*args, **kwargs)
+    def publish_and_stop(place: SetPlace, unit: int) -> None:
+        real(place, unit)
         units[0] += 1
         if units[0] == int(os.environ["UNITS"]):
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    journal.write_entry = write_and_stop
+    SetPlace.publish_unit = publish_and_stop  # type: ignore[method-assign]
 
 
 def dies(when: str, name: str) -> Callable[[], None]:

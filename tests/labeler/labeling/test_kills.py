@@ -227,6 +227,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, teacher: Path) -> None:
     assert_same(out, whole)
 
 
+@pytest.mark.local("waits for the planner's temporary file, which is in the staging folder")
 def test_a_signal_while_there_is_no_unit_to_finish_stops_at_once(
     tmp_path: Path, teacher: Path
 ) -> None:

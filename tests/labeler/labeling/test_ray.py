@@ -77,25 +77,41 @@ def journaled_in_store(url: str) -> Callable[[], int]:
     return count
 
 
+def local_copy(place: Path | str, folder: Path) -> Path:
+    """Return a folder with what is behind a URL now; a path is returned as it is."""
+    if isinstance(place, Path):
+        return place
+    bucket().get(f"{place}/", str(folder), recursive=True)
+    return folder
+
+
 def test_a_run_survives_its_actors_nodes_and_drivers_and_ends_without_the_cluster(
-    tmp_path: Path, nodes: RayNodes, flags: list[object], local: Path
+    tmp_path: Path,
+    nodes: RayNodes,
+    flags: list[object],
+    local: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    out, server = tmp_path / "out", fork_server("tests.labeler.preload")
+    place: Path | str = tmp_path / "out"
+    count, server = journaled(tmp_path / "out"), fork_server("tests.labeler.preload")
+    if request.config.getoption("--out-in-store"):  # which does not reach actors
+        place = f"{BUCKET}/survives"
+        count = journaled_in_store(place)
     if not nodes.nodes:
         nodes.add()
-    on_ray = [*flags, "--out", out, "--ray", nodes.address]
+    on_ray = [*flags, "--out", place, "--ray", nodes.address]
     first = server.start("labeler", *on_ray)
-    wait_for(journaled(out), 2, first)
+    wait_for(count, 2, first)
     nodes.teachers()[0].kill()
-    wait_for(journaled(out), 8, first)
+    wait_for(count, 8, first)
     nodes.kill(nodes.nodes[0])
-    wait_for(journaled(out), 16, first)
+    wait_for(count, 16, first)
     first.terminate()
     output, messages = first.communicate(timeout=PATIENCE)
     assert first.returncode == 128 + signal.SIGTERM, messages
     summary = json.loads(output)
     assert (summary["status"], summary["stopped_by"]) == ("running", "SIGTERM")
-    done = journaled(out)()
+    done, out = count(), local_copy(place, tmp_path / "stopped")
     assert summary["units_labeled"] == done
     assert "lost a teacher" in messages
     assert not list(out.glob(".lock-actor-*")), "an actor may still write"
@@ -103,12 +119,13 @@ def test_a_run_survives_its_actors_nodes_and_drivers_and_ends_without_the_cluste
     assert list(validate_label_set(open_label_set(out, allow_partial=True))) == []
 
     second = server.start("labeler", *on_ray)
-    wait_for(journaled(out), done + 3, second)
+    wait_for(count, done + 3, second)
     second.kill()
     second.wait(PATIENCE)
-    summary = json.loads(server.run("labeler", *flags, "--out", out).stdout)
+    summary = json.loads(server.run("labeler", *flags, "--out", place).stdout)
     assert summary["status"] == "complete"
     assert summary["units_reused"] >= done + 3
+    out = local_copy(place, tmp_path / "finished")
     assert shard_bytes(out) == shard_bytes(local)
     keys: Counter[tuple[str, int]] = Counter()
     for path in (out / "shards").iterdir():
@@ -119,20 +136,26 @@ def test_a_run_survives_its_actors_nodes_and_drivers_and_ends_without_the_cluste
     assert not list(out.rglob(".tmp-*"))
 
 
-def test_actors_write_into_an_object_store_and_one_of_them_is_killed(
+def test_actors_finish_in_an_object_store_what_one_process_began_and_one_of_them_is_killed(
     tmp_path: Path, nodes: RayNodes, flags: list[object], local: Path
 ) -> None:
-    url, here = f"{BUCKET}/on-ray", tmp_path / "here"
-    run = fork_server("tests.labeler.preload").start(
-        "labeler", *flags, "--out", url, "--ray", nodes.address
+    url, server = f"{BUCKET}/on-ray", fork_server("tests.labeler.preload")
+    alone = server.start(
+        *("tests.labeler.faults", "stop-between-units", *flags, "--out", url),
+        environment={"UNITS": "3"},
     )
-    wait_for(journaled_in_store(url), 2, run)
+    wait_for(journaled_in_store(url), 3, alone)
+    alone.kill()
+    alone.wait(PATIENCE)
+    run = server.start("labeler", *flags, "--out", url, "--ray", nodes.address)
+    wait_for(journaled_in_store(url), 5, run)
     nodes.teachers()[0].kill()
     output, messages = run.communicate(timeout=PATIENCE)
     assert run.returncode == 0, messages
     assert "lost a teacher" in messages
-    assert json.loads(output)["status"] == "complete"
+    summary = json.loads(output)
+    assert (summary["status"], summary["units_reused"]) == ("complete", 3)
     assert bucket().glob(f"{url}/.lock-actor-*") == []
-    bucket().get(f"{url}/", str(here), recursive=True)
+    here = local_copy(url, tmp_path / "here")
     assert shard_bytes(here) == shard_bytes(local)
     assert list(validate_label_set(open_label_set(here))) == []

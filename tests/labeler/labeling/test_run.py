@@ -136,6 +136,7 @@ def test_limit_takes_the_first_records_of_all_inputs(
         label([str(corpus), str(more)], settings(limit=4))
 
 
+@pytest.mark.local("a store has no temporary files")
 def test_files_of_a_killed_planner_are_removed(corpus: Path, settings: Settings) -> None:
     config = settings()
     (config.out / "shards").mkdir(parents=True)
@@ -208,6 +209,7 @@ def test_dry_run_writes_nothing(corpus: Path, settings: Settings) -> None:
     assert result.planned.n_labels == open_label_set(config.out).labels
 
 
+@pytest.mark.local("a store has leases in place of file locks: test_store_runs.py")
 def test_two_processes_do_not_write_one_set(corpus: Path, settings: Settings) -> None:
     config = settings()
     config.out.mkdir()

@@ -78,6 +78,7 @@ def test_processes_that_start_at_once_plan_once_and_finish_one_set(
     assert plan == (tmp_path / "alone" / "plan.parquet").read_bytes()
 
 
+@pytest.mark.local("a store has leases in place of file locks: test_store_runs.py")
 def test_one_process_per_rank(corpus: Path, settings: Settings) -> None:
     config = settings(rank=1, world_size=2)
     config.out.mkdir()
@@ -88,6 +89,7 @@ def test_one_process_per_rank(corpus: Path, settings: Settings) -> None:
         label([str(corpus)], config)
 
 
+@pytest.mark.local("a store has leases in place of file locks: test_store_runs.py")
 def test_a_process_waits_while_another_one_plans(
     corpus: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_process_waits_while_another_one_plans(
     assert f"waiting to plan: another process is using {config.out}" in printed
 
 
+@pytest.mark.local("a store has no temporary files")
 def test_temporary_files_of_a_living_process_are_left_alone(
     corpus: Path, settings: Settings
 ) -> None:

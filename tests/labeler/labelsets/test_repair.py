@@ -223,6 +223,7 @@ def test_lost_rejects_are_found_again_by_the_plan(labels: Path, command: Command
     assert verified(labels, command)
 
 
+@pytest.mark.local("a store has no temporary files")
 def test_stray_files_are_quarantined(labels: Path, command: Command) -> None:
     strays = ("shards/.tmp-1234-part-000009.parquet", "shards/part-000099.parquet")
     strays += ("plan-0007.parquet",)
