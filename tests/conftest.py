@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from schemas.cache_folder import CACHE
 from tests import objects
 from tests.process_state import differences, process_state
+from tests.quick_python import quick_python
 
 LONG = ("slow", "vllm", "teacher", "browser")
 """Markers of tests that cost seconds of processor time."""
@@ -82,3 +84,15 @@ def object_store() -> Iterator[None]:
     """An S3 service on this machine with `objects.BUCKET`."""
     with objects.object_store():
         yield
+
+
+@pytest.fixture(scope="session")
+def _quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with quick_python(tmp_path_factory.mktemp("python")) as path:
+        yield path
+
+
+@pytest.fixture
+def quick_children(_quick_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands that a command starts begin with their imports done."""
+    monkeypatch.setattr(sys, "executable", str(_quick_python))

@@ -39,7 +39,9 @@ class Command:
     Its output goes to files, so a command that nobody reads from never waits.
     """
 
-    def __init__(self, arguments: list[str], status: int, out: IO[bytes], err: IO[bytes]) -> None:
+    def __init__(
+        self, arguments: list[str], status: int, out: IO[Any] | None, err: IO[Any] | None
+    ) -> None:
         self.args = arguments
         self.returncode: int | None = None
         self._status, self._out, self._err = os.fdopen(status, "rb", buffering=0), out, err
@@ -117,24 +119,28 @@ class ForkServer:
             stderr: a file for its messages; without one, `communicate` returns them.
             start_new_session: make the command the leader of a process group.
         """
-        words = [str(argument) for argument in arguments]
         request = {
-            "arguments": words,
+            "arguments": [str(argument) for argument in arguments],
             "environment": os.environ | (environment or {}),
             "folder": str(Path.cwd()),
             "session": start_new_session,
+            "executable": sys.executable,
         }
-        message = json.dumps(request).encode()
-        assert len(message) < MOST_BYTES
         with tempfile.TemporaryFile() as given:
             given.write(input.encode())
             given.seek(0)
             out, err = tempfile.TemporaryFile(), stderr or tempfile.TemporaryFile()  # noqa: SIM115
-            status, theirs = os.pipe()
-            descriptors = [given.fileno(), out.fileno(), err.fileno(), theirs]
-            socket.send_fds(self._channel, [message], descriptors)
-            os.close(theirs)
-        return Command(words, status, out, err)
+            status = self.launch(request, [given.fileno(), out.fileno(), err.fileno()])
+        return Command(request["arguments"], status, out, err)
+
+    def launch(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        """Start a command with these standard streams; return a pipe that tells of its end."""
+        message = json.dumps(request).encode()
+        assert len(message) < MOST_BYTES
+        status, theirs = os.pipe()
+        socket.send_fds(self._channel, [message], [*descriptors, theirs])
+        os.close(theirs)
+        return status
 
     def run(
         self, *arguments: object, input: str = "", timeout: float = 300
@@ -166,7 +172,9 @@ def fork_server(preload: str) -> ForkServer:
         return _servers[preload]
 
 
-def _content(file: IO[Any]) -> str:
+def _content(file: IO[Any] | None) -> str:
+    if file is None:
+        return ""
     with contextlib.suppress(ValueError):  # closed by whoever gave it
         file.seek(0)
         content = file.read()
@@ -207,18 +215,19 @@ def _serve(channel: socket.socket) -> list[str]:
         os.environ.clear()
         os.environ.update(request["environment"])
         time.tzset()
+        sys.executable = request["executable"]
         return list(request["arguments"])
 
 
 def main() -> None:
     """Import and serve; in the process of a command, run it."""
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests
     channel = socket.socket(fileno=int(sys.argv[1]))
     importlib.import_module(sys.argv[2])
     gc.collect()
     gc.freeze()  # neither scanned nor copied in each process
     sys.argv = _serve(channel)
-    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the tests ignore it
     _end(_run(sys.argv[0]))
 
 

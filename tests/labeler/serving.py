@@ -8,8 +8,6 @@ import http.server
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,10 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fork_server import Command, fork_server
+
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork",  # without the imports a second time
 }
 
 
@@ -41,24 +42,20 @@ class Server:
     model: Path
     log: Path
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: Command | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self, *more: str) -> None:
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        command = ["vllm.entrypoints.openai.api_server"]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--model", str(self.model)]
-        command += ["--max-model-len", "128", "--dtype", "float32", "--enforce-eager", *more]
+        command += ["--max-model-len", "128", "--dtype", "float32", "--enforce-eager"]
         command += ["--kv-cache-memory-bytes", str(1 << 28)]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                env=os.environ | ENVIRONMENT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            self.process = fork_server("tests.labeler.preload").start(
+                *command, *more, environment=ENVIRONMENT, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + PATIENCE
         while not self._is_healthy():

@@ -12,7 +12,7 @@ from trainer.export.export_config import ExportConfig
 from trainer.export.export_record import ExportRecord
 from trainer.export.export_student import export
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.usefixtures("quick_children")]
 
 
 def test_an_int8_student_in_vllm(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from labeler.labeling.runs.label_run import label
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_entry, read_rejects
+from tests.fork_server import fork_server
 from tests.labeler.labeling.test_vllm_tensors import assert_student_has_the_generation
 from tests.labeler.serving import PATIENCE, Server, free_port, proxy
 from tests.tiny_model import TEXT, make_model, make_tokenizer
@@ -290,9 +290,9 @@ def test_the_server_is_killed_and_the_same_command_resumes(
 
     more = ["--concurrency", "2", "--retries", "1"]
     with proxy(server.port, wait_for_the_kill) as before:
-        first = ["label", corpus, *flags(out, *more, url=before.url)]
-        command = [sys.executable, "-m", "labeler", *map(str, first)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = fork_server("tests.labeler.preload").start(
+            "labeler", "label", corpus, *flags(out, *more, url=before.url)
+        )
         deadline = time.monotonic() + PATIENCE
         while before.completions < 60:
             assert process.poll() is None

@@ -186,6 +186,7 @@ def test_two_teachers_over_the_same_rows(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_children")
 def test_settings_are_labeled_first_and_a_dtype_is_closer_than_another_teacher(
     run_labeler: Run,
     make_set: Callable[..., Path],

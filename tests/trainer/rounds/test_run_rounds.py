@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from schemas import open_label_set
+from tests.fork_server import fork_server
 from tests.tiny_model import TEXT
 from tests.trainer.conftest import World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 LABELER = {"engine": "transformers", "max_length": 64}
 SECONDS = 900
 
 
 def command(file: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "trainer", "rounds", str(file), "--out", str(out), *more]
+    return ["trainer", "rounds", str(file), "--out", str(out), *more]
 
 
 def keys(path: Path) -> list[str]:
@@ -49,18 +47,17 @@ def test_a_round_that_is_killed_goes_on_to_the_next_student(world: World, tmp_pa
         "train": {"pack_tokens": 128, "packs_per_step": 1, "lr": 1e-3},
     }
     file.write_text(json.dumps(settings))
-    out = tmp_path / "out"
-    killed = subprocess.Popen(command(file, out), stderr=subprocess.PIPE, text=True)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if line.startswith("== score"):
-            break
-    os.kill(killed.pid, signal.SIGKILL)
+    out, log = tmp_path / "out", tmp_path / "log"
+    server = fork_server("tests.trainer.preload")
+    with log.open("w") as stderr:
+        killed = server.start(*command(file, out), stderr=stderr)
+    while "\n== score" not in log.read_text():
+        assert killed.poll() is None, log.read_text()
+        time.sleep(0.01)
+    killed.kill()
     killed.wait()
     answers = (out / "round-0" / "answers" / "manifest.json").read_bytes()
-    done = subprocess.run(
-        command(file, out, "--json"), capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    done = server.run(*command(file, out, "--json"), timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert "== generate: labeler label" in done.stderr  # of the last student
     assert (out / "round-0" / "answers" / "manifest.json").read_bytes() == answers
@@ -80,11 +77,11 @@ def test_a_round_that_is_killed_goes_on_to_the_next_student(world: World, tmp_pa
     assert (identity.ids_from, identity.weights) == ("topk_ids:4", first["teacher_weights"])
     parents = labels.manifest.provenance["parents"]
     assert {parent["weights"] for parent in parents} == {first["student_weights"]}
-    again = subprocess.run(command(file, out), capture_output=True, text=True, check=False)
+    again = server.run(*command(file, out))
     assert again.returncode == 0
     assert "==" not in again.stderr  # no command runs
     assert "* 0" in again.stdout or "* 1" in again.stdout
     file.write_text(json.dumps(settings | {"seed": 7}))
-    refused = subprocess.run(command(file, out), capture_output=True, text=True, check=False)
+    refused = server.run(*command(file, out))
     assert refused.returncode == 2
     assert "made with other settings" in refused.stderr

@@ -24,7 +24,7 @@ from trainer.evaluate.tasks.task_files import parse_tasks
 from trainer.evaluate.tasks.task_results import MeasuredTask, TaskSettings
 
 pytest.importorskip("lm_eval")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 ITEMS = 6
 
 
@@ -157,7 +157,7 @@ def test_an_ended_command_leaves_no_process_of_tasks(
     (tmp_path / "slow.py").write_text(SLOW.format(pid=str(pid)))
     flags = ["--model", world.student, "--out", tmp_path / "tasks.json", "--tasks", task]
     command = [sys.executable, "-m", "trainer", "evaluate", "--allow-task-code", *map(str, flags)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, preexec_fn=default_interrupt)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         wait_until(pid.exists)
         child = int(pid.read_text())
@@ -169,11 +169,6 @@ def test_an_ended_command_leaves_no_process_of_tasks(
         process.kill()
         process.wait()
     assert not (tmp_path / "tasks.json").exists()
-
-
-def default_interrupt() -> None:
-    """Undo what a shell does to commands in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 ESCAPE = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
