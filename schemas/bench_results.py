@@ -91,8 +91,9 @@ class BenchModel(ExtensibleModel):
         peak_memory_bytes: largest memory of the engine's process on a CPU, or of the engine on a
             GPU; its cache, which is of one size for all models, included.
         joules_per_token: energy of the device per generated token, reading included; None where
-            the machine has no counter.
-        energy_source: the counter.
+            nothing counts or estimates it.
+        energy_source: the counter, or what estimated it.
+        energy_is_estimated: no counter measured it.
     """
 
     name: str
@@ -107,6 +108,7 @@ class BenchModel(ExtensibleModel):
     peak_memory_bytes: int | None = None
     joules_per_token: Measured | None = None
     energy_source: str | None = None
+    energy_is_estimated: bool = False
 
     def latency(self, concurrency: int) -> Latency | None:
         """Return the latencies of so many requests; None if they were not measured."""

@@ -6,6 +6,7 @@ of JSON once the model is loaded, then one for each line of standard input; it e
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -13,14 +14,17 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from labeler.labeling.bench.bench_workload import Loaded, Round, Wave, Workload, read_prompts
 from labeler.labeling.engines.vllm.vllm_arguments import bench_arguments
 from labeler.labeling.engines.vllm.vllm_load import import_vllm, load_llm
 from labeler.labeling.runs import energy
+from labeler.labeling.runs.energy import Energy
 from schemas import SoftshardsError
+from schemas.errors import first_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -33,6 +37,8 @@ def main() -> None:
     """Load the model, and measure a round for each line of standard input."""
     model, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     workload = Workload(**settings | {"concurrency": tuple(settings["concurrency"])})
+    # The engine in a process of its own would hide its memory.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # Whatever vLLM prints goes to standard error: standard output is for answers.
     with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -93,6 +99,7 @@ class ModelBench:
             detokenize=False,
             output_kind=vllm.sampling_params.RequestOutputKind.DELTA,
         )
+        self._start_meter = energy_meter(self._device)
         self._wave(max(workload.levels))  # the first call compiles and allocates
 
     def round(self) -> Round:
@@ -102,7 +109,7 @@ class ModelBench:
 
     def _wave(self, count: int) -> Wave:
         engine = self._llm.llm_engine
-        meter = energy.start()
+        meter = self._start_meter()
         start = time.perf_counter()
         for number, prompt in enumerate(self._llm.renderer.render_cmpl(self._prompts[:count])):
             engine.add_request(str(number), prompt, self._params)
@@ -117,7 +124,7 @@ class ModelBench:
             for output in outputs:
                 first.setdefault(output.request_id, now)
                 last[output.request_id] = now
-        used = meter.read()
+        used = plausible(meter.read())
         read, end = max(first.values()), max(last.values())
         return Wave(
             requests=count,
@@ -126,9 +133,34 @@ class ModelBench:
             reading_s=read,
             generating=tokens / (end - read),
             seconds=end,
-            joules=used.joules if used and used.joules > 0 else None,
+            joules=used.joules if used else None,
             energy_source=used.source if used else None,
+            energy_is_estimated=used is not None and used.is_estimated,
         )
+
+
+class _Meter(Protocol):
+    def read(self) -> Energy | None: ...
+
+
+def energy_meter(device: str) -> Callable[[], _Meter]:
+    """Return what starts a meter: of the device's counters, or else of an estimate."""
+    counted = energy.start().read()
+    if counted is not None and (device == "cpu" or energy.NVML in counted.source):
+        return energy.start
+    from labeler.labeling.bench.energy_estimate import EnergyEstimate
+
+    try:
+        return EnergyEstimate(device).start
+    except Exception as error:  # ends the estimate, not the measurement
+        if not isinstance(error, ImportError):  # of the extra `energy`, which is not installed
+            print(f"codecarbon estimates no energy: {first_line(error)}", file=sys.stderr)
+        return functools.partial(energy.Meter, [])
+
+
+def plausible(used: Energy | None) -> Energy | None:
+    """Return the energy, unless it is none that work can use."""
+    return used if used is not None and 0 < used.joules < math.inf else None
 
 
 def require_cache(holds: int, block: int, workload: Workload) -> None:

@@ -8,6 +8,7 @@ from labeler.console import err, human_bytes, out
 from schemas.bench_results import UNSTABLE, BenchResults, Measured
 
 MARK = "?"
+ESTIMATE = "est."
 
 
 def print_results(results: BenchResults) -> None:
@@ -29,7 +30,8 @@ def print_results(results: BenchResults) -> None:
             "-" if model.peak_memory_bytes is None else human_bytes(model.peak_memory_bytes),
         ]
         if has_energy:
-            cells.append(shown.text(model.joules_per_token, ".3g"))
+            mark = f" {ESTIMATE}" if model.energy_is_estimated else ""
+            cells.append(shown.text(model.joules_per_token, ".3g") + mark)
         table.add_row(*cells)
     out.print(table)
     latencies = Table(box=None)
@@ -50,6 +52,12 @@ def print_results(results: BenchResults) -> None:
     if latencies.row_count:
         out.print()
         out.print(latencies)
+    sources = {model.energy_source for model in results.models if model.energy_is_estimated}
+    if sources:
+        err.print(
+            f"{ESTIMATE} estimated from constants by {' and '.join(map(str, sources))}, not "
+            "measured: the machine has no energy counter that can be read"
+        )
     if shown.has_marked:
         err.print(
             f"{MARK} not stable: the slowest and the fastest round, which differ by more than "

@@ -27,6 +27,8 @@ from labeler.labeling.bench.bench_workload import (
     read_prompts,
 )
 from labeler.labeling.planning.engine_memory import checkpoint_size, device_memory
+from labeler.labeling.teacher.teacher import open_config
+from labeler.labeling.teacher.teacher_config import model_context
 from schemas import SoftshardsError
 from schemas.bench_results import BenchModel, Latency, Measured
 
@@ -46,7 +48,9 @@ def measure_in_turns(models: Sequence[NamedModel], workload: Workload) -> list[B
         SoftshardsError: the label set has no prompts, or a measurement failed; what the engine said
             stands on standard error.
     """
-    read_prompts(workload)  # a mistake in the workload does not wait for an engine
+    highest = max(max(prompt) for prompt in read_prompts(workload))
+    for model in models:  # a mistake in the workload does not wait for an engine
+        require_fit(model.path, workload, highest)
     together = fit_together(models, workload)
     if not together:
         err.print("the models do not fit in memory together: each is loaded again for each round")
@@ -68,6 +72,36 @@ def measure_in_turns(models: Sequence[NamedModel], workload: Workload) -> list[B
         summarize_rounds(model, facts, rounds, workload)
         for model, facts, rounds in zip(models, loaded, found)
     ]
+
+
+def require_fit(model: Path, workload: Workload, highest: int) -> None:
+    """Refuse a model that cannot read the prompts, or whose context ends before their answers.
+
+    Args:
+        model: its folder.
+        workload: the sequences.
+        highest: largest token id of the prompts.
+
+    Raises:
+        SoftshardsError: it cannot; says which workload fits.
+    """
+    config = open_config(model)
+    context = model_context(config)
+    if context is not None and workload.length > context:
+        new = max(2, context * workload.new_tokens // workload.length)
+        raise SoftshardsError(
+            f"{workload.prompt_tokens} tokens read and {workload.new_tokens} generated are more "
+            f"than the model's context of {context} tokens",
+            path=model,
+            hint=f"--prompt-tokens {max(1, context - new)} --new-tokens {new} fit",
+        )
+    ids = config.get_text_config().vocab_size
+    if highest >= ids:
+        raise SoftshardsError(
+            f"the label set has token {highest}, and the model knows {ids} ids",
+            path=model,
+            hint="take --labels that were made with the model's own tokenizer",
+        )
 
 
 def fit_together(models: Sequence[NamedModel], workload: Workload) -> bool:
@@ -179,6 +213,8 @@ def summarize_rounds(
 
     busy = waves(workload.sequences)
     joules = [wave.joules for wave in busy if wave.joules is not None]
+    if len(joules) < len(busy) or len({wave.energy_source for wave in busy}) > 1:
+        joules = []
     generated = workload.sequences * workload.new_tokens
     return BenchModel(
         name=model.name,
@@ -203,8 +239,7 @@ def summarize_rounds(
             for count in workload.levels
         ),
         peak_memory_bytes=max(one.peak_memory_bytes for one in rounds),
-        joules_per_token=Measured.of([one / generated for one in joules])
-        if len(joules) == len(busy)
-        else None,
-        energy_source=busy[0].energy_source if len(joules) == len(busy) else None,
+        joules_per_token=Measured.of([one / generated for one in joules]) if joules else None,
+        energy_source=busy[0].energy_source if joules else None,
+        energy_is_estimated=bool(joules) and busy[0].energy_is_estimated,
     )

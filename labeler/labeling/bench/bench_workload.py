@@ -76,8 +76,9 @@ class Wave(ExtensibleModel):
         reading_s: seconds until every request has its first token.
         generating: tokens per second after that.
         seconds: until the end.
-        joules: energy of the device until the end; None where nothing is counted.
-        energy_source: the counter.
+        joules: energy of the device until the end; None where it is not known.
+        energy_source: the counter, or what estimated it.
+        energy_is_estimated: no counter measured it.
     """
 
     requests: int
@@ -88,6 +89,7 @@ class Wave(ExtensibleModel):
     seconds: float
     joules: float | None = None
     energy_source: str | None = None
+    energy_is_estimated: bool = False
 
 
 class Round(ExtensibleModel):

@@ -9,23 +9,30 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+NVML = "NVML"
 POWERCAP = Path("/sys/class/powercap")
 """Linux shows the RAPL counters here; on most systems only root may read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Energy:
-    """Joules since the meter was started, and the counters they come from."""
+    """Joules since the meter was started, and the counters they come from.
+
+    Attributes:
+        is_estimated: no counter measured them; `source` computed them from constants.
+    """
 
     joules: float
     source: str
+    is_estimated: bool = False
 
 
 @dataclass(kw_only=True)
-class _Counter:
+class Counter:
     """A counter of joules; at `wraps_at`, if set, it starts again from 0."""
 
     source: str
@@ -37,7 +44,7 @@ class _Counter:
 class Meter:
     """Running counters; `start` makes one."""
 
-    def __init__(self, counters: list[_Counter]) -> None:
+    def __init__(self, counters: list[Counter]) -> None:
         self._counters, self._joules = counters, 0.0
         for counter in counters:
             counter.last = counter.read()
@@ -72,7 +79,7 @@ def start(powercap: Path = POWERCAP) -> Meter:
     return Meter([*_nvml_counters(), *_rapl_counters(powercap)])
 
 
-def _rapl_counters(powercap: Path) -> list[_Counter]:
+def _rapl_counters(powercap: Path) -> list[Counter]:
     """Return the packages and their memory; other domains are parts or sums of these."""
     counters = []
     for domain in sorted(powercap.glob("intel-rapl:*")):
@@ -84,7 +91,7 @@ def _rapl_counters(powercap: Path) -> list[_Counter]:
             continue
         if name.startswith("package") or name == "dram":
             counters.append(
-                _Counter(
+                Counter(
                     source="RAPL",
                     read=functools.partial(_rapl_joules, domain / "energy_uj"),
                     wraps_at=wraps_at,
@@ -97,11 +104,10 @@ def _rapl_joules(path: Path) -> float:
     return int(path.read_text()) / 1e6
 
 
-def _nvml_counters() -> list[_Counter]:
+def _nvml_counters() -> list[Counter]:
     """Return the GPUs that this process may use; none without NVML or its Python package."""
     try:
-        import pynvml
-
+        pynvml: Any = import_module("pynvml")
         pynvml.nvmlInit()
     except Exception:  # no package, no driver, no GPU: nothing is counted
         return []
@@ -112,7 +118,7 @@ def _nvml_counters() -> list[_Counter]:
             read()
         except pynvml.NVMLError:  # older than Volta
             continue
-        counters.append(_Counter(source="NVML", read=read))
+        counters.append(Counter(source=NVML, read=read))
     return counters
 
 

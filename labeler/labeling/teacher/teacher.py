@@ -156,6 +156,19 @@ def require_checkpoint(path: Path) -> None:
         raise SoftshardsError("not a model: config.json is missing", path=path, hint=CHECKPOINT)
 
 
+def open_config(path: Path, *, trust_code: bool = False) -> Any:
+    """Return a checkpoint's configuration, which has no types.
+
+    Raises:
+        SoftshardsError: the folder is not a checkpoint, or needs code of its own.
+    """
+    require_checkpoint(path)
+    with _explain(path, trust_code):
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_code)
+
+
 def open_teacher(
     path: Path, *, max_length: int, chat_template: Path | None = None, trust_code: bool = False
 ) -> Teacher:
@@ -217,9 +230,7 @@ def open_teacher(
 
 def _read_facts(path: Path, tokenizer: Any, trust_code: bool) -> CheckpointFacts:
     with _explain(path, trust_code):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_code)
+        config = open_config(path, trust_code=trust_code)
         stop_ids = {tokenizer.eos_token_id, *generation_stop_ids(path)} - {None}
         unknown = {token for token in stop_ids if token >= len(tokenizer)}
         return CheckpointFacts(
@@ -253,7 +264,7 @@ def _explain(path: Path, trust_code: bool) -> Iterator[None]:
             raise SoftshardsError(
                 f"the model needs code of its own ({file} names it under `auto_map`)",
                 path=path,
-                hint="read that code; if you trust it, `label`, `preview` and `bench` run it with "
+                hint="read that code; if you trust it, `label` and `preview` run it with "
                 "--engine-arg.trust-remote-code true",
             ) from error
         raise SoftshardsError(

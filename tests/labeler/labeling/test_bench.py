@@ -11,7 +11,7 @@ import pytest
 from labeler.labeling.bench import bench_turns
 from labeler.labeling.bench.bench_model import require_cache
 from labeler.labeling.bench.bench_table import print_results
-from labeler.labeling.bench.bench_turns import measure_in_turns, summarize_rounds
+from labeler.labeling.bench.bench_turns import measure_in_turns, require_fit, summarize_rounds
 from labeler.labeling.bench.bench_workload import (
     Loaded,
     NamedModel,
@@ -89,6 +89,14 @@ def test_figures_are_the_ones_computed_by_hand() -> None:
     rounds[0] = rounds[0].model_copy(update={"waves": tuple(wave(n, 1.0) for n in work.levels)})
     uncounted = summarize_rounds(model, loaded, rounds, work)
     assert (uncounted.joules_per_token, uncounted.energy_source) == (None, None)
+    estimate = {"joules": 9.0, "energy_source": "codecarbon 3", "energy_is_estimated": True}
+    estimated = rounds[1].waves[1].model_copy(update=estimate)
+    rounds[0] = rounds[1].model_copy(update={"waves": (wave(1, 1.0), estimated, wave(3, 3.0))})
+    mixed = summarize_rounds(model, loaded, rounds, work)  # one counted, one estimated
+    assert (mixed.joules_per_token, mixed.energy_is_estimated) == (None, False)
+    alike = summarize_rounds(model, loaded, [rounds[0]] * 2, work)
+    assert alike.joules_per_token == Measured.of([9 / 8] * 2)
+    assert (alike.energy_source, alike.energy_is_estimated) == ("codecarbon 3", True)
 
 
 def test_a_short_set_gives_prompts_again(labels: Path) -> None:
@@ -118,7 +126,42 @@ def test_figures_that_are_not_stable_are_marked(capsys: pytest.CaptureFixture[st
     assert "? not stable" in printed.err
 
 
+def test_an_estimate_of_energy_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    figure = Measured.of([0.5, 0.5])
+    settings = {"reading": figure, "generating": figure, "joules_per_token": figure}
+    counted = BenchModel(name="a", model="a", **settings, energy_source="RAPL")
+    print_results(BenchResults(models=(counted,)))
+    printed = capsys.readouterr()
+    assert "J/token" in printed.out
+    assert "est." not in printed.out + printed.err
+    facts = {"energy_source": "codecarbon 3", "energy_is_estimated": True}
+    print_results(BenchResults(models=(counted.model_copy(update=facts),)))
+    printed = capsys.readouterr()
+    assert "0.5 \u00b10% est." in printed.out
+    assert "estimated from constants by codecarbon 3, not measured" in " ".join(printed.err.split())
+
+
+def test_models_that_the_load_does_not_fit_are_refused(teacher: Path, tmp_path: Path) -> None:
+    """Before anything is loaded: a table of positions would end, and ids would be unknown."""
+    config = json.loads((teacher / "config.json").read_text())
+    work = workload(prompt_tokens=128, new_tokens=64)
+    for context, hint in ((192, None), (191, "128 --new-tokens 63"), (6, "4 --new-tokens 2")):
+        (tmp_path / "config.json").write_text(
+            json.dumps(config | {"max_position_embeddings": context})
+        )
+        if hint is None:
+            require_fit(tmp_path, work, highest=config["vocab_size"] - 1)
+            continue
+        with pytest.raises(SoftshardsError, match=f"model's context of {context} tokens") as caught:
+            require_fit(tmp_path, work, highest=0)
+        assert f"--prompt-tokens {hint} fit" in str(caught.value.hint)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SoftshardsError, match=f"token {config['vocab_size']}, and the model knows"):
+        require_fit(tmp_path, workload(), highest=config["vocab_size"])
+
+
 @pytest.mark.vllm
+@pytest.mark.usefixtures("quick_children")
 def test_models_run_in_turns_and_are_measured_once(
     labeler: CommandLine, teacher: Path, labels: Path
 ) -> None:
@@ -146,6 +189,9 @@ def test_models_run_in_turns_and_are_measured_once(
         assert all(math.isfinite(figure.median) for figure in figures)
         assert model.peak_memory_bytes is not None
         assert model.peak_memory_bytes > 100 << 20  # Python with torch and vLLM takes more
+        # Counted, or estimated by codecarbon, which the tests have.
+        assert model.joules_per_token is not None
+        assert model.energy_is_estimated == str(model.energy_source).startswith("codecarbon")
     generating = results.models[0].generating
     shown = generating.median if generating.is_stable else min(generating.rounds)
     assert f"{shown:.1f}" in done.out
@@ -156,6 +202,7 @@ def test_models_run_in_turns_and_are_measured_once(
 
 @pytest.mark.vllm
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_children")
 def test_models_that_do_not_fit_together_are_loaded_for_each_round(
     teacher: Path, labels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
