@@ -20,7 +20,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PRELOADS = {
+    "accelerate": "tests.trainer.preload",
+    "benchmarks": "tests.labeler.preload",
     "labeler": "tests.labeler.preload",
+    "torch": "tests.trainer.preload",
     "trainer": "tests.trainer.preload",
     "trainer.evaluate.tasks.task_child": "tests.trainer.evaluate.tasks.preload",
 }
@@ -90,7 +93,7 @@ def _preload(arguments: list[str]) -> str | None:
 def main() -> None:
     """Be the interpreter."""
     name, executable, *given = sys.argv[1:]
-    words = given[1:] if given[:1] == ["-P"] else given
+    words = given[sum(word in ("-P", "-u") for word in given[:1]) :]
     if words[:1] != ["-m"] or _preload(words[1:]) is None:
         os.execv(sys.executable, [sys.executable, *given])
     request = {

@@ -41,6 +41,7 @@ def test_its_tests_are_those_marked_gpu() -> None:
     assert all(path.is_file() for path in gpu_check.LABELER_TESTS)
 
 
+@pytest.mark.usefixtures("quick_children")
 @pytest.mark.slow
 def test_the_benchmarks_run_on_a_cpu_and_fill_the_table() -> None:
     found = {

@@ -14,6 +14,8 @@ from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
 from tests.tiny_model import CHAT_TEMPLATE, TEXT, make_model, make_tokenizer
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Settings = Callable[..., LabelConfig]
 REAL_TEACHER = Path(__file__).parents[2] / ".cache" / "smollm2-135m-instruct"
 
 
@@ -67,7 +69,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(teacher: Path, tmp_path: Path) -> Callable[..., LabelConfig]:
+def settings(teacher: Path, tmp_path: Path) -> Settings:
     """Return a function that makes settings of a small run with the reference engine."""
 
     def make(**changes: Any) -> LabelConfig:
@@ -95,18 +97,26 @@ def labeler(
 
 
 @pytest.fixture
-def run_labeler() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs `python -m labeler`; with `env`, in a fresh interpreter."""
+def run_labeler() -> Run:
+    """Return a function that runs `python -m labeler`; with `env`, in a fresh interpreter.
+
+    It must end with `code`; None is any.
+    """
 
     def run(
-        *arguments: object, input: str = "", env: dict[str, str] | None = None
+        *arguments: object,
+        input: str = "",
+        env: dict[str, str] | None = None,
+        code: int | None = 0,
     ) -> subprocess.CompletedProcess[str]:
         if env is None:
-            return fork_server("tests.labeler.preload").run("labeler", *arguments, input=input)
-        # Libraries read much of the environment when they are imported.
-        command = [sys.executable, "-m", "labeler", *map(str, arguments)]
-        return subprocess.run(
-            command, input=input, env=env, capture_output=True, text=True, timeout=300
-        )
+            done = fork_server("tests.labeler.preload").run("labeler", *arguments, input=input)
+        else:  # libraries read much of the environment when they are imported
+            command = [sys.executable, "-m", "labeler", *map(str, arguments)]
+            done = subprocess.run(
+                command, input=input, env=env, capture_output=True, text=True, timeout=300
+            )
+        assert code in (None, done.returncode), done.stderr
+        return done
 
     return run

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import labeler.labeling.runs.label_units
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_rejects
 from schemas.manifest import read_manifest
 from schemas.plan import open_plan
 from tests.fork_server import fork_server
+from tests.labeler.conftest import Settings
 from tests.labeler.labeling.test_run import shard_bytes
-
-Settings = Callable[..., LabelConfig]
 
 
 @pytest.fixture

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from schemas import SoftshardsError, scan
 from schemas.manifest import read_manifest
+from tests.labeler.conftest import Settings
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
-
-Settings = Callable[..., LabelConfig]
 
 
 def write(path: Path, *rows: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,15 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning import budget, engine_memory
 from labeler.labeling.runs.identify_teacher import identify_teacher
 from labeler.labeling.runs.load_engine import load_engine
 from schemas import SoftshardsError
+from tests.labeler.conftest import Run, Settings
 from tests.labeler.test_cli import assert_one_error, flags
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-Settings = Callable[..., LabelConfig]
 QWEN = 151_936
 GB = 10**9
 
@@ -104,10 +101,10 @@ def test_a_teacher_that_cannot_fit_is_refused_before_it_is_loaded(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     asked = ["--model", teacher, "--out", tmp_path / "out", "--max-length", 64]
-    done = run_labeler("label", corpus, *asked, "--max-batched-tokens", 10**11)
+    done = run_labeler("label", corpus, *asked, "--max-batched-tokens", 10**11, code=2)
     assert_one_error(done, "the teacher cannot fit")
     assert "make the logits smaller with --max-batched-tokens" in done.stderr
-    done = run_labeler("label", corpus, *asked, "--kv-cache-gb", 10**6)
+    done = run_labeler("label", corpus, *asked, "--kv-cache-gb", 10**6, code=2)
     assert_one_error(done, "make the KV cache smaller with --kv-cache-gb")
 
 
@@ -121,7 +118,6 @@ def test_calibration_measures_and_writes_nothing(
     asked += ["--max-length", 256, "--mode", mode, *prompts * (mode == "generate")]
     dry = ["--limit", 8, "--max-reject-share", 1, "--dry-run", "--calibrate", "--json"]
     done = run_labeler("label", corpus, *asked, *dry)
-    assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     work = plan["tokens"] + (plan["labels"] if mode == "generate" else 0)
     assert plan["estimated_seconds"] == pytest.approx(work / plan["tokens_per_s"], abs=0.51)
@@ -145,7 +141,7 @@ def test_a_dtype_that_is_emulated_is_warned_of(
 def test_calibration_needs_a_dry_run(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--calibrate")
+    done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--calibrate", code=2)
     assert_one_error(done, "--calibrate needs --dry-run")
     assert not (tmp_path / "out").exists()
 

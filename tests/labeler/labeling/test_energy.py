@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs import energy
 from labeler.labeling.runs import label_run as run
 from labeler.labeling.writing.finalize import finalize
 from schemas.journal import read_entry, write_entry
 from schemas.ledger import LEDGER
 from schemas.manifest import read_manifest
+from tests.labeler.conftest import Settings
 
 RANGE_UJ = 262_143_328_850
 
@@ -76,7 +75,7 @@ def test_unreadable_counters_count_nothing(tmp_path: Path) -> None:
 
 
 def test_units_are_metered_and_the_ledger_sums_them_if_all_were_measured(
-    settings: Callable[..., LabelConfig],
+    settings: Settings,
     corpus: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from labeler.labeling.label_settings import Part, recorded_settings
 from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labeling.teacher.teacher_identity import local_weights, teacher_identity
 from tests.labeler.chat_templates import STYLES
+from tests.labeler.conftest import Settings
 
 PARTS: tuple[Part, ...] = (
     *("identity", "rendering", "sampling", "chat_template", "engine_args", "weights", "plan"),
@@ -82,7 +82,7 @@ def changed(config: LabelConfig, name: str, other: dict[str, Any]) -> LabelConfi
 
 @pytest.mark.parametrize("mode", ["score", "generate"])
 def test_a_setting_changes_the_identity_if_it_is_marked(
-    settings: Callable[..., LabelConfig], tmp_path: Path, mode: str
+    settings: Settings, tmp_path: Path, mode: str
 ) -> None:
     """Every setting in turn: the marks of its field agree with the identity and the plan."""
     template = tmp_path / "template.jinja"

@@ -6,7 +6,6 @@ import re
 import shlex
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from schemas import SoftshardsError
 from schemas.flags_file import name_cluster
 from schemas.ray_cluster import ray_cluster
 from tests.labeler.command_line import CommandLine
+from tests.labeler.conftest import Settings
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = sorted((ROOT / "docs/cluster").iterdir())
@@ -77,7 +77,7 @@ def test_a_teacher_takes_its_share(
     flags: dict[str, Any],
     needs: ActorNeeds,
     fit: int,
-    settings: Callable[..., LabelConfig],
+    settings: Settings,
 ) -> None:
     found = actor_needs(nodes, settings(**changes), RaySettings(ray="auto", **flags))
     assert found == needs
@@ -211,7 +211,7 @@ def test_units_that_the_driver_does_not_see_are_named_with_their_node(tmp_path: 
         require_seen(SetPlace(tmp_path), {2: "c", 3: "b"}, 0)
 
 
-def test_a_node_without_the_teacher_is_named(settings: Callable[..., LabelConfig]) -> None:
+def test_a_node_without_the_teacher_is_named(settings: Settings) -> None:
     require_model(settings(), "node-a")
     require_model(settings(model=Path("owner/name")), "node-a")  # it is downloaded there
     with pytest.raises(SoftshardsError, match="node node-a has no teacher in this folder"):

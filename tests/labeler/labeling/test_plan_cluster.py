@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.cluster_plan import Calibration, Machines, plan_run
 from labeler.labeling.runs.label_run import label
 from schemas import open_label_set
 from tests.labeler.command_line import CommandLine
+from tests.labeler.conftest import Settings
 from tests.tiny_model import TEXT
 
 CALIBRATION = Calibration(
@@ -67,7 +66,7 @@ def write_corpus(path: Path, documents: range) -> str:
 
 @pytest.mark.slow
 def test_a_small_run_predicts_a_larger_one(
-    settings: Callable[..., LabelConfig], labeler: CommandLine, tmp_path: Path
+    settings: Settings, labeler: CommandLine, tmp_path: Path
 ) -> None:
     small, large = tmp_path / "small", tmp_path / "large"
     label([write_corpus(tmp_path / "a.jsonl", range(60))], settings(out=small))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from labeler.labeling.rendering.render import Sequence, render
 from labeler.labeling.teacher.teacher import Teacher, open_teacher
 from labeler.labeling.teacher.teacher_identity import local_weights, teacher_identity
 from schemas.fingerprint import sha256_json
+from tests.labeler.conftest import Settings
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +25,7 @@ def rendered(columns: dict[str, Any], teacher: Teacher, config: LabelConfig) -> 
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 7])
-def test_chunks_label_every_token_once(
-    opened: Teacher, settings: Callable[..., LabelConfig], overlap: int
-) -> None:
+def test_chunks_label_every_token_once(opened: Teacher, settings: Settings, overlap: int) -> None:
     text = "the cat sat on the mat and looked at the dog " * 20
     ids = opened.encode(text)
     chunks = rendered({"text": text}, opened, settings(max_length=32, overlap=overlap))
@@ -43,9 +41,7 @@ def test_chunks_label_every_token_once(
     assert labeled == [t for t in range(len(ids)) if t not in firsts]
 
 
-def test_only_the_completion_is_labeled(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_only_the_completion_is_labeled(opened: Teacher, settings: Settings) -> None:
     columns = {"prompt": "the cat", "completion": " sat on the mat", "topic": "pets"}
     (row,) = rendered(columns, opened, settings())
     (span,) = row.spans
@@ -55,9 +51,7 @@ def test_only_the_completion_is_labeled(
     assert row.n_labels == span.stop - span.start
 
 
-def test_prompt_goes_through_the_chat_template(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_prompt_goes_through_the_chat_template(opened: Teacher, settings: Settings) -> None:
     config = settings(mode="generate", max_tokens=8)
     (row,) = rendered({"prompt": "the cat"}, opened, config)
     assert opened.tokenizer.decode(row.input_ids) == "user: the cat<eos>assistant: "
@@ -89,7 +83,7 @@ def test_prompt_goes_through_the_chat_template(
 )
 def test_bad_records_become_rejects(
     opened: Teacher,
-    settings: Callable[..., LabelConfig],
+    settings: Settings,
     mode: str,
     columns: dict[str, Any],
     reason: str,
@@ -100,15 +94,13 @@ def test_bad_records_become_rejects(
     assert reason in reject.reason
 
 
-def test_a_reject_passes_through(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_a_reject_passes_through(opened: Teacher, settings: Settings) -> None:
     reject = Reject(id="x", source="f", reason="bad")
     assert list(render([reject], opened, settings())) == [reject]
     assert not isinstance(reject, Sequence)
 
 
-def test_long_sequences_are_truncated_or_rejected(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_long_sequences_are_truncated_or_rejected(opened: Teacher, settings: Settings) -> None:
     text = "the cat sat on the mat " * 20
     ids = opened.encode(text)
     (cut,) = rendered({"text": text}, opened, settings(max_length=32, too_long="truncate"))
@@ -129,9 +121,7 @@ def test_long_sequences_are_truncated_or_rejected(
     assert "more than --max-length" in reject.reason
 
 
-def test_a_truncated_chat_keeps_its_first_turns(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_a_truncated_chat_keeps_its_first_turns(opened: Teacher, settings: Settings) -> None:
     user, answer = {"role": "user", "content": "cat"}, {"role": "assistant", "content": "sat on it"}
     columns = {"messages": [user, answer, user, answer]}
     (whole,) = rendered(columns, opened, settings())
@@ -147,7 +137,7 @@ def test_a_truncated_chat_keeps_its_first_turns(
     assert "more than --max-length" in reject.reason
 
 
-def test_eos_is_appended_once(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_eos_is_appended_once(opened: Teacher, settings: Settings) -> None:
     eos = opened.tokenizer.eos_token_id
     config = settings(append_eos=True)
     for text in ("the cat", "the cat<eos>"):
@@ -162,7 +152,7 @@ def test_eos_is_appended_once(opened: Teacher, settings: Callable[..., LabelConf
     assert row.input_ids == opened.encode("the cat")
 
 
-def test_the_prompt_is_labeled_too(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_the_prompt_is_labeled_too(opened: Teacher, settings: Settings) -> None:
     columns = {"prompt": "the cat", "completion": " sat on the mat"}
     (row,) = rendered(columns, opened, settings(spans="everything"))
     prompt = len(opened.encode("the cat"))
@@ -170,7 +160,7 @@ def test_the_prompt_is_labeled_too(opened: Teacher, settings: Callable[..., Labe
     assert found == [(1, prompt, "prompt"), (prompt, len(row.input_ids), "answer")]
 
 
-def test_token_ids_are_not_changed(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_token_ids_are_not_changed(opened: Teacher, settings: Settings) -> None:
     ids = list(range(1, 101))
     chunks = rendered({"input_ids": ids, "topic": "pets"}, opened, settings())
     assert [len(c.input_ids) for c in chunks] == [64, 37]
@@ -224,14 +214,14 @@ def test_token_ids_are_not_changed(opened: Teacher, settings: Callable[..., Labe
     ],
 )
 def test_bad_token_ids_become_rejects(
-    opened: Teacher, settings: Callable[..., LabelConfig], columns: dict[str, Any], reason: str
+    opened: Teacher, settings: Settings, columns: dict[str, Any], reason: str
 ) -> None:
     (reject,) = rendered(columns, opened, settings())
     assert isinstance(reject, Reject)
     assert reason in reject.reason
 
 
-def test_a_record_keeps_its_parent(opened: Teacher, settings: Callable[..., LabelConfig]) -> None:
+def test_a_record_keeps_its_parent(opened: Teacher, settings: Settings) -> None:
     record = Record(id="x", source="f", columns={"text": "the cat"}, parent_id="doc/0/1")
     (row,) = render([record], opened, settings())
     assert isinstance(row, Sequence)
@@ -239,9 +229,7 @@ def test_a_record_keeps_its_parent(opened: Teacher, settings: Callable[..., Labe
     assert not row.templated
 
 
-def test_a_chat_must_end_with_a_question(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_a_chat_must_end_with_a_question(opened: Teacher, settings: Settings) -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     config = settings(mode="generate", max_tokens=8)
     (reject,) = rendered({"messages": messages}, opened, config)
@@ -250,9 +238,7 @@ def test_a_chat_must_end_with_a_question(
     assert row.templated
 
 
-def test_rendering_rules_are_in_the_identity(
-    opened: Teacher, settings: Callable[..., LabelConfig]
-) -> None:
+def test_rendering_rules_are_in_the_identity(opened: Teacher, settings: Settings) -> None:
     weights = local_weights(opened.path, "full")
     plain = teacher_identity(opened, settings(), weights)
     unused = ("spans", "rendering", "top_p_labels", "min_k")

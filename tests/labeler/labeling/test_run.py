@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ import polars as pl
 import pytest
 
 import labeler.labeling.runs.label_units
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_dry_run import dry_run
 from labeler.labeling.runs.label_run import label
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_rejects
-
-Settings = Callable[..., LabelConfig]
+from tests.labeler.conftest import Settings
 
 
 def shard_bytes(out: Path) -> dict[str, bytes]:

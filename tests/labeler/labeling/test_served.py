@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,18 +17,17 @@ import torch
 from transformers import AutoTokenizer
 
 from labeler.labeling.engines.served.server_checks import on_half_grid
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from labeler.labelsets.verify.rescore import rescore_rows
 from schemas import SoftshardsError, open_label_set, scan, validate_label_set
 from schemas.journal import read_entry, read_rejects
 from tests.fork_server import fork_server
+from tests.labeler.conftest import Run, Settings
 from tests.labeler.labeling.test_vllm_tensors import assert_student_has_the_generation
 from tests.labeler.serving import PATIENCE, Server, free_port, proxy
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
 pytestmark = pytest.mark.vllm
-Run = Callable[..., subprocess.CompletedProcess[str]]
 MAX_LOGPROBS = 60
 
 
@@ -88,8 +86,7 @@ def test_scores_equal_the_reference(
     done = run_labeler("label", corpus, *flags(out, "--dry-run", "--json"))
     assert json.loads(done.stdout)["rows"] > 24, done.stderr
     assert not out.exists()
-    done = run_labeler("label", corpus, *flags(out))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", corpus, *flags(out))
     assert_labels_are_the_teachers(out, teacher)
     assert open_label_set(out).manifest.identity.weights_scope == "served"
     entry = read_entry(out, 0)
@@ -110,8 +107,7 @@ def test_generations_are_sampled_by_seed_and_labeled_at_temperature_1(
     sampled = ["--mode", "generate", "--max-tokens", "12", "--temperature", "1.3", "--top-p", "0.9"]
     for name in ("one", "two"):
         out = tmp_path / name
-        done = run_labeler("label", student_prompts, *flags(out, *sampled, "--samples", "2"))
-        assert done.returncode == 0, done.stderr
+        run_labeler("label", student_prompts, *flags(out, *sampled, "--samples", "2"))
     assert_labels_are_the_teachers(tmp_path / "one", teacher)
     one, two = (scan(tmp_path / name).collect() for name in ("one", "two"))
     assert one["input_ids"].n_unique() == one.height == 2 * len(TEXT)
@@ -127,8 +123,7 @@ def test_structured_output_is_labeled_without_its_constraint(
     tmp_path: Path,
 ) -> None:
     more = ["--mode", "generate", "--max-tokens", "6", "--structured.regex", "[a-c]+"]
-    done = run_labeler("label", student_prompts, *flags(tmp_path / "out", *more))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", student_prompts, *flags(tmp_path / "out", *more))
     frame = scan(tmp_path / "out").collect()
     assert all(re.fullmatch("[a-c]+", text) for text in frame["generation"])
     assert_student_has_the_generation(frame)
@@ -144,8 +139,7 @@ def test_an_openai_style_server_gives_20_logprobs_matched_by_text(
     tmp_path: Path,
 ) -> None:
     scored, generated = tmp_path / "scored", tmp_path / "generated"
-    done = run_labeler("label", corpus, *flags(scored, "--server-api", "openai", "--k", "64"))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", corpus, *flags(scored, "--server-api", "openai", "--k", "64"))
     assert_labels_are_the_teachers(scored, teacher)
     identity = open_label_set(scored).manifest.identity
     assert identity.k == 20
@@ -158,8 +152,7 @@ def test_an_openai_style_server_gives_20_logprobs_matched_by_text(
 
     more = ["--server-api", "openai", "--mode", "generate", "--max-tokens", "2"]
     more += ["--samples", "6", "--temperature", "1", "--max-reject-share", "1"]
-    done = run_labeler("label", prompts, *flags(generated, *more))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", prompts, *flags(generated, *more))
     assert_labels_are_the_teachers(generated, teacher)
     rejects = read_rejects(generated).to_pylist()
     assert len(rejects) + open_label_set(generated).rows == 6 * len(TEXT)
@@ -170,18 +163,18 @@ def test_a_server_that_does_not_answer_or_gives_too_few_logprobs_is_refused(
     run_labeler: Run, flags: Callable[..., list[object]], corpus: Path, tmp_path: Path
 ) -> None:
     nobody = f"http://127.0.0.1:{free_port()}/v1"
-    done = run_labeler("label", corpus, *flags(tmp_path / "out", "--retries", "0", url=nobody))
-    assert done.returncode == 2
+    done = run_labeler(
+        "label", corpus, *flags(tmp_path / "out", "--retries", "0", url=nobody), code=2
+    )
     assert "does not answer" in done.stderr
     assert "vllm serve" in done.stderr
-    done = run_labeler("label", corpus, *flags(tmp_path / "out", "--k", MAX_LOGPROBS))
-    assert done.returncode == 2
+    done = run_labeler("label", corpus, *flags(tmp_path / "out", "--k", MAX_LOGPROBS), code=2)
     assert f"greater than max allowed: {MAX_LOGPROBS}" in done.stderr
     assert "--max-logprobs 80" in done.stderr  # the teacher's head has 20 padding ids
 
 
 def test_what_a_server_cannot_do_is_refused_before_the_start(
-    server: Server, settings: Callable[..., LabelConfig], prompts: Path, tmp_path: Path
+    server: Server, settings: Settings, prompts: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     text = ["completely different words make other merges", "zebra quagga yak xylophone"]
@@ -217,16 +210,14 @@ def test_lost_requests_are_retried_and_few_are_in_flight(
     # The two checks and their lost requests come one by one: numbers 0 to 3.
     with proxy(server.port, lose_some, gather=3, gather_from=4) as before:
         more = ["--concurrency", "3", "--retries", "4"]
-        done = run_labeler("label", corpus, *flags(out, *more, url=before.url))
-        assert done.returncode == 0, done.stderr
+        run_labeler("label", corpus, *flags(out, *more, url=before.url))
         rows = open_label_set(out).rows
         assert before.completions == 2 + rows + 5  # two checks, and the lost ones
         assert before.most == 3
         assert_labels_are_the_teachers(out, teacher)
     with proxy(server.port, lambda number, _: 503 if number > 5 else 0) as before:
         lost = flags(tmp_path / "lost", "--retries", "0", url=before.url)
-        done = run_labeler("label", corpus, *lost)
-    assert done.returncode == 2
+        done = run_labeler("label", corpus, *lost, code=2)
     assert "the engine failed: the server refuses: lost on purpose" in done.stderr
 
 
@@ -249,8 +240,7 @@ def test_a_request_that_the_server_fails_on_becomes_a_reject(
         return status if json.loads(body)["prompt"] == poison else 0
 
     with proxy(server.port, fault) as before:
-        done = run_labeler("label", corpus, *flags(out, "--retries", "1", url=before.url))
-    assert done.returncode == 0, done.stderr
+        run_labeler("label", corpus, *flags(out, "--retries", "1", url=before.url))
     (reject,) = read_rejects(out).to_pylist()
     assert reject["id"] == "in.jsonl:5"
     assert "lost on purpose" in reject["reason"]
@@ -271,7 +261,7 @@ def test_the_server_is_killed_and_the_same_command_resumes(
     run_labeler: Run,
     server: Server,
     flags: Callable[..., list[object]],
-    settings: Callable[..., LabelConfig],
+    settings: Settings,
     teacher: Path,
     prompts: Path,
     tmp_path: Path,
@@ -310,7 +300,6 @@ def test_the_server_is_killed_and_the_same_command_resumes(
 
     server.start("--max-logprobs", "-1", "--logprobs-mode", "processed_logprobs")
     resumed = run_labeler(*arguments, "--json")
-    assert resumed.returncode == 0, resumed.stderr
     summary = json.loads(resumed.stdout)
     assert summary["units_reused"] == finished > 0
     assert summary["units_labeled"] > 0

@@ -7,7 +7,6 @@ import os
 import shutil
 import socketserver
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ import pytest
 from labeler.labeling.inputs.find_inputs import find_inputs
 from labeler.labeling.inputs.input_identity import input_digests, parent_sets
 from labeler.labeling.inputs.read_records import Record, Reject, read_records
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from schemas import SoftshardsError, open_label_set, scan
 from schemas.fingerprint import tokenizer_digest
 from schemas.manifest import read_manifest, write_manifest
+from tests.labeler.conftest import Settings
 from tests.labeler.hf_dataset import save_dataset, save_dataset_dict
 from tests.labeler.web import served
 
@@ -239,9 +238,7 @@ def test_label_set_as_input() -> None:
     assert input_digests(find_inputs([str(GOLDEN)])) == {GOLDEN.name: manifest.self_digest}
 
 
-def test_chunks_samples_and_meta_of_a_label_set(
-    settings: Callable[..., LabelConfig], tmp_path: Path
-) -> None:
+def test_chunks_samples_and_meta_of_a_label_set(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"id": "a", "prompt": "the cat sat", "topic": "cats"}\n')
     label(
         [str(tmp_path / "a.jsonl")],

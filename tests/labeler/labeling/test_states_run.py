@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from schemas.hidden_part import state_columns
 from schemas.state_codec import DEFAULT_KL
 from tests.tiny_model import TEXT, make_model
 
-Settings = Callable[..., LabelConfig]
-
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
+from tests.labeler.conftest import Settings
     """Write documents of about 1,300 tokens together: twice what a basis of 64 axes needs."""
     rng, words = np.random.default_rng(0), " ".join(TEXT).split()
     rows = [{"id": str(i), "text": " ".join(rng.choice(words, 24))} for i in range(24)]

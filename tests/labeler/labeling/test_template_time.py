@@ -16,9 +16,9 @@ from labeler.labeling.teacher.template_clock import TemplateClock
 from schemas import open_label_set, scan
 from schemas.manifest import read_manifest
 from tests.labeler.command_line import CommandLine
+from tests.labeler.conftest import Settings
 from tests.tiny_model import CHAT_TEMPLATE
 
-Settings = Callable[..., LabelConfig]
 DATED = "{{ strftime_now('%d %b %Y %H:%M:%S') + ' ' }}" + CHAT_TEMPLATE
 LLAMA = (
     "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}"

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import open_label_set, scan, validate_label_set
+from tests.labeler.conftest import Run
 from tests.tiny_model import TEXT
 
 pytestmark = pytest.mark.vllm
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def small(teacher: Path, out: Path, *more: object) -> list[object]:
@@ -32,8 +31,7 @@ def test_setup_leaves_no_broken_torchvision() -> None:
 def test_labels_equal_the_reference(
     run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    done = run_labeler("label", corpus, *small(teacher, tmp_path / "vllm"))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", corpus, *small(teacher, tmp_path / "vllm"))
     labels = open_label_set(tmp_path / "vllm")
     assert list(validate_label_set(labels)) == []
     assert labels.labels > 512
@@ -51,8 +49,7 @@ def test_generations_are_labeled_like_scored_text(
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXT))
     sampled = ["--mode", "generate", "--max-tokens", "12", "--temperature", "1.3", "--top-p", "0.9"]
     more = [*sampled, "--samples", "2"]
-    done = run_labeler("label", prompts, *small(teacher, tmp_path / "out", *more))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", prompts, *small(teacher, tmp_path / "out", *more))
     labels = open_label_set(tmp_path / "out")
     assert list(validate_label_set(labels)) == []
     frame = scan(tmp_path / "out").collect()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ from labeler.labeling.teacher.teacher import open_teacher
 from labeler.labelsets.verify.rescore import rescore_rows, teacher_path
 from schemas import Labels, open_label_set, scan, validate_label_set
 from schemas.journal import read_entries
+from tests.labeler.conftest import Run
 from tests.labeler.labeling.test_states_run import logprobs_of_head
 from tests.labeler.labeling.test_vllm import small
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
 pytestmark = pytest.mark.vllm
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @contextmanager
@@ -248,8 +247,7 @@ def test_a_vocabulary_of_140_000_under_a_padded_head(run_labeler: Run, tmp_path:
     for mode in ("score", "generate"):
         out = tmp_path / mode
         more = ["--mode", mode, "--max-tokens", "8", "--temperature", "1"]
-        done = run_labeler("label", source, *small(path, out, *more))
-        assert done.returncode == 0, done.stderr
+        run_labeler("label", source, *small(path, out, *more))
         labels = open_label_set(out)
         assert list(validate_label_set(labels)) == []
         frame = scan(out).select("topk_ids", "input_ids").collect()
@@ -280,8 +278,7 @@ def test_constrained_generations_are_labeled_without_the_constraint(
     lines = [json.dumps({"prompt": text, "student_prompt": "the cat"}) for text in TEXT]
     prompts.write_text("\n".join(lines))
     more = ["--mode", "generate", "--max-tokens", "12", "--structured.regex", "[a-e ]{4,8}"]
-    done = run_labeler("label", prompts, *small(teacher, out, *more))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", prompts, *small(teacher, out, *more))
     frame = scan(out).collect()
     assert frame["generation"].str.contains("^[a-e ]{1,12}$").all()
     assert_student_has_the_generation(frame)
@@ -298,8 +295,7 @@ def test_nucleus_labels_keep_the_requested_mass(
 ) -> None:
     out = tmp_path / "out"
     more = ["--top-p-labels", "0.06", "--min-k", "2"]
-    done = run_labeler("label", corpus, *small(teacher, out, *more))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", corpus, *small(teacher, out, *more))
     labels = open_label_set(out)
     assert list(validate_label_set(labels)) == []
     one = scan(out).select("topk_ids", "topk_logprobs", "tail_logprob").collect()
@@ -320,8 +316,7 @@ def test_tensors_come_through_tensor_parallel_workers(
     out = tmp_path / "out"
     more = ["--engine-arg.tensor-parallel-size", "2", "--limit", "8"]
     more += ["--states", "final,1", "--state-kl", "0"]
-    done = run_labeler("label", corpus, *small(teacher, out, *more))
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", corpus, *small(teacher, out, *more))
     labels = open_label_set(out)
     model = AutoModelForCausalLM.from_pretrained(teacher)
     weight = model.get_output_embeddings().weight.detach().numpy()
@@ -344,8 +339,7 @@ def test_sampled_answers_to_prompts_longer_than_a_step(
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     more = ["--mode", "generate", "--max-tokens", "8", "--temperature", "1"]
     flags = [*small(teacher, out)[:6], "--max-length", "120", "--max-sequences", "8"]
-    done = run_labeler("label", prompts, *flags, *more, "--max-batched-tokens", "32")
-    assert done.returncode == 0, done.stderr
+    run_labeler("label", prompts, *flags, *more, "--max-batched-tokens", "32")
     labels = open_label_set(out)
     assert labels.rows == len(rows)
     result = rescore_rows(labels, labels.rows, teacher_path(labels, None), tolerance=1e-3, seed=0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import filelock
@@ -18,9 +17,8 @@ from labeler.labeling.writing.finalize import close
 from schemas import SoftshardsError, open_label_set, validate_label_set
 from schemas.atomic import atomic_path
 from tests.fork_server import fork_server
+from tests.labeler.conftest import Settings
 from tests.labeler.labeling.test_run import shard_bytes
-
-Settings = Callable[..., LabelConfig]
 
 
 def command(corpus: Path, config: LabelConfig, rank: int, world_size: int) -> list[object]:

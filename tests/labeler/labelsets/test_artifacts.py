@@ -6,7 +6,6 @@ import json
 import os
 import sqlite3
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,16 @@ from typing import Any
 import pytest
 from wandb.proto import wandb_internal_pb2 as wandb_pb
 
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from labeler.labelsets.hub.complete_set import open_complete_set
 from schemas import open_label_set
+from tests.labeler.conftest import Run, Settings
 
 pytestmark = pytest.mark.slow
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def parent_and_child(
-    settings: Callable[..., LabelConfig], corpus: Path, tmp_path: Path
-) -> tuple[Path, Path]:
+def parent_and_child(settings: Settings, corpus: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Make a label set, and one from its rows."""
     parent, child = tmp_path / "first", tmp_path / "second"
     label([str(corpus)], settings(out=parent, limit=6))
@@ -47,7 +43,6 @@ def artifact(run_labeler: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(labels: Path, to: str, *more: str) -> dict[str, Any]:
         command = ["artifact", labels, "--to", to, "--project", "p", "--json", *more]
         done = run_labeler(*command, env=os.environ | keep | caches)
-        assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
     return run
@@ -139,12 +134,10 @@ def test_refusals(run_labeler: Run, tmp_path: Path, parent_and_child: tuple[Path
     online = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_API_KEY")}
     online |= {"WANDB_DIR": str(tmp_path), "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     command = ["artifact", parent, "--to", "wandb", "--project", "p"]
-    done = run_labeler(*command, env=online)
-    assert done.returncode == 2
+    done = run_labeler(*command, env=online, code=2)
     assert "WANDB_MODE=offline" in done.stderr
     assert "Traceback" not in done.stderr
     (parent / "plan.parquet").write_bytes(b"altered")
-    done = run_labeler(*command, env=online | {"WANDB_MODE": "offline"})
-    assert done.returncode == 2
+    done = run_labeler(*command, env=online | {"WANDB_MODE": "offline"}, code=2)
     assert "plan.parquet" in done.stderr
     assert not list(tmp_path.glob("wandb/offline-run-*"))

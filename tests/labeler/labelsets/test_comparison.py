@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from labeler.labeling.engines.engine import Labeled, Request
 from labeler.labeling.engines.transformers_engine import TransformersEngine
-from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.rendering.spans import Span
 from labeler.labeling.runs import label_run as run
 from labeler.labeling.teacher.teacher import open_teacher
@@ -24,10 +22,10 @@ from labeler.labelsets.compare.compare_report import run_compare
 from labeler.labelsets.compare.comparison import compare_sets
 from schemas import Labels, LabelSet, RowGroup, SoftshardsError, decode, open_label_set
 from schemas.divergence import diverge
+from tests.labeler.conftest import Run, Settings
 from tests.labeler.test_cli import assert_one_error
 from tests.tiny_model import CHAT_TEMPLATE, make_model, make_tokenizer
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 IDS = np.random.default_rng(0).integers(0, 250, 60).tolist()
 
 
@@ -120,9 +118,7 @@ def test_shorter_lists_and_impossible_ids_give_finite_kl() -> None:
 
 
 @pytest.fixture
-def make_set(
-    settings: Callable[..., LabelConfig], tmp_path: Path, corpus: Path
-) -> Callable[..., Path]:
+def make_set(settings: Settings, tmp_path: Path, corpus: Path) -> Callable[..., Path]:
     """Label the corpus with the reference engine."""
 
     def make(name: str, *, source: Path = corpus, **changes: Any) -> Path:
@@ -140,7 +136,6 @@ def test_two_teachers_over_the_same_rows(
     a = make_set("a")
     b = make_set("b", model=other_teacher, k=16, unit_labels=900, seed=5, limit=20)
     done = run_labeler("compare", a, b, "--json", "--worst", 3)
-    assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     # The same figures from all labels by key: another order, other units, fewer rows.
     rows: list[dict[tuple[Any, ...], tuple[list[int], Labels]]] = []
@@ -202,7 +197,6 @@ def test_settings_are_labeled_first_and_a_dtype_is_closer_than_another_teacher(
         (tmp_path / f"{name}.yaml").write_text(text)
     sides = [tmp_path / "full.yaml", tmp_path / "half.yaml"]
     done = run_labeler("compare", *sides, corpus, "--rows", 6, "--json")
-    assert done.returncode == 0, done.stderr
     half = json.loads(done.stdout)
     assert (half["a"]["dtype"], half["b"]["dtype"]) == ("float32", "bfloat16")
     assert half["rows"] == half["a"]["rows"] > 0
@@ -226,7 +220,7 @@ def test_a_set_against_itself_is_zero(make_set: Callable[..., Path]) -> None:
 def test_a_set_labeled_again_by_another_teacher_is_compared_whole(
     make_set: Callable[..., Path],
     other_teacher: Path,
-    settings: Callable[..., LabelConfig],
+    settings: Settings,
     tmp_path: Path,
 ) -> None:
     """Later chunks of a document get new ids, and name the rows they come from."""
@@ -272,6 +266,6 @@ def test_what_cannot_be_compared_is_refused(
     settings.write_text("[")
     assert "cannot be read" in refused(a, settings, inputs=[text])
     settings.write_text(f"out: {tmp_path / 'x'}\nmodel: {tmp_path / 'gone'}\n")
-    done = run_labeler("compare", a, settings, text)
+    done = run_labeler("compare", a, settings, text, code=2)
     assert_one_error(done, "failed with exit code 2")
     assert "not a model" in done.stderr

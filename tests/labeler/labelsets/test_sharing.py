@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import schemas
 from labeler.cli import main
 from schemas.manifest import write_manifest
 from schemas.validate import validate_label_set
+from tests.labeler.conftest import Run
 from tests.labeler.hub import TOKEN, Hub, hub
 from tests.tiny_model import TEXT
 
@@ -30,7 +31,6 @@ pytestmark = [
 ]
 
 REPO = "me/labels"
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def run(run_labeler: Run, environment: dict[str, str]) -> Run:
     """Return a function that runs the labeler in a separate process, logged in."""
 
     def run(*arguments: object, **changes: str) -> subprocess.CompletedProcess[str]:
-        return _checked(run_labeler(*arguments, env=environment | changes))
+        return _checked(run_labeler(*arguments, env=environment | changes, code=None))
 
     return run
 

@@ -384,6 +384,7 @@ def test_a_lora_run_is_exported_with_its_adapters_merged(world: World, tmp_path:
     assert (own - final).abs().mean() < 0.2 * (start - final).abs().mean()
 
 
+@pytest.mark.usefixtures("quick_children")
 @pytest.mark.slow
 def test_a_file_that_llama_cpp_cannot_read_is_an_error(tmp_path: Path) -> None:
     row = HeldOutRow(tokens=[1, 2], positions=[1], teacher_top=[2])
@@ -401,6 +402,7 @@ def converter() -> Iterator[Path]:
         yield find_converter(None).script.parent
 
 
+@pytest.mark.usefixtures("quick_children")
 @pytest.mark.slow
 @pytest.mark.teacher
 def test_a_student_in_llama_cpp(converter: Path, tmp_path: Path) -> None:
@@ -432,6 +434,7 @@ def test_a_student_in_llama_cpp(converter: Path, tmp_path: Path) -> None:
     assert 2e-3 < abs(gap) < 1
 
 
+@pytest.mark.usefixtures("quick_children")
 @pytest.mark.slow
 def test_what_the_converter_does_not_know(world: World, converter: Path, tmp_path: Path) -> None:
     """A tokenizer that was trained here is not among those of published models."""

@@ -59,6 +59,7 @@ def close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], rel: float) 
         ), name
 
 
+@pytest.mark.usefixtures("quick_children")
 @pytest.mark.slow
 @pytest.mark.parametrize("device", TRAINED_ON, indirect=True)
 def test_a_run_and_its_resumption(device: str, world: World, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def one_in_bf16(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_copies_in_bf16(world: World, one_in_bf16: Path, tmp_path: Path) -> None:
     code, errors = accelerate_launch(flags(world, tmp_path, "--dtype", "bf16"), "--multi_gpu")
     assert code == 0, errors
@@ -120,6 +121,7 @@ def test_sharded_lora(world: World, tmp_path: Path) -> None:
     assert (final / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.usefixtures("quick_children")
 def test_sharded_processes_learn_the_same_as_one(world: World, one: Path, tmp_path: Path) -> None:
     """FSDP2: steps, held-out measurements, checkpoints, and the model at the end."""
     arguments = flags(world, tmp_path / "two", "--eval-labels", str(world.labels))
