@@ -18,6 +18,7 @@ import torch.distributed
 
 from tests.fork_server import Command, fork_server
 from tests.trainer.conftest import World
+from trainer.cli import main
 from trainer.run_files import LOG
 from trainer.train.train_config import TrainConfig
 
@@ -36,6 +37,14 @@ def config(world: World, out: Path, **settings: Any) -> TrainConfig:
 def log(out: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's log."""
     return [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Run `trainer ARGUMENTS` in this process and return its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
 
 
 def command(world: World, out: Path, *more: str) -> list[str]:

@@ -18,7 +18,7 @@ from tests.tiny_model import make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows, teacher_logprobs
 from tests.trainer.conftest import World
 from tests.trainer.evaluate.test_calibration import reference_ece
-from trainer.cli import main
+from tests.trainer.running import exit_code
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.evaluate_models import evaluate
 from trainer.evaluate.teacher_facts import is_the_teacher
@@ -161,9 +161,7 @@ def test_the_table_also_shows_models_measured_before(
     flags += ["--model", str(world.student), "--model", str(world.teacher)]
     tables = []
     for _ in range(2):
-        with pytest.raises(SystemExit) as stop:
-            main(flags)
-        assert stop.value.code == 0
+        assert exit_code(flags) == 0
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]
     results = json.loads((tmp_path / "eval.json").read_text())

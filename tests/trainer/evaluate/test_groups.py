@@ -13,7 +13,7 @@ from rich.console import Console
 from schemas import LabelSetError, SoftshardsError, open_label_set
 from tests.trainer.build_label_set import Row, build_label_set, random_rows
 from tests.trainer.conftest import World
-from trainer.cli import main
+from tests.trainer.running import exit_code
 from trainer.evaluate import grouping
 from trainer.evaluate.bootstrap import to_text
 from trainer.evaluate.evaluate_config import EvaluateConfig
@@ -224,9 +224,7 @@ def test_the_command_prints_tables_and_json(
     flags = ["evaluate", "--labels", str(corpus.labels), "--out", str(tmp_path / "eval.json")]
     flags += ["--model", str(world.student), "--model", str(world.teacher), "--by", "meta.lang"]
     for more in ([], ["--json"]):
-        with pytest.raises(SystemExit) as stop:
-            main([*flags, *more])
-        assert stop.value.code == 0
+        assert exit_code([*flags, *more]) == 0
         shown = capsys.readouterr().out
         assert more or "by meta.lang" in " ".join(shown.split())
     pairs = [(pair["model"], pair["from"]) for pair in json.loads(shown)["differences"]]

@@ -22,8 +22,7 @@ from tests.ray_nodes import ray_nodes
 from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
-from tests.trainer.running import HANG_SECONDS
-from trainer.cli import main
+from tests.trainer.running import HANG_SECONDS, exit_code
 from trainer.evaluate.results import HeldOutSet
 from trainer.sweep.grid import Trial, read_sweep
 from trainer.sweep.leaderboard import Row, group_by_seed, rank_rows
@@ -352,9 +351,7 @@ def test_other_settings_under_an_old_name_are_refused(
 ) -> None:
     content = {**swept.content, "base": swept.content["base"] | {"epochs": 3}}
     path = write(tmp_path / "s.yaml", content)
-    with pytest.raises(SystemExit) as stop:
-        main(["sweep", str(path), "--out", str(swept.out), "--dry-run"])
-    assert stop.value.code == 2
+    assert exit_code(["sweep", str(path), "--out", str(swept.out), "--dry-run"]) == 2
     shown = capsys.readouterr().err
     assert "trial small_seed=0" in shown
     assert "config.epochs: then 7, now 3" in shown

@@ -20,13 +20,14 @@ from tests.trainer.data.test_dataset import altered
 from tests.trainer.running import (
     command,
     config,
+    exit_code,
     log,
     pausing,
     resume_with,
     start,
     wait_for_pause,
 )
-from trainer.cli import app, main
+from trainer.cli import app
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 from trainer.losses.batch_loss import label_losses
@@ -106,9 +107,7 @@ def test_a_step_follows_the_gradient_of_the_mean_over_all_labels(
 
 def test_changed_settings_are_refused_field_by_field(world: World, tmp_path: Path) -> None:
     train(config(world, tmp_path, epochs=1))
-    with pytest.raises(SystemExit) as caught:
-        main([*command(world, tmp_path)[3:]])
-    assert caught.value.code == 2
+    assert exit_code(command(world, tmp_path)[3:]) == 2
 
 
 def test_changed_settings_of_an_unfinished_run(
@@ -181,9 +180,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_rows(
 
 
 def user_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
+    assert exit_code(arguments) == 2
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert len(re.findall("^error:", errors, re.MULTILINE)) == 1
@@ -207,16 +204,12 @@ def test_config_file(world: World, tmp_path: Path, capsys: pytest.CaptureFixture
         f"labels: {world.labels}\nstudent: {world.student}\nout: {tmp_path / 'run'}\n"
         "pack_tokens: 128\nloss: [forward_kl=0.25, ce=1]\nlr: 0.5\nmax_steps: 1\n"
     )
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "--config", str(file), "--lr", "0.001"])
-    assert caught.value.code == 0
+    assert exit_code(["train", "--config", str(file), "--lr", "0.001"]) == 0
     settings = json.loads((tmp_path / "run" / "result.json").read_text())["config"]
     assert (settings["lr"], settings["pack_tokens"]) == (0.001, 128)
     assert settings["loss"] == ["forward_kl=0.25", "ce=1"]
     file.write_text(file.read_text() + "pack_token: 3\n")
-    with pytest.raises(SystemExit) as caught:
-        main(["train", "--config", str(file)])
-    assert caught.value.code
+    assert exit_code(["train", "--config", str(file)])
     assert "pack" in capsys.readouterr().err
     assert app.config == without_file  # the next call in this process starts without the file
 

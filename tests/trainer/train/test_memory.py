@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from tests.tiny_model import make_model
 from tests.trainer.conftest import World
-from tests.trainer.running import command, config
+from tests.trainer.running import command, config, exit_code
 from tests.trainer.student.families import family_config
-from trainer.cli import main
 from trainer.student.student import Student
 from trainer.train.loop import train
 from trainer.train.step_memory import activation_bytes, estimate, padded_bytes, saved_bytes
@@ -95,18 +94,15 @@ def test_too_little_memory_is_refused_before_the_first_step(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(SystemExit) as caught:
-        main([*command(world, out)[3:], "--memory-gb", "0.01"])
-    assert caught.value.code == 2
+    assert exit_code([*command(world, out)[3:], "--memory-gb", "0.01"]) == 2
     errors = capsys.readouterr().err
     assert "needs about 0.2" in errors
     assert "0.01 GB available on cpu: weights 0.2" in errors
     assert "--lora-r" in errors
     assert not (out / "log.jsonl").exists()
     chunks = ["--chunk-bytes", "100000"]  # the head's buffers are most of a tiny student
-    with pytest.raises(SystemExit) as caught:
-        main([*command(world, out)[3:], *chunks, "--memory-gb", "0.01", "--max-steps", "1"])
-    assert caught.value.code == 0
+    small = [*chunks, "--memory-gb", "0.01", "--max-steps", "1"]
+    assert exit_code([*command(world, out)[3:], *small]) == 0
 
 
 def test_the_dry_run_predicts_the_run(
@@ -114,12 +110,9 @@ def test_the_dry_run_predicts_the_run(
 ) -> None:
     arguments = [*command(world, tmp_path / "run")[3:], "--dry-run"]
     arguments[arguments.index("--epochs") + 1] = "1"
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 0
+    assert exit_code(arguments) == 0
     assert "packs       13, 80.9% full" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([*arguments, "--json"])
+    assert exit_code([*arguments, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "run").exists()
     train(config(world, tmp_path / "run", packs_per_step=1, epochs=1))

@@ -11,8 +11,7 @@ import pytest
 from schemas import LabelSet, SoftshardsError, open_label_set
 from tests.trainer.build_label_set import build_label_set, random_rows
 from tests.trainer.conftest import World
-from tests.trainer.running import command
-from trainer.cli import main
+from tests.trainer.running import command, exit_code
 from trainer.data import mixture
 from trainer.train import run_record
 from trainer.train.run_record import Facts, check_same_run
@@ -49,9 +48,7 @@ def test_label_sets_are_opened_and_weights_hashed_once(
     def run(*more: str) -> None:
         opened.clear()
         hashed.clear()
-        with pytest.raises(SystemExit) as stop:
-            main([*arguments, *more])
-        assert stop.value.code == 0
+        assert exit_code([*arguments, *more]) == 0
 
     run("--dry-run")
     assert opened == {"labels": 2, "mixed": 1}  # the held-out set is the same folder

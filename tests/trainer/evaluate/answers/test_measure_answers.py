@@ -10,7 +10,7 @@ from schemas.verdicts import RowVerdict, write_verdicts
 from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.build_label_set import Row, build_label_set
 from tests.trainer.conftest import World
-from trainer.cli import main
+from tests.trainer.running import exit_code
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.evaluate_models import measure_models
 from trainer.evaluate.results import EvaluationResults
@@ -55,13 +55,6 @@ def command(world: World, out: Path, *more: object) -> list[str]:
     return list(map(str, [*shared, *more]))
 
 
-def run(arguments: list[str]) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
 def test_answers_are_compared_and_reused(
     world: World,
     sets: tuple[Path, Path, Path],
@@ -72,7 +65,7 @@ def test_answers_are_compared_and_reused(
     out = tmp_path / "eval.json"
     out.write_bytes(measured.read_bytes())
     flags = ["--answers", student, "--reference", teacher]
-    assert run(command(world, out, *flags)) == 0
+    assert exit_code(command(world, out, *flags)) == 0
     shown = capsys.readouterr()
     assert f"answers: {student} (4 prompts)" in shown.out
     assert "exact match" in shown.out
@@ -85,7 +78,7 @@ def test_answers_are_compared_and_reused(
         rows = [RowVerdict(id=f"p{i}", passed=bool(p)) for i, p in enumerate(passed)]
         write_verdicts(path, open_label_set(labels).manifest.identity_digest, "f", rows)
         verdicts += ["--verdicts", path]
-    assert run(command(world, out, *flags, *verdicts, "--json")) == 0
+    assert exit_code(command(world, out, *flags, *verdicts, "--json")) == 0
     entries = json.loads(capsys.readouterr().out)["answers"]
     assert len(entries) == 2
     found = {name: figure["value"] for name, figure in entries[1]["student"].items()}
@@ -100,7 +93,7 @@ def test_answers_are_compared_and_reused(
     assert entries[1]["differences"]["passed"]["value"] == pytest.approx(-0.25)
     assert (entries[1]["missing"], entries[1]["surplus"]) == (0, 1)
 
-    assert run(command(world, out, *flags, *verdicts)) == 0
+    assert exit_code(command(world, out, *flags, *verdicts)) == 0
     shown = capsys.readouterr()
     assert f"{student}: reused" in shown.err
     assert "passed the verifier" in shown.out
@@ -116,20 +109,20 @@ def test_without_held_out_labels(
     _, teacher, student = sets
     out = tmp_path / "answers.json"
     alone = ["evaluate", "--answers", student, "--reference", teacher, "--out", out]
-    assert run([*map(str, alone), "--json"]) == 0
+    assert exit_code([*map(str, alone), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["answers"][0]["prompts"] == 4
     assert shown.keys() == {"version", "tasks", "answers"}
-    assert run(["report", "--eval", str(out), "--out", str(tmp_path / "report.html")]) == 2
+    assert exit_code(["report", "--eval", str(out), "--out", str(tmp_path / "report.html")]) == 2
     assert "of tasks and answers alone, without a held-out label set" in capsys.readouterr().err
-    assert run([*map(str, alone), "--labels", str(world.labels)]) == 2
+    assert exit_code([*map(str, alone), "--labels", str(world.labels)]) == 2
     assert "--model is missing" in capsys.readouterr().err
-    assert run(command(world, out, *alone[1:5])) == 0
+    assert exit_code(command(world, out, *alone[1:5])) == 0
     assert f"{student}: reused" in capsys.readouterr().err
     assert len(EvaluationResults.open(out).models) == 1
-    assert run([*map(str, alone)]) == 0  # and the held-out set stays
+    assert exit_code([*map(str, alone)]) == 0  # and the held-out set stays
     assert len(EvaluationResults.open(out).models) == 1
-    assert run(["evaluate", "--model", str(world.student), "--out", str(out)]) == 2
+    assert exit_code(["evaluate", "--model", str(world.student), "--out", str(out)]) == 2
     assert "nothing to measure on" in capsys.readouterr().err
 
 
@@ -155,6 +148,6 @@ def test_what_cannot_be_compared_is_refused(
         ),
     }
     for reason, flags in cases.items():
-        assert run(command(world, out, *flags)) == 2
+        assert exit_code(command(world, out, *flags)) == 2
         assert reason in capsys.readouterr().err
     assert out.read_bytes() == measured.read_bytes()

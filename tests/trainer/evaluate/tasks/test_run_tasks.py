@@ -15,8 +15,8 @@ import pytest
 from schemas import SoftshardsError
 from tests.trainer.conftest import World
 from tests.trainer.evaluate.tasks.topics_task import YAML, write_task
+from tests.trainer.running import exit_code
 from tests.trainer.test_child_process import WAIT_SECONDS, is_running, wait_until
-from trainer.cli import main
 from trainer.evaluate.bootstrap import document_counts, from_text
 from trainer.evaluate.results import EvaluationResults, model_digest
 from trainer.evaluate.tasks.run_tasks import harness_version, run_tasks
@@ -57,9 +57,7 @@ def test_the_command_equals_the_harness(
     task, out = write_task(tmp_path / "tasks", ITEMS), tmp_path / "eval.json"
     command = ["evaluate", "--labels", str(world.labels), "--model", str(world.student)]
     command += ["--teacher", str(world.teacher), "--out", str(out), "--tasks", str(task)]
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    assert ended.value.code == 0
+    assert exit_code(command) == 0
     shown = capsys.readouterr()
     assert f"topics: acc ({ITEMS} items, chance 25.0%)" in shown.out
     results = EvaluationResults.open(out)
@@ -98,9 +96,7 @@ def test_the_command_equals_the_harness(
             np.testing.assert_allclose(from_text(metric.replicates), means, rtol=1e-6)
 
     before = out.read_bytes()
-    with pytest.raises(SystemExit) as ended:
-        main([*command, "--json"])
-    assert ended.value.code == 0
+    assert exit_code([*command, "--json"]) == 0
     again = capsys.readouterr()
     assert again.err.count("topics: reused") == 2
     assert json.loads(again.out)["tasks"] == json.loads(before)["tasks"]
