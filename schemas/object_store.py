@@ -6,6 +6,7 @@ them is `create`: it writes an object only where there is none.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +157,12 @@ def create(remote: Remote, name: str, data: bytes) -> None:
         try:
             _put(remote, name, data, "create")
         except Exception as error:
-            found = _read_back(remote, name)
+            try:
+                found = _read_back(remote, name)
+            except Exception as second:
+                if isinstance(error, FileExistsError):  # perhaps this process's own
+                    raise
+                raise error from second
             if found is None:
                 raise
             if found != data:
@@ -176,7 +182,7 @@ def delete(remote: Remote, names: Sequence[str]) -> None:
     def remove() -> None:
         places = [remote.place_of(name) for name in names]
         try:
-            remote.filesystem.rm(places)
+            remote.filesystem.rm([glob.escape(place) for place in places])
         except FileNotFoundError:  # by an earlier attempt whose answer was lost, or one of several
             for place in places:
                 if remote.filesystem.exists(place):

@@ -6,6 +6,7 @@ Options (headers, keys) go to the URL's own host and nowhere else.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
@@ -120,7 +121,8 @@ class Remote:
 
         def find() -> list[str]:
             self.filesystem.invalidate_cache()
-            return list(self.filesystem.glob(self.place_of(f"{folder}/{pattern}")))
+            place = glob.escape(self.place_of(folder))
+            return list(self.filesystem.glob(f"{place}/{pattern}"))
 
         with as_store_error(f"{self.url}/{folder}"):
             paths = retried(ATTEMPTS, find)

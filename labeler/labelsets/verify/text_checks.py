@@ -9,8 +9,9 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 from labeler.labeling.teacher.teacher import (
@@ -43,6 +44,8 @@ from schemas.findings import Finding
 from schemas.fingerprint import sha256_json, tokenizer_digest, weights_digest
 from schemas.invariants import row_name
 from schemas.json_values import read_object
+from schemas.remote import FETCH_THREADS
+from schemas.row_group import RowGroup
 
 ROWS = 64
 """Rows whose text is checked, spread over the row groups."""
@@ -183,10 +186,15 @@ def _sample_rows(labels: LabelSet) -> list[TextRow]:
     groups = labels.row_groups
     chosen = groups[:: max(1, len(groups) // ROWS)][:ROWS]
     each = -(-ROWS // max(1, len(chosen)))
-    rows: list[TextRow] = []
-    for group in chosen:
-        rows += labels.read_row_group(group, COLUMNS, verify=False).slice(0, each).to_pylist()
-    return rows[:ROWS]
+
+    def read(group: RowGroup) -> list[TextRow]:
+        rows: list[TextRow] = (
+            labels.read_row_group(group, COLUMNS, verify=False).slice(0, each).to_pylist()
+        )
+        return rows
+
+    with ThreadPoolExecutor(FETCH_THREADS if labels.remote else 1) as pool:
+        return list(chain.from_iterable(pool.map(read, chosen)))[:ROWS]
 
 
 def _check_texts(rows: Sequence[TextRow], teacher: Teacher) -> Iterator[Finding]:

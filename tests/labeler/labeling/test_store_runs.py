@@ -24,7 +24,7 @@ from schemas import SoftshardsError, open_label_set, validate_label_set
 from schemas.cache_folder import CACHE, cache_folder
 from schemas.file_names import entry_name, shard_name
 from schemas.journal import UnitEntry
-from schemas.object_store import abort_uploads, create, list_files, put
+from schemas.object_store import abort_uploads, create, delete, list_files, put
 from schemas.remote import Remote
 from tests.faulty_store import FAULTS, Faults, faulty_store
 from tests.fork_server import fork_server
@@ -183,6 +183,16 @@ def test_every_answer_to_a_write_is_lost_once(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(FileExistsError):
             create(remote, "mine", b"different")
     assert Remote(f"{BUCKET}/lost").read("mine") == b"content"
+
+
+def test_a_name_is_not_a_pattern() -> None:
+    odd, other = Remote(f"{BUCKET}/a*[b]? #%20 ü"), Remote(f"{BUCKET}/axbx #%20 ü")
+    for remote, number in ((odd, 1), (other, 2)):
+        create(remote, f"journal/unit-00000{number}.json", b"{}")
+        assert remote.names("journal", "unit-*.json") == [f"unit-00000{number}.json"]
+    delete(odd, list(list_files(odd)))
+    assert list_files(odd) == {}
+    assert list(list_files(other)) == ["journal/unit-000002.json"]
 
 
 def test_large_files_go_in_parts_that_are_cleaned_up(tmp_path: Path) -> None:
