@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork",  # without the imports a second time
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process for the engine and its worker
 }
 
 
