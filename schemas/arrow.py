@@ -9,6 +9,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.tempered_tails import TEMPERED_TAILS
 from schemas.version import PLAIN_1
 
@@ -42,7 +43,9 @@ def id_type(vocab_size: int) -> pa.DataType:
     return pa.uint16() if vocab_size <= 1 << 16 else pa.int32()
 
 
-def row_schema(vocab_size: int, codec: str = PLAIN_1, *, tempered: bool = False) -> pa.Schema:
+def row_schema(
+    vocab_size: int, codec: str = PLAIN_1, *, tempered: bool = False, weighted: bool = False
+) -> pa.Schema:
     """Return the schema of a shard, one sequence per row.
 
     Codecs differ in how they store the top-k; `LabelSet` returns the plain columns of either.
@@ -51,6 +54,7 @@ def row_schema(vocab_size: int, codec: str = PLAIN_1, *, tempered: bool = False)
         vocab_size: number of the teacher's real token ids.
         codec: the codec of the shard.
         tempered: the set has tails at further temperatures (`Identity.label_temperatures`).
+        weighted: its labels have weights (`Identity.has_weights`).
     """
     required = {
         "id": pa.string(),
@@ -85,11 +89,14 @@ def row_schema(vocab_size: int, codec: str = PLAIN_1, *, tempered: bool = False)
     fields = {name: pa.field(name, kind, nullable=False) for name, kind in required.items()}
     fields |= {name: pa.field(name, kind) for name, kind in nullable.items()}
     stored = [fields[name] for name in _column_order(codec)]
-    return pa.schema([*stored, TEMPERED_FIELD] if tempered else stored)
+    stored += [TEMPERED_FIELD] * tempered + [WEIGHTS_FIELD] * weighted
+    return pa.schema(stored)
 
 
 TEMPERED_FIELD = pa.field(TEMPERED_TAILS, pa.list_(pa.list_(pa.float16())), nullable=False)
-"""Last column of a shard with tails at further temperatures."""
+"""Column of a shard with tails at further temperatures, after all others."""
+WEIGHTS_FIELD = pa.field(LABEL_WEIGHTS, pa.list_(pa.float16()), nullable=False)
+"""Last column of a shard whose labels were sampled."""
 
 
 def _topk_fields(vocab_size: int, codec: str) -> dict[str, pa.DataType]:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from schemas.arrow import id_type
 from schemas.arrow_alloc import Scalar, as_arrow, as_numpy, converted
 from schemas.arrow_lists import list_offsets, one_array
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.state_codec import decode_stored, label_offsets, stored_layers
 from schemas.tempered_tails import TEMPERED_TAILS
 
@@ -40,6 +41,8 @@ class Labels:
         sample_counts: int32 [n, m], the count of each drawn id, 0 at PAD_ID; or None.
         tempered_tails: float32 [n, temperatures], the tail at further temperatures, over the same
             ids; or None.
+        label_weights: float32 [n], 1 / the probability that a label was kept, of sets whose labels
+            were sampled (`--keep-positions`); or None.
         states: [n, layers, d], hidden states, or None. From an engine, float32. From `decode`, what
             is stored: float16, or codes in the bases of the set (`schemas.state_codec`).
     """
@@ -53,6 +56,7 @@ class Labels:
     sample_ids: NDArray[np.int32] | None = None
     sample_counts: NDArray[np.int32] | None = None
     tempered_tails: NDArray[np.float32] | None = None
+    label_weights: NDArray[np.float32] | None = None
     states: NDArray[Any] | None = None
 
     def __len__(self) -> int:
@@ -121,6 +125,7 @@ def encode(rows: Sequence[Labels], vocab_size: int) -> dict[str, pa.Array]:
         "log_normalizer": _nullable([labels.log_normalizer for labels in rows], np.float32),
         **_encoded_draws(rows, vocab_size),
         **_encoded_tails(rows, offsets),
+        **_encoded_weights(rows, offsets),
     }
 
 
@@ -152,6 +157,9 @@ def decode(table: pa.Table) -> DecodedLabels:
         sample_ids=sample_ids,
         sample_counts=sample_counts,
         tempered_tails=_decoded_tails(table, outer),
+        label_weights=(
+            _flat(table, LABEL_WEIGHTS, outer) if LABEL_WEIGHTS in table.column_names else None
+        ),
         states=_stored_states(table, outer),
     )
     return DecodedLabels(labels=labels, offsets=outer)
@@ -249,6 +257,17 @@ def _decoded_tails(table: pa.Table, expected: NDArray[np.int64]) -> NDArray[np.f
     if not np.array_equal(outer, expected) or (lengths != lengths[:1]).any():
         raise ValueError(f"topk_ids and {TEMPERED_TAILS} differ in the number of positions")
     return widen(values).reshape(len(lengths), -1) if len(values) else None
+
+
+def _encoded_weights(rows: Sequence[Labels], offsets: NDArray[np.int32]) -> dict[str, pa.Array]:
+    """Return the column `LABEL_WEIGHTS`, if a row has such weights; others' are 1."""
+    if all(row.label_weights is None for row in rows):
+        return {}
+    weights = [
+        np.ones(len(row), np.float32) if row.label_weights is None else row.label_weights
+        for row in rows
+    ]
+    return {LABEL_WEIGHTS: _lists(offsets, as_arrow(_joined(weights, np.float16)))}
 
 
 def _stored_states(table: pa.Table, expected: NDArray[np.int64]) -> NDArray[Any] | None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from schemas.arrow import COMPACT_COLUMNS, TOPK_COLUMNS, id_type, row_schema
 from schemas.arrow_alloc import as_arrow, as_numpy, converted, empty
 from schemas.arrow_lists import list_offsets, one_array
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.tempered_tails import TEMPERED_TAILS
 from schemas.version import COMPACT_1, PLAIN_1
 
@@ -366,7 +367,9 @@ def _nested(rows: NDArray[np.int64], inner: NDArray[np.int64], values: pa.Array)
 
 def _schema_of(table: pa.Table, vocab_size: int, codec: str) -> pa.Schema:
     """Return the schema of a table in another codec."""
-    return row_schema(vocab_size, codec, tempered=TEMPERED_TAILS in table.column_names)
+    names = table.column_names
+    tempered, weighted = (name in names for name in (TEMPERED_TAILS, LABEL_WEIGHTS))
+    return row_schema(vocab_size, codec, tempered=tempered, weighted=weighted)
 
 
 def _replaced(

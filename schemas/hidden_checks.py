@@ -148,6 +148,7 @@ class StateChecks:
         costs, bounds = [], []
         with np.errstate(over="ignore", invalid="ignore"):  # of a forged head
             for labels, states in self.tails:
+                # The mass of padding, at or past the tokenizer's length, is in the tails, too.
                 logits = self.head.logits(states).astype(np.float64)
                 logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
                 noise, known = self._noise(logits), _at_ids(logits, labels)
@@ -233,7 +234,7 @@ class StateChecks:
 
     @property
     def _codec(self) -> str:
-        return self.labels.manifest.codec
+        return self.labels.manifest.rounding_codec
 
     def _noise(self, logits: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the error [n, 1] that dtypes may cause in each logit."""

@@ -18,7 +18,7 @@ from schemas.fingerprint import canonical_json
 from schemas.journal import HiddenPart
 from schemas.json_values import parse_object
 from schemas.manifest import Manifest, StatesRecord
-from schemas.shard import hashed_ranges
+from schemas.shard import hashed_ranges, write_row_groups
 from schemas.state_codec import StateBasis, encode_states, far_column, state_fields, states_writer
 from schemas.version import SHARD_VERSION
 
@@ -111,10 +111,7 @@ def write_hidden(
     metadata = hidden_metadata(states, identity_digest, unit)
     schema = hidden_schema(states).with_metadata(metadata)
     with atomic_path(path) as tmp:
-        with states_writer(tmp, schema) as writer:
-            for table in tables:
-                stored = pa.Table.from_arrays(table.columns, schema=schema)
-                writer.write_table(stored, row_group_size=max(1, stored.num_rows))
+        write_row_groups(states_writer(tmp, schema), tables, metadata)
         return hidden_ranges(tmp)
 
 

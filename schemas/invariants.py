@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -22,9 +22,11 @@ from schemas.codec import (
 )
 from schemas.draws import misfits
 from schemas.findings import Finding
+from schemas.kept_positions import KeepRule, parse_rule
 from schemas.labeled_spans import span_problem
 from schemas.rounding_error import HALF_STEP, rounding
 from schemas.shift_check import LabelPlaces, flat_list, label_places, shifts
+from schemas.tempered_bounds import impossible_tails
 from schemas.version import COMPACT_1, PLAIN_1
 
 Key = tuple[str, int, int]
@@ -39,8 +41,9 @@ def validate_table(
     k: int,
     codec: str = PLAIN_1,
     draws: int | None = None,
-    temperatures: int = 0,
+    temperatures: Sequence[float] = (),
     asked: int = 0,
+    keep: str | None = None,
 ) -> Iterator[Finding]:
     """Yield one finding per broken invariant of docs/format.md, with the first place it breaks at.
 
@@ -50,10 +53,13 @@ def validate_table(
         k: largest number of top logprobs per position.
         codec: codec that the rows were stored in, for its rounding.
         draws: ids drawn per position; None for a set without sampled labels.
-        temperatures: tails per position at further temperatures.
+        temperatures: the further temperatures, each with a tail per position.
         asked: most ids per position after the top k, which the input asked for.
+        keep: the rule that chose the labels, as an identity spells it.
     """
-    expected = row_schema(vocab_size, tempered=temperatures > 0)
+    rule = None if keep is None else parse_rule(keep)
+    weighted = rule is not None and rule.largest_weight is not None
+    expected = row_schema(vocab_size, tempered=len(temperatures) > 0, weighted=weighted)
     if not table.schema.remove_metadata().equals(expected):
         yield Finding(kind="schema", what="the schema is not that of format version 1")
         return
@@ -69,7 +75,10 @@ def validate_table(
         return  # the positions of the labels are unknown
     yield from _student_context(table, keys, vocab_size)
     places = label_places(table, decoded)
-    yield from _tempered(decoded.labels, temperatures, keys, places)
+    broken = partial(_broken, keys=keys, places=places)
+    yield from _tempered(decoded.labels, temperatures, broken, k, vocab_size, codec)
+    if rule is not None:
+        yield from _kept(decoded, rule, keys, places)
     yield from _label_values(table, decoded, keys, places, vocab_size, k, asked, codec)
     yield from _drawn(table, decoded, keys, places, vocab_size, draws, codec)
 
@@ -179,18 +188,45 @@ def _label_values(
 
 
 def _tempered(
-    labels: Labels, temperatures: int, keys: list[Key], places: LabelPlaces
+    labels: Labels,
+    temperatures: Sequence[float],
+    broken: Callable[..., Iterator[Finding]],
+    k: int,
+    vocab_size: int,
+    codec: str,
 ) -> Iterator[Finding]:
     """Check the tails at further temperatures."""
     tails = labels.tempered_tails
     found = 0 if tails is None else tails.shape[1]
-    if found != temperatures and len(labels):
-        yield Finding(
-            kind="label", what=f"{found} tails at further temperatures, expected {temperatures}"
-        )
+    if found != len(temperatures) and len(labels):
+        expected = len(temperatures)
+        what = f"{found} tails at further temperatures, expected {expected}"
+        yield Finding(kind="label", what=what)
     elif tails is not None:
-        wrong = np.asarray(~np.all(tails <= 0, axis=1))
-        yield from _broken("a tail at a temperature is above zero", wrong, keys=keys, places=places)
+        above = np.asarray(~np.all(tails <= 0, axis=1))
+        yield from broken("a tail at a temperature is above zero", above)
+        if not above.any():
+            wrong = impossible_tails(labels, temperatures, k=k, vocab_size=vocab_size, codec=codec)
+            for temperature, column in zip(temperatures, wrong.T, strict=True):
+                what = f"the tail at T = {temperature:g} does not fit the top-k and its tail"
+                yield from broken(what, column)
+
+
+def _kept(
+    decoded: DecodedLabels, rule: KeepRule, keys: list[Key], places: LabelPlaces
+) -> Iterator[Finding]:
+    """Check labels against the rule that chose them; the first of a row is always kept."""
+    labels = decoded.labels
+    broken = partial(_broken, keys=keys, places=places)
+    if rule.kind == "entropy" and labels.entropy is not None:
+        low = labels.entropy < rule.value - HALF_STEP * rule.value
+        starts = decoded.offsets[:-1]
+        low[starts[starts < len(low)]] = False
+        yield from broken(f"the rule {rule} leaves out its label", low)
+    if rule.largest_weight is not None and labels.label_weights is not None:
+        least, most = 1 - HALF_STEP, rule.largest_weight * (1 + 2 * HALF_STEP)
+        right = (labels.label_weights >= least) & (labels.label_weights <= most)
+        yield from broken(f"its weight is not from 1 to {rule.largest_weight:g}", ~right)
 
 
 def _drawn(

@@ -39,6 +39,23 @@ def span_positions(spans: Iterable[SpanRecord]) -> NDArray[np.int64]:
     return positions([s["start"] for s in spans], [s["stop"] for s in spans])
 
 
+def labeled_tokens(
+    ids: Sequence[int] | NDArray[np.integer], spans: Sequence[SpanRecord], *, thinned: bool
+) -> NDArray[np.int64]:
+    """Return the labeled tokens of a row, in span order.
+
+    Args:
+        ids: the tokens of the row.
+        spans: its spans.
+        thinned: labels were left out (`Identity.keep_positions`), so that labeled tokens are no
+            text. Then all tokens from the first label on are returned.
+    """
+    tokens = np.asarray(ids, np.int64)
+    if thinned:
+        return tokens[spans[0]["start"] :] if spans else tokens[:0]
+    return tokens[span_positions(spans)]
+
+
 def span_problem(spans: Sequence[SpanRecord], n_tokens: int, n_labels: int) -> str | None:
     """Describe the first rule that a row's spans break; None where they are valid.
 

@@ -15,6 +15,7 @@ from polars.io.plugins import register_io_source
 from schemas.arrow_alloc import as_arrow
 from schemas.codec import DRAW_COLUMNS, LABEL_COLUMNS, OPTIONAL_LABEL_COLUMNS
 from schemas.hidden_part import state_columns
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.labelset import LabelSet, open_label_set
 from schemas.polars_ext import FACTS
 from schemas.set_facts import facts_of
@@ -23,7 +24,7 @@ from schemas.shard_reader import OpenGroup, Verify
 from schemas.state_codec import decode_states, label_offsets
 from schemas.tempered_tails import TEMPERED_TAILS
 
-LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS, TEMPERED_TAILS}
+LABELS = {*LABEL_COLUMNS, *OPTIONAL_LABEL_COLUMNS, *DRAW_COLUMNS, TEMPERED_TAILS, LABEL_WEIGHTS}
 """Columns that are read after the rows are filtered on the other columns."""
 
 

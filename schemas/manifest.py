@@ -32,6 +32,7 @@ from schemas.file_names import (
     is_tokenizer_file,
 )
 from schemas.fingerprint import sha256_json
+from schemas.kept_positions import KEPT, parse_rule
 from schemas.set_paths import inside_name, set_file
 from schemas.size_limits import (
     LARGEST_COUNT,
@@ -41,6 +42,7 @@ from schemas.size_limits import (
 )
 from schemas.tempered_tails import LARGEST_TEMPERATURE, MOST_TEMPERATURES
 from schemas.version import (
+    COMPACT_1,
     FORMAT_MAJOR,
     FORMAT_VERSION,
     KNOWN_CODECS,
@@ -51,6 +53,8 @@ from schemas.version import (
 )
 
 MANIFEST = "manifest.json"
+ROUNDED_BY = "rounded_by"
+"""Key in `provenance.derived` of a plain set that has labels of a compact one: its codec."""
 URL_START = re.compile("[a-z][a-z0-9+.-]+:/")
 """What a URL begins with once it was taken for a path."""
 
@@ -99,6 +103,13 @@ class Sampling(LateFields):
 Temperature = Annotated[float, Field(gt=0, le=LARGEST_TEMPERATURE, allow_inf_nan=False)]
 
 
+def _as_rule(text: str) -> str:
+    """Refuse a rule of kept positions that is none, or is spelled in another way."""
+    if str(parse_rule(text)) != text:
+        raise ValueError(f"{text!r} is not how a rule of kept positions is spelled")
+    return text
+
+
 class Identity(LateFields):
     """The settings that decide what the labels are. Sets of equal identity may be joined.
 
@@ -130,11 +141,13 @@ class Identity(LateFields):
         ids_from: COLUMN:N, the input's column of ids that were labeled beside the top k, and how
             many per position, at most.
         label_temperatures: temperatures besides 1 at which the tail is stored.
+        keep_positions: the rule that chose the stored labels, where not all are stored.
     """
 
     late: ClassVar[tuple[str, ...]] = (
         *("top_p_labels", "min_k", "draws", "spans", "rendering", "engine_args"),
         *("template_time", "states", "ids_from", "label_temperatures"),
+        "keep_positions",
     )
 
     weights: str
@@ -163,6 +176,24 @@ class Identity(LateFields):
     label_temperatures: (
         Annotated[tuple[Temperature, ...], Field(max_length=MOST_TEMPERATURES)] | None
     ) = None
+    keep_positions: Annotated[str, Field(pattern=KEPT), AfterValidator(_as_rule)] | None = None
+
+    @property
+    def late_settings(self) -> dict[str, str]:
+        """What is stored besides or instead of the top k of all positions, for people to read."""
+        temperatures = ", ".join(f"{value:g}" for value in self.label_temperatures or ())
+        found = {
+            "further ids": self.ids_from,
+            "tails at temperatures": temperatures,
+            "kept positions": self.keep_positions,
+        }
+        return {name: text for name, text in found.items() if text}
+
+    @property
+    def has_weights(self) -> bool:
+        """True if the stored labels were sampled, and have weights."""
+        rule = None if self.keep_positions is None else parse_rule(self.keep_positions)
+        return rule is not None and rule.largest_weight is not None
 
     @property
     def width(self) -> int:
@@ -300,10 +331,20 @@ class Manifest(LateFields):
         return self
 
     @property
+    def rounding_codec(self) -> str:
+        """The codec whose rounding the labels have: that of a `compact/1` source stays."""
+        derived = self.provenance.get("derived")
+        rounded = derived.get(ROUNDED_BY) if isinstance(derived, dict) else None
+        return COMPACT_1 if rounded == COMPACT_1 else self.codec
+
+    @property
     def written_version(self) -> str:
         """The format version under which this version writes such a set."""
         identity = self.identity
-        late = identity.states, identity.ids_from, identity.label_temperatures
+        late = (
+            *(identity.states, identity.ids_from, identity.label_temperatures),
+            identity.keep_positions,
+        )
         return STATES_FORMAT_VERSION if any(late) else FORMAT_VERSION
 
     def sealed(self) -> Manifest:

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike
 
 from schemas.arrow import KEY_COLUMNS
 from schemas.errors import SoftshardsError
+from schemas.kept_positions import LABEL_WEIGHTS
 
 PER_POSITION = (
     *("topk_ids", "topk_logprobs", "tail_logprob", "token_logprob"),
-    *("entropy", "log_normalizer"),
+    *("entropy", "log_normalizer", LABEL_WEIGHTS),
 )
 NULLABLE = ("entropy", "log_normalizer")
 

@@ -28,8 +28,12 @@ ORDER = "topk_order"
 
 def identity_schema(identity: Identity, codec: str = PLAIN_1) -> pa.Schema:
     """Return the schema of the shards of a set."""
-    tempered = bool(identity.label_temperatures)
-    return row_schema(identity.vocab_size, codec, tempered=tempered)
+    return row_schema(
+        identity.vocab_size,
+        codec,
+        tempered=bool(identity.label_temperatures),
+        weighted=identity.has_weights,
+    )
 
 
 def footer_metadata(
@@ -98,13 +102,20 @@ def write_shard(
     )
     schema = identity_schema(identity, codec).with_metadata(metadata)
     places = stored_order(metadata)
+    stored = (t if places is None else compact.pack(t, places) for t in tables)
     with atomic_path(path) as tmp:
-        with shard_writer(tmp, schema) as writer:
-            for table in tables:
-                stored = table if places is None else compact.pack(table, places)
-                stored = stored.replace_schema_metadata(metadata)
-                writer.write_table(stored, row_group_size=max(1, stored.num_rows))
+        write_row_groups(shard_writer(tmp, schema), stored, metadata)
         return byte_ranges(tmp)
+
+
+def write_row_groups(
+    writer: pq.ParquetWriter, tables: Iterable[pa.Table], metadata: dict[bytes, bytes]
+) -> None:
+    """Write a whole file, one row group per table; `metadata` is that of its schema."""
+    with writer:
+        for table in tables:
+            stored = table.replace_schema_metadata(metadata)
+            writer.write_table(stored, row_group_size=max(1, stored.num_rows))
 
 
 def byte_ranges(path: Path) -> tuple[tuple[ByteRange, ...], ByteRange]:

@@ -84,18 +84,18 @@ class StoredHead:
             found = np.float32(cap) * np.tanh(found / np.float32(cap))
         return found
 
-    def chunks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the weight of the valid ids some rows at a time, each with its first id."""
+    def chunks(self, stop: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the weight of ids below `stop` some rows at a time, each with its first id."""
         size = max(1, CHUNK_BYTES // (4 * self.weight.shape[1]))
-        for start in range(0, self.facts.valid_vocab, size):
-            yield start, self.rows(start, min(start + size, self.facts.valid_vocab))
+        for start in range(0, stop, size):
+            yield start, self.rows(start, min(start + size, stop))
 
     def logits(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return float32 [n, valid_vocab] of states [n, d]; keep n small."""
-        found = np.empty((len(states), self.facts.valid_vocab), np.float32)
-        for start, weight in self.chunks():
+        """Return float32 [n, V] of states [n, d], padding included; keep n small."""
+        found = np.empty((len(states), len(self.weight)), np.float32)
+        for start, weight in self.chunks(len(self.weight)):
             found[:, start : start + len(weight)] = states @ weight.T
-        return self.capped(found, slice(self.facts.valid_vocab))
+        return self.capped(found, slice(None))
 
 
 def write_basis(directory: Path, layer: str, basis: StateBasis) -> FileDigest:
@@ -183,7 +183,9 @@ def _head(path: Path, dimensions: int, vocab_size: int) -> StoredHead:
         path=path, facts=facts, weight=weight, bias=None if bias is None else _float32(bias)
     )
     finite = head.bias is None or bool(np.isfinite(head.bias).all())
-    if not finite or not all(np.isfinite(part).all() for _, part in head.chunks()):
+    if not finite or not all(
+        np.isfinite(part).all() for _, part in head.chunks(head.facts.valid_vocab)
+    ):
         raise ValueError("a weight is not finite")
     return head
 

@@ -98,10 +98,11 @@ def examine(
                     table,
                     vocab_size=identity.vocab_size,
                     k=identity.k,
-                    codec=manifest.codec,
+                    codec=manifest.rounding_codec,
                     draws=identity.draws,
-                    temperatures=len(identity.label_temperatures or ()),
+                    temperatures=identity.label_temperatures or (),
                     asked=asked_count(identity.ids_from),
+                    keep=identity.keep_positions,
                 )
             )
         except Exception as error:  # rows that no writer makes may break any of the checks

@@ -7,7 +7,7 @@ FORMAT_VERSION = f"{FORMAT_MAJOR}.{FORMAT_MINOR}"
 """Of a label set, in its manifest."""
 LATEST_MINOR = 2
 STATES_FORMAT_VERSION = f"{FORMAT_MAJOR}.{LATEST_MINOR}"
-"""Of a label set with hidden states: older readers refuse its fields."""
+"""Of a label set with hidden states or other late settings: older readers refuse its fields."""
 SHARD_VERSION = "1.0"
 """Of shards and views, which are the same in all sets of version 1."""
 

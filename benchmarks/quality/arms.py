@@ -41,6 +41,11 @@ class Arm:
     temperature: float = 1.0
 
     @property
+    def needs_more_labels(self) -> bool:
+        """True if it trains on a set of its own: the quickstart's has top-k and tail at T = 1."""
+        return self.states is not None or self.temperature != 1
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """The flags of `trainer train` that are its own."""
         words = [word for term in self.loss for word in ("--loss", term)]
@@ -62,6 +67,12 @@ ARMS = (
         generations=True,
     ),
     Arm(name="kl", what="forward KL (k = 64, tail)", loss=("forward_kl=1",)),
+    Arm(
+        name="bucketed_kl_t2",
+        what="forward KL (k = 64, tail) at T = 2, tail stored at T = 2",
+        loss=("forward_kl=1",),
+        temperature=2.0,
+    ),
     Arm(
         name="online",
         what="dense forward KL, teacher loaded",

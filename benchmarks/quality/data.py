@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality.arms import DTYPE, PACK_TOKENS
+from benchmarks.quality.arms import DTYPE, PACK_TOKENS, Arm
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.atomic import write_atomic
 from trainer.data.dataset import LabelDataset
@@ -79,26 +79,33 @@ def label(source: Path, out: Path, teacher: Path, engine: str, *more: object) ->
     call("-m", "labeler", "label", source, "--out", out, *fixed, *more)
 
 
-def with_states(inputs: Inputs, quickstart: Path, out: Path, kl: float, engine: str) -> Path:
-    """Return the training set with 50 draws and the teacher's final states, in the same order.
+def with_more(inputs: Inputs, quickstart: Path, out: Path, arm: Arm, engine: str) -> Path:
+    """Return the training set with what an arm needs beside the top k, in the same order.
+
+    That is 50 draws and the teacher's final states, or the tail at the arm's temperature.
 
     Args:
         inputs: the files of the quickstart.
         quickstart: its folder, with the corpus.
         out: where the set goes.
-        kl: of --state-kl.
+        arm: the arm.
         engine: that labels.
 
     Raises:
         SystemExit: the rows are not those of the quickstart's set.
     """
-    path = out / f"labels-states-{kl:g}"
+    if arm.states is not None:
+        name = f"labels-states-{arm.states:g}"
+        flags: list[object] = ["--draws", 50, "--states", "final", "--state-kl", arm.states]
+    else:
+        name = f"labels-t{arm.temperature:g}"
+        flags = ["--label-temperatures", f"{arm.temperature:g}"]
+    path = out / name
     if not _is_complete(path):
         corpus = quickstart / "corpus"
         if not (corpus / "train.jsonl").is_file():
             call("scripts/make_corpus.py", corpus)
-        more = ("--unit-labels", 8192, "--draws", 50, "--states", "final", "--state-kl", kl)
-        label(corpus / "train.jsonl", path, inputs.teacher, engine, *more)
+        label(corpus / "train.jsonl", path, inputs.teacher, engine, "--unit-labels", 8192, *flags)
     found = open_label_set(path)
     if (found.rows, found.tokens) != (inputs.train.rows, inputs.train.tokens):
         raise SystemExit(f"error: {path} has other rows than {inputs.train.place}: delete it")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality.arms import TRAIN, Arm
-from benchmarks.quality.data import Inputs, call, generations, state_bytes, steps_of, with_states
+from benchmarks.quality.data import Inputs, call, generations, state_bytes, steps_of, with_more
 from schemas import open_label_set
 from schemas.atomic import write_atomic
 from schemas.fingerprint import weights_digest
@@ -54,9 +54,9 @@ def run(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
     if arm.generations:
         where, engine = settings.out / "generations", settings.engine
         sets = generations(inputs, where, seed=seed, tokens=tokens, engine=engine)
-    if arm.states is not None:
+    if arm.needs_more_labels:
         where = settings.out.parent
-        sets = [with_states(inputs, settings.quickstart, where, arm.states, settings.engine)]
+        sets = [with_more(inputs, settings.quickstart, where, arm, settings.engine)]
     labels, *mix = sets
     flags: list[object] = ["--labels", labels, "--student", inputs.student, "--out", folder]
     flags += [x for path in mix for x in ("--mix", path)]
@@ -107,7 +107,7 @@ def _facts(arm: Arm, seed: int, settings: Settings) -> dict[str, Any]:
     inputs = settings.inputs
     return {
         "arm": [arm.name, *arm.loss, arm.online, *TRAIN],
-        **({} if arm.states is None else {"states": [arm.states, arm.temperature]}),
+        **({"states": [arm.states, arm.temperature]} if arm.needs_more_labels else {}),
         "seed": seed,
         "tokens": settings.tokens,
         "student": _digest(inputs.student),

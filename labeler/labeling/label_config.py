@@ -127,6 +127,7 @@ class LabelConfig(
             "--draws": self.draws,
             "--ids-from": self.ids_from,
             "--label-temperatures": self.label_temperatures,
+            "--keep-positions": self.keep_positions,
             "--states": self.states,
         }
         return next((flag for flag, value in asked.items() if value), None)

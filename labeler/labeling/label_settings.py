@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 
 from schemas.asked_ids import read_ids_from
 from schemas.errors import SoftshardsError
+from schemas.kept_positions import read_keep_positions
 from schemas.tempered_tails import read_temperatures
 from schemas.urls import read_location
 
@@ -117,6 +118,15 @@ class StorageSettings:
     """Also store the tail at these temperatures, such as 2,4: every loss over top k and tail is
     then exact there, too (`trainer train --temperature 2`). 2 bytes per position and
     temperature."""
+
+    keep_positions: Annotated[
+        str | None, Parameter(group=LABELS, converter=read_keep_positions), IDENTITY_IF_CHANGED
+    ] = None
+    """Store labels only where the teacher is unsure. 'entropy>1.5': labels with more nats.
+    'top-share 0.2': the fifth of each row's labels with the highest entropy. 'sample 0.2': about a
+    fifth, drawn with probabilities that grow with the entropy, and with weights that the trainer
+    uses, so that losses stay estimates of the ones over all labels (the other two rules have no
+    such weights). A row's first label is always stored."""
 
     states: Annotated[str | None, Parameter(group=LABELS)] = None
     """Also store hidden states of the teacher at the labeled positions, and its head: `final`, what

@@ -58,7 +58,12 @@ class Loss:
         )
 
 
-LOSSES = {
+def _exact_name(divergence: Divergence) -> str:
+    """Return the name of a divergence over all ids."""
+    return "exact_kl" if divergence == "forward_kl" else f"exact_{divergence}"
+
+
+_BUCKETED: dict[Divergence, Loss] = {
     "forward_kl": Loss(
         function="forward_kl",
         inputs="buckets",
@@ -92,6 +97,22 @@ LOSSES = {
         inputs="buckets",
         help="total variation, at most 1",
     ),
+}
+_EXACT = {
+    _exact_name(name): Loss(
+        function="linear_divergence",
+        inputs="exact",
+        divergence=name,
+        setting=loss.setting and ("mixing", loss.setting[1]),
+        help=f"likewise {name}"
+        if name != "forward_kl"
+        else "forward KL over all ids at any --temperature, from a set with states, see `labeler "
+        "label --states final`",
+    )
+    for name, loss in _BUCKETED.items()
+}
+LOSSES: dict[str, Loss] = {
+    **{str(name): loss for name, loss in _BUCKETED.items()},
     "renormalized_kl": Loss(
         function="renormalized_kl",
         inputs="top_k",
@@ -117,46 +138,7 @@ LOSSES = {
         inputs="router",
         help="balance of the experts of a mixture, such as router=0.01",
     ),
-    "exact_kl": Loss(
-        function="linear_divergence",
-        inputs="exact",
-        divergence="forward_kl",
-        help="forward KL over all ids at any --temperature, from a set with states, see `labeler "
-        "label --states final`",
-    ),
-    "exact_reverse_kl": Loss(
-        function="linear_divergence",
-        inputs="exact",
-        divergence="reverse_kl",
-        help="likewise reverse KL",
-    ),
-    "exact_jsd": Loss(
-        function="linear_divergence",
-        inputs="exact",
-        divergence="jsd",
-        setting=("mixing", "jsd_beta"),
-        help="likewise jsd",
-    ),
-    "exact_skew_kl": Loss(
-        function="linear_divergence",
-        inputs="exact",
-        divergence="skew_kl",
-        setting=("mixing", "skew_alpha"),
-        help="likewise skew_kl",
-    ),
-    "exact_skew_reverse_kl": Loss(
-        function="linear_divergence",
-        inputs="exact",
-        divergence="skew_reverse_kl",
-        setting=("mixing", "skew_alpha"),
-        help="likewise skew_reverse_kl",
-    ),
-    "exact_tvd": Loss(
-        function="linear_divergence",
-        inputs="exact",
-        divergence="tvd",
-        help="likewise tvd",
-    ),
+    **_EXACT,
     "states": Loss(
         function="state_distance",
         inputs="states",

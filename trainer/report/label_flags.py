@@ -8,7 +8,10 @@ from schemas import LabelSet
 from schemas.manifest import Identity
 from schemas.version import CODECS
 
-IDENTITY = ("k", "max_length", "dtype", "quantization", "top_p_labels", "min_k", "draws", "spans")
+IDENTITY = (
+    *("k", "max_length", "dtype", "quantization", "top_p_labels", "min_k", "draws", "spans"),
+    *("ids_from", "keep_positions"),
+)
 """Fields of the identity that have the names of their flags."""
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -32,6 +35,8 @@ def label_flags(labels: LabelSet) -> dict[str, object]:
         **{name: getattr(identity, name) for name in IDENTITY},
         "head_dtype": "model" if identity.head_dtype != "float32" else None,
         "overlap": identity.overlap if identity.mode == "score" else None,
+        "label_temperatures": ",".join(f"{t:g}" for t in identity.label_temperatures or ()) or None,
+        "states": _states(identity),
         **_sampling(identity),
         **(identity.rendering or {}),
         "raw_prompts": (identity.mode == "generate" and identity.chat_template is None) or None,
@@ -52,6 +57,12 @@ def input_names(labels: LabelSet) -> list[str]:
 def _plan(labels: LabelSet) -> dict[str, JsonValue]:
     plan: dict[str, JsonValue] = labels.manifest.provenance.get("plan") or {}
     return plan
+
+
+def _states(identity: Identity) -> str | None:
+    """Return the layers of --states."""
+    layers = (identity.states or "").partition(" ")[0]
+    return layers.replace("layer_", "") or None
 
 
 def _sampling(identity: Identity) -> dict[str, object]:

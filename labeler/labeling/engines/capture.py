@@ -175,6 +175,12 @@ def nucleus(
     return _cut(labels, keep, temperatures)
 
 
+def pad_asked(asked: Sequence[Sequence[int]], width: int) -> NDArray[np.int64]:
+    """Return lists of ids that were asked for as [n, width], padded with -1."""
+    padded = [[*ids, *[-1] * (width - len(ids))] for ids in asked]
+    return np.array(padded, np.int64).reshape(-1, width)
+
+
 def without_asked(labels: Labels, k: int) -> Labels:
     """Return labels without the ids after the top k, which were asked for; the tail has them."""
     shape = labels.topk_ids.shape

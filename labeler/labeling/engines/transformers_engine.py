@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import transformers
 
-from labeler.labeling.engines.capture import CaptureError, positions, with_states
+from labeler.labeling.engines.capture import CaptureError, pad_asked, positions, with_states
 from labeler.labeling.engines.decoder_layers import decoder_layers, inner_layers
 from labeler.labeling.engines.engine import EngineFacts, Failed, Labeled, Request
 from labeler.labeling.engines.fit_states import OutputHead
@@ -287,8 +287,7 @@ def _padded(
     if not width:
         return None
     lists = (asked or [])[first : first + len(logits)] or [[]] * len(logits)
-    rows = [[*ids, *[-1] * (width - len(ids))] for ids in lists]
-    return torch.tensor(rows, dtype=torch.int64, device=logits.device)
+    return torch.from_numpy(pad_asked(lists, width)).to(logits.device)
 
 
 def exact_labels(

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from labeler.labeling.planning.cut import Planned
 from schemas import Identity, SoftshardsError
 from schemas.file_names import FINAL
+from schemas.kept_positions import parse_rule
 from schemas.version import STATES_1
 
 BYTES_PER_LOGPROB = {"plain": 2.8, "compact": 1.7}
@@ -23,6 +25,18 @@ STATES_SAMPLE = 8
 """Hidden states per dimension that bases are fitted to and, a quarter of them, measured on."""
 UNIT_BYTES = 1 << 30
 """Memory for the ids and logprobs of one unit."""
+
+
+def most_labels(planned: Planned, keep: str | None) -> int:
+    """Return about how many of the planned labels are stored, at most.
+
+    Args:
+        planned: the plan.
+        keep: the rule of --keep-positions. How many labels are above an entropy is not known.
+    """
+    if keep is None:
+        return planned.n_labels
+    return parse_rule(keep).most_labels(planned.n_labels, planned.rows)
 
 
 def estimate_bytes(labels: int, *, k: int, draws: int, codec: Literal["plain", "compact"]) -> int:

@@ -16,6 +16,7 @@ from labeler.labeling.planning.budget import (
     estimate_bytes,
     estimate_state_bytes,
     free_bytes,
+    most_labels,
     with_states_codec,
 )
 from labeler.labeling.planning.cut import Planned
@@ -41,6 +42,7 @@ class DryRun:
 
     Attributes:
         planned: the plan in numbers.
+        labels: of them, about how many are stored, at most.
         bytes: of the label set; free_bytes: of its disk, None in an object store.
         states: layers and codec of the hidden states; state_bytes: their part of `bytes`, with the
             head.
@@ -50,6 +52,7 @@ class DryRun:
     """
 
     planned: Planned
+    labels: int
     bytes: int
     free_bytes: int | None
     memory: Memory
@@ -93,11 +96,12 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
             timing = measure_timing(planned, config, teacher, identity, batched_tokens=step)
         else:
             timing = rough_timing(planned, config, size.parameters, identity.dtype)
-        labels = planned.n_labels
+        labels = most_labels(planned, config.keep_positions)
         identity = with_states_codec(identity, labels, teacher.width)
         states = estimate_state_bytes(labels, identity, kl=config.state_kl, width=teacher.width)
         return DryRun(
             planned=planned,
+            labels=labels,
             bytes=states
             + estimate_bytes(labels, k=identity.width, draws=config.draws, codec=config.codec),
             states=identity.states,
@@ -135,6 +139,7 @@ def print_plan(
             "dtype": result.dtype,
             "context": result.context,
             "labels": planned.n_labels,
+            "stored_labels": result.labels,
             "rejects": planned.rejects,
             "estimated_bytes": result.bytes,
             "states": result.states,
@@ -149,13 +154,17 @@ def print_plan(
         print(json.dumps(facts))
         return
     most = " at most" if config.mode == "generate" else ""
+    by_entropy = (config.keep_positions or "").startswith("entropy")
+    most_stored = " at most" if by_entropy else most
     out.print(f"rows          {planned.rows} in {planned.units} units")
     out.print(f"tokens        {planned.n_tokens}, labels {planned.n_labels}{most}")
+    if config.keep_positions is not None:
+        out.print(f"stored        {result.labels} labels{most_stored} ({config.keep_positions})")
     out.print(f"teacher       {result.dtype}, context {result.context} tokens")
     out.print(f"rejects       {planned.rejects}")
     for reject in planned.first_rejects:
         out.print(f"              {reject.id}: {reject.reason}")
-    out.print(f"size          about {human_bytes(result.bytes)}{most}")
+    out.print(f"size          about {human_bytes(result.bytes)}{most_stored}")
     if result.states is not None:
         size = human_bytes(result.state_bytes) if result.state_bytes else "an unknown part"
         out.print(f"              {size} of it for hidden states ({result.states}) and head")

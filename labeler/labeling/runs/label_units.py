@@ -30,6 +30,7 @@ from labeler.labeling.runs import energy
 from labeler.labeling.runs.energy import Energy
 from labeler.labeling.runs.engine_session import EngineSession
 from labeler.labeling.runs.journal_upkeep import compact_after
+from labeler.labeling.runs.keep_positions import keep_positions
 from labeler.labeling.runs.load_engine import load_engine
 from labeler.labeling.runs.stopping import Stop
 from labeler.labeling.runs.unit_requests import as_reject, unit_requests
@@ -164,6 +165,7 @@ class UnitLabeler:
         meter = energy.start()
         clock = time.perf_counter()
         labeled, failed = self._session.label(requests, note)
+        labeled = keep_positions(labeled, config.keep_positions)
         states = self._manifest.states
         if states is not None and states.codec == STATES_1:
             labeled, too_large = _within_float16(labeled)

@@ -11,6 +11,7 @@ from labeler.labeling.planning.budget import (
     STATES_SAMPLE,
     estimate_bytes,
     estimate_state_bytes,
+    most_labels,
     require_space,
     with_states_codec,
 )
@@ -60,10 +61,11 @@ def new_set(
         if teacher.clock is None or not teacher.clock.used:
             identity = identity.model_copy(update={"template_time": None})
         asked = identity.states
-        identity = with_states_codec(identity, planned.n_labels, teacher.width)
+        labels = most_labels(planned, identity.keep_positions)
+        identity = with_states_codec(identity, labels, teacher.width)
         if identity.states != asked:
             err.print(
-                f"{planned.n_labels:,} labels are too few for the codec of hidden states, which "
+                f"{labels:,} labels are too few for the codec of hidden states, which "
                 f"needs {STATES_SAMPLE * (teacher.width or 0):,}: they are stored as float16"
             )
         require_room_for(planned, config, identity, teacher.width)
@@ -111,7 +113,7 @@ def require_room_for(
     """
     if is_url(config.out):
         return
-    labels, k = planned.n_labels, identity.width
+    labels, k = most_labels(planned, identity.keep_positions), identity.width
     needed = estimate_bytes(labels, k=k, draws=config.draws, codec=config.codec)
     needed += estimate_state_bytes(labels, identity, kl=config.state_kl, width=width)
     require_space(needed, config.folder)

@@ -18,6 +18,7 @@ from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import STATES_SAMPLE
 from labeler.labeling.planning.planned_row import PlannedRow
 from labeler.labeling.runs.engine_session import EngineSession
+from labeler.labeling.runs.keep_positions import keep_positions
 from labeler.labeling.runs.locks import set_lock
 from labeler.labeling.runs.unit_requests import unit_requests
 from labeler.labeling.writing.set_place import SetPlace
@@ -44,7 +45,9 @@ def prepare_states(
 ) -> Manifest:
     """Return a manifest with the record of its hidden states.
 
-    The first process that comes here writes head and bases; the others wait for it.
+    The first process that comes here writes head and bases; the others wait for it. Where all rows
+    together (answers that are shorter than --max-tokens) are too few to fit bases to, the states
+    are stored as float16, and the identity says so before the first unit is written.
 
     Args:
         session: a loaded teacher.
@@ -59,10 +62,13 @@ def prepare_states(
         known = read_manifest(place.folder)
         if known.states is None:
             record = _write_files(session, config, manifest, place)
-            write_manifest(place.folder, known.model_copy(update={"states": record}))
+            identity = known.identity.model_copy(update={"states": record.identity})
+            changes = {"identity": identity, "identity_digest": identity.digest, "states": record}
+            known = known.model_copy(update=changes)
+            write_manifest(place.folder, known)
             place.publish()
-            known = known.model_copy(update={"states": record})
-    return manifest.model_copy(update={"states": known.states})
+    names = ("identity", "identity_digest", "states")
+    return manifest.model_copy(update={name: getattr(known, name) for name in names})
 
 
 def read_bases(folder: Path, manifest: Manifest) -> dict[str, StateBasis]:
@@ -92,11 +98,16 @@ def _write_files(
                 path=config.model,
             )
         files.append(_write_head(head, vocab_size, place))
-    samples = _samples(session, config, open_plan(place.folder, manifest.plan))
-    if codec == STATES_1:
-        dimensions = next(samples).shape[2]
+    wanted = 0 if codec == STATES_1 else STATES_SAMPLE
+    states = _sample(_samples(session, config, open_plan(place.folder, manifest.plan)), wanted)
+    dimensions = states.shape[2]
+    if len(states) < wanted * dimensions:
+        err.print(
+            f"the rows have {len(states):,} labels, too few for the codec of hidden states, which "
+            f"needs {wanted * dimensions:,}: they are stored as float16"
+        )
+    if codec == STATES_1 or len(states) < wanted * dimensions:
         return StatesRecord(layers=layers, codec="states/1", dimensions=dimensions, files=(*files,))
-    states = _enough(samples)
     fitted, held_out = np.split(states, [len(states) * 3 // 4])
     err.print(f"fitting the codec of hidden states to {len(fitted):,} positions of the set")
     left = None
@@ -120,7 +131,7 @@ def _write_files(
     return StatesRecord(
         layers=layers,
         codec="states/2",
-        dimensions=states.shape[2],
+        dimensions=dimensions,
         files=(*files,),
         kl_asked=config.state_kl,
         kl_measured=left,
@@ -138,24 +149,28 @@ def _samples(session: EngineSession, config: LabelConfig, plan: pq.ParquetFile) 
         for start in range(0, len(order), STEP):
             some: list[Request] = [requests[i] for i in order[start : start + STEP]]
             labeled, _ = session.label(some, lambda _: None)
+            labeled = keep_positions(labeled, config.keep_positions)
             for row in sorted(labeled, key=lambda row: (row.request.index, row.request.sample)):
                 assert row.labels.states is not None, "the engine was asked for them"
                 yield row.labels.states
-    raise SoftshardsError(
-        "no row could be labeled, or all of them together are too few for the codec of hidden "
-        "states",
-        hint="label into another folder with --state-kl 0, which stores float16; --limit 10 "
-        "--engine transformers shows what a teacher answers",
-    )
 
 
-def _enough(samples: Iterator[States]) -> States:
+def _sample(samples: Iterator[States], per_dimension: int) -> States:
+    """Return the states of the first rows: so many per dimension, or all there are.
+
+    Raises:
+        SoftshardsError: no row could be labeled.
+    """
     parts: list[States] = []
-    found, wanted = 0, 1
-    while found < wanted:
-        parts.append(next(samples))
-        found += len(parts[-1])
-        wanted = STATES_SAMPLE * parts[-1].shape[2]
+    for states in samples:
+        parts.append(states)
+        if sum(map(len, parts)) >= per_dimension * states.shape[2]:
+            break
+    if not parts:
+        raise SoftshardsError(
+            "no row could be labeled",
+            hint="--limit 10 --engine transformers shows what a teacher answers",
+        )
     return np.concatenate(parts)
 
 

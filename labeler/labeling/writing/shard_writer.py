@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -168,7 +169,9 @@ def _scalars(plan: PlannedRow, row: Labeled, text: str | None) -> dict[str, obje
 def _student_context(plan: PlannedRow, row: Labeled, spans: list[SpanFields]) -> dict[str, object]:
     """Return the student's ids and spans; a generation is appended to the student's own prompt."""
     ids, planned = plan["student_input_ids"], plan["student_spans"]
-    if ids is not None and not planned:
+    if planned:
+        planned = _matching_spans(row, planned)
+    elif ids is not None:
         prompt = len(row.request.input_ids)
         shift = len(ids) - prompt
         ids = [*ids, *row.input_ids[prompt:]]
@@ -177,3 +180,20 @@ def _student_context(plan: PlannedRow, row: Labeled, spans: list[SpanFields]) ->
             for s in spans
         ]
     return {"student_input_ids": ids, "student_spans": planned}
+
+
+def _matching_spans(row: Labeled, planned: list[SpanFields]) -> list[SpanFields]:
+    """Return the parts of the student's planned spans that have labels.
+
+    They match the request's spans one by one; `row.spans` are parts of those (--keep-positions).
+    """
+    starts = [span.start for span in row.request.spans]
+    found: list[SpanFields] = []
+    for span in row.spans:
+        number = bisect_right(starts, span.start) - 1
+        student = planned[number]
+        shift = student["start"] - starts[number]
+        found.append(
+            SpanFields(start=span.start + shift, stop=span.stop + shift, kind=student["kind"])
+        )
+    return found

@@ -18,6 +18,7 @@ from polars.io.plugins import register_io_source
 
 from labeler.labelsets.common.tokenizer_file import TextTokenizer, open_tokenizer
 from schemas import LabelSet
+from schemas.labeled_spans import labeled_tokens
 from schemas.ngrams import repetition
 from schemas.shard import identity_schema
 
@@ -34,6 +35,7 @@ COMPUTED = {
 
 `kind`: the kinds of the row's spans, joined by `+`. `repetition`: share of repeated n-grams among
 the labeled tokens. `answer`: `generation`, or the text of the labeled tokens where that is null.
+Where labels were left out (--keep-positions), these are the tokens from the first label on.
 `text`: the text of the whole sequence. Neither text has special tokens."""
 
 
@@ -123,18 +125,19 @@ class Rows:
     def _with(self, frame: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         """Return `columns` of a row group, computing the ones that are not stored."""
         added = []
+        thinned = self.labels.manifest.identity.keep_positions is not None
         if "kind" in columns:
             kind = pl.element().struct.field("kind").unique(maintain_order=True)
             added.append(frame["spans"].list.eval(kind).list.join("+").rename("kind"))
         if "repetition" in columns:
             n = self.repetition_ngram
-            shares = [repetition(ids, n) for ids in labeled_ids(frame)]
+            shares = [repetition(ids, n) for ids in labeled_ids(frame, thinned=thinned)]
             added.append(pl.Series("repetition", shares, pl.Float64))
         if "answer" in columns:
             answer = frame["generation"]
             if answer.null_count():
                 missing = frame.filter(answer.is_null())
-                texts = iter(self._decode(labeled_ids(missing)))
+                texts = iter(self._decode(labeled_ids(missing, thinned=thinned)))
                 filled = [next(texts) if text is None else text for text in answer]
                 answer = pl.Series(filled, dtype=pl.String)
             added.append(answer.rename("answer"))
@@ -154,10 +157,7 @@ def lists(series: pl.Series) -> list[NDArray[np.int64]]:
     return np.split(flat.astype(np.int64), stops[:-1]) if len(series) else []
 
 
-def labeled_ids(frame: pl.DataFrame) -> list[NDArray[np.int64]]:
-    """Return the labeled tokens of each row, in label order, int64 [n_labels] each."""
-    taken = []
-    for ids, spans in zip(lists(frame["input_ids"]), frame["spans"].to_list()):
-        parts = [ids[span["start"] : span["stop"]] for span in spans]
-        taken.append(np.concatenate(parts) if parts else ids[:0])
-    return taken
+def labeled_ids(frame: pl.DataFrame, *, thinned: bool) -> list[NDArray[np.int64]]:
+    """Return the labeled tokens of each row, int64 [n] each, as `labeled_tokens` does."""
+    pairs = zip(lists(frame["input_ids"]), frame["spans"].to_list())
+    return [labeled_tokens(ids, spans, thinned=thinned) for ids, spans in pairs]

@@ -34,9 +34,12 @@ def token_columns(on: On) -> tuple[str, ...]:
     return ("input_ids",) if on == "sequence" else ("input_ids", "spans")
 
 
-def tokens(frame: pl.DataFrame, on: On) -> list[NDArray[np.int64]]:
-    """Return the tokens to compare of each row: ids, int64 [length] each."""
-    return lists(frame["input_ids"]) if on == "sequence" else labeled_ids(frame)
+def tokens(frame: pl.DataFrame, on: On, *, thinned: bool) -> list[NDArray[np.int64]]:
+    """Return the tokens to compare of each row: ids, int64 [length] each.
+
+    `thinned`: as in `labeled_tokens`.
+    """
+    return lists(frame["input_ids"]) if on == "sequence" else labeled_ids(frame, thinned=thinned)
 
 
 def digest(ids: NDArray[np.int64]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -72,6 +73,8 @@ def gather_facts(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -
         columns.append("text" if settings.ngram_of == "words" else "input_ids")
     columns = list(dict.fromkeys(columns))
     total = rows.labels.rows
+    thinned = rows.labels.manifest.identity.keep_positions is not None
+    compared = partial(tokens, on=settings.dedup_on, thinned=thinned)
     signatures = np.zeros((total if settings.dedup == "near" else 0, PERMUTATIONS), np.uint32)
     overlaps = None if held_out is None else Overlaps(held_out)
     frames: list[pl.DataFrame] = []
@@ -81,9 +84,9 @@ def gather_facts(rows: Rows, settings: CurateConfig, held_out: HeldOut | None) -
         for first, frame in rows.frames(columns):
             frames.append(frame.select(scalars))
             if settings.dedup == "exact":
-                digests += [digest(ids) for ids in tokens(frame, settings.dedup_on)]
+                digests += [digest(ids) for ids in compared(frame)]
             if settings.dedup == "near":
-                for i, ids in enumerate(tokens(frame, settings.dedup_on)):
+                for i, ids in enumerate(compared(frame)):
                     signatures[first + i] = signature(ids, settings.shingle)
             if overlaps is not None:
                 for name, units in zip(frame["id"], row_units(frame, settings.ngram_of)):

@@ -30,7 +30,7 @@ from schemas.atomic import atomic_path
 from schemas.file_names import HEAD, TOKENIZER, hidden_name, shard_name
 from schemas.fingerprint import sha256_file
 from schemas.hidden_part import hidden_schema
-from schemas.manifest import FileDigest, require_same_identity
+from schemas.manifest import ROUNDED_BY, FileDigest, require_same_identity
 from schemas.version import PLAIN_1
 
 
@@ -135,6 +135,7 @@ def _recode(
             _compare_hidden(labels, groups, place.folder / hidden_name(unit))
         return {"recoded": compare_shards(labels, groups, place.folder / shard_name(unit), codec)}
 
+    rounded = {labels.manifest.rounding_codec for labels in sources} - {PLAIN_1, codec}
     with progress("shards") as bar:
         opening = bar.track(shards, description="opening")
         units = [_unit(*shard, has_states=record is not None) for shard in opening]
@@ -148,6 +149,7 @@ def _recode(
             "how": how,
             "from": [origin(labels) for labels in sources],
             **({"dropped": "hidden states"} if drop_states and first.states else {}),
+            **({ROUNDED_BY: rounded.pop()} if rounded else {}),
         },
         copy_tokenizer=tokenizer_of(first),
         provenance={n: v for n in facts if (v := first.manifest.provenance.get(n)) is not None},

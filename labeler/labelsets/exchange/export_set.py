@@ -35,6 +35,7 @@ TABLES = {"distillkit": distillkit_table, "axolotl": axolotl_table}
 DRAWS = "ids drawn from the teacher"
 STATES = "hidden states of the teacher"
 TAILS = "tails at further temperatures"
+WEIGHTS = "weights of sampled labels"
 
 Write = Callable[[pa.Table], None]
 
@@ -265,6 +266,7 @@ def _facts(labels: LabelSet, file: Path, format: str) -> _SetFacts:
             *([DRAWS] if manifest.identity.draws else []),
             *([STATES] if manifest.states is not None else []),
             *([TAILS] if manifest.identity.label_temperatures else []),
+            *([WEIGHTS] if manifest.identity.has_weights else []),
         ],
         "teacher": manifest.provenance.get("teacher"),
         "identity_digest": manifest.identity_digest,

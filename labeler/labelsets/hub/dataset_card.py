@@ -141,9 +141,7 @@ def _facts(complete: CompleteSet, teacher: str | None) -> dict[str, str]:
         "k": str(identity.k),
         "nucleus cut": None if identity.top_p_labels is None else str(identity.top_p_labels),
         "drawn ids per position": None if identity.draws is None else str(identity.draws),
-        "further ids": identity.ids_from and f"`{identity.ids_from}` of the input",
-        "tails at temperatures": ", ".join(f"{t:g}" for t in identity.label_temperatures or ())
-        or None,
+        **{name: f"`{text}`" for name, text in identity.late_settings.items()},
         "hidden states": None if manifest.states is None else _states(manifest.states),
         "longest sequence": f"{identity.max_length} tokens, overlap {identity.overlap}",
         "labeled spans": identity.spans,

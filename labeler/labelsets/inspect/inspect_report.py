@@ -30,7 +30,7 @@ def print_summary(path: Path | str, labels: LabelSet, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    out.print(_facts(facts))
+    out.print(_facts(facts, labels.manifest.identity.late_settings))
     if facts["labels"]:
         out.print()
         out.print(_percentiles(facts))
@@ -49,7 +49,7 @@ def print_summary(path: Path | str, labels: LabelSet, *, as_json: bool) -> None:
         _print_outliers(facts["outliers"], labels)
 
 
-def _facts(facts: Summary) -> Table:
+def _facts(facts: Summary, late_settings: dict[str, str]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     size = f"{human_bytes(facts['bytes'])}"
     if facts["bytes_per_label"] is None:
@@ -65,6 +65,7 @@ def _facts(facts: Summary) -> Table:
         f"{facts['rejects']} rejects",
         "tokens": f"{facts['tokens']:,}, labeled {facts['labels']:,}",
         "size": size,
+        **late_settings,
     }
     if (states := facts["states"]) is not None:
         kl = "" if states["kl"] is None else f", mean KL {states['kl']:.2g} nats"

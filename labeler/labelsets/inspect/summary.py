@@ -101,6 +101,9 @@ class SetFacts(TypedDict):
     mode: str
     k: int
     draws: int | None
+    ids_from: str | None
+    label_temperatures: list[float]
+    keep_positions: str | None
     codec: str
     teacher: str | None
     teacher_weights: str
@@ -195,6 +198,9 @@ def _set_facts(path: Path | str, labels: LabelSet) -> SetFacts:
         "mode": identity.mode,
         "k": identity.k,
         "draws": identity.draws,
+        "ids_from": identity.ids_from,
+        "label_temperatures": list(identity.label_temperatures or ()),
+        "keep_positions": identity.keep_positions,
         "codec": labels.manifest.codec,
         "teacher": labels.manifest.provenance.get("teacher"),
         "teacher_weights": identity.weights,

@@ -105,9 +105,14 @@ class Diagnosis:
 
     @property
     def rebuilds_plan(self) -> bool:
-        """The plan is lost, and the shards hold all of it: not the ids that an input asked for."""
-        asks = self.manifest.identity.ids_from is not None
-        return self.plan == "missing" and not self.redo and not asks
+        """The plan is lost, and the shards hold all of it.
+
+        They do not hold the ids that an input asked for, nor spans of which labels were left out.
+        """
+        identity = self.manifest.identity
+        kept = identity.keep_positions is not None and identity.mode == "score"
+        has_all = identity.ids_from is None and not kept
+        return self.plan == "missing" and not self.redo and has_all
 
 
 def require_label_set(out: Path) -> list[Path]:

@@ -81,10 +81,11 @@ def hash_consistent_shard(shard: Path, manifest: Manifest) -> Ranges | str:
                     table,
                     vocab_size=identity.vocab_size,
                     k=identity.k,
-                    codec=manifest.codec,
+                    codec=manifest.rounding_codec,
                     draws=identity.draws,
-                    temperatures=len(identity.label_temperatures or ()),
+                    temperatures=identity.label_temperatures or (),
                     asked=asked_count(identity.ids_from),
+                    keep=identity.keep_positions,
                 ):
                     return f"row group {number}, {finding}"
         return byte_ranges(shard)

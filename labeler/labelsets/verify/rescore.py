@@ -93,7 +93,7 @@ def rescore_rows(
     from labeler.labeling.rendering.spans import Span
     from labeler.labeling.teacher.teacher import open_teacher
 
-    identity, codec = labels.manifest.identity, labels.manifest.codec
+    identity, codec = labels.manifest.identity, labels.manifest.rounding_codec
     teacher = open_teacher(path, max_length=identity.max_length)
     dtype, head = identity.dtype, identity.head_dtype
     if "unknown" in (dtype, head):  # an imported set that does not record them

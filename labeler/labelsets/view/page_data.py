@@ -48,6 +48,7 @@ class SetFacts(TypedDict):
     vocab_size: int
     max_length: int
     sampling: dict[str, object] | None
+    late_settings: dict[str, str]
     rows: int
     tokens: int
     labels: int
@@ -230,6 +231,7 @@ def _set_facts(labels: LabelSet, path: Path | str) -> SetFacts:
         "vocab_size": identity.vocab_size,
         "max_length": identity.max_length,
         "sampling": None if identity.sampling is None else identity.sampling.model_dump(),
+        "late_settings": identity.late_settings,
         "rows": labels.rows,
         "tokens": labels.tokens,
         "labels": labels.labels,

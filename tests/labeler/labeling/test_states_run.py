@@ -16,15 +16,22 @@ from transformers import AutoModelForCausalLM
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_dry_run import dry_run
 from labeler.labeling.runs.label_run import label
-from schemas import Labels, LabelSet, SoftshardsError, decode, open_label_set
+from schemas import (
+    Labels,
+    LabelSet,
+    SoftshardsError,
+    decode,
+    open_label_set,
+    validate_label_set,
+)
 from schemas.hidden_part import state_columns
 from schemas.state_codec import DEFAULT_KL
+from tests.labeler.conftest import Settings
 from tests.tiny_model import TEXT, make_model
 
 
 @pytest.fixture
 def documents(tmp_path: Path) -> Path:
-from tests.labeler.conftest import Settings
     """Write documents of about 1,300 tokens together: twice what a basis of 64 axes needs."""
     rng, words = np.random.default_rng(0), " ".join(TEXT).split()
     rows = [{"id": str(i), "text": " ".join(rng.choice(words, 24))} for i in range(24)]
@@ -108,6 +115,22 @@ def test_float16_where_a_set_is_small(
     label([str(documents)], config)
     notice = " ".join(capsys.readouterr().err.split())
     assert "labels are too few for the codec of hidden states, which needs 512" in notice
+
+
+def test_float16_where_rows_come_out_too_short_for_a_basis(
+    documents: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan has enough labels (answers count with --max-tokens), and the rows have not."""
+    config = settings(states="final", keep_positions="entropy>99")
+    label([str(documents)], config)
+    assert "the rows have 27 labels, too few for the codec of hidden states" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
+    labels = open_label_set(config.out)
+    assert labels.labels == labels.rows == 27
+    assert labels.manifest.identity.states == "final states/1"
+    assert list(validate_label_set(labels)) == []
+    assert label([str(documents)], config).units_labeled == 0
     assert open_label_set(config.out).manifest.identity.states == "final states/1"
     assert label([str(documents)], config).units_labeled == 0
 

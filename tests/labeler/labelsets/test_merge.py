@@ -13,6 +13,7 @@ import pytest
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
 from schemas import open_label_set, validate_label_set
+from schemas.invariants import validate_table
 from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
 from tests.labeler.labeling.test_run import shard_bytes
@@ -151,3 +152,21 @@ def test_a_merge_resumes_after_kill_9(
     assert shard_bytes(out) == whole
     assert open_label_set(out).manifest.status == "complete"
     assert not list(out.glob("**/.tmp-*"))
+
+
+def test_a_plain_set_keeps_the_rounding_of_a_compact_source(
+    sets: dict[str, Path], labeler: CommandLine
+) -> None:
+    """Labels of `compact/1` break the bounds of `plain/1` wherever they go."""
+    labeler("convert", sets["b"], "compact")
+    assert labeler("merge", sets["a"], "compact", "both", "--codec", "plain", "--json").json
+    labeler("convert", "both", "again", "--codec", "plain")
+    for name in ("both", "again"):
+        labels = open_label_set(name)
+        assert (labels.manifest.codec, labels.manifest.rounding_codec) == ("plain/1", "compact/1")
+        assert list(validate_label_set(labels)) == []
+    (table,) = (labels.read_row_group(g) for g in labels.row_groups[-1:])
+    identity = labels.manifest.identity
+    assert list(validate_table(table, vocab_size=identity.vocab_size, k=identity.k))
+    labeler("convert", "both", "compact-again")
+    assert open_label_set("compact-again").manifest.provenance["derived"].keys() == {"how", "from"}

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from schemas import LabelSet, SoftshardsError
-from schemas.labeled_spans import span_positions
+from schemas.labeled_spans import labeled_tokens
 from schemas.ngrams import repetition
 from schemas.verdicts import RowVerdict
 
@@ -16,7 +14,7 @@ NGRAM = 4
 """n of the repeated n-grams, as in the column `repetition` of `labeler curate`."""
 COLUMNS = (
     *("id", "chunk", "sample", "prompt", "generation"),
-    *("finish_reason", "n_labels", "input_ids", "spans"),
+    *("finish_reason", "input_ids", "spans"),
 )
 PromptKey = tuple[str, int]
 """id and chunk of a prompt; its answers differ in `sample`."""
@@ -59,6 +57,7 @@ def read_answers(
         LabelSetError: a shard is altered.
     """
     found: dict[PromptKey, dict[int, tuple[str | None, Answer]]] = {}
+    thinned = labels.manifest.identity.keep_positions is not None
     for group in labels.row_groups:
         for row in labels.read_row_group(group, COLUMNS).to_pylist():
             if row["generation"] is None:
@@ -69,12 +68,12 @@ def read_answers(
                     hint="make answers with `labeler label --mode generate`",
                 )
             key, sample = (row["id"], row["chunk"]), row["sample"]
-            ids = [row["input_ids"][at] for at in span_positions(row["spans"])]
+            ids = labeled_tokens(row["input_ids"], row["spans"], thinned=thinned)
             answer = Answer(
                 text=row["generation"],
-                tokens=row["n_labels"],
+                tokens=len(ids),
                 truncated=row["finish_reason"] == "length",
-                repetition=repetition(np.array(ids, np.int64), NGRAM),
+                repetition=repetition(ids, NGRAM),
                 verdict=verdicts.get((*key, sample)),
             )
             found.setdefault(key, {})[sample] = (row["prompt"], answer)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from labeler.labeling.engines.capture import pad_asked
 from labeler.labeling.engines.label_rows import EXTRAS, gather_rows
 from labeler.labeling.engines.vllm.state_tap import HeadShard, StateTap, to_wire
 from schemas.labeled_spans import positions
@@ -191,8 +192,7 @@ def _prompt_labels(
         tokens.append(runner.input_batch.token_ids_cpu[index, wanted[here]])
         if capture.asked:
             lists = (request.sampling_params.extra_args.get(ASKED_KEY) or [[]] * len(wanted))[here]
-            padded = [[*ids, *[-1] * (capture.asked - len(ids))] for ids in lists]
-            asked.append(np.reshape(np.array(padded, np.int64), (-1, capture.asked)))
+            asked.append(pad_asked(lists, capture.asked))
         if first + scheduled_tokens >= len(request.prompt_token_ids):
             finished[name] = rows
             del runner.num_prompt_logprobs[name]

@@ -28,7 +28,7 @@ function header(facts, sample) {
       ...(set.path ? { path: set.path } : {}), ...(set.view_of ? { "view of": set.view_of } : {}), teacher: set.teacher ?? "unknown", mode: set.mode, k: set.k, codec: set.codec, format: set.format_version,
       status: set.status, dtype: set.dtype, "head dtype": set.head_dtype, quantization: set.quantization ?? "none",
       vocabulary: integers.format(set.vocab_size), "longest sequence": `${integers.format(set.max_length)} tokens`,
-      sampling: set.sampling ? JSON.stringify(set.sampling) : "none", rows: integers.format(set.rows), tokens: integers.format(set.tokens),
+      sampling: set.sampling ? JSON.stringify(set.sampling) : "none", ...set.late_settings, rows: integers.format(set.rows), tokens: integers.format(set.tokens),
       labels: integers.format(set.labels), size: bytes(set.bytes) + (set.view_of ? " for the whole set" : `, ${(set.bytes / Math.max(1, set.labels)).toFixed(0)} B per label`),
       weights: set.weights, tokenizer: set.tokenizer, "chat template": set.chat_template ?? "none", identity: set.identity_digest,
     };
