@@ -323,6 +323,9 @@ def _write_unit(
     schema = identity_schema(identity)
     settings = (identity.vocab_size, identity.k, identity.draws, identity.label_temperatures or ())
     labels = [label_row(model, row, *settings) for row in unit]
+    if identity.has_weights:
+        weights = (1 + np.arange(len(row), dtype=np.float32) % 4 for row in labels)
+        labels = [replace(row, label_weights=w) for row, w in zip(labels, weights)]
     columns: dict[str, Any] = {
         "id": [row.id for row in unit],
         "chunk": [0] * len(unit),

@@ -26,6 +26,8 @@ def label_losses(output: StudentOutput, batch: Batch) -> tuple[Tensor, Tensor]:
 def token_weights(weighting: TokenWeighting, batch: Batch) -> Tensor:
     """Return the weight of each label of a batch: float32 [n], 0 or more."""
     weights = torch.ones_like(batch.tail_logprob)
+    if batch.label_weights is not None:
+        weights = weights * batch.label_weights
     if weighting.is_uniform:
         return weights
     weights = weights * weights.new_tensor(weighting.kinds)[batch.kinds]

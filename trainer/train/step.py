@@ -61,7 +61,7 @@ def optimizer_step(run: Run, packs: list[PackSize], caught: list[int]) -> tuple[
     flags = torch.tensor([float(bool(caught)), float(not own_sums.isfinite().all())]).to(own_sums)
     totals = accelerator.reduce(torch.cat([own_sums.sum(0), flags]), "sum").tolist()
     kl, ce, *terms, counted_labels, teacher_tail, student_rest, signaled, broken = totals
-    if not objective.weighting.is_uniform:
+    if counted_labels != n_labels:
         _scale_gradients(run, n_labels / counted_labels if counted_labels else 1.0)
     norm = float(accelerator.clip_grad_norm_(run.model.parameters(), config.clip or math.inf))
     if broken or not math.isfinite(norm):
