@@ -18,6 +18,7 @@ from schemas import Labels
 from schemas.arrow import SPAN_KINDS
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.codec import PAD_ID
+from schemas.kept_positions import LABEL_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,6 +96,10 @@ def value_problem(labels: Labels, offsets: NDArray[np.int64], vocab_size: int) -
     for name, values in logs.items():
         if values.size and not values.max() <= 0:  # true of NaN, too
             return _row(~(values <= 0), offsets), f"{name} is above 0 or NaN"
+    weights = labels.label_weights
+    if weights is not None and not np.all((weights >= 0) & (weights < np.inf)):
+        wrong = ~((weights >= 0) & (weights < np.inf))
+        return _row(wrong, offsets), f"{LABEL_WEIGHTS} has a weight below 0 or no number"
     for name, ids, empty in (
         ("topk_ids", labels.topk_ids, labels.topk_logprobs == -np.inf),
         ("sample_ids", labels.sample_ids, labels.sample_counts == 0),

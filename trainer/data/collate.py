@@ -105,6 +105,7 @@ class Batch(PackedTokens):
         kinds: [n], index into `schemas.arrow.SPAN_KINDS`.
         documents: [n], number of the pack's row that a label belongs to.
         sources: input file of each row.
+        label_weights: [n], 1 / the probability that a label was kept; or None, where all were.
         tempered_tail: [n], the teacher's tail at another temperature than 1; or None, where it was
             not read.
         states: [n, layers, d_t], the teacher's hidden states, or None, where they were not read: as
@@ -123,6 +124,7 @@ class Batch(PackedTokens):
     kinds: Tensor
     documents: Tensor
     sources: list[str]
+    label_weights: Tensor | None = None
     tempered_tail: Tensor | None = None
     states: Tensor | None = None
     sets: Tensor | None = None
@@ -197,6 +199,9 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         kinds=_long(window.kinds[picked]),
         documents=_long(documents),
         sources=[window.sources[row] for row in rows],
+        label_weights=(
+            None if labels.label_weights is None else torch.from_numpy(labels.label_weights)
+        ),
         tempered_tail=(
             None
             if labels.tempered_tails is None

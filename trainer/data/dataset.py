@@ -17,6 +17,7 @@ from schemas import LabelSet, LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import KEY_COLUMNS
 from schemas.codec import DRAW_COLUMNS
 from schemas.index import read_lengths
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.row_lengths import LENGTH_COLUMNS, count_lengths
 from schemas.state_codec import far_column
 from schemas.tempered_tails import TEMPERED_TAILS
@@ -196,6 +197,7 @@ class LabelDataset:
         columns = (
             *(*ROW_COLUMNS, *(DRAW_COLUMNS if drawn else ())),
             *((TEMPERED_TAILS,) if temperature != 1 else ()),
+            *((LABEL_WEIGHTS,) if any(s.manifest.identity.has_weights for s in sets) else ()),
             *(column for layer in states for column in (layer, far_column(layer))),
             *(("meta",) if meta else ()),
         )

@@ -12,7 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.file_names import is_state_column
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.remote import FETCH_THREADS
+from trainer.data.label_weights import with_equal_weights
 from trainer.data.mixture import Part
 from trainer.data.stored_states import Bases, as_half
 from trainer.data.tempered import one_temperature
@@ -93,8 +95,12 @@ class RowSource:
             columns = list(dict.fromkeys([*columns, "input_ids", "student_input_ids"]))
         labels = self.parts[place[0]].labels
         group = labels.row_groups[place[1]]
-        wanted = partial(labels.read_row_group, group, list(columns), verify=verify)
+        has_weights = labels.manifest.identity.has_weights
+        stored = [name for name in columns if has_weights or name != LABEL_WEIGHTS]
+        wanted = partial(labels.read_row_group, group, stored, verify=verify)
         table = wait_for_store(wanted) if labels.remote else wanted()
+        if len(stored) < len(columns):
+            table = with_equal_weights(table)
         if verify:
             require_layout(table, self.vocab_size)
         table = drop_unlabeled(table)
