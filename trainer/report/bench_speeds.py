@@ -36,6 +36,7 @@ def speed_of(
         ],
         peak_memory=found.peak_memory_bytes,
         joules=None if found.joules_per_token is None else _rate(found.joules_per_token),
+        joules_estimated_by=found.energy_source if found.energy_is_estimated else None,
     )
 
 

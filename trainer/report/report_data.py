@@ -64,7 +64,8 @@ class Speed(Record):
         speedup: generating, relative to the teacher round by round; None for the teacher.
         waits: by concurrency.
         peak_memory: bytes.
-        joules: per token; None without a counter.
+        joules: per token; None where nothing counts or estimates it.
+        joules_estimated_by: what computed the joules from constants; None where they are counted.
     """
 
     reading: Rate
@@ -73,6 +74,7 @@ class Speed(Record):
     waits: list[Wait] = Field(default_factory=list)
     peak_memory: int | None = None
     joules: Rate | None = None
+    joules_estimated_by: str | None = None
 
 
 class ReportedModel(Record):

@@ -239,3 +239,22 @@ def test_unstable_speeds_decide_nothing(tmp_path: Path) -> None:
     assert "not stable" in html
     checks = reported.content()["verdict"]["checks"]  # type: ignore[index]
     assert [check["status"] for check in checks][2] == "unknown"
+
+
+def test_joules_that_were_estimated_are_marked(tmp_path: Path) -> None:
+    reported = Reported(tmp_path)
+    reported.add("kd", ce=2.4)
+    config = reported.config()
+    bench = json.loads((tmp_path / "bench.json").read_text())
+    figure = {"median": 1.25, "spread": 0.0, "rounds": [1.25, 1.25]}
+    bench["models"][0] |= {"joules_per_token": figure, "energy_source": "codecarbon 3"}
+    bench["models"][1] |= {"joules_per_token": figure, "energy_source": "RAPL"}
+    bench["models"][0]["energy_is_estimated"] = True
+    (tmp_path / "bench.json").write_text(json.dumps(bench))
+    report(config)
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("<small>estimated</small>") == 1
+    assert "computed from constants by codecarbon 3" in html
+    teacher, kd = (model["speed"] for model in reported.content()["models"])  # type: ignore[attr-defined]
+    assert (teacher["joules_estimated_by"], kd["joules_estimated_by"]) == ("codecarbon 3", None)
+    assert teacher["joules"]["value"] == kd["joules"]["value"] == 1.25

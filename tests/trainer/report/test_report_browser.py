@@ -195,10 +195,12 @@ def test_the_keyboard_reaches_every_section(tab: Page, pages: dict[str, str]) ->
 
 
 def test_it_prints_in_dark_ink(tab: Page, pages: dict[str, str], tmp_path: Path) -> None:
-    tab.goto(pages["usual"])
+    tab.goto(pages["full"])
     tab.emulate_media(media="print")
     assert tab.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
     assert not tab.locator("nav").is_visible()
     assert [f for f in tab.evaluate(CONTRAST) if f["ratio"] < 3.0] == []
     pdf = tab.pdf(path=tmp_path / "report.pdf", format="A4")
     assert pdf.startswith(b"%PDF")
+    tab.set_viewport_size({"width": 688, "height": 1000})  # A4 between its margins
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 688
