@@ -287,7 +287,7 @@ def _candidate(
         outcome = "best" if name == ended.finalists[0] else "finalist"
     is_trained = outcome not in ("ruled out", "candidate")
     curve = read_curve(trial.folder, plan.asked.metric) if is_trained else []
-    shape = plan.shapes[name]
+    shape, last = plan.shapes[name], curve[-1] if curve and outcome != "failed" else None
     return CandidateRecord(
         name=name,
         teacher=candidate.teacher,
@@ -297,8 +297,8 @@ def _candidate(
         bytes=shape.bytes,
         outcome=outcome,
         reason=reason,
-        step=curve[-1][0] if curve else None,
-        value=curve[-1][1] if curve else None,
+        step=last[0] if last else None,
+        value=last[1] if last else None,
         tokens=tokens_at(trial.folder, plan.rungs[-1].step) if is_trained else 0,
         untrained_kl=untrained,
         curve=curve,
