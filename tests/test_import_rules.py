@@ -15,7 +15,7 @@ import trainer
 FORBIDDEN = {
     "schemas": ("labeler", "trainer", "torch", "transformers", "vllm", "accelerate"),
     "trainer": ("labeler", "vllm"),
-    "labeler": ("trainer",),
+    "labeler": ("trainer", "vllm"),  # vLLM is imported when an engine starts
 }
 
 
@@ -44,11 +44,6 @@ def test_package_never_sees_the_forbidden(package: str) -> None:
     loaded = loaded_by("import " + ", ".join(names))
     assert package in loaded
     assert not loaded & set(FORBIDDEN[package])
-
-
-@pytest.mark.slow
-def test_vllm_is_imported_only_when_an_engine_starts() -> None:
-    assert "vllm" not in loaded_by("import " + ", ".join(modules_of("labeler")))
 
 
 @pytest.mark.parametrize("package", [schemas, trainer], ids=["schemas", "trainer"])
