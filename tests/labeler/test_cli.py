@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from labeler.cli import app
-from tests.labeler.command_line import CommandLine
-from tests.labeler.conftest import Run
+from tests.labeler.command_line import CommandLine, Outcome
 
 
 def flags(teacher: Path, out: Path) -> list[object]:
@@ -18,9 +15,10 @@ def flags(teacher: Path, out: Path) -> list[object]:
     return ["--model", teacher, "--out", out, "--engine", "transformers", *small]
 
 
-def assert_one_error(done: subprocess.CompletedProcess[str], message: str) -> None:
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def assert_one_error(done: Outcome, message: str) -> None:
+    assert done.code == 2, done.err
+    assert message in done.err
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.slow
@@ -35,78 +33,83 @@ def assert_one_error(done: subprocess.CompletedProcess[str], message: str) -> No
     ],
 )
 def test_bad_input(
-    run_labeler: Run, teacher: Path, tmp_path: Path, name: str, content: str | None, message: str
+    labeler: CommandLine,
+    teacher: Path,
+    tmp_path: Path,
+    name: str,
+    content: str | None,
+    message: str,
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    done = run_labeler("label", tmp_path / name, *flags(teacher, tmp_path / "out"), code=2)
+    done = labeler("label", tmp_path / name, *flags(teacher, tmp_path / "out"))
     assert_one_error(done, message)
-    assert name in done.stderr
+    assert name in done.err
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_bad_model(run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path) -> None:
+def test_bad_model(labeler: CommandLine, teacher: Path, corpus: Path, tmp_path: Path) -> None:
     assert_one_error(
-        run_labeler("label", corpus, *flags(tmp_path / "none", tmp_path / "out"), code=2),
+        labeler("label", corpus, *flags(tmp_path / "none", tmp_path / "out")),
         "not a model",
     )
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text('{"model_type": "llama"}')
     assert_one_error(
-        run_labeler("label", corpus, *flags(tmp_path / "broken", tmp_path / "out"), code=2),
+        labeler("label", corpus, *flags(tmp_path / "broken", tmp_path / "out")),
         "broken",
     )
     too_long = ["--model", teacher, "--out", tmp_path / "out", "--max-length", "512"]
-    assert_one_error(run_labeler("label", corpus, *too_long, code=2), "context of 256 tokens")
+    assert_one_error(labeler("label", corpus, *too_long), "context of 256 tokens")
 
 
 @pytest.mark.slow
 def test_label_inspect_verify(
-    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+    labeler: CommandLine, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     config = tmp_path / "run.yaml"
     config.write_text(f"model: {teacher}\nk: 4\nmax_length: 64\nengine: transformers\n")
-    done = run_labeler("label", corpus, "--config", config, "--out", out, "--k", "8", "--json")
-    summary = json.loads(done.stdout)
+    done = labeler("label", corpus, "--config", config, "--out", out, "--k", "8", "--json")
+    summary = done.json
     assert summary["status"] == "complete"
-    facts = json.loads(run_labeler("inspect", out, "--json").stdout)
+    facts = labeler("inspect", out, "--json").json
     assert facts["k"] == 8  # the flag, not the file
     assert facts["rows"] == summary["rows"]
     assert 0 < facts["mean_coverage"] < 1
-    row = json.loads(run_labeler("inspect", out, "--row", "doc3", "--json").stdout)
+    row = labeler("inspect", out, "--row", "doc3", "--json").json
     assert row["id"] == "doc3"
     assert len(row["labels"][0]["top"]) == 5
-    assert "no row has this id" in run_labeler("inspect", out, "--row", "nobody", code=2).stderr
-    verified = run_labeler("verify", out, "--rescore", "2", "--json")
-    assert json.loads(verified.stdout)["rescore"]["good"]
+    assert_one_error(labeler("inspect", out, "--row", "nobody"), "no row has this id")
+    verified = labeler("verify", out, "--rescore", "2", "--json")
+    assert verified.json["rescore"]["good"]
 
     shard = next((out / "shards").iterdir())
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 1
     shard.write_bytes(content)
-    altered = run_labeler("verify", out, code=1)
-    assert "was altered" in altered.stdout
-    assert shard.name in altered.stdout
-    assert "Traceback" not in altered.stderr
+    altered = labeler("verify", out)
+    assert altered.code == 1
+    assert "was altered" in altered.out
+    assert shard.name in altered.out
+    assert "Traceback" not in altered.err
 
 
 def test_unknown_setting_in_the_file_is_refused(
-    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+    labeler: CommandLine, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(f"modle: {teacher}\n")
-    asked = ("label", corpus, "--config", config, *flags(teacher, tmp_path / "out"))
-    done = run_labeler(*asked, code=None)
-    assert done.returncode != 0
-    assert "modle" in done.stderr + done.stdout
+    done = labeler("label", corpus, "--config", config, *flags(teacher, tmp_path / "out"))
+    assert done.code != 0
+    assert "modle" in done.err + done.out
 
 
 def test_dry_run_estimates_the_cost(
-    run_labeler: Run, teacher: Path, corpus: Path, tmp_path: Path
+    labeler: CommandLine, teacher: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    done = run_labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--dry-run", "--json")
-    plan = json.loads(done.stdout)
+    done = labeler("label", corpus, *flags(teacher, tmp_path / "out"), "--dry-run", "--json")
+    plan = done.json
     assert plan["rows"] >= 24
     assert plan["estimated_bytes"] > 8 * plan["labels"]
     assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from schemas import open_label_set
 from tests.labeler.chat_templates import STYLES, make_chat_tokenizer
+from tests.labeler.command_line import CommandLine
 from tests.labeler.conftest import Run
 from tests.tiny_model import make_model
 
@@ -162,7 +163,7 @@ def test_generations_follow_the_students_prompt(
     assert "answered: its last message is the assistant's" in rejects
 
 
-def test_a_custom_template(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
+def test_a_custom_template(qwen: Path, tmp_path: Path, labeler: CommandLine) -> None:
     source, out = chats(tmp_path / "chats.parquet"), tmp_path / "labels"
     template = tmp_path / "mine.jinja"
     template.write_text(
@@ -171,12 +172,13 @@ def test_a_custom_template(qwen: Path, tmp_path: Path, run_labeler: Run) -> None
     )
     flags = ("--chat-template", template, "--template-kwargs.mark", " says ")
     flags += ("--spans", "completion", *FLAGS)
-    run_labeler("label", source, "--model", qwen, "--out", out, *flags)
+    assert labeler("label", source, "--model", qwen, "--out", out, *flags).code == 0
     tokenizer = AutoTokenizer.from_pretrained(qwen)
     row = shard_rows(out)["dog"]
     assert tokenizer.decode(row["input_ids"]).startswith("user says a dog?<|im_end|>assistant says")
     identity = open_label_set(out).manifest.identity
     assert identity.spans == "completion"
     flags = ("--chat-template", template, "--template-kwargs.mark", ": ", "--spans", "completion")
-    other = run_labeler("label", source, "--model", qwen, "--out", out, *flags, *FLAGS, code=2)
-    assert "chat_template" in other.stderr
+    other = labeler("label", source, "--model", qwen, "--out", out, *flags, *FLAGS)
+    assert other.code == 2
+    assert "chat_template" in other.err

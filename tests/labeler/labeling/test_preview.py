@@ -12,7 +12,7 @@ from labeler.labeling.label_config import PreviewConfig
 from labeler.labeling.rendering import preview
 from labeler.labeling.rendering.preview_command import PreviewCommand
 from tests.labeler.chat_templates import STYLES, make_chat_teacher
-from tests.labeler.conftest import Run
+from tests.labeler.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,10 @@ def chats(tmp_path: Path) -> Path:
     return path
 
 
-def test_brackets_show_the_labeled_tokens(qwen: Path, chats: Path, run_labeler: Run) -> None:
-    done = run_labeler("preview", chats, "--model", qwen, "--student-drop", "system")
-    out = done.stdout
+def test_brackets_show_the_labeled_tokens(qwen: Path, chats: Path, labeler: CommandLine) -> None:
+    done = labeler("preview", chats, "--model", qwen, "--student-drop", "system")
+    assert done.code == 0, done.err
+    out = done.out
     assert out.startswith("labeled: ⟦text⟧ ⟦answer⟧ ⟦thinking⟧ ")
     assert "one: " in out
     labeled = (
@@ -55,9 +56,9 @@ def test_brackets_show_the_labeled_tokens(qwen: Path, chats: Path, run_labeler: 
     assert not (Path.cwd() / "labels").exists()
 
 
-def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, run_labeler: Run) -> None:
-    done = run_labeler("preview", chats, "--model", qwen, "--rows", 2, "--json")
-    first, second = json.loads(done.stdout)
+def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, labeler: CommandLine) -> None:
+    done = labeler("preview", chats, "--model", qwen, "--rows", 2, "--json")
+    first, second = done.json
     reason = "it has nothing to label with --spans assistant; its roles: system, user"
     assert second == {"id": "two", "reject": reason}
     assert first["shape"] == "messages"
@@ -69,12 +70,13 @@ def test_json_has_every_token_and_its_kind(qwen: Path, chats: Path, run_labeler:
     assert kinds[0] is None
 
 
-def test_prompts_end_where_the_answer_begins(qwen: Path, chats: Path, run_labeler: Run) -> None:
+def test_prompts_end_where_the_answer_begins(qwen: Path, chats: Path, labeler: CommandLine) -> None:
     flags = ("--mode", "generate", "--max-tokens", 5, "--samples", 3, "--temperature", 1)
-    done = run_labeler("preview", chats, "--model", qwen, *flags)
-    assert "one: rejected: its last message is the assistant's" in done.stdout
-    assert "at most 15 labels" in done.stdout
-    assert "what?<|im_end|>↵\n<|im_start|>assistant↵\n⟦answer: ...⟧" in done.stdout
+    done = labeler("preview", chats, "--model", qwen, *flags)
+    assert done.code == 0, done.err
+    assert "one: rejected: its last message is the assistant's" in done.out
+    assert "at most 15 labels" in done.out
+    assert "what?<|im_end|>↵\n<|im_start|>assistant↵\n⟦answer: ...⟧" in done.out
 
 
 def test_a_terminal_shows_colors(
@@ -90,9 +92,10 @@ def test_a_terminal_shows_colors(
     assert "⟦" not in shown
 
 
-def test_bad_input_is_one_error(qwen: Path, tmp_path: Path, run_labeler: Run) -> None:
+def test_bad_input_is_one_error(qwen: Path, tmp_path: Path, labeler: CommandLine) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    done = run_labeler("preview", empty, "--model", qwen, code=2)
-    assert "the input has no record" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = labeler("preview", empty, "--model", qwen)
+    assert done.code == 2
+    assert "the input has no record" in done.err
+    assert "Traceback" not in done.err

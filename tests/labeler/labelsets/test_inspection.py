@@ -19,6 +19,7 @@ from labeler.labelsets.inspect.inspect_report import print_rejects
 from labeler.labelsets.inspect.summary import COVERAGE, NATS, summarize
 from schemas import LabelSetError, bucketed_entropy, decode, open_label_set
 from schemas.arrow import SPANS
+from tests.labeler.command_line import CommandLine
 from tests.labeler.conftest import Run
 from tests.schemas.sets import CODECS, varied_table, write_set
 from tests.schemas.test_view import every_other
@@ -142,11 +143,12 @@ def test_round_edges_hold_all_lengths(shortest: int, span: int) -> None:
     assert len({b - a for a, b in zip(edges, edges[1:])}) == 1  # noqa: RUF007
 
 
-def test_rows_without_a_label(tmp_path: Path, run_labeler: Run) -> None:
+def test_rows_without_a_label(tmp_path: Path, labeler: CommandLine) -> None:
     path = write_set(tmp_path / "labels", [[varied_table(0, 1)]], CODECS[0])
-    done = run_labeler("inspect", path)
-    assert "labeled 0" in done.stdout
-    facts = json.loads(run_labeler("inspect", path, "--json").stdout)
+    done = labeler("inspect", path)
+    assert done.code == 0, done.err
+    assert "labeled 0" in done.out
+    facts = labeler("inspect", path, "--json").json
     assert facts["nll_quantiles"]["0.5"] is None
     assert facts["outliers"]["longest"] == []
 

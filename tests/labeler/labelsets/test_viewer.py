@@ -31,7 +31,7 @@ from labeler.labelsets.view.view_command import run_view
 from labeler.labelsets.view.view_config import ViewConfig
 from schemas import Labels, LabelSetError, SoftshardsError, decode, open_label_set, scan
 from schemas.divergence import diverge
-from tests.labeler.conftest import Run
+from tests.labeler.command_line import CommandLine
 from tests.labeler.test_cli import assert_one_error
 from tests.labeler.viewed import SCRIPT
 from tests.tiny_model import make_model, make_tokenizer
@@ -354,13 +354,11 @@ def test_json_in_a_page_cannot_end_its_element(text: str) -> None:
 
 
 def test_the_page_holds_its_sample_and_names_no_folder(
-    viewed_sets: dict[str, Path], run_labeler: Run, tmp_path: Path
+    viewed_sets: dict[str, Path], labeler: CommandLine, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    done = run_labeler(
-        "view", viewed_sets["a"], viewed_sets["b"], "--out", page, "--rows", 5, "--json"
-    )
-    assert json.loads(done.stdout) == {
+    done = labeler("view", viewed_sets["a"], viewed_sets["b"], "--out", page, "--rows", 5, "--json")
+    assert done.json == {
         "path": str(page),
         "rows": 5,
         "bytes": page.stat().st_size,
@@ -372,8 +370,8 @@ def test_the_page_holds_its_sample_and_names_no_folder(
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_no_set_is_one_error(run_labeler: Run, tmp_path: Path) -> None:
-    assert_one_error(run_labeler("view", tmp_path, code=2), "no label set here")
+def test_no_set_is_one_error(labeler: CommandLine, tmp_path: Path) -> None:
+    assert_one_error(labeler("view", tmp_path), "no label set here")
 
 
 @pytest.mark.parametrize(
