@@ -7,8 +7,6 @@ checks far more; this is what would train a student wrongly without a word.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,12 +17,6 @@ from schemas.arrow import SPAN_KINDS
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.codec import PAD_ID
 from schemas.kept_positions import LABEL_WEIGHTS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-LARGEST_SHIFT = 0.1
-"""Largest logarithm of a label's total mass: `compact/1` rounds to within 0.05."""
 
 RowProblem = tuple[int, str]
 """The number of a row, and what is wrong with it."""
@@ -115,26 +107,6 @@ def value_problem(labels: Labels, offsets: NDArray[np.int64], vocab_size: int) -
     if states is not None and states.dtype == np.float16 and not np.isfinite(states).all():
         return _row(~np.isfinite(states), offsets), "a hidden state is not finite"
     return None
-
-
-def has_wrong_mass(labels: Labels, topk: Tensor, tail: Tensor) -> Tensor:
-    """Return bool [n]: labels that do not sum to one before they are renormalized.
-
-    Renormalizing shifts all values of a label by the logarithm of its mass: one of them shows it.
-
-    Args:
-        labels: the labels as stored.
-        topk: [n, k], their logprobs after `trainer.data.teacher_buckets.renormalize_teacher`.
-        tail: [n], their tails after it.
-    """
-    import torch  # the rest of this file is used where results are reused, without torch
-
-    stored = torch.from_numpy(labels.tail_logprob)
-    shift = stored - tail
-    if topk.shape[1]:
-        first = torch.from_numpy(labels.topk_logprobs[:, 0])
-        shift = torch.where(stored.isfinite(), shift, first - topk[:, 0])
-    return shift.nan_to_num(0.0).abs() > LARGEST_SHIFT
 
 
 def _row(wrong: NDArray[np.bool_], offsets: NDArray[np.int64]) -> int:

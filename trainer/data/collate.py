@@ -10,11 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from schemas.errors import LabelSetError
 from schemas.labeled_spans import positions
-from trainer.data.check_rows import has_wrong_mass
 from trainer.data.dataset import Pack
-from trainer.data.teacher_buckets import renormalize_teacher
 
 Attention = Literal["mask", "additive", "documents", "positions", "layer_masks", "varlen", "padded"]
 """Ways to keep documents apart.
@@ -146,9 +143,6 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         attention: the way to keep documents apart.
         pad_to: pad to this many tokens with one more document without labels (for torch.compile,
             which needs one shape).
-
-    Raises:
-        LabelSetError: a label holds no probability mass, not a mass of one, or an id twice.
     """
     window, rows = pack.window, pack.rows
     lengths = window.token_offsets[rows + 1] - window.token_offsets[rows]
@@ -163,36 +157,13 @@ def collate(pack: Pack, *, attention: Attention = "mask", pad_to: int | None = N
         lengths = np.append(lengths, pad_to - len(tokens))
         tokens = np.concatenate([tokens, np.zeros(pad_to - len(tokens), tokens.dtype)])
     documents = np.repeat(np.arange(len(rows)), n_labels)
-    for ids in (labels.topk_ids, labels.sample_ids):
-        if ids is not None and (repeats := _has_repeats(ids)).any():
-            raise LabelSetError(
-                f"{int(repeats.sum())} of {len(repeats)} labels hold an id twice: the mass outside "
-                "the ids would be wrong",
-                row=pack.keys[documents[repeats.argmax()]],
-                hint="run `labeler verify` on the label set",
-            )
-    try:
-        topk, tail = renormalize_teacher(
-            torch.from_numpy(labels.topk_logprobs), torch.from_numpy(labels.tail_logprob)
-        )
-    except ValueError as error:
-        raise LabelSetError(
-            str(error), row=", ".join(pack.keys), hint="run `labeler verify` on the label set"
-        ) from error
-    wrong = has_wrong_mass(labels, topk, tail)
-    if bool(wrong.any()):
-        raise LabelSetError(
-            f"the probabilities of {int(wrong.sum())} of {len(wrong)} labels do not sum to one",
-            row=pack.keys[documents[int(wrong.nonzero()[0, 0])]],
-            hint="run `labeler verify` on the label set",
-        )
     return Batch(
         **vars(lay_out(tokens, lengths, attention)),
         rows=_long(before),
         targets=_long(targets),
         topk_ids=_long(labels.topk_ids),
-        topk_logprobs=topk,
-        tail_logprob=tail,
+        topk_logprobs=torch.from_numpy(labels.topk_logprobs),
+        tail_logprob=torch.from_numpy(labels.tail_logprob),
         token_logprob=torch.from_numpy(labels.token_logprob),
         drawn_ids=None if labels.sample_ids is None else _long(labels.sample_ids),
         drawn_counts=None if labels.sample_counts is None else _long(labels.sample_counts),
@@ -255,13 +226,6 @@ def _pad(tokens: NDArray[np.int32], lengths: NDArray[np.int64]) -> PackedTokens:
         max_length=len(at),
         document_lengths=None,
     )
-
-
-def _has_repeats(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Return for each row of [n, k] whether it holds an id twice; the op relies on this check."""
-    ordered = np.sort(ids, axis=1)
-    repeats: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    return np.asarray(repeats.any(axis=1))
 
 
 def block_causal_mask(lengths: NDArray[np.int64]) -> Tensor:

@@ -271,4 +271,7 @@ class WindowLoader:
 
     def _decode(self, table: pa.Table) -> Window:
         source = self.source
-        return decode_window(table, vocab_size=source.vocab_size, vocab_map=source.vocab_map)
+        from trainer.data.distributions import as_distributions  # imports torch, too
+
+        window = decode_window(table, vocab_size=source.vocab_size, vocab_map=source.vocab_map)
+        return as_distributions(window)

@@ -12,6 +12,8 @@ from tests.trainer.build_label_set import label_row, teacher_logprobs
 from tests.trainer.conftest import World
 from trainer.data.collate import block_causal_mask, collate
 from trainer.data.dataset import LabelDataset, Pack
+from trainer.data.distributions import as_distributions
+from trainer.data.window import Window
 from trainer.losses.batch_loss import label_losses
 from trainer.student.student import Student, load_student
 
@@ -157,20 +159,27 @@ def test_labels_that_are_not_a_distribution_are_named(packs: list[Pack]) -> None
     pack = packs[0]
     first = int(pack.window.label_offsets[pack.rows[2]])  # of the pack's third row
 
-    def damaged(**arrays: np.ndarray) -> Pack:
-        return replace(pack, window=replace(pack.window, labels=replace(labels, **arrays)))
+    def damaged(**arrays: np.ndarray) -> Window:
+        return replace(pack.window, labels=replace(labels, **arrays))
 
     labels = pack.window.labels
     ids = labels.topk_ids.copy()
     ids[first, 5] = ids[first, 1]
     with pytest.raises(LabelSetError, match=r"1 of \d+ labels hold an id twice") as error:
-        collate(damaged(topk_ids=ids))
+        as_distributions(damaged(topk_ids=ids))
     assert pack.keys[2] in str(error.value)
     assert "labeler verify" in str(error.value)
     drawn = {"sample_ids": ids, "sample_counts": np.ones_like(ids)}
     with pytest.raises(LabelSetError, match=r"1 of \d+ labels hold an id twice"):
-        collate(damaged(**drawn))
+        as_distributions(damaged(**drawn))
     empty, tail = labels.topk_logprobs.copy(), labels.tail_logprob.copy()
     empty[first], tail[first] = -np.inf, -np.inf
-    with pytest.raises(LabelSetError, match="no mass"):
-        collate(damaged(topk_logprobs=empty, tail_logprob=tail))
+    with pytest.raises(LabelSetError, match=r"1 of \d+ labels hold no mass") as error:
+        as_distributions(damaged(topk_logprobs=empty, tail_logprob=tail))
+    assert pack.keys[2] in str(error.value)
+    less = labels.tail_logprob.copy()
+    less[first] -= 9
+    heavy = labels.topk_logprobs.copy()
+    heavy[first] -= 0.2
+    with pytest.raises(LabelSetError, match="do not sum to one"):
+        as_distributions(damaged(topk_logprobs=heavy, tail_logprob=less))

@@ -213,6 +213,27 @@ def test_a_row_that_cannot_be_decoded_and_an_error_in_the_program(
     assert all("as it happens" in str(error) for error in errors)
 
 
+def test_labels_that_are_not_a_distribution_end_all_ranks(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found where windows are read, not where one rank turns them into a batch."""
+    numbers, original = count(), load_windows.decode_window
+
+    def decode(table: pa.Table, **settings: Any) -> Window:
+        window = original(table, **settings)
+        if next(numbers) == 3:
+            ids = window.labels.topk_ids.copy()
+            ids[5, 1] = ids[5, 0]
+            window = replace(window, labels=replace(window.labels, topk_ids=ids))
+        return window
+
+    monkeypatch.setattr(load_windows, "decode_window", decode)
+    errors = failures(2, world.labels)
+    assert {type(error) for error in errors} == {LabelSetError}
+    assert len({str(error) for error in errors}) == 1
+    assert "labels hold an id twice" in str(errors[0])
+
+
 def test_a_lost_rank_ends_the_others(world: World) -> None:
     def walk(ranks: Exchange) -> int:
         packs = LabelDataset(world.labels, exchange=ranks, **SETTINGS).all_packs()
