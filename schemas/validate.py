@@ -38,7 +38,7 @@ from schemas.journal import (
 )
 from schemas.labelset import LabelSet
 from schemas.ledger import LEDGER, LedgerSums, is_ledger_of
-from schemas.manifest import FileDigest
+from schemas.manifest import FileDigest, Manifest
 from schemas.object_store import is_web, list_files
 from schemas.parquet_sizes import checked_parquet
 from schemas.plan import open_plan
@@ -56,6 +56,21 @@ DUPLICATES_NAMED = 5
 def validate_label_set(labels: LabelSet) -> Iterator[Finding]:
     """Yield the problems of a label set: the findings of `examine` without its notes."""
     return (finding for finding in examine(labels) if not finding.note)
+
+
+def validate_rows(table: pa.Table, manifest: Manifest) -> Iterator[Finding]:
+    """Yield what `validate_table` finds in rows of the set with this manifest."""
+    identity = manifest.identity
+    return validate_table(
+        table,
+        vocab_size=identity.vocab_size,
+        k=identity.k,
+        codec=manifest.rounding_codec,
+        draws=identity.draws,
+        temperatures=identity.label_temperatures or (),
+        asked=asked_count(identity.ids_from),
+        keep=identity.keep_positions,
+    )
 
 
 def examine(
@@ -80,7 +95,6 @@ def examine(
     lengths = _index_lengths(labels)
     if isinstance(lengths, Finding):
         yield lengths
-    identity = manifest.identity
     for number, (group, read) in enumerate(_read_ahead(labels)):
         where = f"{group.shard}, row group {group.index}"
         try:
@@ -93,18 +107,7 @@ def examine(
             continue
         try:
             table.validate(full=True)
-            found = list(
-                validate_table(
-                    table,
-                    vocab_size=identity.vocab_size,
-                    k=identity.k,
-                    codec=manifest.rounding_codec,
-                    draws=identity.draws,
-                    temperatures=identity.label_temperatures or (),
-                    asked=asked_count(identity.ids_from),
-                    keep=identity.keep_positions,
-                )
-            )
+            found = list(validate_rows(table, manifest))
         except Exception as error:  # rows that no writer makes may break any of the checks
             what = f"the rows cannot be checked: {first_line(error)}"
             found = [Finding(kind="schema", what=what)]

@@ -12,11 +12,9 @@ from pydantic import ValidationError
 
 from schemas import Identity, Manifest, SoftshardsError, __version__, to_plain
 from schemas.arrow import FOOTER_KEY
-from schemas.asked_ids import asked_count
 from schemas.errors import first_line
 from schemas.file_names import JOURNAL, TOKENIZER, is_plan, shard_name
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
-from schemas.invariants import validate_table
 from schemas.journal import ByteRange, HiddenPart, UnitEntry, rejects_path
 from schemas.json_values import parse_object
 from schemas.manifest import MANIFEST, FileDigest, StatesRecord
@@ -24,6 +22,7 @@ from schemas.parquet_sizes import checked_parquet, read_parquet
 from schemas.plan import open_plan
 from schemas.shard import byte_ranges
 from schemas.size_limits import LARGEST_UNITS
+from schemas.validate import validate_rows
 
 Ranges = tuple[Sequence[ByteRange], ByteRange]
 """Byte ranges of a shard: its row groups, and its footer."""
@@ -71,22 +70,12 @@ def hash_consistent_shard(shard: Path, manifest: Manifest) -> Ranges | str:
 
     Its page checksums must hold, and every row must keep the invariants of docs/format.md.
     """
-    identity = manifest.identity
     try:
         with checked_parquet(shard) as reader:
             for number in range(reader.num_row_groups):
                 stored = reader.read_row_group(number)
                 table = to_plain(stored.replace_schema_metadata(reader.metadata.metadata))
-                for finding in validate_table(
-                    table,
-                    vocab_size=identity.vocab_size,
-                    k=identity.k,
-                    codec=manifest.rounding_codec,
-                    draws=identity.draws,
-                    temperatures=identity.label_temperatures or (),
-                    asked=asked_count(identity.ids_from),
-                    keep=identity.keep_positions,
-                ):
+                for finding in validate_rows(table, manifest):
                     return f"row group {number}, {finding}"
         return byte_ranges(shard)
     except Exception as error:  # as in `read_footer`
