@@ -10,10 +10,13 @@ import pytest
 import yaml
 
 from trainer.cli import app
+from trainer.select.select_file import read_select
 from trainer.sweep.grid import read_sweep
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("trainer", "losses", "sweep", "audit"))]
+GUIDES = ("trainer", "losses", "sweep", "select", "audit")
+PAGES = ["README.md", *(f"docs/{name}.md" for name in GUIDES)]
+COMMANDS = "train|slice|evaluate|audit|report|sweep|select"
 NEEDED = ["train", "--labels", "L", "--student", "S", "--out", "O"]
 """Words that complete a line of flags alone."""
 
@@ -23,9 +26,7 @@ def commands(page: str) -> list[list[str]]:
     text = (ROOT / page).read_text().replace("\\\n", " ")
     found = []
     for line in text.splitlines():
-        words = re.match(
-            r"\s*(?:torchrun .* -m )?trainer ((?:train|slice|evaluate|audit|report|sweep) .*)", line
-        )
+        words = re.match(rf"\s*(?:torchrun .* -m )?trainer ((?:{COMMANDS}) .*)", line)
         if words:
             found.append(shlex.split(words[1], comments=True))
         elif line.startswith("    --"):
@@ -55,3 +56,13 @@ def test_the_students_of_the_guide_parse(tmp_path: Path) -> None:
     page = (ROOT / "docs/sweep.md").read_text()
     assert len(names) == 10
     assert all(f"│ {name} " in page for name in names)
+
+
+def test_the_selection_of_the_guide_parses(tmp_path: Path) -> None:
+    page = (ROOT / "docs/select.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.S)
+    path = tmp_path / "select.yaml"
+    path.write_text(block)
+    names = [each.name for each in read_select(path, tmp_path).candidates]
+    assert len(names) == 12
+    assert all(f"\n{name} " in page for name in names)

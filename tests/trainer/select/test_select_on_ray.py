@@ -1,0 +1,66 @@
+"""`trainer select` as a user runs it: Ray trains the candidates, and kill -9 ends it midway."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.fork_server import fork_server
+from tests.ray_nodes import ray_nodes
+from tests.trainer.build_label_set import build_label_set, random_rows
+from tests.trainer.conftest import World
+from tests.trainer.running import HANG_SECONDS
+from trainer.run_files import LOG, read_lines
+from trainer.select.select_record import SelectRecord
+
+
+@pytest.mark.slow
+def test_a_selection_on_ray_survives_kill_9(world: World, tmp_path: Path) -> None:
+    """It is killed in its last rung: the first one is not trained again."""
+    probe = build_label_set(
+        tmp_path / "probe",
+        world.teacher,
+        random_rows(6, world.vocab_size, seed=7),
+        vocab_size=world.vocab_size,
+    )
+    content = {
+        "base": {"pack_tokens": 128, "packs_per_step": 1, "window": 4, "save_every": 5},
+        "teachers": {"tiny": {"labels": str(world.labels), "probe": str(probe)}},
+        "grid": {"student": [str(world.student)], "lr": [3e-3, 1e-9]},
+        "budget": {"steps": 240, "factor": 2},
+    }
+    file, out = tmp_path / "select.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(content))
+    server = fork_server("tests.trainer.preload")
+    best, other = (out / "trials" / f"student_lr={lr}" for lr in ("0.003", "1e-09"))
+
+    def step(folder: Path) -> int:
+        return int(([{"step": 0}, *read_lines(folder / LOG)])[-1]["step"])
+
+    with ray_nodes(head=1) as nodes:
+        command = ["-m", "trainer", "select", str(file), "--out", str(out), "--ray", nodes.address]
+        command += ["--per-trial-cpus", "1"]
+        process = server.start(*command, start_new_session=True)
+        deadline = time.monotonic() + HANG_SECONDS
+        while step(best) <= 120:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        done = server.run(*command, "--json", timeout=HANG_SECONDS)
+    assert done.returncode == 0, done.stderr
+    record = SelectRecord.model_validate_json(done.stdout)
+    assert [each.outcome for each in record.ranked()] == ["best", "eliminated"]
+    assert "rung 1 of 2: 2 candidates to step 120, 2 of them are there" in done.stderr
+    assert step(other) == 120
+    result = json.loads((best / "result.json").read_text())
+    assert result["steps"] == 240
+    assert "resuming after step" in (best / "train.log").read_text()
+    assert (other / "train.log").read_text().count("paused after step 120 of 240") == 1
