@@ -16,6 +16,7 @@ from trainer.run_files import FINAL
 from trainer.select.rungs import Rung, longest, plan_rungs
 from trainer.select.select_config import SelectConfig
 from trainer.select.select_file import DECAY, SCHEDULES, Candidate, Selection, read_select
+from trainer.select.select_page import render_page
 from trainer.select.select_record import (
     FLOPS,
     RECORD,
@@ -44,6 +45,7 @@ from trainer.train.run_lock import run_lock
 from trainer.train.run_record import RunInputs
 
 BEST = "best"
+REPORT = "select"
 UNTRAINED = "untrained"
 MEASUREMENTS = 2
 """Held-out measurements in the first rung; as often in the others, where forecasts need them."""
@@ -276,6 +278,9 @@ def _candidate(
 ) -> CandidateRecord:
     trial, name = candidate.trial, candidate.name
     reason = plan.ruled_out.get(name) or ended.out.get(name) or ended.failed.get(name)
+    if name in ended.finalists[1:]:
+        rank = ended.finalists.index(name) + 1
+        reason = f"rank {rank} of {len(ended.finalists)} at the last step"
     outcome: Outcome = "candidate"
     if name in plan.ruled_out:
         outcome = "ruled out"
@@ -355,5 +360,6 @@ def _write(record: SelectRecord, plan: Plan, inputs: Mapping[str, RunInputs], ou
     text = settings_yaml(best, inputs[best.name].student, out / BEST)
     write_atomic(path, head + text)
     record.write(out / RECORD)
-    write_atomic(out / "select.md", to_markdown(record))
-    message_console().print(f"report: {out / 'select.md'}; settings of the best: {path}")
+    write_atomic(out / f"{REPORT}.md", to_markdown(record))
+    write_atomic(out / f"{REPORT}.html", render_page(record))
+    message_console().print(f"report: {out / REPORT}.html; settings of the best: {path}")

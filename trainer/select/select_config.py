@@ -17,8 +17,8 @@ class SelectConfig:
     """The settings of `trainer select` besides its file."""
 
     out: Path
-    """Folder of the selection: OUT/trials/NAME for each candidate, OUT/select.json and select.md,
-    and OUT/best.yaml."""
+    """Folder of the selection: OUT/trials/NAME for each candidate, OUT/select.json, select.md and
+    select.html, and OUT/best.yaml."""
 
     bench: Path | None = None
     """Speeds and memory from `labeler bench --out`, for constraints on them; matched by a

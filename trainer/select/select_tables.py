@@ -30,7 +30,7 @@ def print_plan(console: Console, record: SelectRecord) -> None:
     console.print(table)
     _print_reasons(console, record)
     console.print(_rung_table(record))
-    console.print(_share(record), soft_wrap=True, highlight=False)
+    console.print(share(record), soft_wrap=True, highlight=False)
 
 
 def print_result(console: Console, record: SelectRecord) -> None:
@@ -40,11 +40,11 @@ def print_result(console: Console, record: SelectRecord) -> None:
     caption = f"{METRICS[record.metric]}. Forecast for the last step, {LEVEL:.0%} interval"
     table = number_table("selection", "candidate", *columns, caption=caption)
     for each in record.ranked():
-        table.add_row(one_line(each.name), *_cells(each))
+        table.add_row(one_line(each.name), *cells(each))
     console.print(table)
     _print_reasons(console, record)
     console.print(_rung_table(record))
-    console.print(_share(record), soft_wrap=True, highlight=False)
+    console.print(share(record), soft_wrap=True, highlight=False)
     console.print(f"best: {record.best}", soft_wrap=True, highlight=False)
 
 
@@ -61,7 +61,7 @@ def _markdown(record: SelectRecord) -> Iterator[str]:
     yield (
         f"The best of {len(record.candidates)} candidates: {heading} {number(best.value, 4)} after "
         f"{best.step} steps. Train it with `trainer train --config {record.config}`. "
-        f"{_share(record)}."
+        f"{share(record)}."
     )
     for warning in record.warnings:
         yield f"\n**Warning:** {escape_text(warning)}."
@@ -69,7 +69,7 @@ def _markdown(record: SelectRecord) -> Iterator[str]:
     yield f"| candidate | {heading} | step | forecast | parameters | size | state |"
     yield "|---|---:|---:|---:|---:|---:|---|"
     for each in record.ranked():
-        yield f"| {escape_text(each.name)} | {' | '.join(_cells(each))} |"
+        yield f"| {escape_text(each.name)} | {' | '.join(cells(each))} |"
     yield f"\n{METRICS[record.metric]}. Forecast: for the last step, with its {LEVEL:.0%} interval."
     reasons = [each for each in record.ranked() if each.reason]
     if reasons:
@@ -83,8 +83,8 @@ def _markdown(record: SelectRecord) -> Iterator[str]:
     for each in record.ranked():
         if each.curve:
             values = dict(each.curve)
-            cells = [number(values.get(step), 4) for step in steps]
-            yield f"| {escape_text(each.name)} | {' | '.join(cells)} |"
+            shown = [number(values.get(step), 4) for step in steps]
+            yield f"| {escape_text(each.name)} | {' | '.join(shown)} |"
     yield "\n## Cost\n"
     yield "| rung to step | candidates | tokens | PFLOP |"
     yield "|---:|---:|---:|---:|"
@@ -95,11 +95,12 @@ def _markdown(record: SelectRecord) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|"
     for facts in record.teachers:
         shares = (facts.confidence, facts.covered, facts.rejects)
-        cells = [f"{facts.entropy:.2f} nats", *(percent(share) for share in shares)]
-        yield f"| {escape_text(facts.path)} | {' | '.join(cells)} |"
+        shown = [f"{facts.entropy:.2f} nats", *(percent(each) for each in shares)]
+        yield f"| {escape_text(facts.path)} | {' | '.join(shown)} |"
 
 
-def _cells(each: CandidateRecord) -> list[str]:
+def cells(each: CandidateRecord) -> list[str]:
+    """Return the cells of a candidate's row after its name."""
     last = each.forecasts[-1] if each.forecasts else None
     shown = f"{last.value:.3f} ({last.low:.3f}–{last.high:.3f})" if last else "–"
     return [
@@ -117,13 +118,14 @@ def _rung_table(record: SelectRecord) -> Table:
     hours = ("hours",) if any(rung.hours is not None for rung in record.rungs) else ()
     table = number_table("rungs", "to step", *columns, *hours)
     for rung in record.rungs:
-        cells = [str(rung.candidates), f"{rung.tokens:,}", f"{rung.pflop:.3g}"]
-        cells += [size(rung.disk, "B"), *(number(rung.hours, 2) for _ in hours)]
-        table.add_row(str(rung.step), *cells)
+        row = [str(rung.candidates), f"{rung.tokens:,}", f"{rung.pflop:.3g}"]
+        row += [size(rung.disk, "B"), *(number(rung.hours, 2) for _ in hours)]
+        table.add_row(str(rung.step), *row)
     return table
 
 
-def _share(record: SelectRecord) -> str:
+def share(record: SelectRecord) -> str:
+    """Return what was trained, in words."""
     return (
         f"{record.tokens:,} tokens, {record.share:.0%} of training each candidate to the last step"
     )

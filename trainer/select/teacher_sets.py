@@ -59,6 +59,9 @@ def _open(candidate: Candidate, sets: dict[str, LabelSet]) -> None:
     if str(config.eval_labels) not in sets:
         sets[str(config.eval_labels)] = open_label_set(config.eval_labels)
     labels, probe = sets[str(config.labels)], sets[str(config.eval_labels)]
+    for each in (labels, probe):
+        if not each.labels:
+            raise SoftshardsError("the label set holds no labels", path=each.place)
     if probe.digests == labels.digests:
         raise SoftshardsError(
             f"teachers.{candidate.teacher}: the probe is the set to train on",

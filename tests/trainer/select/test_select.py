@@ -16,6 +16,7 @@ from tests.trainer.build_label_set import Row, build_label_set, random_rows
 from tests.trainer.conftest import World
 from tests.trainer.select.in_this_process import InThisProcess, Killed
 from trainer.cli import main
+from trainer.report.layout import has_matplotlib
 from trainer.run_files import RESULT, checkpoint_folders
 from trainer.select.run_select import select
 from trainer.select.select_config import SelectConfig
@@ -145,12 +146,15 @@ def test_the_report_and_the_tables(selected: Selected, capsys: pytest.CaptureFix
     """A finished selection is read again without Ray, and trains nothing."""
     before = (selected.out / "select.json").read_bytes()
     page = (selected.out / "select.md").read_text()
+    html = (selected.out / "select.html").read_text()
     trainer("select", selected.root / "select.yaml", "--out", selected.out)
     shown = capsys.readouterr()
     assert (selected.out / "select.json").read_bytes() == before
     for each in selected.record.candidates:
         assert each.name in shown.out
         assert each.name.replace("_", "\\_") in page
+        assert each.name in html
+    assert html.count("<svg") == has_matplotlib()
     assert "best: s_lr=0.003" in shown.out
     assert "eliminated: s_lr=1e-09: after step 4: rank 3 of 3" in shown.out
     assert "of training each candidate to the last step" in shown.out
