@@ -246,8 +246,9 @@ class TrainConfig:
         self._require("betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)")
         self._require("seed", self.seed >= 0, "0 or more")
         self._require("pack_tokens", self.pack_tokens >= 2, "at least 2: a label needs a context")
-        self._require("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1")
-        self._require("pause_after", (self.pause_after or 1) >= 1, "at least 1")
+        for name in ("max_steps", "pause_after"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1")
         self._require("memory_gb", (self.memory_gb or 0) >= 0, "0 or more")
         for name in ("eval_every", "patience", "keep_best"):
             if getattr(self, name) and self.eval_labels is None:
