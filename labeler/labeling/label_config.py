@@ -76,7 +76,8 @@ class LabelConfig(
             value = getattr(self, name)
             if value is not None and value < 1:
                 flag = name.replace("_", "-")
-                raise SoftshardsError(f"--{flag} is {value}; it must be at least 1")
+                hint = "for exact losses from --states, --k 1 is enough" if name == "k" else None
+                raise SoftshardsError(f"--{flag} is {value}; it must be at least 1", hint=hint)
         if not 0 <= self.draws < 1 << 16:
             raise SoftshardsError(f"--draws is {self.draws}; it must be from 0 to 65535")
         needing = self.needs_tensors

@@ -182,6 +182,7 @@ def wait_for_gate() -> None:
 FAULTS: dict[str, Callable[[], None]] = {
     "disk-full": disk_full,
     "killed-in-states": killed_at("hidden", "part-000001.parquet"),
+    "killed-in-basis": killed_at("head", "basis_final.safetensors"),
     "killed-in-entry": killed_at("journal", "unit-000001.json"),
     "out-of-memory": in_step(30, out_of_memory),
     "engine-crash": in_step(30, lambda: RuntimeError("the engine core died unexpectedly")),

@@ -70,6 +70,8 @@ class TransformersEngine:
             raise SoftshardsError(
                 f"the model cannot be loaded: {first_line(error)}", path=teacher.path
             ) from error
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+            model.set_attn_implementation("eager")  # SDPA leaves out this cap, as of Gemma 2
         if head_dtype != dtype:
             _widen_head(model, getattr(torch, head_dtype))
         # Sample as requested, not as the checkpoint suggests (penalties, top-k).

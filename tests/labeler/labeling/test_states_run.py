@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from schemas import (
 )
 from schemas.hidden_part import state_columns
 from schemas.state_codec import DEFAULT_KL
+from tests.fork_server import fork_server
 from tests.labeler.conftest import Settings
 from tests.tiny_model import TEXT, make_model
 
@@ -115,6 +119,8 @@ def test_float16_where_a_set_is_small(
     label([str(documents)], config)
     notice = " ".join(capsys.readouterr().err.split())
     assert "labels are too few for the codec of hidden states, which needs 512" in notice
+    assert open_label_set(config.out).manifest.identity.states == "final states/1"
+    assert label([str(documents)], config).units_labeled == 0
 
 
 def test_float16_where_rows_come_out_too_short_for_a_basis(
@@ -131,8 +137,6 @@ def test_float16_where_rows_come_out_too_short_for_a_basis(
     assert labels.manifest.identity.states == "final states/1"
     assert list(validate_label_set(labels)) == []
     assert label([str(documents)], config).units_labeled == 0
-    assert open_label_set(config.out).manifest.identity.states == "final states/1"
-    assert label([str(documents)], config).units_labeled == 0
 
 
 def test_missing_and_truncated_states_are_labeled_again_byte_for_byte(
@@ -146,6 +150,50 @@ def test_missing_and_truncated_states_are_labeled_again_byte_for_byte(
     second.write_bytes(second.read_bytes()[:-40])
     assert label([str(documents)], config).units_labeled == 2
     assert files(config) == whole
+
+
+@pytest.mark.parametrize(
+    "name", ["head/head.safetensors", "head/basis_final.safetensors", "hidden/part-000001.parquet"]
+)
+def test_a_full_disk_leaves_finished_units(
+    documents: Path, settings: Settings, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, whole = settings(states="final"), settings(states="final", out=documents.parent / "w")
+    fsync, folder, file = os.fsync, *name.split("/")
+
+    def full(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.parent.name == folder and path.name.endswith(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(SoftshardsError, match="the disk is full"):
+            label([str(documents)], config)
+    finished = len(list((config.folder / "journal").glob("unit-*.json")))
+    assert finished == (folder == "hidden")
+    label([str(documents)], whole)
+    assert label([str(documents)], config).units_reused == finished
+    assert files(config) == files(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["killed-in-basis", "killed-in-states", "killed-in-entry"])
+def test_kill_9_leaves_a_set_that_is_finished_the_same(
+    documents: Path, settings: Settings, fault: str
+) -> None:
+    config, whole = settings(states="final"), settings(states="final", out=documents.parent / "w")
+    flags = ["--model", config.model, "--out", config.out, "--engine", "transformers"]
+    flags += ["--k", 8, "--max-length", 64, "--unit-labels", 300, "--row-group-labels", 128]
+    server = fork_server("tests.labeler.preload")
+    command = ("label", documents, *flags, "--states", "final")
+    killed = server.run("tests.labeler.faults", fault, *command)
+    assert killed.returncode == -signal.SIGKILL
+    for each in (whole, config):
+        label([str(documents)], each)
+    assert files(config) == files(whole)
+    assert list(validate_label_set(open_label_set(config.out))) == []
 
 
 def test_ranks_share_the_bases_of_the_first(documents: Path, settings: Settings) -> None:
