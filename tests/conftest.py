@@ -33,7 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--out-in-store",
         action="store_true",
-        help="the labeler writes into the tests' S3 service, with faults (tests/out_in_store.py)",
+        help="the labeler writes into the tests' S3 service and the trainer reads from it, with "
+        "faults (tests/out_in_store.py, tests/trainer/conftest.py)",
     )
     parser.addoption(
         "--fast",

@@ -66,7 +66,7 @@ def test_counts_agree_with_reading(world: World) -> None:
 def test_steps_are_counted_without_shards(world: World, tmp_path: Path) -> None:
     """The lengths of rows are in the index, in the student's context."""
     path = tmp_path / "labels"
-    shutil.copytree(world.labels, path)
+    shutil.copytree(world.folder, path)
     expected = dataset(world.labels).count()
     labels = open_label_set(path)
     shutil.rmtree(path / "shards")
@@ -152,7 +152,7 @@ def test_the_row_groups_of_an_epoch_are_ordered_once(
 
 def altered(world: World, tmp_path: Path) -> Path:
     path = tmp_path / "labels"
-    shutil.copytree(world.labels, path)
+    shutil.copytree(world.folder, path)
     shard = path / "shards" / "part-000001.parquet"
     data = bytearray(shard.read_bytes())
     data[200] ^= 1

@@ -39,7 +39,7 @@ def flags(world: World, labels: object, out: Path) -> list[object]:
 
 @pytest.mark.slow
 def test_the_loss_curve_equals_the_local_one(world: World, tmp_path: Path) -> None:
-    url = upload(world.labels, "labels")
+    url = upload(world.folder, "labels")
     more = ["--mix", f"{url}=0.5", "--eval-labels", url]
     assert run(*flags(world, url, tmp_path / "there"), *more) == 0
     more = ["--mix", f"{world.labels}=0.5", "--eval-labels", world.labels]
@@ -62,7 +62,7 @@ def test_the_loss_curve_equals_the_local_one(world: World, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_next_student_downloads_no_labels(world: World, tmp_path: Path) -> None:
-    url = upload(world.labels, "once")
+    url = upload(world.folder, "once")
     assert run(*flags(world, url, tmp_path / "first")) == 0
     bucket().rm(f"{url}/shards", recursive=True)
     assert run(*flags(world, url, tmp_path / "second"), "--seed", 1) == 0
@@ -75,7 +75,7 @@ def test_row_groups_are_fetched_ahead_and_several_at_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE_GB, "0")
-    labels = open_label_set(upload(world.labels, "ahead"))
+    labels = open_label_set(upload(world.folder, "ahead"))
     shards = {group.shard for group in labels.row_groups}
     for group in labels.row_groups:
         labels.shard_facts(group)  # footers are read once
@@ -108,7 +108,7 @@ def test_row_groups_are_fetched_ahead_and_several_at_once(
 def test_an_invalid_url_and_a_set_that_disappears(world: World, tmp_path: Path) -> None:
     with pytest.raises(LabelSetError, match=r"s3://bucket/nothing/manifest.json: there is no such"):
         run(*flags(world, "s3://bucket/nothing", tmp_path / "out"))
-    url = upload(world.labels, "leaving")
+    url = upload(world.folder, "leaving")
     labels = open_label_set(url)
     bucket().rm(f"{url}/{labels.row_groups[0].shard}")
     with pytest.raises(LabelSetError, match=rf"{url}/shards/.*: the shard is missing"):

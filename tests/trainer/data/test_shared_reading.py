@@ -171,7 +171,7 @@ def test_no_rank_reads_more_than_its_share_and_one_row_group() -> None:
 
 
 def damaged(world: World, path: Path) -> Path:
-    shutil.copytree(world.labels, path)
+    shutil.copytree(world.folder, path)
     shard = path / "shards" / "part-000001.parquet"
     data = bytearray(shard.read_bytes())
     data[200] ^= 1

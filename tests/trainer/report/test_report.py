@@ -81,7 +81,7 @@ def test_report_shows_everything_and_escapes_it(
     assert "minus &lt;script&gt;" in html  # without a run on tokens alone: the student itself
     assert html.count("<svg") == 3
     assert "Worst sequences" in html
-    identity = json.loads((world.labels / "manifest.json").read_text())["identity"]
+    identity = json.loads((world.folder / "manifest.json").read_text())["identity"]
     assert identity["weights"] in html
     assert identity["tokenizer"] in html
     # Self-contained: nothing is fetched (the addresses in the SVG are names of namespaces).

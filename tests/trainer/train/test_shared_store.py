@@ -31,7 +31,7 @@ def test_the_losses_are_those_of_one_process(
     world: World, one: Path, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    url = upload(world.labels, f"{ranks}-ranks")
+    url = upload(world.folder, f"{ranks}-ranks")
     arguments = command(world, tmp_path / "run", "--eval-labels", url)
     for name, value in (("--labels", url), ("--packs-per-step", "4"), ("--epochs", "2")):
         arguments[arguments.index(name) + 1] = value
@@ -69,7 +69,7 @@ def test_a_rank_that_loses_the_store_for_a_while_continues(
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     monkeypatch.setenv(CACHE_GB, "0")
     monkeypatch.setattr(wait_for_store, "PAUSE", 0.01)
-    url = upload(world.labels, "lost-for-a-while")
+    url = upload(world.folder, "lost-for-a-while")
     opened = [open_label_set(url) for _ in range(2)]
     tries, original = count(), Remote.read
 
