@@ -37,13 +37,15 @@ class RangeCache:
     folder: Path
     limit: int
 
-    def get(self, digest: str) -> bytes | None:
-        """Return the bytes with this hash, where the cache has them intact."""
+    def get(self, digest: str, size: int) -> bytes | None:
+        """Return the `size` bytes with this hash, where the cache has them intact."""
         path = self._path(digest)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            # Without O_NONBLOCK, opening a named pipe waits for a writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(descriptor, "rb") as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                facts = os.fstat(descriptor)
+                if not stat.S_ISREG(facts.st_mode) or facts.st_size != size:
                     return None
                 data = file.read()
         except OSError:

@@ -163,7 +163,9 @@ class Remote:
 
     def cached(self, byte_range: ByteRange) -> bytes | None:
         """Return the bytes of a range where the cache holds them intact."""
-        return None if self._cache is None else self._cache.get(byte_range.sha256)
+        if self._cache is None:
+            return None
+        return self._cache.get(byte_range.sha256, byte_range.stop - byte_range.start)
 
     def copy(self, name: str, path: Path) -> None:
         """Copy a file of the set to a path, a part at a time.

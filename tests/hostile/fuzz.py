@@ -167,9 +167,10 @@ def _status(name: str) -> int:
 
 def targets() -> Mapping[str, Target]:
     """Return all fuzzers."""
-    from tests.hostile import fuzz_files, fuzz_inputs, fuzz_sets
+    from tests.hostile import fuzz_files, fuzz_inputs, fuzz_remote, fuzz_sets
 
-    return fuzz_inputs.TARGETS | fuzz_files.TARGETS | fuzz_sets.TARGETS
+    rooms = (fuzz_inputs, fuzz_files, fuzz_sets, fuzz_remote)
+    return {name: target for room in rooms for name, target in room.TARGETS.items()}
 
 
 def main() -> int:

@@ -43,6 +43,7 @@ from schemas import (
     set_files,
 )
 from schemas.arrow import INDEX_SCHEMA
+from schemas.file_names import hidden_name
 from schemas.fingerprint import sha256_bytes
 from schemas.hidden_part import state_columns
 from schemas.index import WITH_LENGTHS, read_lengths
@@ -56,6 +57,8 @@ from tests.hostile.sealed import (
     refoot,
     reidentify,
     reseal,
+    reseal_head,
+    reseal_part,
     rewrite_rows,
     trained_on,
     write_index_page,
@@ -79,8 +82,9 @@ VALUES: tuple[Any, ...] = (
 
 KINDS = (
     *("bytes", "sealed bytes", "sealed shard", "sealed page", "manifest", "identity", "entry"),
-    *("index", "lengths", "rows", "batch", "facts", "order", "view", "view bytes", "ledger"),
+    *("index", "lengths", "rows", "facts", "order", "view", "view bytes", "ledger"),
 )
+OWN_KINDS = {"merged": ("batch",) * len(KINDS), "states": ("part", "head") * 6}
 SETS = ("plain", "compact", "golden-plain", "golden-compact", "merged", "states")
 IN_BATCH = 2
 """Units whose entries become one file, of 256 elsewhere."""
@@ -148,7 +152,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 def mutate(path: Path, view: Path, rng: random.Random) -> str:
     """Change a set or its view; return what was changed."""
     shards = sorted((path / "shards").iterdir())
-    kind = "batch" if path.name == "merged" and rng.random() < 0.5 else rng.choice(KINDS)
+    kind = rng.choice((*KINDS, *OWN_KINDS.get(path.name, ())))
     if kind in ("bytes", "sealed bytes"):
         file = rng.choice(list(files_of(path)))
         file.write_bytes(mutate_bytes(file.read_bytes(), rng))
@@ -196,6 +200,12 @@ def mutate(path: Path, view: Path, rng: random.Random) -> str:
         rewrite_rows(path, _row_changes(rng), shard=rng.randrange(len(shards)))
     elif kind == "batch":
         _change_batch(path, rng)
+    elif kind == "part":
+        reseal_part(path, mutate_bytes((path / hidden_name(0)).read_bytes(), rng))
+    elif kind == "head":
+        file = rng.choice(sorted((path / "head").iterdir()))
+        file.write_bytes(mutate_bytes(file.read_bytes(), rng))
+        reseal_head(path, f"head/{file.name}")
     elif kind == "facts":
         refoot(rng.choice(shards), lambda facts: mutate_json(facts, rng) or {})
         reseal(path)

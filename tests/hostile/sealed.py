@@ -12,8 +12,12 @@ import pyarrow.parquet as pq
 
 from schemas import LabelSetError, SoftshardsError, open_label_set
 from schemas.arrow import FOOTER_KEY
-from schemas.fingerprint import sha256_bytes, sha256_json, tokenizer_digest
+from schemas.file_names import hidden_name
+from schemas.fingerprint import sha256_bytes, sha256_file, sha256_json, tokenizer_digest
+from schemas.journal import ByteRange, read_entry, write_entry
+from schemas.manifest import FileDigest, read_manifest, write_manifest
 from schemas.validate import examine
+from tests.schemas.state_sets import close_set
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 
@@ -181,6 +185,39 @@ def reindex(path: Path, shard: int = 0) -> None:
     rows = sorted([*new, *others], key=lambda r: (r["unit"], r["row_group"] % (1 << 31)))
     write_index_page(path, rows, schema)
     reseal(path)
+
+
+def reseal_head(path: Path, name: str) -> None:
+    """Write the digest of a forged file of `head/` into the manifest, as a forger would."""
+    manifest = read_manifest(path)
+    assert manifest.states is not None
+    digest = FileDigest(path=name, sha256=sha256_file(path / name))
+    files = tuple(digest if f.path == name else f for f in manifest.states.files)
+    states = manifest.states.model_copy(update={"files": files})
+    write_manifest(path, manifest.model_copy(update={"states": states}))
+
+
+def reseal_part(path: Path, data: bytes) -> None:
+    """Write other bytes as the hidden states of unit 0, with hashes that fit as far as they can."""
+    entry = read_entry(path, 0)
+    assert entry is not None
+    assert entry.hidden is not None
+    (path / hidden_name(0)).write_bytes(data)
+    size = len(data)
+    stops = [min(g.stop, size - 1) for g in entry.hidden.row_groups]
+    starts = [0, *stops]
+
+    def cut(known: ByteRange, start: int, stop: int) -> ByteRange:
+        digest = sha256_bytes(data[start:stop])
+        return known.model_copy(update={"start": start, "stop": stop, "sha256": digest})
+
+    groups = tuple(
+        cut(g, a, b) for g, a, b in zip(entry.hidden.row_groups, starts, stops, strict=False)
+    )
+    footer = cut(entry.hidden.footer, stops[-1], size)
+    hidden = entry.hidden.model_copy(update={"row_groups": groups, "footer": footer})
+    write_entry(path, entry.model_copy(update={"hidden": hidden}))
+    close_set(path, read_manifest(path))
 
 
 def _row(unit: int, row_group: int, start: int, stop: int) -> Json:

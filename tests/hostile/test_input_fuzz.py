@@ -10,6 +10,7 @@ from tests.hostile.fuzz import targets
 COUNTS = {
     **{"corpora": 400, "records": 150, "settings": 400, "templates": 200, "imports": 60},
     **{"files": 300, "models": 100, "reports": 8, "sets": 150},
+    **{"stores": 40, "caches": 40, "hub": 20},
 }
 
 

@@ -175,18 +175,24 @@ def test_the_cache_is_plain_files_of_this_user(tmp_path: Path) -> None:
     data = b"x" * 30
     digest = sha256_bytes(data)
     cache.put(digest, data)
-    assert cache.get(digest) == data
+    assert cache.get(digest, len(data)) == data
     (cache.folder / digest).write_bytes(b"y" * 30)
-    assert cache.get(digest) is None  # altered
+    assert cache.get(digest, len(data)) is None  # altered
     (cache.folder / digest).unlink()
     (tmp_path / "secret").write_bytes(data)
     (cache.folder / digest).symlink_to(tmp_path / "secret")
-    assert cache.get(digest) is None  # a link
+    assert cache.get(digest, len(data)) is None  # a link
     cache.put(digest, data)
     assert not (cache.folder / digest).is_symlink()
+    (cache.folder / digest).unlink()
+    os.mkfifo(cache.folder / digest)  # opened as usual, it waits for a writer
+    assert cache.get(digest, len(data)) is None
+    cache.put(digest, data)
+    (cache.folder / digest).write_bytes(data * 9)
+    assert cache.get(digest, len(data)) is None  # of another size, which is not read
     for name in ("../secret", "x" * 64, ""):
         with pytest.raises(ValueError, match="not a SHA-256"):
-            cache.get(name)
+            cache.get(name, 1)
 
 
 def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
@@ -195,9 +201,9 @@ def test_the_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
     for n, part in enumerate(parts[:3]):
         cache.put(sha256_bytes(part), part)
         os.utime(cache.folder / sha256_bytes(part), (n, n))
-    assert cache.get(sha256_bytes(parts[0])) == parts[0]
+    assert cache.get(sha256_bytes(parts[0]), len(parts[0])) == parts[0]
     cache.put(sha256_bytes(parts[3]), parts[3])
-    assert [cache.get(sha256_bytes(part)) is not None for part in parts] == [1, 0, 1, 1]
+    assert [cache.get(sha256_bytes(part), len(part)) is not None for part in parts] == [1, 0, 1, 1]
     cache.put(sha256_bytes(b"z" * 101), b"z" * 101)
     assert sum(file.stat().st_size for file in cache.folder.iterdir()) == 90
 

@@ -19,13 +19,14 @@ from safetensors.numpy import load_file, save_file
 from schemas import LabelSet, LabelSetError, decode, open_label_set, validate_label_set
 from schemas.arrow import COLUMN_ORDER
 from schemas.file_names import HEAD_FILE, basis_name, hidden_name
-from schemas.fingerprint import sha256_bytes, sha256_file, sha256_json
+from schemas.fingerprint import sha256_json
 from schemas.hidden_part import hidden_schema, state_columns, write_hidden
-from schemas.journal import ByteRange, read_entry, write_entry
-from schemas.manifest import FileDigest, read_manifest, write_manifest
+from schemas.journal import read_entry, write_entry
+from schemas.manifest import read_manifest
 from schemas.stored_head import METADATA_KEY, HeadFacts
 from schemas.version import STATES_1, STATES_2
 from tests.hostile.mutating import mutated
+from tests.hostile.sealed import reseal_head, reseal_part
 from tests.schemas.state_sets import LAYERS, VOCAB, WIDTH, close_set, head_weight, write_state_set
 
 FILES = ("hidden/*", "head/*", "index/hidden-*")
@@ -73,16 +74,6 @@ def test_altered_bytes_are_noticed(tmp_path: Path, pattern: str, codec: str) -> 
     assert verify(path) == []
 
 
-def reseal(path: Path, name: str) -> None:
-    """Write the digest of a forged file of `head/` into the manifest, as a forger would."""
-    manifest = read_manifest(path)
-    assert manifest.states is not None
-    digest = FileDigest(path=name, sha256=sha256_file(path / name))
-    files = tuple(digest if f.path == name else f for f in manifest.states.files)
-    states = manifest.states.model_copy(update={"files": files})
-    write_manifest(path, manifest.model_copy(update={"states": states}))
-
-
 FACTS = HeadFacts(valid_vocab=VOCAB)
 
 
@@ -115,7 +106,7 @@ def test_a_forged_head_is_refused(
 ) -> None:
     path = write_state_set(tmp_path / "set", STATES_1)
     save_file(tensors, path / HEAD_FILE, metadata=metadata or None)
-    reseal(path, HEAD_FILE)
+    reseal_head(path, HEAD_FILE)
     with pytest.raises(LabelSetError, match=named):
         _ = open_label_set(path).head
     assert any(named in text for text in verify(path))
@@ -138,7 +129,7 @@ def test_a_forged_basis_is_refused(
     path = write_state_set(tmp_path / "set", STATES_2)
     file = path / basis_name("final")
     save_file(change(load_file(file)), file)
-    reseal(path, basis_name("final"))
+    reseal_head(path, basis_name("final"))
     with pytest.raises(LabelSetError, match=named):
         open_label_set(path).basis("final")
     assert any(named in text for text in verify(path))
@@ -149,7 +140,7 @@ def test_a_basis_that_does_not_invert_is_named(tmp_path: Path) -> None:
     file = path / basis_name("layer_3")
     tensors = load_file(file)
     save_file(tensors | {"synthesis": tensors["synthesis"] * 2}, file)
-    reseal(path, basis_name("layer_3"))
+    reseal_head(path, basis_name("layer_3"))
     assert any("does not invert" in text for text in verify(path))
 
 
@@ -158,7 +149,7 @@ def test_what_is_not_safetensors_is_refused(tmp_path: Path, content: bytes) -> N
     path = write_state_set(tmp_path / "set", STATES_2)
     for name in (HEAD_FILE, basis_name("final")):
         (path / name).write_bytes(content)
-        reseal(path, name)
+        reseal_head(path, name)
         labels = open_label_set(path)
         with pytest.raises(LabelSetError, match=r"not the teacher's head|not a basis"):
             _ = labels.head if name == HEAD_FILE else labels.basis("final")
@@ -289,29 +280,6 @@ def test_states_that_expand_too_much_are_refused(
         open_label_set(path).read_row_group(group, ["final"])
 
 
-def resealed_part(path: Path, data: bytes) -> None:
-    """Write other bytes as the hidden states of unit 0, with hashes that fit as far as they can."""
-    entry = read_entry(path, 0)
-    assert entry is not None
-    assert entry.hidden is not None
-    (path / hidden_name(0)).write_bytes(data)
-    size = len(data)
-    stops = [min(g.stop, size - 1) for g in entry.hidden.row_groups]
-    starts = [0, *stops]
-
-    def cut(known: ByteRange, start: int, stop: int) -> ByteRange:
-        digest = sha256_bytes(data[start:stop])
-        return known.model_copy(update={"start": start, "stop": stop, "sha256": digest})
-
-    groups = tuple(
-        cut(g, a, b) for g, a, b in zip(entry.hidden.row_groups, starts, stops, strict=False)
-    )
-    footer = cut(entry.hidden.footer, stops[-1], size)
-    hidden = entry.hidden.model_copy(update={"row_groups": groups, "footer": footer})
-    write_entry(path, entry.model_copy(update={"hidden": hidden}))
-    close_set(path, read_manifest(path))
-
-
 @pytest.mark.parametrize("codec", [STATES_1, STATES_2])
 def test_mutated_files_under_right_digests_raise_our_errors_only(
     tmp_path: Path, codec: str
@@ -325,10 +293,10 @@ def test_mutated_files_under_right_digests_raise_our_errors_only(
         shutil.copytree(whole, path)
         for name in heads:
             (path / name).write_bytes(mutated((whole / name).read_bytes(), rng))
-            reseal(path, name)
+            reseal_head(path, name)
         data = mutated((whole / hidden_name(0)).read_bytes(), rng)
         with contextlib.suppress(LabelSetError, ValueError):  # no ranges tile an empty file
-            resealed_part(path, data)
+            reseal_part(path, data)
         with contextlib.suppress(LabelSetError):
             _ = open_label_set(path).head
         with contextlib.suppress(LabelSetError):

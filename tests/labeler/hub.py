@@ -27,6 +27,7 @@ import hf_xet
 TOKEN = "hf_a-token-that-nobody-may-print"
 
 Fault = Literal["none", "half", "hang"]
+Headers = dict[str, str]
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Hub:
         blobs: large files that were uploaded, by SHA-256.
         fault: returns the fault for each request (method, path): `half` breaks the connection
             after half of the body, `hang` never answers.
+        alter: changes status, content and headers of all answers.
         log: `METHOD path` of all requests.
         ranges: `Range` headers of the downloads.
         hanging: set once a request hangs.
@@ -80,6 +82,7 @@ class Hub:
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
     fault: Callable[[str, str], Fault] = lambda _method, _path: "none"
+    alter: Callable[[int, bytes, Headers], tuple[int, bytes, Headers]] = lambda *answer: answer
     log: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
     hanging: threading.Event = field(default_factory=threading.Event)
@@ -318,6 +321,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {field: self.hub.xet_hashes[oid]} if oid in self.hub.xet_hashes else {}
 
     def _reply(self, status: int, content: bytes, **headers: str) -> None:
+        status, content, headers = self.hub.alter(status, content, headers)
         self.send_response(status)
         for header, value in ({"Content-Type": "application/json"} | headers).items():
             self.send_header(header, value)

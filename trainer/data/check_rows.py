@@ -17,6 +17,8 @@ from schemas.arrow import SPAN_KINDS
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.codec import PAD_ID
 from schemas.kept_positions import LABEL_WEIGHTS
+from schemas.tempered_bounds import impossible_tails
+from schemas.version import COMPACT_1
 
 RowProblem = tuple[int, str]
 """The number of a row, and what is wrong with it."""
@@ -70,13 +72,19 @@ def layout_problem(table: pa.Table, vocab_size: int) -> RowProblem | None:
     return None
 
 
-def value_problem(labels: Labels, offsets: NDArray[np.int64], vocab_size: int) -> RowProblem | None:
+def value_problem(
+    labels: Labels,
+    offsets: NDArray[np.int64],
+    vocab_size: int,
+    temperature: float | None = None,
+) -> RowProblem | None:
     """Return the first row with a label that is not a distribution over the vocabulary.
 
     Args:
         labels: decoded labels.
         offsets: row i has labels[offsets[i]:offsets[i + 1]].
         vocab_size: number of the teacher's real ids.
+        temperature: of the tails at a further temperature, if they were read.
     """
     logs = {
         "topk_logprobs": labels.topk_logprobs,
@@ -103,6 +111,11 @@ def value_problem(labels: Labels, offsets: NDArray[np.int64], vocab_size: int) -
             return _row(wrong, offsets), f"{name} has an id outside the vocabulary of {vocab_size}"
         if ids.min() == PAD_ID and (wrong := (ids == PAD_ID) & ~empty).any():
             return _row(wrong, offsets), f"{name} has the id {PAD_ID}"
+    if labels.tempered_tails is not None and temperature is not None:
+        # The ids of the top k are not told from asked ones here, nor the codec: the widest bounds.
+        wrong = impossible_tails(labels, [temperature], k=1, vocab_size=vocab_size, codec=COMPACT_1)
+        if wrong.any():
+            return _row(wrong, offsets), f"the tail at T = {temperature:g} does not fit the top-k"
     states = labels.states
     if states is not None and states.dtype == np.float16 and not np.isfinite(states).all():
         return _row(~np.isfinite(states), offsets), "a hidden state is not finite"

@@ -273,5 +273,10 @@ class WindowLoader:
         source = self.source
         from trainer.data.distributions import as_distributions  # imports torch, too
 
-        window = decode_window(table, vocab_size=source.vocab_size, vocab_map=source.vocab_map)
+        window = decode_window(
+            table,
+            vocab_size=source.vocab_size,
+            vocab_map=source.vocab_map,
+            temperature=source.temperature,
+        )
         return as_distributions(window)

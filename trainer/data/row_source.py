@@ -52,6 +52,13 @@ class RowSource:
         """Number of the teacher's ids; all parts of a mixture share a tokenizer."""
         return self.parts[0].labels.manifest.identity.vocab_size
 
+    @property
+    def temperature(self) -> float | None:
+        """Temperature whose tails are read; None where none are."""
+        for part, place in zip(self.parts, self.temperatures):
+            return (part.labels.manifest.identity.label_temperatures or ())[place]
+        return None
+
     def fetchers(self) -> ThreadPoolExecutor:
         """Return threads that read row groups: many where they wait for a network, else one."""
         remote = any(part.labels.remote for part in self.parts)

@@ -57,7 +57,13 @@ class Window:
     sets: NDArray[np.int64]
 
 
-def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | None = None) -> Window:
+def decode_window(
+    table: pa.Table,
+    *,
+    vocab_size: int,
+    vocab_map: VocabMap | None = None,
+    temperature: float | None = None,
+) -> Window:
     """Decode rows of a shard, without those that have no labels.
 
     The student's own context is used where a row has one, else the teacher's. With a `vocab_map`,
@@ -67,6 +73,7 @@ def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | Non
         table: rows that `require_layout` accepts.
         vocab_size: number of the teacher's real ids.
         vocab_map: from the teacher's ids to the student's, where they differ.
+        temperature: of the column of tails that `one_temperature` keeps, if the rows have it.
 
     Raises:
         LabelSetError: a label cannot be decoded, or is not a distribution over the vocabulary.
@@ -79,7 +86,7 @@ def decode_window(table: pa.Table, *, vocab_size: int, vocab_map: VocabMap | Non
         decoded = decode(table)
     except ValueError as error:
         raise _bad_row(f"{keys[0]} or one of the {len(keys) - 1} after it", str(error)) from error
-    if problem := value_problem(decoded.labels, decoded.offsets, vocab_size):
+    if problem := value_problem(decoded.labels, decoded.offsets, vocab_size, temperature):
         raise _bad_row(keys[problem[0]], problem[1])
     flat = spans.flatten()
     start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))

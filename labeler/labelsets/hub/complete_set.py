@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +47,14 @@ class CompleteSet:
 
     def warn_extra_files(self) -> None:
         """Name the files in the folder that are left out, so that nobody expects them shared."""
-        if self.extra_files:
-            shown = ", ".join(self.extra_files[:5]) + (", ..." if len(self.extra_files) > 5 else "")
-            err.print(f"not part of the label set, left out: {shown}")
+        warn_left_out(self.extra_files)
+
+
+def warn_left_out(files: Sequence[str]) -> None:
+    """Name files beside a label set that are not shared with it."""
+    if files:
+        shown = ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
+        err.print(f"not part of the label set, left out: {shown}")
 
 
 def open_complete_set(path: Path) -> CompleteSet:

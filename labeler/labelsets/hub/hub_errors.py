@@ -50,6 +50,13 @@ def hub_errors(url: str) -> Iterator[None]:
             hint = "see the Hub's message; it refuses a card with an unknown --license"
         raise SoftshardsError(_sentence(cause or error), path=url, hint=hint) from error
 
+    except Exception as error:  # of the library, over an answer without what it looks for
+        raise SoftshardsError(
+            f"the Hub's answer cannot be read: {type(error).__name__}: {first_line(error)}",
+            path=url,
+            hint="check --endpoint, and run the same command again",
+        ) from error
+
 
 def _sentence(error: BaseException) -> str:
     """Return the server's message, or the library's if the server sent none."""

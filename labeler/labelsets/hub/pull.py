@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from labeler.console import err, human_bytes, out
-from labeler.labelsets.hub.complete_set import PARTS, open_complete_set
+from labeler.labelsets.hub.complete_set import PARTS, open_complete_set, warn_left_out
 from labeler.labelsets.hub.hub_config import PullConfig
 from labeler.labelsets.hub.hub_errors import hub_errors
 from labeler.labelsets.hub.hub_repo import (
@@ -25,6 +25,8 @@ from schemas.manifest import MANIFEST, Manifest, read_manifest
 from schemas.set_files import CARD, all_files, is_set_file
 from schemas.set_paths import require_no_links
 
+OF_THE_HUB = (CARD, ".gitattributes")
+"""Files of a repository that belong to it, not to the set."""
 DOWNLOADS = ".cache/huggingface"
 """Folder in which the Hub's library records its downloads: the mark of a pulled set."""
 
@@ -90,6 +92,7 @@ def pull(out_dir: Path, repo: HubRepo, *, replace: bool = False) -> SharedSet:
             repo.name, MANIFEST, repo_type=REPO_TYPE, revision=commit, local_dir=out_dir
         )
         remote_files = api.list_repo_files(repo.name, repo_type=REPO_TYPE, revision=commit)
+    warn_left_out([f for f in remote_files if not is_set_file(f) and f not in OF_THE_HUB])
     _delete_stale(out_dir, set(remote_files))
     try:
         complete = open_complete_set(out_dir)

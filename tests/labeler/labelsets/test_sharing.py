@@ -295,6 +295,40 @@ def test_altered_on_the_hub(labeler: Run, server: Hub, labels: Path, tmp_path: P
     assert_same_set(tmp_path / "flipped", labels)
 
 
+def test_surplus_on_the_hub(labeler: Run, server: Hub, tmp_path: Path) -> None:
+    """In every folder of a set, one of hidden states included; elsewhere, it is left there."""
+    golden = Path("tests/golden/format-1-states-2")
+    good(labeler(*push(golden)))
+    whole = server.repos[REPO].head()
+    surplus = [
+        *("shards/part-000099.parquet", "shards/.hidden", "hidden/part-000099.parquet"),
+        *("head/other.safetensors", "tokenizer/added.json", "index/page-000007.parquet"),
+        *("journal/unit-000099.json", "journal/plan-0007.rejects.parquet", "plan-0007.parquet"),
+    ]
+    out = tmp_path / "out"
+    for name in surplus:
+        server.repos[REPO].branches["main"].append(whole | {name: b"surplus"})
+        assert_error(labeler("pull", REPO, out), f"{name}", "the download is not the label set")
+    outside = {"code/run.py": b"x", "notes.txt": b"y", "shards/.tmp-1": b"z"}
+    server.repos[REPO].branches["main"].append(whole | outside)
+    done = labeler("pull", REPO, out, "--json")
+    assert good(done)
+    assert "left out: code/run.py, notes.txt, shards/.tmp-1" in done.stderr
+    expected = {("expected.json", (golden / "expected.json").read_bytes())}  # not part of the set
+    assert contents(out).items() == contents(golden).items() - expected
+
+
+def test_pull_of_a_view(labeler: Run, server: Hub, labels: Path, tmp_path: Path) -> None:
+    """A view in a repository is not taken for a set, alone or under a set's name."""
+    good(labeler(*push(labels)))
+    view = json.dumps({"label_set": "../labels", "self_digest": "0" * 64}).encode()
+    for number, files in enumerate(({"good.view.json": view}, {"manifest.json": view})):
+        server.repos[REPO].branches["main"].append(files)
+        out = tmp_path / str(number)
+        assert_error(labeler("pull", REPO, out), "manifest")
+        assert not out.exists()
+
+
 def test_newer_state_replaces_older(
     labeler: Run, server: Hub, labels: Path, tmp_path: Path
 ) -> None:
