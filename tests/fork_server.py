@@ -223,9 +223,11 @@ def main() -> None:
     """Import and serve; in the process of a command, run it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests
     channel = socket.socket(fileno=int(sys.argv[1]))
+    gc.disable()
     importlib.import_module(sys.argv[2])
     gc.collect()
     gc.freeze()  # neither scanned nor copied in each process
+    gc.enable()
     sys.argv = _serve(channel)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # even if the tests ignore it
     _end(_run(sys.argv[0]))
