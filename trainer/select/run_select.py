@@ -36,7 +36,14 @@ from trainer.select.task_checks import (
     teacher_warnings,
 )
 from trainer.select.teacher_sets import open_sets
-from trainer.select.train_rungs import Outcomes, Train, read_curve, tokens_at, train_rungs
+from trainer.select.train_rungs import (
+    Outcomes,
+    Train,
+    read_curve,
+    tokens_at,
+    train_rungs,
+    warm_up_steps,
+)
 from trainer.sweep.grid import Settings
 from trainer.sweep.run_sweep import open_trial
 from trainer.sweep.train_trials import train_all
@@ -91,18 +98,17 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
     bench = read_bench_results(config.bench) if config.bench is not None else None
     console = message_console()
     facts, warnings = _check_sets(asked, sets)
-    for warning in warnings:
+    possible = _plan(asked, sets, bench, facts, warnings, require_all=False)
+    for warning in possible.warnings:
         console.print(f"warning: {warning}")
     if config.dry_run:
-        plan = _plan(asked, sets, bench, facts, warnings, require_all=False)
-        record = _record(plan, Outcomes(), {}, config)
+        record = _record(possible, Outcomes(), {}, config)
         if config.json:
             sys.stdout.write(record.to_json())
         else:
             print_plan(table_console(), record)
         return 0
     with run_lock(config.out, "trainer select"):
-        possible = _plan(asked, sets, bench, facts, warnings, require_all=False)
         needed = {each.slice.out for each in possible.candidates if each.slice is not None}
         for student in asked.slices:
             if student.out in needed:
@@ -178,15 +184,28 @@ def _plan(
                 hint="raise it, or take fewer candidates",
             )
     rungs = plan_rungs(len(left), steps, budget.factor, budget.rungs)
+    complete = [_complete(each, steps, rungs, asked, sets) for each in left]
     return Plan(
         asked=asked,
-        candidates=[_complete(each, steps, rungs, asked, sets) for each in left],
+        candidates=complete,
         ruled_out=ruled_out,
         shapes=shapes,
         rungs=rungs,
         facts=facts,
-        warnings=list(warnings),
+        warnings=[*warnings, *_rung_warnings(complete, rungs)],
     )
+
+
+def _rung_warnings(candidates: list[Candidate], rungs: list[Rung]) -> list[str]:
+    """Return a warning if the first rung says nothing about the others."""
+    warm = max(warm_up_steps(each.trial, rungs[-1].step) for each in candidates)
+    if len(rungs) == 1 or rungs[0].step > warm:
+        return []
+    return [
+        f"the first rung ends after step {rungs[0].step}, in the warm-up of the learning rate "
+        f"({warm:g} steps): its ranks say little; raise budget.steps, or lower warmup or "
+        "budget.rungs"
+    ]
 
 
 def _complete(

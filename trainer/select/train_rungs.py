@@ -189,7 +189,7 @@ def _decide(
     """Eliminate candidates after a rung; return the others."""
     here = {}
     for trial in alive:
-        warm = _warm_up(trial, rungs[-1].step)
+        warm = warm_up_steps(trial, rungs[-1].step)
         curve = read_curve(trial.folder, metric)
         points = [(s, v) for s, v in curve if warm < s <= rung.step]
         if made := forecast([s for s, _ in points], [v for _, v in points], rungs[-1].step):
@@ -211,7 +211,7 @@ def _decide(
     return [trial for trial in alive if trial.name not in out]
 
 
-def _warm_up(trial: Trial, steps: int) -> float:
+def warm_up_steps(trial: Trial, steps: int) -> float:
     """Return the steps in which the learning rate rises."""
     warmup = trial.config.warmup
     return warmup if warmup >= 1 else round(warmup * steps)

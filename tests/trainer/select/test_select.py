@@ -221,6 +221,7 @@ def test_the_dry_run_shows_candidates_constraints_and_cost(
     tokens = 10_000.0
     content = selected.content | {
         "budget": {"tokens": tokens, "factor": 2},
+        "base": BASE | {"warmup": 10},
         "slices": {"cut": {"teacher": str(selected.root / "large"), "keep": 1}},
         "grid": {"student": ["cut"], "lr": [1e-3, 1e-4]},
     }
@@ -240,6 +241,9 @@ def test_the_dry_run_shows_candidates_constraints_and_cost(
     assert 0.6 * tokens < record.tokens <= tokens
     assert all(rung.disk and rung.pflop and rung.hours for rung in record.rungs)
     assert "coverage is low" in shown.err
+    assert (
+        "the first rung ends after step 10, in the warm-up of the learning rate (10 " in shown.err
+    )
     assert not (tmp_path / "out").exists()
     trainer(*flags)
     shown = capsys.readouterr()
