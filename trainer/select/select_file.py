@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas import SoftshardsError
 from trainer.slice.slice_config import SliceConfig
-from trainer.sweep.flags import parse_settings
+from trainer.sweep.flags import parse_settings, slug
 from trainer.sweep.grid import (
     LONGEST_NAME,
     TRIALS,
@@ -42,6 +42,7 @@ DECAY = 0.2
 (arXiv 2404.06395), 20 % in Hägele et al. (arXiv 2405.18392)."""
 
 Metric = Literal["kl", "ce"]
+Place = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -54,12 +55,12 @@ class Teacher(_Section):
     """A teacher's label sets.
 
     Attributes:
-        labels: to train on; several ones under names, such as kinds of labels.
+        labels: set to train on; several ones under names, such as kinds of labels.
         probe: its labels of the text that all students are measured on.
     """
 
-    labels: Annotated[str, Field(min_length=1)] | dict[str, Annotated[str, Field(min_length=1)]]
-    probe: Annotated[str, Field(min_length=1)]
+    labels: Place | Annotated[dict[str, Place], Field(min_length=1)]
+    probe: Place
 
 
 class Budget(_Section):
@@ -230,18 +231,10 @@ def _combine(
     own: _File, content: Settings, base: Settings, out: Path, path: Path
 ) -> tuple[list[Candidate], list[SliceConfig]]:
     """Return the candidates of all teachers, and the students to slice."""
-    sets = {
-        (name if len(labels) == 1 else f"{name}-{kind}" if len(own.teachers) > 1 else kind): (
-            place,
-            teacher.probe,
-        )
-        for name, teacher in own.teachers.items()
-        for labels in [_named(teacher.labels)]
-        for kind, place in labels.items()
-    }
+    sets = _named_sets(own)
     candidates: list[Candidate] = []
     slices: dict[Path, SliceConfig] = {}
-    for name, (labels, probe) in sets.items():
+    for name, labels, probe in sets:
         given: Settings = {"labels": labels, "eval_labels": probe}
         made = combine(content, base | given, out, path)
         slices = slices or {each.out: each for each in made.slices}  # one, whatever the teacher
@@ -249,15 +242,28 @@ def _combine(
             _refuse_own_flags(trial.settings, trial.name, path, but=given.keys())
             if len(sets) > 1:
                 trial = _prefixed(trial, name, out)
-            if len(trial.name) > LONGEST_NAME:
-                raise SoftshardsError(f"the name is too long: {trial.name}", path=path)
+            if len(trial.name) > LONGEST_NAME or trial.name in {each.name for each in candidates}:
+                raise SoftshardsError(
+                    f"the name is too long, or there twice: {trial.name}",
+                    path=path,
+                    hint="rename the teachers or their labels",
+                )
             cut = slices.get(trial.config.student)
             candidates.append(Candidate(trial=trial, teacher=name, slice=cut))
     return candidates, list(slices.values())
 
 
-def _named(labels: str | dict[str, str]) -> dict[str, str]:
-    return {"labels": labels} if isinstance(labels, str) else labels
+def _named_sets(own: _File) -> list[tuple[str, str, str]]:
+    """Return each set to train on: a name, its place, and the probe of its teacher."""
+    found = []
+    for teacher, sets in own.teachers.items():
+        if isinstance(sets.labels, str):
+            found.append((slug(teacher), sets.labels, sets.probe))
+            continue
+        for kind, place in sets.labels.items():
+            name = kind if len(own.teachers) == 1 else f"{teacher}-{kind}"
+            found.append((slug(name), place, sets.probe))
+    return found
 
 
 def _prefixed(trial: Trial, name: str, out: Path) -> Trial:

@@ -28,6 +28,9 @@ from trainer.sweep.trial_folder import read_stopped
 BASE = {"pack_tokens": 128, "packs_per_step": 1, "window": 4, "eval_every": 1, "warmup": 1}
 
 
+SETS = {"labels": "labels", "probe": "probe"}
+
+
 def write(path: Path, content: dict[str, Any]) -> Path:
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
@@ -325,6 +328,8 @@ def at(*keys: str, to: Any) -> Change:
         (at("constraints", to={"parameter": 3}), "did you mean parameters?"),
         (at("checks", to={"covered": 2}), r"checks\.covered"),
         (at("teachers", to={}), "teachers: "),
+        (at("teachers", to={"a b": SETS, "a-b": SETS}), "or there twice: a-b_s_lr=0.001"),
+        (at("teachers", "tiny", "labels", to={}), r"teachers\.tiny\.labels"),
         (at("teachers", "tiny", "probs", to="x"), r"teachers\.tiny\.probs: unknown key"),
         (at("base", "pack_token", to=1), "did you mean pack_tokens?"),
         (at("base", "labels", to="x"), "base sets labels, which the selection sets itself"),
@@ -339,7 +344,7 @@ def at(*keys: str, to: Any) -> Change:
 def test_bad_files_are_refused_by_name(tmp_path: Path, change: Change, message: str) -> None:
     content: dict[str, Any] = {
         "base": dict(BASE),
-        "teachers": {"tiny": {"labels": "labels", "probe": "probe"}},
+        "teachers": {"tiny": dict(SETS)},
         "grid": {"student": ["s"], "lr": [1e-3, 1e-4]},
         "budget": {"steps": 9},
     }

@@ -41,7 +41,8 @@ def test_a_selection_on_ray_survives_kill_9(world: World, tmp_path: Path) -> Non
     best, other = (out / "trials" / f"student_lr={lr}" for lr in ("0.003", "1e-09"))
 
     def step(folder: Path) -> int:
-        return int(([{"step": 0}, *read_lines(folder / LOG)])[-1]["step"])
+        lines = read_lines(folder / LOG)
+        return int(lines[-1]["step"]) if lines else 0
 
     with ray_nodes(head=1) as nodes:
         command = ["-m", "trainer", "select", str(file), "--out", str(out), "--ray", nodes.address]
