@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ class Step:
         program, arguments: the command, without the flags of a section.
         flags: the flags of the section, for --config.
         output: the file or folder that it makes.
+        may_select_nothing: it then makes no output.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Step:
     arguments: tuple[str, ...]
     flags: Flags
     output: Path
+    may_select_nothing: bool = False
 
     def command(self) -> list[str]:
         """Return the arguments with the file of flags, which is written now."""
@@ -130,8 +132,11 @@ def answer_steps(rounds: Rounds, here: RoundFolder, prompts: tuple[Path, ...]) -
     if not here.last:
         kept = here.path / "kept.view.json"
         yield _view("hold-out", here.answers, IS_HELD_OUT, here.held_out_answers, {})
-        yield _view("filter", here.answers, f"not {IS_HELD_OUT}", kept, rounds.flags("filter"))
-        answers = (kept, here.held_out_answers)
+        flags = rounds.flags("filter")
+        filtering = _view("filter", here.answers, f"not {IS_HELD_OUT}", kept, flags)
+        yield replace(filtering, may_select_nothing=True)
+        if kept.exists():
+            answers = (kept, here.held_out_answers)
     yield Step(
         name="score",
         program="labeler",

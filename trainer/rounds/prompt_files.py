@@ -31,14 +31,14 @@ def write_prompts(folder: Path, rounds: Rounds) -> list[Path]:
         The files; the last one has the prompts that are kept apart.
 
     Raises:
-        SoftshardsError: the file cannot be read, or has too few prompts.
+        SoftshardsError: the file cannot be read, has too few prompts, or an id twice.
     """
     path = Path(rounds.prompts)
-    prompts = list(_read(path))
+    prompts = list(_distinct(path))
     if len(prompts) <= rounds.held_out:
         raise SoftshardsError(
-            f"{len(prompts)} prompts, and {rounds.held_out} of them are kept apart (held_out): "
-            "none is left to learn from",
+            f"{len(prompts)} different prompts, and {rounds.held_out} of them are kept apart "
+            "(held_out): none is left to learn from",
             path=path,
             hint="give more prompts, or a smaller held_out",
         )
@@ -50,6 +50,24 @@ def write_prompts(folder: Path, rounds: Rounds) -> list[Path]:
         chosen = [rest[(number * count + i) % len(rest)] for i in range(count)]
         files.append(_write(folder / f"round-{number}.jsonl", chosen, ""))
     return [*files, _write(folder / "held-out.jsonl", apart, HELD_OUT)]
+
+
+def _distinct(path: Path) -> Iterator[Prompt]:
+    """Yield each prompt once, whatever its id: none is both learned from and kept apart."""
+    contents, ids = set(), set()
+    for prompt in _read(path):
+        content = json.dumps(prompt | {"id": None}, sort_keys=True, default=str)
+        if content in contents:
+            continue
+        if prompt["id"] in ids:
+            raise SoftshardsError(
+                f"two prompts have the id {prompt['id']!r}",
+                path=path,
+                hint="give each prompt an id of its own; one without an id is named by its place",
+            )
+        contents.add(content)
+        ids.add(prompt["id"])
+        yield prompt
 
 
 def _read(path: Path) -> Iterator[Prompt]:

@@ -29,12 +29,11 @@ DEFAULTS: dict[str, Flags] = {
     "generate": {"temperature": 1.0, "max_tokens": 128},
     "score": {"k": 64, "row_group_labels": 512},
     "filter": {"max_repetition": 0.5},
-    "train": {"loss": ["reverse_kl=1"], "save_dtype": "fp32"},
+    "train": {"loss": ["reverse_kl=1"], "lr": 5e-5, "packs_per_step": 1, "save_dtype": "fp32"},
 }
-"""The student is sampled at T = 1 and pulled towards the teacher by reverse KL, token by token
-(MiniLLM, arXiv 2306.08543; GKD, arXiv 2306.13649; Qwen3, arXiv 2505.09388, section 4.5). Loops are
-left out. Row groups are small because older rounds are replayed by `--mix`, which takes whole ones.
-A student that is trained again is kept as it was trained, not rounded to its dtype."""
+"""Where they come from stands in docs/rounds.md. Row groups are small because older rounds are
+replayed by `--mix`, which takes whole ones. A round has few labels: a step for each pack. A student
+that is trained again is kept as it was trained, not rounded to its dtype."""
 
 
 class Rounds(BaseModel):

@@ -109,7 +109,7 @@ def _measure(
     """Let the student of a round answer, the teacher label, and measure the student.
 
     A step is done if the record has it and its output is there. Killed between the two, it runs
-    again: the commands reuse what is finished.
+    again, as does a filter that left nothing: the commands reuse what is finished.
     """
     what = "the last student" if here.last else f"of {asked.rounds}"
     message_console().print(f"\nround {here.number}, {what}")
@@ -140,6 +140,9 @@ def _stop_reason(asked: Rounds, record: RoundsRecord) -> str | None:
         return None
     if len(record.rounds) > asked.rounds:
         return f"{len(record.rounds) - 1} rounds"
+    last = record.rounds[-1]
+    if last.answers and not last.kept:
+        return f"{len(record.rounds) - 1} rounds: the filter left no answer of round {last.number}"
     without = record.rounds_without_gain()
     if asked.patience and without >= asked.patience:
         best = len(record.rounds) - 1 - without
@@ -148,6 +151,6 @@ def _stop_reason(asked: Rounds, record: RoundsRecord) -> str | None:
 
 
 def _stopped(code: int) -> int:
-    what = "interrupted" if is_interruption(code) else "the command above failed"
-    message_console().print(f"{what}: run the same `trainer rounds` to resume")
+    what = "interrupted" if is_interruption(code) else "the command above failed: see its message"
+    message_console().print(f"{what}; the same `trainer rounds` resumes")
     return code

@@ -17,6 +17,8 @@ from trainer.train.signals import catch_signals
 
 CHILD = "trainer.child_process"
 POLL_SECONDS = 0.2
+REFUSED = 2
+"""Exit code of a command whose input or settings do not fit."""
 
 
 class StepStopped(Exception):
@@ -48,10 +50,26 @@ def run_step(step: Step, python: Path) -> float:
     arguments = step.command()
     message_console().print(f"\n== {step.name}: {step.program} {shlex.join(arguments)}")
     started = time.monotonic()
+    code = _run(step.program, arguments, python)
+    if code == REFUSED and step.may_select_nothing:
+        # With --dry-run, what selects no row is no error; a wrong flag is.
+        code = _run(step.program, [*arguments, "--dry-run"], python)
+        if not code:
+            step.output.unlink(missing_ok=True)  # of an earlier filter
+            return time.monotonic() - started
+    if code:
+        raise StepStopped(128 - code if code < 0 else code)
+    if not step.output.exists():
+        raise SoftshardsError(f"{step.name} ended without its output", path=step.output)
+    return time.monotonic() - started
+
+
+def _run(program: str, arguments: list[str], python: Path) -> int:
+    """Run a command and return its exit code, negative for a signal."""
     with lifeline() as standard_input, catch_signals() as caught:
         try:
             process = subprocess.Popen(
-                [str(python), "-m", CHILD, step.program, *arguments],
+                [str(python), "-m", CHILD, program, *arguments],
                 stdin=standard_input,
                 stdout=sys.stderr.fileno(),
                 start_new_session=True,  # Ctrl-C is for the rounds, which pass it on once
@@ -71,11 +89,7 @@ def run_step(step: Step, python: Path) -> float:
                     told = True
         if caught:
             raise StepStopped(128 + caught[0])
-    if code:
-        raise StepStopped(128 - code if code < 0 else code)
-    if not step.output.exists():
-        raise SoftshardsError(f"{step.name} ended without its output", path=step.output)
-    return time.monotonic() - started
+    return code
 
 
 def is_interruption(code: int) -> bool:

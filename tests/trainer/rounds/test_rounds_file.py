@@ -66,6 +66,7 @@ def test_defaults_yield_to_flags(tmp_path: Path) -> None:
     found = read_rounds(write(tmp_path / "rounds.yaml", base | flags))
     assert found.flags("train") == {
         "loss": ["forward_kl=1"],
+        "lr": 5e-5,
         "save_dtype": "fp32",
         "packs_per_step": 2,
     }
@@ -121,7 +122,14 @@ def test_prompts_are_shared_out_and_kept_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "0 prompts"), ('{"a": 1}\n{', "line 2"), ("[1]\n", "not an object"), (None, "cannot be")],
+    [
+        ("", "0 different prompts"),
+        ('{"prompt": "a"}\n{"prompt": "a"}\n', "1 different prompts"),
+        ('{"prompt": "a", "id": "1"}\n{"prompt": "b"}\n', "two prompts have the id '1'"),
+        ('{"a": 1}\n{', "line 2"),
+        ("[1]\n", "not an object"),
+        (None, "cannot be"),
+    ],
 )
 def test_prompts_that_cannot_be_used(tmp_path: Path, text: str | None, said: str) -> None:
     path = tmp_path / "p.jsonl"
@@ -174,3 +182,10 @@ def test_rounds_end_when_the_kl_falls_no_more(
     record = RoundsRecord(settings={}, rounds=made)
     reason = _stop_reason(asked(patience=patience, rounds=rounds), record)
     assert (reason is not None) == stops
+
+
+def test_rounds_end_when_the_filter_leaves_nothing() -> None:
+    record = RoundsRecord(settings={}, rounds=[measured(0, 1.0, trained=False)])
+    record.rounds[0].kept = 0
+    reason = _stop_reason(asked(), record)
+    assert reason == "0 rounds: the filter left no answer of round 0"
