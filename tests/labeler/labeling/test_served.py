@@ -25,6 +25,7 @@ from tests.fork_server import fork_server
 from tests.labeler.conftest import Run, Settings
 from tests.labeler.labeling.test_vllm_tensors import assert_student_has_the_generation
 from tests.labeler.serving import PATIENCE, Server, free_port, proxy
+from tests.recipes import run_recipe
 from tests.tiny_model import TEXT, make_model, make_tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -255,6 +256,20 @@ def test_rounded_logits_are_distinguished_from_float32() -> None:
         top = torch.log_softmax(rounded, -1).topk(8).values.double().numpy()
         assert on_half_grid(top) == (dtype != torch.float32)
     assert not on_half_grid(np.zeros((3, 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_children")
+def test_the_recipe_of_a_served_teacher(
+    server: Server, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small = {"TEACHER": str(teacher), "CHARS": "40", "LENGTH": "100"}  # the server's context: 128
+    report = run_recipe("served.md", tmp_path, SERVER_URL=server.url, **small)
+    assert report["verdict"]["student"] == "kd"
+    for part, rows in ("train", 6), ("heldout", 3):
+        labels = open_label_set(tmp_path / "served" / f"labels-{part}")
+        assert (labels.rows, labels.manifest.identity.weights_scope) == (rows, "served")
 
 
 def test_the_server_is_killed_and_the_same_command_resumes(
