@@ -103,6 +103,13 @@ class Sampling(LateFields):
 Temperature = Annotated[float, Field(gt=0, le=LARGEST_TEMPERATURE, allow_inf_nan=False)]
 
 
+def _further_temperatures(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Refuse 1, at which the labels are, and temperatures that are there twice."""
+    if 1.0 in values or len(set(values)) != len(values):
+        raise ValueError("a temperature is 1, or there twice")
+    return values
+
+
 def _as_rule(text: str) -> str:
     """Refuse a rule of kept positions that is none, or is spelled in another way."""
     if str(parse_rule(text)) != text:
@@ -174,7 +181,12 @@ class Identity(LateFields):
     states: str | None = None
     ids_from: Annotated[str, Field(pattern=ASKED)] | None = None
     label_temperatures: (
-        Annotated[tuple[Temperature, ...], Field(max_length=MOST_TEMPERATURES)] | None
+        Annotated[
+            tuple[Temperature, ...],
+            Field(max_length=MOST_TEMPERATURES),
+            AfterValidator(_further_temperatures),
+        ]
+        | None
     ) = None
     keep_positions: Annotated[str, Field(pattern=KEPT), AfterValidator(_as_rule)] | None = None
 

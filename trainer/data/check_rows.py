@@ -17,6 +17,7 @@ from schemas.arrow import SPAN_KINDS
 from schemas.arrow_lists import list_offsets, one_array
 from schemas.codec import PAD_ID
 from schemas.kept_positions import LABEL_WEIGHTS
+from schemas.rounding_error import HALF_STEP
 from schemas.tempered_bounds import impossible_tails
 from schemas.version import COMPACT_1
 
@@ -77,6 +78,7 @@ def value_problem(
     offsets: NDArray[np.int64],
     vocab_size: int,
     temperature: float | None = None,
+    largest_weight: float = np.inf,
 ) -> RowProblem | None:
     """Return the first row with a label that is not a distribution over the vocabulary.
 
@@ -85,6 +87,7 @@ def value_problem(
         offsets: row i has labels[offsets[i]:offsets[i + 1]].
         vocab_size: number of the teacher's real ids.
         temperature: of the tails at a further temperature, if they were read.
+        largest_weight: the largest weight that a sampled label may have.
     """
     logs = {
         "topk_logprobs": labels.topk_logprobs,
@@ -97,9 +100,11 @@ def value_problem(
         if values.size and not values.max() <= 0:  # true of NaN, too
             return _row(~(values <= 0), offsets), f"{name} is above 0 or NaN"
     weights = labels.label_weights
-    if weights is not None and not np.all((weights >= 0) & (weights < np.inf)):
-        wrong = ~((weights >= 0) & (weights < np.inf))
-        return _row(wrong, offsets), f"{LABEL_WEIGHTS} has a weight below 0 or no number"
+    if weights is not None:
+        most = largest_weight * (1 + 2 * HALF_STEP)
+        if not np.all(right := (weights >= 0) & (weights < np.inf) & (weights <= most)):
+            what = f"{LABEL_WEIGHTS} has a weight below 0, above {largest_weight:g} or no number"
+            return _row(~right, offsets), what
     for name, ids, empty in (
         ("topk_ids", labels.topk_ids, labels.topk_logprobs == -np.inf),
         ("sample_ids", labels.sample_ids, labels.sample_counts == 0),

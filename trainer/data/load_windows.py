@@ -278,5 +278,6 @@ class WindowLoader:
             vocab_size=source.vocab_size,
             vocab_map=source.vocab_map,
             temperature=source.temperature,
+            largest_weight=source.largest_weight,
         )
         return as_distributions(window)

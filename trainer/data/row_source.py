@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from schemas.file_names import is_state_column
-from schemas.kept_positions import LABEL_WEIGHTS
+from schemas.kept_positions import LABEL_WEIGHTS, parse_rule
 from schemas.remote import FETCH_THREADS
 from trainer.data.label_weights import with_equal_weights
 from trainer.data.mixture import Part
@@ -58,6 +58,13 @@ class RowSource:
         for part, place in zip(self.parts, self.temperatures):
             return (part.labels.manifest.identity.label_temperatures or ())[place]
         return None
+
+    @property
+    def largest_weight(self) -> float:
+        """Largest weight of a label that the rules of the sets allow."""
+        identities = (part.labels.manifest.identity for part in self.parts)
+        rules = (parse_rule(each.keep_positions) for each in identities if each.keep_positions)
+        return max((rule.largest_weight or 1.0 for rule in rules), default=1.0)
 
     def fetchers(self) -> ThreadPoolExecutor:
         """Return threads that read row groups: many where they wait for a network, else one."""

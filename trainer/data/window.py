@@ -63,6 +63,7 @@ def decode_window(
     vocab_size: int,
     vocab_map: VocabMap | None = None,
     temperature: float | None = None,
+    largest_weight: float = np.inf,
 ) -> Window:
     """Decode rows of a shard, without those that have no labels.
 
@@ -74,6 +75,7 @@ def decode_window(
         vocab_size: number of the teacher's real ids.
         vocab_map: from the teacher's ids to the student's, where they differ.
         temperature: of the column of tails that `one_temperature` keeps, if the rows have it.
+        largest_weight: the largest weight that a sampled label may have.
 
     Raises:
         LabelSetError: a label cannot be decoded, or is not a distribution over the vocabulary.
@@ -86,7 +88,9 @@ def decode_window(
         decoded = decode(table)
     except ValueError as error:
         raise _bad_row(f"{keys[0]} or one of the {len(keys) - 1} after it", str(error)) from error
-    if problem := value_problem(decoded.labels, decoded.offsets, vocab_size, temperature):
+    if problem := value_problem(
+        decoded.labels, decoded.offsets, vocab_size, temperature, largest_weight
+    ):
         raise _bad_row(keys[problem[0]], problem[1])
     flat = spans.flatten()
     start, stop = (flat.field(name).to_numpy().astype(np.int64) for name in ("start", "stop"))
