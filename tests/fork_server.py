@@ -215,6 +215,7 @@ def _serve(channel: socket.socket) -> list[str]:
         os.environ.clear()
         os.environ.update(request["environment"])
         time.tzset()
+        tempfile.tempdir = None  # TMPDIR may be another one
         sys.executable = request["executable"]
         return list(request["arguments"])
 

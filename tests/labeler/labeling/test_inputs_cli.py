@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def test_every_format_in_one_folder(labeler: CommandLine, teacher: Path, tmp_pat
 
 @pytest.mark.slow
 def test_patterns_urls_datasets_and_standard_input_in_one_run(
-    run_labeler: Run, teacher: Path, tmp_path: Path
+    run_labeler: Run, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, web, out, temp = (tmp_path / name for name in ("data", "web", "out", "temp"))
     for folder in (data, web, temp):
@@ -77,14 +76,13 @@ def test_patterns_urls_datasets_and_standard_input_in_one_run(
     pq.write_table(pa.table({"text": ["a table on the web"]}), web / "w.parquet")
     save_dataset(data / "tales", [{"text": "the first"}], [{"text": "the second"}])
     save_dataset_dict(data / "d", {"train": [{"text": "to learn"}], "test": [{"text": "to test"}]})
-    environment = {"env": {**os.environ, "TMPDIR": str(temp)}}
+    monkeypatch.setenv("TMPDIR", str(temp))
     with served(web) as url:
         given = ["-", data / "p*.jsonl", f"file://{data}/url.jsonl", data / "tales", data / "d"]
         inputs = [*given, f"{url}/w.jsonl.gz", f"{url}/w.parquet"]
-        first = label(run_labeler, teacher, out, *inputs, input=LINE + LINE, **environment)
-        again = label(run_labeler, teacher, out, *inputs, input=LINE + LINE, **environment)
-        changed = ("label", *inputs, *flags(teacher, out))
-        other = run_labeler(*changed, input=LINE, **environment, code=2)
+        first = label(run_labeler, teacher, out, *inputs, input=LINE + LINE)
+        again = label(run_labeler, teacher, out, *inputs, input=LINE + LINE)
+        other = run_labeler("label", *inputs, *flags(teacher, out), input=LINE, code=2)
     assert sources(out) == {
         "stdin": ["stdin:0", "stdin:1"],
         "p1.jsonl": ["p1.jsonl:0"],
