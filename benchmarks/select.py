@@ -104,7 +104,8 @@ def run(content: dict[str, object], out: Path) -> SelectRecord:
 
 def seconds(out: Path) -> float:
     """Return the processor time of all runs of a selection."""
-    return sum(json.loads(line)["seconds"] for line in (out / COSTS).read_text().splitlines())
+    lines = (out / COSTS).read_text().splitlines()
+    return sum(float(json.loads(line)["seconds"]) for line in lines)
 
 
 def main() -> None:

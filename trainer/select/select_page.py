@@ -42,7 +42,7 @@ def render_page(record: SelectRecord) -> str:
 def _figure(record: SelectRecord) -> Markup:
     """Draw the curves after the first step, the best last and on top."""
     with new_figure(1, 9.5, 4.6) as (figure, (axis,)):
-        ranked = [row for row in record.ranked() if any(step for step, _ in row.curve)]
+        ranked = [row for row in record.ranked() if row.step]
         for number, row in reversed(list(enumerate(ranked))):
             is_named = number < len(COLORS)
             color = COLORS[number] if is_named else QUIET
