@@ -321,6 +321,7 @@ def test_other_commands_write_there(
 ) -> None:
     url, half = f"{BUCKET}/commands", tmp_path / "half.view.json"
     write(url)
+    assert "would overwrite its source" in labeler("convert", url, url).err
     small = labeler("convert", url, f"{url}-small", "--json").json
     assert labeler("convert", local, tmp_path / "small", "--json").json["kl"] == small["kl"]
     assert labeler("convert", f"{url}-small", f"{url}-plain", "--codec", "plain").code == 0

@@ -117,12 +117,17 @@ def test_refusals(sets: dict[str, Path], labeler: CommandLine) -> None:
     for arguments, message in (
         ((sets["a"], sets["other"], "out"), "only sets with the same teacher"),
         ((sets["a"], "out"), "needs at least two label sets"),
-        ((sets["a"], sets["b"], sets["a"]), "would overwrite its source"),
         ((sets["a"], "nowhere", "out"), "no label set here"),
     ):
         done = labeler("merge", *arguments)
         assert (done.code, message in done.err) == (2, True), done.err
         assert not Path("out").exists()
+
+
+@pytest.mark.local("the sources are folders; in a store: test_store_runs.py")
+def test_a_source_is_not_overwritten(sets: dict[str, Path], labeler: CommandLine) -> None:
+    done = labeler("merge", sets["a"], sets["b"], sets["a"])
+    assert (done.code, "would overwrite its source" in done.err) == (2, True), done.err
 
 
 @pytest.mark.slow
