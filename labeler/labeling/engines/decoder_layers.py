@@ -22,7 +22,8 @@ def inner_layers(names: Sequence[str]) -> dict[str, int]:
 def decoder_layers(model: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList]:
     """Return the module that a language model's decoder layers are part of, and the layers.
 
-    A vision or audio tower may have as many; the decoder's layers have more parameters.
+    A vision or audio tower may have as many; the decoder's layers have more parameters. Lists
+    inside others, such as experts or the halves of a layer, do not count.
 
     Args:
         model: a causal language model of vLLM or transformers.
@@ -31,10 +32,11 @@ def decoder_layers(model: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleLi
     Raises:
         SoftshardsError: it has no such list of layers.
     """
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     found = {
         name: sum(p.numel() for p in module.parameters())
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        for name, module in lists.items()
+        if len(module) == count and not any(name.startswith(f"{other}.") for other in lists)
     }
     if not found:
         raise SoftshardsError(f"the model has no list of {count} decoder layers")

@@ -179,6 +179,12 @@ class TransformersEngine:
     def _states_at(self, where: torch.Tensor) -> torch.Tensor:
         """Return states [n, names * d] of the tokens `where`, whose logits were computed last."""
         kept = {n: x if n == FINAL else x[where] for n, x in self._kept.items()}
+        if len({states.shape[1] for states in kept.values()}) > 1:
+            raise SoftshardsError(
+                "what the head reads and what layers return differ in width",
+                path=self._teacher.path,
+                hint="store --states final alone, or layers without it",
+            )
         return torch.cat([kept[name] for name in self._states], dim=1)
 
     @torch.inference_mode()
