@@ -10,7 +10,7 @@ from pathlib import Path
 
 from schemas import LabelSet, SoftshardsError
 from schemas.atomic import write_atomic
-from schemas.bench_results import BenchResults, read_bench_results
+from schemas.bench_results import read_bench_results
 from trainer.console import message_console, table_console
 from trainer.run_files import FINAL
 from trainer.select.rungs import Rung, longest, plan_rungs
@@ -98,7 +98,8 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
     bench = read_bench_results(config.bench) if config.bench is not None else None
     console = message_console()
     facts, warnings = _check_sets(asked, sets)
-    possible = _plan(asked, sets, bench, facts, warnings, require_all=False)
+    shapes = measure_shapes(asked.candidates, bench)
+    possible = _plan(asked, sets, shapes, facts, warnings, require_all=False)
     for warning in possible.warnings:
         console.print(f"warning: {warning}")
     if config.dry_run:
@@ -115,7 +116,9 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
                 from trainer.slice.slice_teacher import slice_teacher
 
                 slice_teacher(student)
-        plan = _plan(asked, sets, bench, facts, warnings, require_all=True)
+        if any(shape.parameters is None for shape in shapes.values()):  # not sliced before
+            shapes = measure_shapes(asked.candidates, bench)
+        plan = _plan(asked, sets, shapes, facts, warnings, require_all=True)
         made = {each.out for each in asked.slices}
         inputs: dict[str, RunInputs] = {}
         for candidate in plan.candidates:
@@ -151,7 +154,7 @@ def _check_sets(asked: Selection, sets: Mapping[str, LabelSet]) -> tuple[list[Se
 def _plan(
     asked: Selection,
     sets: Mapping[str, LabelSet],
-    bench: BenchResults | None,
+    shapes: dict[str, Shape],
     facts: list[SetFacts],
     warnings: list[str],
     *,
@@ -162,7 +165,6 @@ def _plan(
     Raises:
         SoftshardsError: constraints rule out all candidates, or the budget is too small.
     """
-    shapes = measure_shapes(asked.candidates, bench)
     ruled_out = rule_out(shapes, asked.constraints, require_all=require_all)
     left = [each for each in asked.candidates if each.name not in ruled_out]
     if not left:
