@@ -28,7 +28,6 @@ DISTINCT = {"distinct1": 1, "distinct2": 2}
 
 Values = NDArray[np.float64]
 Figures = dict[str, AnswerFigure]
-Replicates = Callable[[Values], Values]
 
 
 class Comparison(NamedTuple):
