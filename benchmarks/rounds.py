@@ -231,13 +231,14 @@ def _off_policy(arm: str, seed: int, folder: Path, count: int, settings: Setting
     prompts = folder / "rounds" / "prompts"
     files = [prompts / f"round-{number}.jsonl" for number in range(settings.rounds)]
     passages = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    source = folder / f"{arm}.jsonl"
+    name = "answers" if arm == "answers" else "text"
+    source, out = folder / f"{name}.jsonl", folder / f"labels-{name}"
     if arm == "answers":
-        out, lines = folder / "labels-answers", passages
+        lines = passages
         more: tuple[object, ...] = ("--mode", "generate", "--temperature", 1, "--seed", seed)
         more += ("--max-tokens", ANSWER)
     else:
-        out, lines, more = folder / "labels-text", [], ()
+        lines, more = [], ()
         for passage in passages:
             goes_on = passage["goes_on"][:count]
             count -= len(goes_on)
