@@ -128,9 +128,11 @@ def _write_what_is_sent(place: SetPlace, folder: Path) -> None:
 
 
 def _copy_back(folder: Path) -> None:
-    """Bring the folder to the state of the store."""
+    """Bring the folder to the state of the store, which has no temporary files."""
     store = bucket()
     with _lock(folder):
+        for path in folder.rglob(f"{TMP_PREFIX}*"):
+            path.unlink()
         stored = {path.split("/", 2)[2]: path for path in store.find(_url(folder))}
         stored = {name: path for name, path in stored.items() if not name.startswith(".lock")}
         for name in [name for name in _state(folder) if name not in stored]:
