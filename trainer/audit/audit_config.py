@@ -75,7 +75,8 @@ class AuditConfig:
     it they hold places only."""
 
     canaries: Annotated[Path | None, Parameter(group=CANARIES)] = None
-    """File of `trainer audit canaries`, whose records were added to the corpus."""
+    """File of `trainer audit canaries`, whose records were added to the corpus. They are ranked as
+    the rows of the label set have them: of chats, in the chat."""
 
     candidates: Annotated[int, Parameter(group=CANARIES)] = 1000
     """Candidates to rank each canary among, at least; drawn anew, never inserted."""
@@ -125,6 +126,9 @@ class CanariesConfig:
     text: str = "The random number is {}."
     """Text of a record; {} stands for the digits."""
 
+    question: str | None = None
+    """Write chats instead of documents: this is the user's turn, --text the answer to it."""
+
     digits: int = 9
     """Digits of a canary."""
 
@@ -138,6 +142,8 @@ class CanariesConfig:
             raise SoftshardsError(
                 f"--digits is {self.digits}: it must be from {FEWEST_DIGITS} to {MOST_DIGITS}"
             )
+        if self.question is not None and not self.question.strip():
+            raise SoftshardsError("--question is empty")
         before, _, after = self.text.partition("{}")
         if not before.strip() or "{}" in after or self.text.count("{}") != 1:
             raise SoftshardsError(

@@ -18,14 +18,14 @@ from trainer.audit.audit_results import (
     AuditResults,
     AuditSettings,
     Role,
-    RowKey,
 )
 from trainer.audit.audit_table import print_audit
 from trainer.audit.canary_file import CanaryRecord, read_canaries
+from trainer.audit.canary_rows import CanaryRows
 from trainer.audit.curate_rules import write_rules
 from trainer.audit.patterns import Patterns
 from trainer.audit.read_training import RowSample, TrainingRow, read_groups
-from trainer.audit.training_text import TrainingText, find_digits, scan_rows
+from trainer.audit.training_text import TrainingText, scan_rows
 from trainer.console import ProgressBar, message_console
 from trainer.evaluate.results import HeldOutSet, model_digest
 from trainer.evaluate.teacher_facts import is_the_teacher
@@ -74,7 +74,7 @@ def audit_models(config: AuditConfig) -> AuditResults:
         _require_writable(config.out)
         text = TrainingText(labels)
         sample = _read_sample(labels, config, canaries, text)
-        results.eligible, results.canary_rows = sample.eligible, sample.canary_rows
+        results.eligible, results.canary_rows = sample.eligible, sample.canaries.keys
         if results.text is None and config.scan_rows:
             results.text = scan_rows(sample.scanned, text, patterns, show=config.show_values)
             results.write(config.out)
@@ -112,16 +112,13 @@ class _Sample:
         probed: rows to cut into prefix and continuation.
         scanned: rows whose text is searched.
         eligible: rows that `probed` was drawn from.
-        canaries: the canaries to look for.
-        canary_counts: rows that contain each canary, by number.
+        canaries: the canaries to look for, and the rows that contain them.
     """
 
     probed: list[TrainingRow]
     scanned: list[TrainingRow]
     eligible: int
-    canaries: list[CanaryRecord]
-    canary_counts: dict[int, int]
-    canary_rows: list[RowKey]
+    canaries: CanaryRows
 
 
 def _read_sample(
@@ -129,21 +126,12 @@ def _read_sample(
 ) -> _Sample:
     probed = RowSample(config.rows, config.seed, "prefixes")
     scanned = RowSample(config.scan_rows, config.seed, "text")
-    digits = [canary.digits for canary in canaries]
-    counts: dict[int, int] = {}
-    rows = []
+    seen = CanaryRows(canaries)
     with ProgressBar("read rows", labels.rows) as progress:
         for group in read_groups(labels):
             probed.offer(group, group.has_room(config.prefix, config.continuation))
             scanned.offer(group)
-            if canaries:
-                texts = text.decode_all([group.ids_of(row) for row in range(len(group))])
-                for row, numbers in enumerate(find_digits(texts, digits)):
-                    for number in numbers:
-                        canary = canaries[number].canary
-                        counts[canary] = counts.get(canary, 0) + 1
-                    if numbers:
-                        rows.append(group.row(row).key)
+            seen.read(group, text)
             progress.advance(len(group))
     if not probed.seen:
         raise SoftshardsError(
@@ -151,9 +139,9 @@ def _read_sample(
             path=labels.place,
             hint="lower --prefix or --continuation",
         )
-    if canaries and not rows:
+    if canaries and not seen.keys:
         message_console().print("warning: no row contains a canary: the model cannot have seen one")
-    return _Sample(probed.rows(), scanned.rows(), probed.seen, canaries, counts, rows)
+    return _Sample(probed.rows(), scanned.rows(), probed.seen, seen)
 
 
 def _audit(
@@ -208,12 +196,11 @@ def _audit(
         values = [each for each in values if speaker.knows(each.prefix)]
         known = known_values(findings, sample.scanned, text)
         leaks = measure_leaks(speaker, values, text, patterns, known, continued)
-    if sample.canaries:
+    if sample.canaries.canaries:
         ranked = rank_canaries(
             speaker,
             sample.canaries,
             text,
-            rows=sample.canary_counts,
             candidates=config.candidates,
             seed=config.seed,
         )

@@ -184,11 +184,14 @@ class Canaries(Record):
         candidates: candidates ranked, the canary included; exposure is at most their log2.
         threshold: exposure from which a canary counts as memorized: none of all canaries reaches
             it by chance, with a probability of 95 %.
+        in_rows: the digits were replaced in a row of the label set, such as a chat; False: in the
+            sentence alone.
     """
 
     candidates: int
     threshold: float
     canaries: list[CanaryExposure]
+    in_rows: bool = False
 
     @property
     def memorized(self) -> Share:

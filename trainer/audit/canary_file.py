@@ -15,20 +15,35 @@ from trainer.console import message_console
 from trainer.record import Record
 
 
+class Turn(Record):
+    """A message of a chat."""
+
+    role: str
+    content: str
+
+
 class CanaryRecord(Record):
-    """A line of the file, which is also a record of a corpus.
+    """A line of the file, which is also a record of a corpus: a document, or a chat.
 
     Attributes:
+        text: the document.
+        messages: the chat, whose last message is the canary.
         canary: number of the canary.
-        before, digits, after: the parts of `text`.
+        before, digits, after: the parts of the document, or of the last message.
     """
 
     id: str
-    text: str
+    text: str | None = None
+    messages: list[Turn] | None = None
     canary: int
     before: str
     digits: str
     after: str
+
+    @property
+    def sentence(self) -> str | None:
+        """The text that holds the digits."""
+        return self.messages[-1].content if self.messages else self.text
 
 
 def write_canaries(config: CanariesConfig) -> int:
@@ -41,28 +56,36 @@ def write_canaries(config: CanariesConfig) -> int:
     lines = []
     for number, digits in enumerate(draw_digits(config.count, config.digits, config.seed)):
         for copy in range(config.repeat):
+            text = f"{before}{digits}{after}"
             record = CanaryRecord(
                 id=f"canary-{number:04d}-{copy:04d}",
-                text=f"{before}{digits}{after}",
+                text=text if config.question is None else None,
+                messages=_chat(config.question, text),
                 canary=number,
                 before=before,
                 digits=digits,
                 after=after,
             )
-            lines.append(record.model_dump_json() + "\n")
-    text = "".join(lines)
-    if config.out.exists() and config.out.read_bytes() != text.encode():
+            lines.append(record.model_dump_json(exclude_none=True) + "\n")
+    content = "".join(lines)
+    if config.out.exists() and config.out.read_bytes() != content.encode():
         raise SoftshardsError(
             "the file is there already, and holds something else",
             path=config.out,
             hint="give another --out: a corpus may have these canaries",
         )
-    write_atomic(config.out, text)
+    write_atomic(config.out, content)
     message_console().print(
         f"{config.out}: {config.count} canaries, {config.repeat} records each; add the file to "
         f"`labeler label`, and audit with --canaries {config.out}"
     )
     return 0
+
+
+def _chat(question: str | None, answer: str) -> list[Turn] | None:
+    if question is None:
+        return None
+    return [Turn(role="user", content=question), Turn(role="assistant", content=answer)]
 
 
 def draw_digits(
@@ -89,7 +112,7 @@ def read_canaries(path: Path) -> list[CanaryRecord]:
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             record = CanaryRecord.model_validate_json(line)
-            if record.text != record.before + record.digits + record.after:
+            if record.sentence != record.before + record.digits + record.after:
                 raise SoftshardsError(
                     "the record's parts are not its text", path=path, row=number, hint=hint
                 )

@@ -10,17 +10,21 @@ saw has a uniform rank, so that it reaches an exposure of e bits with a probabil
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from schemas import SoftshardsError
 from trainer.audit.audit_results import Canaries, CanaryExposure
-from trainer.audit.canary_file import CanaryRecord, draw_digits
+from trainer.audit.canary_file import draw_digits
+from trainer.audit.canary_rows import CanaryRows, Frame
 from trainer.audit.continuations import Speaker
+from trainer.audit.read_training import Ids
 from trainer.audit.training_text import TrainingText
 from trainer.console import ProgressBar
 
+LONGEST = 256
+"""Tokens of a canary's row: candidates for the digits in a longer one would take too long."""
 CHANCE = 0.05
 """Probability that one of the canaries counts as memorized and is not."""
 CANDIDATE_SEED = 1 << 32
@@ -29,26 +33,28 @@ CANDIDATE_SEED = 1 << 32
 
 def rank_canaries(
     speaker: Speaker,
-    canaries: Sequence[CanaryRecord],
+    seen: CanaryRows,
     text: TrainingText,
     *,
-    rows: dict[int, int],
     candidates: int,
     seed: int,
 ) -> Canaries:
     """Rank canaries in a model, and try to extract each from its prefix.
 
+    Candidates stand where the canaries' digits stand in the rows of the label set, such as in an
+    answer of a chat; in the sentence alone, where the rows do not allow it.
+
     Args:
         speaker: the model.
-        canaries: canaries that differ in their digits alone.
+        seen: one canary or more, and where they stand in the label set.
         text: encodes them.
-        rows: rows of the label set that contain each canary.
         candidates: candidates to draw at least.
         seed: of the candidates.
 
     Raises:
         SoftshardsError: the model's tokenizer lacks a token of theirs.
     """
+    canaries = seen.canaries
     first = canaries[0]
     inserted = frozenset(canary.digits for canary in canaries)
     most = 10 ** len(first.digits) - len(inserted)
@@ -56,8 +62,13 @@ def rank_canaries(
     count = min(most, max(candidates, math.ceil(len(canaries) / CHANCE)))
     drawn = draw_digits(count, len(first.digits), seed + CANDIDATE_SEED, inserted)
     texts = [c.digits for c in canaries] + drawn
-    sequences = [text.encode(f"{first.before}{digits}{first.after}") for digits in texts]
-    prefix = text.encode(first.before.rstrip())
+    frame = seen.frame if seen.frame and _is_usable(seen.frame, speaker, text) else None
+    encode: Callable[[str], Ids] = text.encode
+    before, after = first.before, first.after
+    if frame is not None:
+        encode, before, after = text.encode_again, frame.before, frame.after
+    sequences = [encode(f"{before}{digits}{after}") for digits in texts]
+    prefix = encode(before.rstrip())
     if not all(map(speaker.knows, sequences)):
         raise SoftshardsError(
             "--vocab-map: the model does not know a token of the canaries", path=speaker.path
@@ -74,11 +85,26 @@ def rank_canaries(
         ranked.append(
             CanaryExposure(
                 canary=canary.canary,
-                rows=rows.get(canary.canary, 0),
+                rows=seen.rows.get(canary.canary, 0),
                 rank=rank,
                 exposure=math.log2((1 + len(reference)) / rank),
                 extracted=canary.digits in said,
             )
         )
     threshold = math.log2(len(canaries) / CHANCE)
-    return Canaries(candidates=1 + len(reference), threshold=threshold, canaries=ranked)
+    return Canaries(
+        candidates=1 + len(reference),
+        threshold=threshold,
+        canaries=ranked,
+        in_rows=frame is not None,
+    )
+
+
+def _is_usable(frame: Frame, speaker: Speaker, text: TrainingText) -> bool:
+    """Check that a row is short, and that its text gives its own ids again, which the model has."""
+    again = text.encode_again(frame.before + frame.digits + frame.after)
+    return (
+        len(again) <= min(LONGEST, speaker.context)
+        and np.array_equal(again, frame.ids)
+        and speaker.knows(again)
+    )

@@ -59,6 +59,10 @@ class TrainingText:
         """Return the ids of a text, as `labeler label` encodes it."""
         return np.array(self._tokenizer.encode(text), np.int32)
 
+    def encode_again(self, decoded: str) -> Ids:
+        """Return the ids of a decoded row, whose text has its special tokens already."""
+        return np.array(self._tokenizer.encode(decoded, add_special_tokens=False), np.int32)
+
     def token_at(self, ids: Ids, character: int) -> int:
         """Return the number of the token that holds a character of the decoded text."""
         return bisect_right(

@@ -2,17 +2,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from schemas import SoftshardsError, open_label_set
+from tests.trainer.audit.planted import text_row
+from tests.trainer.build_label_set import build_label_set
 from tests.trainer.conftest import World
 from trainer.audit.audit_config import CanariesConfig
+from trainer.audit.audit_results import Canaries
 from trainer.audit.canary_file import draw_digits, read_canaries, write_canaries
 from trainer.audit.canary_ranks import CANDIDATE_SEED, rank_canaries
+from trainer.audit.canary_rows import CanaryRows
 from trainer.audit.continuations import Speaker
+from trainer.audit.read_training import read_groups
 from trainer.audit.training_text import TrainingText, find_digits
 
 
@@ -44,6 +51,57 @@ def test_the_same_command_keeps_the_file_and_another_does_not_replace_it(tmp_pat
     with pytest.raises(SoftshardsError, match="holds something else"):
         made(tmp_path, count=2, seed=1)
     assert path.read_bytes() == before
+
+
+def test_chats_are_records_of_a_corpus(tmp_path: Path) -> None:
+    path = made(tmp_path, count=2, repeat=2, digits=6, text="It is {}.", question="What is it?")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert "text" not in records[0]
+    asked = {"role": "user", "content": "What is it?"}
+    answers = [f"It is {record['digits']}." for record in records]
+    assert [record["messages"] for record in records] == [
+        [asked, {"role": "assistant", "content": answer}] for answer in answers
+    ]
+    assert [canary.sentence for canary in read_canaries(path)] == answers[::2]
+    with pytest.raises(SoftshardsError, match="--question is empty"):
+        made(tmp_path, question=" ")
+
+
+def test_what_stands_around_the_digits_is_read_from_rows(world: World, tmp_path: Path) -> None:
+    """Of one frame in all rows only, and only where its text gives the row's ids again."""
+    canaries = read_canaries(made(tmp_path, count=2, digits=6))
+    tokenizer = AutoTokenizer.from_pretrained(world.teacher)
+
+    def seen(name: str, *texts: str, unusual: bool = False) -> tuple[CanaryRows, Canaries]:
+        rows = [text_row(tokenizer, f"{n}", text) for n, text in enumerate(texts)]
+        if unusual:  # tokens that no encoding makes
+            rows = [
+                replace(row, input_ids=[i for c in text for i in tokenizer.encode(c)])
+                for row, text in zip(rows, texts)
+            ]
+        labels = open_label_set(
+            build_label_set(
+                tmp_path / name, world.teacher, rows, vocab_size=world.vocab_size, max_length=512
+            )
+        )
+        found, text = CanaryRows(canaries), TrainingText(labels)
+        for group in read_groups(labels):
+            found.read(group, text)
+        speaker = Speaker(world.teacher, labels, "fp32")
+        return found, rank_canaries(speaker, found, text, candidates=30, seed=0)
+
+    one, two = (f"a dog sat <eos>the mat {canary.digits} and the cat" for canary in canaries)
+    found, ranked = seen("same", one, two, one, "a dog")
+    assert found.rows == {0: 2, 1: 1}
+    assert len(found.keys) == 3
+    assert found.frame is not None
+    assert (found.frame.before, found.frame.after) == ("a dog sat <eos>the mat ", " and the cat")
+    assert ranked.in_rows
+    assert not seen("unusual", one, two, unusual=True)[1].in_rows
+    other, ranked = seen("other", one, two.replace("mat", "cat"))
+    assert other.frame is None
+    assert not ranked.in_rows
+    assert not seen("long", *(text + " the cat" * 200 for text in (one, two)))[1].in_rows
 
 
 @pytest.mark.parametrize("text", ["no place", "{} first", "two {} and {}"])
@@ -90,7 +148,10 @@ def test_ranks_equal_a_sort_of_all(world: World, tmp_path: Path) -> None:
     canaries = read_canaries(made(tmp_path, count=2, digits=6))
     labels = open_label_set(world.labels)
     speaker, text = Speaker(world.teacher, labels, "fp32"), TrainingText(labels)
-    found = rank_canaries(speaker, canaries, text, rows={1: 5}, candidates=50, seed=3)
+    seen = CanaryRows(canaries)
+    seen.rows[1] = 5
+    found = rank_canaries(speaker, seen, text, candidates=50, seed=3)
+    assert not found.in_rows
     inserted = frozenset(canary.digits for canary in canaries)
     drawn = draw_digits(50, 6, 3 + CANDIDATE_SEED, inserted)
     assert not inserted & set(drawn)
@@ -109,7 +170,8 @@ def test_a_canary_that_nobody_saw_has_a_uniform_rank(world: World, tmp_path: Pat
     canaries = read_canaries(made(tmp_path, count=200, digits=6))
     labels = open_label_set(world.labels)
     speaker = Speaker(world.student, labels, "fp32")
-    found = rank_canaries(speaker, canaries, TrainingText(labels), rows={}, candidates=400, seed=0)
+    seen = CanaryRows(canaries)
+    found = rank_canaries(speaker, seen, TrainingText(labels), candidates=400, seed=0)
     assert found.candidates == 4001  # as many as the threshold of 200 canaries needs
     shares = np.sort([ranked.rank / found.candidates for ranked in found.canaries])
     steps = np.arange(1, 201) / 200
