@@ -27,6 +27,7 @@ from schemas.atomic import atomic_path
 from schemas.file_names import FINAL, HEAD_FILE
 from schemas.fingerprint import sha256_file
 from schemas.manifest import FileDigest, StatesRecord, read_manifest, write_manifest
+from schemas.os_errors import explain_full_disk
 from schemas.plan import open_plan, read_unit
 from schemas.state_codec import StateBasis
 from schemas.stored_head import HeadFacts, read_basis, write_basis
@@ -58,7 +59,10 @@ def prepare_states(
     Raises:
         SoftshardsError: the teacher's head cannot be exported, or no basis fits the sample.
     """
-    with set_lock(place, "fit the codec of hidden states"):
+    with (
+        set_lock(place, "fit the codec of hidden states"),
+        explain_full_disk("the head or a basis of hidden states", place.folder),
+    ):
         known = read_manifest(place.folder)
         if known.states is None:
             record = _write_files(session, config, manifest, place)
