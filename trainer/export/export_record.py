@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field
 
+from schemas.bench_results import UNSTABLE
 from trainer.export.export_config import Format
 from trainer.record import Record, require_version
 
@@ -44,6 +45,12 @@ class ExportSpeed(Record):
     score_spread: float | None = None
     generate_spread: float | None = None
     threads: int | None = None
+
+    @property
+    def is_stable(self) -> bool:
+        """True if the repeats agree, in reading and in generating."""
+        spreads = (self.score_spread, self.generate_spread)
+        return all(spread is not None and spread <= UNSTABLE for spread in spreads)
 
 
 class Measurement(Record):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from schemas import LabelSet, SoftshardsError, __version__, open_label_set
 from schemas.atomic import atomic_directory
+from schemas.bench_results import UNSTABLE
 from schemas.hub_model import locate_model
 from trainer.console import message_console, number, number_table, percent, size, table_console
 from trainer.evaluate.results import model_digest
@@ -264,4 +265,7 @@ def _table(record: ExportRecord) -> Table:
         number(speed.score_tokens_per_s if speed else None, 0),
         number(speed.generate_tokens_per_s if speed else None, 0),
     )
+    if speed is not None and not speed.is_stable:
+        table.caption = "speeds are not stable: their repeats differ by more than "
+        table.caption += f"{UNSTABLE:.0%} (see {EXPORT})"
     return table

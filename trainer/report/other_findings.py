@@ -81,6 +81,7 @@ def export_line(folder: Path) -> ExportLine:
         agreement=measured.exported.agreement if measured else None,
         student_agreement=measured.student.agreement if measured else None,
         generating=measured.speed.generate_tokens_per_s if measured and measured.speed else None,
+        is_stable=measured is None or measured.speed is None or measured.speed.is_stable,
     )
 
 

@@ -260,6 +260,7 @@ class ExportLine(Record):
         agreement, student_agreement: share of positions with the teacher's top token, of the
             exported student and of the student on the same labels.
         generating: tokens per second in its runtime.
+        is_stable: its repeats agree.
     """
 
     path: str
@@ -273,6 +274,7 @@ class ExportLine(Record):
     agreement: float | None = None
     student_agreement: float | None = None
     generating: float | None = None
+    is_stable: bool = True
 
 
 class AuditLine(Record):

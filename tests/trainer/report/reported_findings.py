@@ -86,7 +86,12 @@ def write_export(folder: Path) -> None:
             rows=3,
             exported=ExportQuality(ppl=10.5, agreement=0.683, **quality),
             student=ExportQuality(ppl=10.0, agreement=0.685, **quality),
-            speed=ExportSpeed(score_tokens_per_s=90.0, generate_tokens_per_s=23.0),
+            speed=ExportSpeed(
+                score_tokens_per_s=90.0,
+                generate_tokens_per_s=23.0,
+                score_spread=0.01,
+                generate_spread=0.3,
+            ),
         ),
     ).write(folder / EXPORT)
 
