@@ -64,6 +64,20 @@ def test_frozen_states_are_read_and_rebuilt(codec: str) -> None:
     assert labels.head.weight[7].tolist() == expected["head"]
 
 
+def test_frozen_samples_have_their_positions_and_weights() -> None:
+    path = GOLDEN / "format-1-sampled"
+    labels = open_label_set(path)
+    assert labels.manifest.format_version == "1.2"
+    assert labels.manifest.identity.keep_positions == "sample 0.4"
+    expected = json.loads((path / "expected.json").read_text())
+    table = labels.read_row_group(labels.row_groups[0])
+    assert table["spans"].to_pylist()[0] == expected["spans"]
+    assert table["label_weights"].to_pylist()[0] == expected["label_weights"]
+    weights = decode(table).labels.label_weights
+    assert weights is not None
+    assert weights[: len(expected["spans"])].tolist() == expected["label_weights"]
+
+
 def test_an_unknown_version_is_refused_with_the_version_to_install(tmp_path: Path) -> None:
     path = SETS[0]
     content = json.loads((path / "manifest.json").read_text())
