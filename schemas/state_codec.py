@@ -45,6 +45,8 @@ RIDGE = 1e-9
 ZERO = 0.6
 """Coordinates nearer to 0 than so many steps become 0: at one KL, 5 % fewer bytes at a coarse step,
 and as many at the default one."""
+FIT_ROWS = 4096
+"""Rows of a sample that are taken to float64 at a time."""
 SEARCH_STEPS = 30
 SEARCH_ROWS = 2048
 
@@ -96,14 +98,17 @@ def fit_basis(states: NDArray[np.floating], fisher: NDArray[np.floating]) -> Sta
         raise ValueError(f"states {states.shape} and fisher {fisher.shape} do not fit")
     if not (np.isfinite(states).all() and np.isfinite(fisher).all()):
         raise ValueError("the sample of hidden states, or its Fisher matrix, is not finite")
-    exact, fisher = states.astype(np.float64), fisher.astype(np.float64)
+    fisher = fisher.astype(np.float64)
     values, vectors = np.linalg.eigh((fisher + fisher.T) / 2)
     ridge = RIDGE * max(values.mean(), np.finfo(np.float32).tiny)
     root = np.sqrt(np.maximum(values, 0) + ridge)
     whiten, restore = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
-    mean = exact.mean(0)
-    white = (exact - mean) @ whiten
-    axes = np.linalg.eigh(white.T @ white / n)[1][:, ::-1]
+    mean = states.mean(0, dtype=np.float64)
+    scatter = np.zeros((d, d))
+    for start in range(0, n, FIT_ROWS):  # in float64, the whole sample would take gigabytes
+        white = (states[start : start + FIT_ROWS] - mean) @ whiten
+        scatter += white.T @ white
+    axes = np.linalg.eigh(scatter / n)[1][:, ::-1]
     return StateBasis(
         mean=mean.astype(np.float32),
         analysis=(whiten @ axes).astype(np.float32),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from schemas.state_codec import StateBasis, fit_basis, with_step
+from schemas.state_codec import FIT_ROWS, StateBasis, fit_basis, with_step
 
 LOGIT_BYTES = 2**26
 """Memory for the logits of the positions that are computed at a time."""
@@ -127,7 +127,9 @@ def fit_layer(sample: NDArray[np.floating], *, share: float) -> StateBasis:
     Raises:
         ValueError: a state is not finite, or no step costs this share.
     """
-    apart = np.square(sample - sample.mean(0, dtype=np.float64)).sum(1)
+    mean = sample.mean(0, dtype=np.float64)
+    blocks = (sample[start : start + FIT_ROWS] for start in range(0, len(sample), FIT_ROWS))
+    apart = np.concatenate([np.square(block - mean).sum(1) for block in blocks])
     # The codec takes half the squared error in coordinates for the cost.
     weights = np.eye(sample.shape[1]) * (2 / max(np.median(apart), np.finfo(np.float32).tiny))
     return with_step(fit_basis(sample, weights), sample, share)

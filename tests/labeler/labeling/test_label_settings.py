@@ -31,6 +31,7 @@ OTHER: dict[str, Any] = {
     "head_dtype": "model",
     "id_column": "name",
     "ids_from": "mine:3",
+    "keep_positions": "top-share 0.2",
     "kv_cache_gb": 1.0,
     "label_temperatures": (2.0,),
     "limit": 5,

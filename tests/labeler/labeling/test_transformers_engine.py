@@ -34,7 +34,9 @@ def engine_for(
 
 def dense_logprobs(path: Path, ids: list[int]) -> np.ndarray:
     """Return log p of every id of the padded vocabulary, float64 [T, V]; row t predicts token t."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, attn_implementation="eager"
+    )
     with torch.inference_mode():
         logits = model(torch.tensor([ids])).logits[0]
     logp = torch.log_softmax(logits, dim=-1).numpy()
