@@ -52,7 +52,7 @@ PROMPT, ANSWER = 64, 64
 TRAIN = {"lr": 5e-5, "warmup": 0, "pack_tokens": 512, "packs_per_step": 1, "dtype": DTYPE}
 LOSS = ("reverse_kl=1",)
 ARMS = {
-    "rounds": "its own answers, in three rounds",
+    "rounds": "its own answers, round by round",
     "text": "the articles",
     "answers": "the teacher's answers",
     "text_kd": "the articles, forward KL x 0.5 + CE",
