@@ -10,7 +10,8 @@ finished ones are reused, and an unfinished one resumes from its checkpoint.
 `ce_generations` trains on as many tokens of other text: the teacher's own, generated at temperature
 1 after the first 64 tokens of the training rows, and different for each seed. The prompts are not
 labeled, so it learns from fewer labels than the others. The arms on stored states label the
-articles again, with states and draws, once per --state-kl.
+articles again, with states and draws, once per --state-kl;
+`bucketed_kl_t2` labels them with the tail at T = 2.
 """
 
 from __future__ import annotations

@@ -20,8 +20,10 @@ from labeler.labeling.runs.label_run import label
 from labeler.labelsets.common.rows import Rows
 from labeler.labelsets.derive.convert import run_convert
 from labeler.labelsets.derive.derive_config import ConvertConfig
+from labeler.labelsets.inspect.summary import summarize
 from labeler.labelsets.repair.diagnosis import diagnose
 from labeler.labelsets.verify.rescore import rescore_rows
+from labeler.labelsets.view.page_data import open_viewer
 from schemas import SoftshardsError, decode, open_label_set, scan, validate_label_set
 from schemas.arrow import COLUMN_ORDER
 from schemas.hidden_part import state_columns
@@ -129,6 +131,10 @@ def test_the_set_has_the_labels_of_a_full_one_at_the_positions_that_the_rule_kee
     labels_ = open_label_set(config.folder)
     assert labels_.manifest.format_version == "1.2"
     assert list(validate_label_set(labels_)) == []
+    facts = summarize(config.folder, labels_)
+    assert (facts["keep_positions"], facts["label_temperatures"]) == (rule, [2.0])
+    shown = open_viewer(config.folder).facts()["sets"][0]["late_settings"]
+    assert shown == {"tails at temperatures": "2", "kept positions": rule}
     found_again = rescore_rows(labels_, 4, teacher, tolerance=2e-3, seed=0)
     assert found_again.good, found_again.verdict
     assert label([str(corpus)], config).units_labeled == 0
