@@ -50,7 +50,8 @@ def train_all(
         SoftshardsError: Ray is not installed, or a trial needs more than a node has.
     """
     require_ray("sweep")
-    prepare_tune(LOCAL if config.ray is None else config.ray)
+    if not _is_connected():  # our own Ray keeps the token that it was started with
+        prepare_tune(LOCAL if config.ray is None else config.ray)
     from trainer.sweep.schedule import connected, run_trials
 
     for trial in left:
@@ -93,6 +94,11 @@ def train_all(
             keep.enter_context(connected(config))
     with bar:
         return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, on_event)
+
+
+def _is_connected() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _text(event: Event, report: TrialReport, scheduler: str) -> str | None:
