@@ -197,6 +197,8 @@ def _measure(
     warnings = [check_context(student, longest_row(labels, student))]
     if config.dtype == "bf16":
         warnings.append(emulation_warning(device))
+    if (rule := labels.manifest.identity.keep_positions) is not None:
+        warnings.append(f"figures are means over the labels that --keep-positions '{rule}' kept")
     for note in (*student.notes, *(f"warning: {each}" for each in warnings if each)):
         message_console().print(f"{place}: {note}")
     student.to(device)
