@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("object_store", "cache")
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    monkeypatch.delenv(CACHE_GB, raising=False)  # which --out-in-store sets
     return tmp_path / "cache"
 
 
