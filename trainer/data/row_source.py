@@ -114,7 +114,7 @@ class RowSource:
         wanted = partial(labels.read_row_group, group, stored, verify=verify)
         table = wait_for_store(wanted) if labels.remote else wanted()
         if len(stored) < len(columns):
-            table = with_equal_weights(table)
+            table = with_equal_weights(table).select(list(columns))  # as the other sets have them
         if verify:
             require_layout(table, self.vocab_size)
         table = drop_unlabeled(table)

@@ -47,7 +47,7 @@ def test_weights_reach_the_loss(world: World, sampled: Path) -> None:
 def test_other_sets_of_a_mixture_count_once(world: World, sampled: Path) -> None:
     for first, mix in ((world.labels, str(sampled)), (sampled, str(world.labels))):
         parts = open_mixture(open_label_set(first), (mix,))
-        for pack in LabelDataset(parts, pack_tokens=128, window=3):
+        for pack in LabelDataset(parts, pack_tokens=128, window=3, meta=True):
             weights = pack.window.labels.label_weights
             assert weights is not None
             for key, row in zip(pack.keys, pack.rows):
