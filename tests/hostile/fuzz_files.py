@@ -72,7 +72,9 @@ from trainer.evaluate.tasks.task_files import read_task
 from trainer.evaluate.token_bytes import token_bytes
 from trainer.export.provenance import read_license
 from trainer.report.build_report import report
+from trainer.rounds.rounds_file import read_rounds
 from trainer.run_files import read_lines, truncate_log
+from trainer.select.select_file import read_select
 from trainer.student.load_model import stored_dtype
 from trainer.sweep.grid import read_sweep
 from trainer.train.train_config import TrainConfig
@@ -223,10 +225,23 @@ def parsers() -> Mapping[str, Parser]:
     label = {"inputs": ["a.jsonl"], "model": "m", "out": "o", "k": 8, "engine_arg": {"a": 1}}
     train = {"labels": "l", "student": "s", "out": "o", "lr": 1e-4, "loss": ["ce=1"]}
     curate = {"labels": "l", "out": "o.view.json", "where": ["mean_nll < 4"], "best_of": 1}
+    rounds = {
+        "teacher": "t", "student": "s", "prompts": "p.jsonl", "rounds": 2, "mix": {"l": 0.5},
+        "generate": {"max_tokens": 9}, "score": {"k": 8}, "train": {"lr": 1e-4},
+    }  # fmt: skip
+    select = {
+        "base": {"lr": 1e-4, "pack_tokens": 64},
+        "teachers": {"tiny": {"labels": {"text": "a"}, "probe": "p"}},
+        "slices": {"half": {"teacher": "t", "keep": 2}},
+        "grid": {"student": ["half", "m"], "seed": [0, 1]},
+        "budget": {"steps": 9},
+    }
     prices = {"currency": "EUR", "devices": {"cpu": {"per_hour": 0.4}}, "labeling": "cpu"}
     found = (
         Parser("prices.yaml", prices, read_prices),
         Parser("students.yaml", sweep, lambda path: read_sweep(path, Path("sweep"))),
+        Parser("rounds.yaml", rounds, read_rounds),
+        Parser("select.yaml", select, lambda path: read_select(path, Path("selected"))),
         Parser("task.yaml", task, lambda path: read_task(path, allow_code=False)),
         Parser("label.yaml", label, _flags(_label, "label")),
         Parser("train.yaml", train, _flags(_train, "train")),

@@ -50,6 +50,7 @@ from schemas.index import WITH_LENGTHS, read_lengths
 from schemas.version import COMPACT_1, PLAIN_1, STATES_2
 from schemas.view import write_view
 from tests.hostile.fuzz import Target
+from tests.hostile.late_sets import write_late_set
 from tests.hostile.sealed import (
     files_of,
     findings,
@@ -84,8 +85,12 @@ KINDS = (
     *("bytes", "sealed bytes", "sealed shard", "sealed page", "manifest", "identity", "entry"),
     *("index", "lengths", "rows", "facts", "order", "view", "view bytes", "ledger"),
 )
+IDENTITY = (
+    *("vocab_size", "k", "draws", "mode", "max_length", "sampling", "states"),
+    *("label_temperatures", "keep_positions", "ids_from"),
+)
 OWN_KINDS = {"merged": ("batch",) * len(KINDS), "states": ("part", "head") * 6}
-SETS = ("plain", "compact", "golden-plain", "golden-compact", "merged", "states")
+SETS = ("plain", "compact", "golden-plain", "golden-compact", "merged", "states", "late")
 IN_BATCH = 2
 """Units whose entries become one file, of 256 elsewhere."""
 
@@ -100,6 +105,7 @@ def make_sets() -> None:
         write_set(folder / name, tables, codec)
     journal.compact_journal(folder / "merged", IN_BATCH)
     write_state_set(folder / "states", STATES_2)
+    write_late_set(folder / "late")
     for name in ("plain", "compact"):
         shutil.copytree(GOLDEN.parent / f"format-1-{name}-1", folder / f"golden-{name}")
     for name in SETS:
@@ -177,7 +183,7 @@ def mutate(path: Path, view: Path, rng: random.Random) -> str:
     elif kind == "manifest":
         reseal(path, manifest=lambda content: mutate_json(content, rng) or content)
     elif kind == "identity":
-        name = rng.choice(["vocab_size", "k", "draws", "mode", "max_length", "sampling"])
+        name = rng.choice(IDENTITY)
         reidentify(path, **{name: rng.choice([*VALUES, 4, 300, 2**22, 10**6])})
     elif kind == "entry":
         file = rng.choice(sorted((path / "journal").glob("unit-*.json")))

@@ -24,7 +24,7 @@ from schemas.view import write_view
 from tests.hostile.sealed import files_of, findings
 from tests.schemas.sets import GOLDEN, view_of
 
-SETS = ("plain", "compact")
+SETS = ("plain-1", "compact-1", "states-1", "states-2")
 VIEW = "some.view.json"
 SURPLUS = (
     *("shards/part-000009.parquet", "shards/x", "tokenizer/added_tokens.json", "tokenizer/a/b"),
@@ -36,10 +36,11 @@ SURPLUS = (
 def make(folder: Path, codec: str) -> Path:
     """Copy a frozen set as this version finishes it, with a view of it; return its folder."""
     path = folder / "labels"
-    shutil.copytree(GOLDEN.parent / f"format-1-{codec}-1", path)
+    shutil.copytree(GOLDEN.parent / f"format-1-{codec}", path)
     for name in ("expected.json", ".lock-0-of-1"):  # not part of the set
         (path / name).unlink(missing_ok=True)
-    finalize(path, read_manifest(path))
+    if (manifest := read_manifest(path)).plan is not None:
+        finalize(path, manifest)
     view = view_of(open_label_set(path), lambda n, rows: np.full(rows, n % 2 == 0))
     write_view(folder / VIEW, view)
     return path
@@ -81,7 +82,7 @@ def change_bytes(codec: str, count: int, seed: int) -> tuple[Counter[str], list[
 
 @pytest.mark.parametrize("codec", SETS)
 def test_every_changed_byte_is_noticed(codec: str) -> None:
-    tried, unnoticed = change_bytes(codec, 150, seed=0)
+    tried, unnoticed = change_bytes(codec, 120, seed=0)
     assert not unnoticed
     assert len(tried) >= 14
 
@@ -111,7 +112,7 @@ def main() -> int:
     options = parser.parse_args()
     failed = []
     for codec in SETS:
-        tried, unnoticed = change_bytes(codec, options.count // 2, options.seed)
+        tried, unnoticed = change_bytes(codec, options.count // len(SETS), options.seed)
         print(codec, dict(tried))
         failed += unnoticed
     print(*failed, f"{options.count} changes, {len(failed)} unnoticed", sep="\n")

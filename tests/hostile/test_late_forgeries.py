@@ -15,55 +15,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas import SoftshardsError, decode, open_label_set
-from schemas.arrow import TEMPERED_FIELD, WEIGHTS_FIELD
-from schemas.codec import PAD_ID
+from schemas import SoftshardsError, open_label_set
 from schemas.fingerprint import sha256_file
 from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.tempered_tails import TEMPERED_TAILS
 from schemas.version import STATES_1
+from tests.hostile.late_sets import TEMPERATURES, write_late_set
 from tests.hostile.sealed import findings, read_json, reidentify, rewrite_rows, write_json
 from tests.hostile.test_forgeries import Change, column
-from tests.schemas.sets import GOLDEN
 from tests.schemas.state_sets import write_state_set
 from trainer.data.collate import collate
 from trainer.data.dataset import LabelDataset
 
-VOCAB, K, ASKED = 300, 6, 2
-TEMPERATURES = (2.0, 0.5)
-RULE = "sample 0.5"
-
-
-def with_late_columns(table: pa.Table) -> pa.Table:
-    """Add tails at `TEMPERATURES`, of mass that is spread evenly outside the ids; and weights."""
-    labels = decode(table).labels
-    real = labels.topk_ids != PAD_ID
-    logs = np.where(real, labels.topk_logprobs, -np.inf).astype(np.float64)
-    others = np.log(np.maximum(VOCAB - real.sum(axis=1), 1))
-    tails = []
-    for inverse in (1 / t for t in TEMPERATURES):
-        kept = np.logaddexp.reduce(logs * inverse, axis=1, initial=-np.inf)
-        rest = labels.tail_logprob * inverse + (1 - inverse) * others
-        tails.append(rest - np.logaddexp(rest, kept))
-    flat = np.stack(tails, axis=1).astype(np.float16)
-    offsets = table["tail_logprob"].combine_chunks().offsets
-    inner = pa.ListArray.from_arrays(
-        pa.array(np.arange(len(flat) + 1, dtype=np.int32) * len(TEMPERATURES)), flat.ravel()
-    )
-    weights = pa.ListArray.from_arrays(offsets, np.ones(len(flat), np.float16))
-    tempered = pa.ListArray.from_arrays(offsets, inner)
-    return table.append_column(TEMPERED_FIELD, tempered).append_column(WEIGHTS_FIELD, weights)
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("late") / "labels"
-    shutil.copytree(GOLDEN, path)
-    for number in range(len(list((path / "shards").iterdir()))):
-        rewrite_rows(path, with_late_columns, shard=number)
-    late = {"label_temperatures": list(TEMPERATURES), "keep_positions": RULE}
-    reidentify(path, **late, k=K - ASKED, ids_from=f"ids:{ASKED}")
-    return path
+    return write_late_set(tmp_path_factory.mktemp("late") / "labels")
 
 
 @pytest.fixture
