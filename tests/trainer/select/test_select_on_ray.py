@@ -37,7 +37,7 @@ def test_a_selection_on_ray_survives_kill_9(world: World, tmp_path: Path) -> Non
         "budget": {"steps": 240, "factor": 2},
     }
     file, out = tmp_path / "select.yaml", tmp_path / "out"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     server = fork_server("tests.trainer.preload")
     best, other = (out / "trials" / f"student_lr={lr}" for lr in ("0.003", "1e-09"))
 
