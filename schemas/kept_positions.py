@@ -19,6 +19,10 @@ EVEN = 0.25
 """Part of `sample` that ignores the entropy, so that no weight is above 1 / (EVEN x share)."""
 
 
+Kind = Literal["entropy", "top-share", "sample"]
+KINDS: dict[str, Kind] = {"entropy": "entropy", "top-share": "top-share", "sample": "sample"}
+
+
 @dataclass(frozen=True)
 class KeepRule:
     """A rule of `--keep-positions`.
@@ -29,7 +33,7 @@ class KeepRule:
         value: a number of nats, or a share of the labels of a row.
     """
 
-    kind: Literal["entropy", "top-share", "sample"]
+    kind: Kind
     value: float
 
     def __str__(self) -> str:
@@ -54,17 +58,17 @@ def parse_rule(text: str) -> KeepRule:
     Raises:
         ValueError: it is no rule, or its number is out of range.
     """
-    found = re.fullmatch(r"\s*(entropy\s*>|top-share\s|sample\s)\s*(\S+)\s*", text)
+    found = re.fullmatch(r" *(entropy *>|top-share +|sample +) *([0-9][0-9.eE-]*) *", text)
     if found is None:
         raise ValueError("it must be 'entropy>NATS', 'top-share SHARE' or 'sample SHARE'")
-    kind, value = found[1].rstrip("> \t"), float(found[2])
+    kind, value = KINDS[found[1].rstrip("> ")], float(found[2])
+    value = float(f"{value:g}")  # as a rule spells itself
     if kind == "entropy":
         if not 0 <= value < 100:
-            raise ValueError("an entropy in nats must be from 0 to 100")
-        return KeepRule("entropy", value)
-    if not SMALLEST_SHARE <= value < 1:
+            raise ValueError("an entropy in nats must be from 0 to less than 100")
+    elif not SMALLEST_SHARE <= value < 1:
         raise ValueError(f"a share must be from {SMALLEST_SHARE:g} to less than 1")
-    return KeepRule("sample" if kind == "sample" else "top-share", value)
+    return KeepRule(kind, value)
 
 
 def read_keep_positions(_type: object, tokens: Sequence[Token]) -> str:

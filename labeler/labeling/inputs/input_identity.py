@@ -40,8 +40,8 @@ def parent_sets(inputs: Iterable[Input]) -> list[dict[str, Any]]:
 
     Returns:
         Per set: `name`, `self_digest` of its manifest, `identity_digest`, `teacher`, digests of its
-        teacher's `weights` and `tokenizer`, `mode`, and its own `ancestry`; for a view also `view`,
-        the rules that made it.
+        teacher's `weights` and `tokenizer`, `mode`, and its own `ancestry`; `keep_positions`, where
+        it has not all labels; for a view also `view`, the rules that made it.
     """
     return [_facts(each.name, each.labels) for each in inputs if isinstance(each, InputSet)]
 
@@ -58,4 +58,6 @@ def _facts(name: str, labels: LabelSet) -> dict[str, Any]:
         "mode": manifest.identity.mode,
         "ancestry": manifest.provenance.get("parents", []),
     }
+    if manifest.identity.keep_positions is not None:
+        facts["keep_positions"] = manifest.identity.keep_positions
     return facts if labels.view is None else facts | {"view": labels.view.made}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labeler.console import counting, err
-from labeler.labeling.inputs.find_inputs import Input
+from labeler.labeling.inputs.find_inputs import Input, InputSet
 from labeler.labeling.inputs.input_identity import parent_sets
 from labeler.labeling.inputs.read_records import read_records
 from labeler.labeling.label_config import LabelConfig
@@ -42,8 +42,10 @@ def plan_input(
         known: rows that the label set has already.
 
     Raises:
-        SoftshardsError: a file cannot be read, nothing is left to label, or too much is rejected.
+        SoftshardsError: a file cannot be read, nothing is left to label, too much is rejected, or
+            the labels of an input were chosen in a way that new labels could not follow.
     """
+    _check_kept_positions(files, config)
     rules = Rules(
         seed=config.seed,
         unit_labels=labels_per_unit(
@@ -64,6 +66,44 @@ def plan_input(
                 inputs=", ".join(file.name for file in files[:3]) + (", ..." if files[3:] else ""),
             )
         yield planned
+
+
+def _check_kept_positions(files: list[Input], config: LabelConfig) -> None:
+    """Warn of label sets with some positions, whose spans are the ones that are labeled.
+
+    Raises:
+        SoftshardsError: the labels of one are a sample, whose weights the new set would lack; or
+            --keep-positions would choose among chosen labels.
+    """
+    named = config.ids_column, config.spans_column
+    if config.mode == "generate" or named != ("input_ids", "spans"):
+        return  # the spans are not read
+    if config.shape not in ("auto", "ids"):
+        return
+    for file in files:
+        if not isinstance(file, InputSet):
+            continue
+        rule = file.labels.manifest.identity.keep_positions
+        if rule is None:
+            continue
+        if file.labels.manifest.identity.has_weights:
+            raise SoftshardsError(
+                f"its labels are a sample (--keep-positions '{rule}'): the new set would have the "
+                "same positions without their weights, so its losses would be biased",
+                path=file.name,
+                hint="give a set with all labels, with --keep-positions here",
+            )
+        if config.keep_positions is not None:
+            raise SoftshardsError(
+                f"--keep-positions '{config.keep_positions}' would choose among the labels that "
+                f"'{rule}' kept, not among all of a row",
+                path=file.name,
+                hint="leave --keep-positions out, or give a set with all labels",
+            )
+        err.print(
+            f"warning: {file.name}: only the positions that --keep-positions '{rule}' kept are "
+            "labeled, by the entropy of that set's teacher"
+        )
 
 
 def require_parents(files: list[Input], tokenizer: str) -> list[dict[str, Any]]:

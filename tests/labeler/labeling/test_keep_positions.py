@@ -211,14 +211,44 @@ def test_the_students_context_has_the_same_labels(settings: Settings, tmp_path: 
     assert list(validate_label_set(open_label_set(config.folder))) == []
 
 
+def test_labeling_chosen_positions_again_says_so_or_is_refused(
+    corpus: Path, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampled = settings(out=tmp_path / "sampled", limit=3, keep_positions="sample 0.3")
+    chosen = settings(out=tmp_path / "chosen", limit=3, keep_positions="top-share 0.2")
+    for each in (sampled, chosen):
+        label([str(corpus)], each)
+    again = settings(out=tmp_path / "again")
+    with pytest.raises(SoftshardsError, match=r"its labels are a sample .*'sample 0.3'"):
+        label([str(sampled.out)], again)
+    with pytest.raises(SoftshardsError, match="would choose among the labels"):
+        label([str(chosen.out)], settings(out=again.out, keep_positions="top-share 0.5"))
+    capsys.readouterr()
+    label([str(chosen.out)], again)
+    assert "that --keep-positions 'top-share 0.2' kept are" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    labels = open_label_set(again.folder)
+    assert labels.labels == open_label_set(chosen.folder).labels
+    (parent,) = labels.manifest.provenance["parents"]
+    assert parent["keep_positions"] == "top-share 0.2"
+
+
 def test_estimates_and_refusals(corpus: Path, settings: Settings) -> None:
     found = dry_run([str(corpus)], settings(keep_positions="top-share 0.25"))
     whole = dry_run([str(corpus)], settings())
     assert found.labels == whole.planned.n_labels // 4 + whole.planned.rows
     assert found.bytes < whole.bytes / 2
     assert dry_run([str(corpus)], settings(keep_positions="entropy>1")).labels == whole.labels
-    for bad in ("entropy<1", "top-share 1.5", "top-share", "sample 0", "entropy>x", "half"):
+    for bad in (
+        *("entropy<1", "top-share 1.5", "top-share", "sample 0", "entropy>x", "half"),
+        *("sample\u00a00.2", "sample\n0.2", "sample 0.9999999", "sample 1_0e-2"),
+        "entropy>99.99999999",
+    ):
         with pytest.raises(ValueError):  # noqa: PT011
             parse_rule(bad)
+    for text in (" entropy > 1.5 ", "sample  0.25", "top-share 0.12345678"):
+        assert parse_rule(str(parse_rule(text))) == parse_rule(text)
+    assert parse_rule("sample 0.25").kind == "sample"
     with pytest.raises(SoftshardsError, match="--keep-positions needs the teacher's full"):
         settings(engine="vllm", capture="public", keep_positions="top-share 0.25")
