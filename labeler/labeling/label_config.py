@@ -187,6 +187,11 @@ class LabelConfig(
         return f"{self.rank}-of-{self.world_size}"
 
     @property
+    def samples_per_row(self) -> int:
+        """Generations per planned row; 1 in mode score."""
+        return self.samples if self.mode == "generate" else 1
+
+    @property
     def folder(self) -> Path:
         """The folder that is written into; for a URL, the staging folder of this rank."""
         from schemas.cache_folder import staging_folder

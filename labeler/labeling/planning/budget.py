@@ -27,16 +27,17 @@ UNIT_BYTES = 1 << 30
 """Memory for the ids and logprobs of one unit."""
 
 
-def most_labels(planned: Planned, keep: str | None) -> int:
+def most_labels(planned: Planned, keep: str | None, samples: int) -> int:
     """Return about how many of the planned labels are stored, at most.
 
     Args:
         planned: the plan.
         keep: the rule of --keep-positions. How many labels are above an entropy is not known.
+        samples: generations per planned row; 1 in mode score.
     """
     if keep is None:
         return planned.n_labels
-    return parse_rule(keep).most_labels(planned.n_labels, planned.rows)
+    return parse_rule(keep).most_labels(planned.n_labels, planned.rows * samples)
 
 
 def estimate_bytes(labels: int, *, k: int, draws: int, codec: Literal["plain", "compact"]) -> int:

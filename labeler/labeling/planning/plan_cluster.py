@@ -7,7 +7,7 @@ import fnmatch
 import json
 from pathlib import Path
 
-from labeler.console import human_bytes, human_seconds, out
+from labeler.console import err, human_bytes, human_seconds, out
 from labeler.labeling.planning.cluster_config import ClusterConfig
 from labeler.labeling.planning.cluster_plan import (
     HOUR,
@@ -19,6 +19,7 @@ from labeler.labeling.planning.cluster_plan import (
 from schemas import LabelSet, SoftshardsError, open_label_set
 from schemas.errors import first_line
 from schemas.json_values import parse_object
+from schemas.kept_positions import parse_rule
 from schemas.ledger import Ledger, read_ledger
 from schemas.object_store import list_files
 from schemas.prices import Prices, money, read_prices
@@ -42,7 +43,8 @@ def run_plan_cluster(config: ClusterConfig) -> int:
     if config.tokens_per_s is not None:
         calibration = dataclasses.replace(calibration, tokens_per_s=config.tokens_per_s)
     if config.like is not None:
-        tokens, wanted = size_of(config.like)
+        target = size_of(config.like)
+        tokens, wanted = target.tokens, _stored_labels(target, labels)
     else:
         assert config.tokens is not None, "the settings were checked"
         tokens = round(config.tokens)
@@ -105,15 +107,42 @@ def _bookkeeping(labels: LabelSet) -> int:
 
 
 def _unit_labels(labels: LabelSet) -> float:
-    """Return the labels of a whole unit: as the set was asked to be cut, or the mean."""
+    """Return the stored labels of a whole unit: as the set was asked to be cut, or the mean."""
     asked = labels.manifest.provenance.get("plan", {}).get("unit_labels")
-    return (
-        float(asked) if isinstance(asked, int) and asked > 0 else labels.labels / len(labels.shards)
-    )
+    if isinstance(asked, int) and asked > 0:
+        return asked * _kept_share(labels)
+    return labels.labels / len(labels.shards)
 
 
-def size_of(place: str) -> tuple[int, int]:
-    """Return the tokens that a run reads and generates, and its labels.
+def _kept_share(labels: LabelSet) -> float:
+    """Return the stored labels per planned one of a set with some positions; 1 for others."""
+    manifest = labels.manifest
+    planned = manifest.provenance.get("planned_labels")
+    if manifest.identity.keep_positions is None or not planned:
+        return 1.0
+    done = int(planned) * len(labels.shards) / manifest.planned_units
+    return labels.labels / done
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusSize:
+    """Size of a corpus.
+
+    Attributes:
+        tokens: that a run reads and generates.
+        planned: labels before --keep-positions; None if the set is finished.
+        stored: labels that are stored, or an estimate.
+        keep: the rule of --keep-positions.
+    """
+
+    tokens: int
+    planned: int | None
+    stored: int
+    keep: str | None
+
+
+def size_of(place: str) -> CorpusSize:
+    """Return the size of a corpus.
 
     Args:
         place: a label set; of one that is not finished, what is planned counts. Or the output of
@@ -133,14 +162,38 @@ def size_of(place: str) -> tuple[int, int]:
                 "it is not the output of `labeler label --dry-run --json`: no tokens and labels",
                 path=place,
             )
-        return tokens, labels
+        stored = content.get("stored_labels")
+        stored = stored if isinstance(stored, int) and stored > 0 else labels
+        keep = content.get("keep_positions")
+        return CorpusSize(
+            tokens=tokens,
+            planned=labels,
+            stored=stored,
+            keep=keep if isinstance(keep, str) else None,
+        )
     target = open_label_set(place, allow_partial=True)
-    provenance = target.manifest.provenance
+    provenance, identity = target.manifest.provenance, target.manifest.identity
+    keep = identity.keep_positions
     if target.manifest.status == "complete" or "planned_tokens" not in provenance:
-        return target.tokens, target.labels
-    generated = target.manifest.identity.mode == "generate"
+        return CorpusSize(tokens=target.tokens, planned=None, stored=target.labels, keep=keep)
     labels = int(provenance["planned_labels"])
-    return int(provenance["planned_tokens"]) + labels * generated, labels
+    tokens = int(provenance["planned_tokens"]) + labels * (identity.mode == "generate")
+    rows = int(provenance.get("planned_rows", 0))
+    stored = labels if keep is None else parse_rule(keep).most_labels(labels, rows)
+    return CorpusSize(tokens=tokens, planned=labels, stored=stored, keep=keep)
+
+
+def _stored_labels(corpus: CorpusSize, measured: LabelSet) -> int:
+    """Return the labels that a corpus will store; by a rule that was measured, as measured."""
+    rule = measured.manifest.identity.keep_positions
+    if corpus.keep != rule:
+        err.print(
+            "warning: the measured set and the corpus have different --keep-positions "
+            f"({rule or 'all'}, {corpus.keep or 'all'}): bytes per label and units will differ"
+        )
+    elif rule is not None and corpus.planned is not None:
+        return round(corpus.planned * _kept_share(measured))
+    return corpus.stored
 
 
 def _cost(plan: ClusterPlan, prices: Prices, ledger: Ledger) -> float:

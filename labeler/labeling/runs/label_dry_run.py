@@ -96,7 +96,7 @@ def dry_run(inputs: Sequence[str], config: LabelConfig, *, calibrate: bool = Fal
             timing = measure_timing(planned, config, teacher, identity, batched_tokens=step)
         else:
             timing = rough_timing(planned, config, size.parameters, identity.dtype)
-        labels = most_labels(planned, config.keep_positions)
+        labels = most_labels(planned, config.keep_positions, config.samples_per_row)
         identity = with_states_codec(identity, labels, teacher.width)
         states = estimate_state_bytes(labels, identity, kl=config.state_kl, width=teacher.width)
         return DryRun(
@@ -140,6 +140,7 @@ def print_plan(
             "context": result.context,
             "labels": planned.n_labels,
             "stored_labels": result.labels,
+            "keep_positions": config.keep_positions,
             "rejects": planned.rejects,
             "estimated_bytes": result.bytes,
             "states": result.states,

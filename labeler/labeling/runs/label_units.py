@@ -83,11 +83,7 @@ def label_units(
 def count_rows(plan: pq.ParquetFile, units: list[int], config: LabelConfig) -> int:
     """Return how many rows units of a plan have, generations counted one by one."""
     rows: int = sum(plan.metadata.row_group(unit).num_rows for unit in units)
-    return rows * _samples(config)
-
-
-def _samples(config: LabelConfig) -> int:
-    return config.samples if config.mode == "generate" else 1
+    return rows * config.samples_per_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +157,7 @@ class UnitLabeler:
         """
         config = self._config
         rows: list[PlannedRow] = read_unit(self._plan, unit).to_pylist()
-        requests = unit_requests(rows, seed=config.seed, samples=_samples(config))
+        requests = unit_requests(rows, seed=config.seed, samples=config.samples_per_row)
         meter = energy.start()
         clock = time.perf_counter()
         labeled, failed = self._session.label(requests, note)

@@ -61,7 +61,7 @@ def new_set(
         if teacher.clock is None or not teacher.clock.used:
             identity = identity.model_copy(update={"template_time": None})
         asked = identity.states
-        labels = most_labels(planned, identity.keep_positions)
+        labels = most_labels(planned, identity.keep_positions, config.samples_per_row)
         identity = with_states_codec(identity, labels, teacher.width)
         if identity.states != asked:
             err.print(
@@ -113,8 +113,8 @@ def require_room_for(
     """
     if is_url(config.out):
         return
-    labels, k = most_labels(planned, identity.keep_positions), identity.width
-    needed = estimate_bytes(labels, k=k, draws=config.draws, codec=config.codec)
+    labels = most_labels(planned, identity.keep_positions, config.samples_per_row)
+    needed = estimate_bytes(labels, k=identity.width, draws=config.draws, codec=config.codec)
     needed += estimate_state_bytes(labels, identity, kl=config.state_kl, width=width)
     require_space(needed, config.folder)
 

@@ -145,10 +145,9 @@ def _write_files(
 
 def _samples(session: EngineSession, config: LabelConfig, plan: pq.ParquetFile) -> Iterator[States]:
     """Yield the states [n, layers, d] of rows of the plan, in the order of a seed."""
-    samples = config.samples if config.mode == "generate" else 1
     for unit in range(plan.metadata.num_row_groups):
         rows: list[PlannedRow] = read_unit(plan, unit).to_pylist()
-        requests = unit_requests(rows, seed=config.seed, samples=samples)
+        requests = unit_requests(rows, seed=config.seed, samples=config.samples_per_row)
         order = np.random.default_rng(config.seed).permutation(len(requests))
         for start in range(0, len(order), STEP):
             some: list[Request] = [requests[i] for i in order[start : start + STEP]]

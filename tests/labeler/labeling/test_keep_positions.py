@@ -30,6 +30,7 @@ from schemas.hidden_part import state_columns
 from schemas.kept_positions import LABEL_WEIGHTS, parse_rule
 from schemas.labeled_spans import span_positions
 from schemas.tempered_tails import TEMPERED_TAILS
+from tests.labeler.command_line import CommandLine
 
 Settings = Callable[..., LabelConfig]
 Row = dict[str, Any]
@@ -212,7 +213,11 @@ def test_the_students_context_has_the_same_labels(settings: Settings, tmp_path: 
 
 
 def test_labeling_chosen_positions_again_says_so_or_is_refused(
-    corpus: Path, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path,
+    settings: Settings,
+    tmp_path: Path,
+    labeler: CommandLine,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sampled = settings(out=tmp_path / "sampled", limit=3, keep_positions="sample 0.3")
     chosen = settings(out=tmp_path / "chosen", limit=3, keep_positions="top-share 0.2")
@@ -224,6 +229,17 @@ def test_labeling_chosen_positions_again_says_so_or_is_refused(
     with pytest.raises(SoftshardsError, match="would choose among the labels"):
         label([str(chosen.out)], settings(out=again.out, keep_positions="top-share 0.5"))
     capsys.readouterr()
+    labels = open_label_set(chosen.folder)
+    plan = tmp_path / "dry.json"
+    planned = labels.manifest.provenance["planned_labels"]
+    facts = {"tokens": labels.tokens, "labels": planned, "keep_positions": "top-share 0.2"}
+    plan.write_text(json.dumps(facts))
+    for like in (plan, chosen.out):  # --like counts stored labels, as the measured bytes do
+        found = json.loads(labeler("plan-cluster", chosen.out, "--like", like, "--json").out)
+        unit = chosen.unit_labels * labels.labels / planned
+        assert found["measured"]["labels_per_unit"] == pytest.approx(unit)
+        assert found["plan"]["labels"] == labels.labels
+        assert found["plan"]["units"] == np.ceil(planned / chosen.unit_labels)
     label([str(chosen.out)], again)
     assert "that --keep-positions 'top-share 0.2' kept are" in " ".join(
         capsys.readouterr().err.split()
