@@ -77,10 +77,14 @@ class TrainingGroup:
 def read_groups(labels: LabelSet) -> Iterator[TrainingGroup]:
     """Yield the labeled rows of each row group; the checksums of the pages are verified.
 
+    Where labels were left out (`Identity.keep_positions`), a row has one span: from its first
+    label, which is always kept, to its end.
+
     Raises:
         LabelSetError: a shard is altered, or has an id outside the vocabulary.
     """
-    vocab_size = labels.manifest.identity.vocab_size
+    identity = labels.manifest.identity
+    vocab_size = identity.vocab_size
     for group in labels.row_groups:
         with labels.reader.open(group, "read") as opened:
             table = drop_unlabeled(opened.read(COLUMNS)).combine_chunks()
@@ -95,7 +99,20 @@ def read_groups(labels: LabelSet) -> Iterator[TrainingGroup]:
                 hint="run `labeler verify` on the label set",
             )
         if len(table):
+            if identity.keep_positions is not None:
+                table = _with_whole_spans(table, np.diff(offsets))
             yield TrainingGroup(table, flat, offsets)
+
+
+def _with_whole_spans(table: pa.Table, lengths: NDArray[np.int64]) -> pa.Table:
+    """Return rows whose only span begins at their first label and ends with the row."""
+    spans = coalesce(table, "student_spans", "spans")
+    first = spans.flatten().take(pa.array(list_offsets(spans)[:-1]))
+    fields = [first.field("start"), pa.array(lengths, pa.int32()), first.field("kind")]
+    whole = pa.StructArray.from_arrays(fields, fields=list(spans.type.value_type))
+    offsets = pa.array(np.arange(len(table) + 1, dtype=np.int32))
+    column = pa.ListArray.from_arrays(offsets, whole, type=spans.type)
+    return table.set_column(table.column_names.index("student_spans"), "student_spans", column)
 
 
 def draw_number(seed: int, what: str, key: RowKey) -> int:

@@ -65,6 +65,25 @@ def test_the_students_own_context_is_read(world: World, tmp_path: Path) -> None:
     assert group.has_room(2, 2).tolist() == [False, False]
 
 
+def test_rows_of_kept_positions_reach_from_their_first_label_to_their_end(
+    world: World, tmp_path: Path
+) -> None:
+    rows = [
+        Row(
+            id="a", input_ids=[1, 2, 3, 4, 5, 6], spans=[(2, 3, "answer"), (4, 5, "answer")],
+            student_input_ids=[9, 3, 4, 5, 6], student_spans=[(1, 2, "answer"), (3, 4, "answer")],
+        ),
+        Row(id="b", input_ids=[1, 2, 3, 4], spans=[(1, 2, "text"), (3, 4, "text")]),
+    ]  # fmt: skip
+    labels = build_label_set(
+        tmp_path / "set", world.teacher, rows, vocab_size=world.vocab_size,
+        keep_positions="entropy>0",
+    )  # fmt: skip
+    (group,) = read_groups(open_label_set(labels))
+    assert [group.row(n).spans for n in (0, 1)] == [((1, 5, "answer"),), ((1, 4, "text"),)]
+    assert group.has_room(1, 4).tolist() == [True, False]
+
+
 @pytest.mark.parametrize("sentence", ["a@b.de", "müller grüßt 东京 🎉 ok", "  two  spaces "])
 def test_tokens_of_characters(world: World, sentence: str) -> None:
     text = TrainingText(open_label_set(world.labels))
