@@ -64,6 +64,7 @@ def main() -> None:
                     wait, target = seconds * 10, _progress(out) + chance.randint(1, whole // 5)
                 running = _kill(process, out, victim, wait, target)
                 if not running:
+                    _end(process, out)
                     break
                 kills.append({"run": run, "victim": victim, "done": f"{_progress(out)}/{whole}"})
                 print(f"kill {len(kills)}: {kills[-1]}", flush=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from trainer.select.forecast import Forecast
 
@@ -41,8 +42,8 @@ def plan_rungs(candidates: int, steps: int, factor: float, rungs: int | None = N
         )
         for i in range(halvings + 1)
     ]
-    while len(planned) > 1 and planned[0].step >= planned[1].step:
-        planned = planned[1:]
+    longer = [rung for rung, after in pairwise(planned) if rung.step < after.step]
+    planned = [*longer, planned[-1]]
     return [Rung(step=planned[0].step, candidates=candidates), *planned[1:]]
 
 

@@ -61,7 +61,7 @@ def train_all(
     grace = config.asha_grace or min(trial.config.eval_every for trial in trials) or 1
     planned = {trial.name: planned_tokens(inputs[trial.name]) for trial in left}
     seen = {trial.name: min(count_tokens(trial.folder), planned[trial.name]) for trial in left}
-    known = {trial.name: len(read_lines(trial.folder / EVAL_LOG)) for trial in left}
+    known = {trial.name: _count_measurements(trial.folder) for trial in left}
     trial_of = {trial.folder.resolve(): trial for trial in trials}
     bar = ProgressBar("sweep, tokens", sum(planned.values()), sum(seen.values()))
 
@@ -94,6 +94,11 @@ def train_all(
             keep.enter_context(connected(config))
     with bar:
         return run_trials(config, [trial.folder for trial in [*ended, *left]], grace, on_event)
+
+
+def _count_measurements(folder: Path) -> int:
+    """Return how many measurements Ray is told of: not the one before the first step."""
+    return sum(line["step"] > 0 for line in read_lines(folder / EVAL_LOG))
 
 
 def _is_connected() -> bool:

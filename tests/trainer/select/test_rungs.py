@@ -22,6 +22,9 @@ def test_rungs_by_hand() -> None:
     assert plan_rungs(4, 90, 3, rungs=3) == rungs((10, 4), (30, 1), (90, 1))
     # Too few steps: no rung without a step of its own, and the first one has all candidates.
     assert plan_rungs(27, 3, 3) == rungs((1, 27), (3, 1))
+    assert plan_rungs(27, 10, 1.1, rungs=4) == rungs((8, 27), (9, 22), (10, 20))
+    short = [rung.step for rung in plan_rungs(40, 5, 1.2, rungs=12)]
+    assert short == sorted(set(short))  # not only the first two are apart
     assert trained_steps(plan_rungs(12, 90, 3)) == 12 * 10 + 4 * 20 + 60
 
 
