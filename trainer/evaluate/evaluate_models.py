@@ -35,6 +35,7 @@ from trainer.evaluate.results import (
     MeasuredModel,
     MeasuredTeacher,
     TaskAndAnswerResults,
+    kept_positions_note,
     model_digest,
     open_results,
 )
@@ -124,6 +125,8 @@ def measure_models(config: EvaluateConfig) -> tuple[EvaluationResults, list[Mode
         return locate_model(model, say=lambda line: console.print(line))
 
     labels = open_label_set(config.labels, allow_partial=config.allow_partial)
+    if note := kept_positions_note(labels.manifest.identity):
+        console.print(f"warning: {labels.place}: {note}")
     results = _open_results(config.out, labels)
     if config.teacher is not None:
         results.teacher = add_checkpoint(results.teacher, locate(config.teacher), labels)
@@ -197,8 +200,6 @@ def _measure(
     warnings = [check_context(student, longest_row(labels, student))]
     if config.dtype == "bf16":
         warnings.append(emulation_warning(device))
-    if (rule := labels.manifest.identity.keep_positions) is not None:
-        warnings.append(f"figures are means over the labels that --keep-positions '{rule}' kept")
     for note in (*student.notes, *(f"warning: {each}" for each in warnings if each)):
         message_console().print(f"{place}: {note}")
     student.to(device)

@@ -54,7 +54,7 @@ def metrics(sums: Array, bins: Array) -> Metrics:
     size = float(sums[COLUMNS.index("bytes")])
     bits, exact = found["bits_per_byte"], found["exact_kl"]
     return Metrics(
-        labels=int(sums[0]),
+        labels=round(sums[0]),
         bytes=None if math.isnan(size) else int(size),
         bits_per_byte=None if math.isnan(bits) else bits,
         ce=found["ce"],

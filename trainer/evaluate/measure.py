@@ -153,6 +153,7 @@ def _measurements(
         correct=(top.ids[:, 0] == batch.targets).cpu().numpy(),
         kinds=batch.kinds.cpu().numpy(),
         owners=batch.documents.cpu().numpy(),
+        weights=None if batch.label_weights is None else batch.label_weights.cpu().numpy(),
     )
 
 

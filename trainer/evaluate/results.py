@@ -17,6 +17,7 @@ from pydantic import (
 
 from schemas import SoftshardsError
 from schemas.fingerprint import weights_digest
+from schemas.manifest import Identity
 from trainer.console import number, percent
 from trainer.evaluate.answers.answer_results import MeasuredAnswers
 from trainer.evaluate.bootstrap import REPLICATES, from_text
@@ -285,10 +286,25 @@ class MeasuredTeacher(Measured):
         return {name: value for name, value in dump(self).items() if value is not None}
 
 
+def kept_positions_note(identity: Identity) -> str | None:
+    """Return what figures on a set are of; None where all labels are stored."""
+    rule = identity.keep_positions
+    if rule is None:
+        return None
+    if identity.has_weights:
+        return f"figures are estimates from the labels that --keep-positions '{rule}' drew"
+    return f"figures are means over the labels that --keep-positions '{rule}' kept, not all"
+
+
 class HeldOutSet(LabelSetRecord):
     """The label set that models were measured on."""
 
     digests: dict[str, str]
+
+    @property
+    def kept_note(self) -> str | None:
+        """What the figures are of; None where all labels are stored."""
+        return kept_positions_note(self.identity)
 
 
 class TaskAndAnswerResults(Record):

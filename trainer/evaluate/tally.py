@@ -34,6 +34,8 @@ class Measurements:
         correct: bool [n], True if it is the actual token.
         kinds: int64 [n], index into SPAN_KINDS.
         owners: int64 [n], the row that each label belongs to, counted from 0.
+        weights: [n], 1 / the probability that the label was stored; None where all were. Every sum
+            is then an estimate of the one over all labels, and every figure a ratio of them.
     """
 
     values: Array
@@ -41,6 +43,7 @@ class Measurements:
     correct: NDArray[np.bool_]
     kinds: NDArray[np.int64]
     owners: NDArray[np.int64]
+    weights: NDArray[np.floating] | None = None
 
 
 class Part(NamedTuple):
@@ -178,7 +181,7 @@ class Tally:
             confidence = bins[:, 1] / bins[:, 0]
         found = []
         for at in range(BINS):
-            labels, known = int(bins[0, 0, at]), documents[self.grouping.size + at]
+            labels, known = round(bins[0, 0, at]), documents[self.grouping.size + at]
             is_large = known >= FEW_DOCUMENTS and self._with_replicates
             found.append(
                 Bin(
@@ -211,12 +214,14 @@ def _sum_by_row_and_kind(found: Measurements, rows: int) -> Array:
     kinds = len(SPAN_KINDS)
     cells = found.owners * kinds + found.kinds
     size = rows * kinds
-    columns = [np.bincount(cells, weights, size) for weights in found.values.T]
+    ones = np.ones(len(cells))
+    counted = ones if found.weights is None else found.weights.astype(np.float64)
+    columns = [np.bincount(cells, counted * column, size) for column in found.values.T]
     cells = cells * BINS + bin_numbers(found.confidence)
     correct = found.correct.astype(np.float64)
     binned = [
-        np.bincount(cells, weights, size * BINS).reshape(size, BINS)
-        for weights in (np.ones(len(cells)), found.confidence, correct)
+        np.bincount(cells, counted * column, size * BINS).reshape(size, BINS)
+        for column in (ones, found.confidence, correct)
     ]
     summed = np.concatenate([np.stack(columns, 1), *binned], 1)
     return np.asarray(summed.reshape(rows, kinds, -1))

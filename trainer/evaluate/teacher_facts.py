@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from schemas import LabelSet, LabelSetError, SoftshardsError
 from schemas.fingerprint import weights_digest
 from schemas.hub_model import ModelSource
+from schemas.kept_positions import LABEL_WEIGHTS
 from schemas.manifest import Identity
 from trainer.data.window import (
     ROW_COLUMNS,
@@ -48,9 +49,10 @@ def measure_teacher(labels: LabelSet) -> MeasuredTeacher:
     identity = labels.manifest.identity
     is_imported = "imported" in (identity.rendering or {})
     sizes = token_bytes(labels.tokenizer_dir, identity.vocab_size)
+    columns = [*ROW_COLUMNS, "mean_nll", *([LABEL_WEIGHTS] if identity.has_weights else [])]
     tally, has_unknown = Tally(Grouping()), False
     for group in labels.row_groups:
-        table = drop_unlabeled(labels.read_row_group(group, [*ROW_COLUMNS, "mean_nll"]))
+        table = drop_unlabeled(labels.read_row_group(group, columns))
         has_unknown = has_unknown or table["mean_nll"].null_count > 0
         if table.num_rows:
             require_layout(table, identity.vocab_size)
@@ -90,6 +92,7 @@ def _teacher_measurements(window: Window, sizes: NDArray[np.int64] | None) -> Me
         correct=labels.topk_ids[:, 0] == tokens,
         kinds=window.kinds,
         owners=owners,
+        weights=labels.label_weights,
     )
 
 

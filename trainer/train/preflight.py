@@ -16,6 +16,7 @@ from schemas.terminal import DataConsole
 from trainer.data.dataset import ReaderState
 from trainer.data.exchange import Exchange
 from trainer.data.mixture import Part
+from trainer.evaluate.results import kept_positions_note
 from trainer.ops.bf16_support import emulation_warning
 from trainer.ops.label_logprobs import default_chunk_bytes
 from trainer.student.context_check import check_context, longest_row
@@ -100,8 +101,10 @@ def make_plan(
     if held_out is not None:
         longest = max(longest, longest_row(held_out, student))
     device = accelerator.device
+    of = None if held_out is None else kept_positions_note(held_out.manifest.identity)
     warnings = [
         *_warnings(config, parts, steps),
+        f"--eval-labels: {of}" if of else None,
         check_context(student, longest),
         emulation_warning(device) if config.dtype == "bf16" else None,
     ]

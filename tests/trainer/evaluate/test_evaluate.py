@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from schemas import IdentityError, LabelSetError, SoftshardsError, open_label_set
+from schemas import IdentityError, LabelSetError, SoftshardsError, decode, open_label_set
 from schemas.fingerprint import weights_digest
 from tests.tiny_model import make_tokenizer
 from tests.trainer.build_label_set import build_label_set, random_rows, teacher_logprobs
@@ -21,6 +21,7 @@ from tests.trainer.evaluate.test_calibration import reference_ece
 from tests.trainer.running import exit_code
 from trainer.evaluate.evaluate_config import EvaluateConfig
 from trainer.evaluate.evaluate_models import evaluate
+from trainer.evaluate.results import EvaluationResults
 from trainer.evaluate.teacher_facts import is_the_teacher
 from trainer.report.build_report import report
 from trainer.report.report_config import ReportConfig
@@ -246,3 +247,32 @@ def test_a_set_without_labels_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(LabelSetError, match="holds no labels"):
         evaluate(EvaluateConfig(labels=labels, model=(world.student,), out=out))
     assert not out.exists()
+
+
+def test_figures_of_sampled_labels_are_weighted_and_say_so(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights are 1, 2, 3, 4, 1, ... in each row; the teacher is measured against itself."""
+    labels = build_label_set(
+        tmp_path / "set", world.teacher, random_rows(6, world.vocab_size, seed=3),
+        vocab_size=world.vocab_size, keep_positions="sample 0.2",
+    )  # fmt: skip
+    out, total, weights = tmp_path / "eval.json", 0.0, 0.0
+    config = EvaluateConfig(labels=labels, model=(world.teacher,), out=out)
+    for _ in range(2):
+        assert evaluate(config) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "estimates from the labels that --keep-positions 'sample 0.2' drew" in said
+    assert "reused" in said
+    opened = open_label_set(labels)
+    for group in opened.row_groups:
+        table = opened.read_row_group(group)
+        stored = decode(table).labels.token_logprob.astype(float)
+        weight = np.concatenate([1.0 + np.arange(n) % 4 for n in table["n_labels"].to_pylist()])
+        total, weights = total - float(weight @ stored), weights + weight.sum()
+    results = EvaluationResults.open(out)
+    assert results.teacher.ce == pytest.approx(total / weights)
+    assert sum(bin.labels for bin in results.teacher.calibration) == weights
+    assert results.models[0].all.labels == weights
+    assert results.models[0].all.ce == pytest.approx(total / weights, rel=1e-3)
+    assert "'sample 0.2'" in (results.label_set.kept_note or "")
