@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from schemas import LabelSet, SoftshardsError
 from schemas.atomic import write_atomic
 from schemas.bench_results import read_bench_results
+from schemas.fingerprint import sha256_json
+from schemas.ray_cluster import require_ray
 from trainer.console import message_console, table_console
 from trainer.run_files import FINAL
 from trainer.select.rungs import Rung, longest, plan_rungs
@@ -21,13 +23,14 @@ from trainer.select.select_record import (
     FLOPS,
     RECORD,
     CandidateRecord,
+    Decisive,
     ForecastAt,
     Outcome,
     RungRecord,
     SelectRecord,
 )
 from trainer.select.select_tables import print_plan, print_result, to_markdown
-from trainer.select.student_shapes import Shape, measure_shapes, rule_out
+from trainer.select.student_shapes import Shape, measure_shapes, rule_out, unchecked_warnings
 from trainer.select.task_checks import (
     SetFacts,
     coverage_warnings,
@@ -39,7 +42,9 @@ from trainer.select.teacher_sets import open_sets
 from trainer.select.train_rungs import (
     Outcomes,
     Train,
+    begin_rungs,
     read_curve,
+    require_same_rungs,
     tokens_at,
     train_rungs,
     warm_up_steps,
@@ -76,6 +81,15 @@ class Plan:
     facts: list[SetFacts]
     warnings: list[str]
 
+    @property
+    def decisive(self) -> Decisive:
+        """What decides who is trained further."""
+        return Decisive(
+            candidates=[each.name for each in self.candidates],
+            rungs=[(rung.step, rung.candidates) for rung in self.rungs],
+            metric=self.asked.metric,
+        )
+
 
 def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
     """Find the best student of a file.
@@ -89,17 +103,20 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
         0, or 128 + n after signal n.
 
     Raises:
-        SoftshardsError: the file, a label set or the content of OUT does not fit, or no candidate
-            is left.
+        SoftshardsError: the file, a label set or the content of OUT does not fit, no candidate is
+            left, or Ray is not installed.
     """
     asked = read_select(file, config.out)
+    if train is train_all and not (config.dry_run or (config.out / RECORD).exists()):
+        require_ray("sweep")  # students are sliced before Ray starts
     settings = config.sweep
     sets = open_sets(asked)
     bench = read_bench_results(config.bench) if config.bench is not None else None
     console = message_console()
     facts, warnings = _check_sets(asked, sets)
     shapes = measure_shapes(asked.candidates, bench)
-    possible = _plan(asked, sets, shapes, facts, warnings, require_all=False)
+    there = [] if config.dry_run else [each.name for each in asked.candidates if each.is_there]
+    possible = _plan(asked, sets, shapes, facts, warnings, required=there)
     for warning in possible.warnings:
         console.print(f"warning: {warning}")
     if config.dry_run:
@@ -110,6 +127,8 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
             print_plan(table_console(), record)
         return 0
     with run_lock(config.out, "trainer select"):
+        if all(shape.parameters is not None for shape in shapes.values()):
+            require_same_rungs(config.out, possible.decisive)
         needed = {each.slice.out for each in possible.candidates if each.slice is not None}
         for student in asked.slices:
             if student.out in needed:
@@ -118,15 +137,17 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
                 slice_teacher(student)
         if any(shape.parameters is None for shape in shapes.values()):  # not sliced before
             shapes = measure_shapes(asked.candidates, bench)
-        plan = _plan(asked, sets, shapes, facts, warnings, require_all=True)
+        plan = _plan(asked, sets, shapes, facts, warnings, required=list(shapes))
+        require_same_rungs(config.out, plan.decisive)
         made = {each.out for each in asked.slices}
         inputs: dict[str, RunInputs] = {}
         for candidate in plan.candidates:
             trial = candidate.trial
             labels = sets[str(trial.config.labels)]
             inputs[candidate.name] = open_trial(trial.config, labels, made, dry_run=False)
-        untrained = _measure_untrained(plan, inputs, config.out)
         trials = [each.trial for each in plan.candidates]
+        begin_rungs(config.out, plan.decisive, trials, inputs)
+        untrained = _measure_untrained(plan, inputs, config.out)
         ended = train_rungs(trials, plan.rungs, asked.metric, settings, inputs, train)
         if isinstance(ended, int):
             console.print(f"stopped by signal {ended}: the same command resumes the selection")
@@ -158,14 +179,23 @@ def _plan(
     facts: list[SetFacts],
     warnings: list[str],
     *,
-    require_all: bool,
+    required: Collection[str],
 ) -> Plan:
     """Rule out candidates, plan the rungs of the others, and complete their settings.
+
+    Args:
+        asked: what is asked for.
+        sets: all label sets, by their place.
+        shapes: of all candidates.
+        facts: of the label sets.
+        warnings: of poor candidates.
+        required: as for `rule_out`.
 
     Raises:
         SoftshardsError: constraints rule out all candidates, or the budget is too small.
     """
-    ruled_out = rule_out(shapes, asked.constraints, require_all=require_all)
+    ruled_out = rule_out(shapes, asked.constraints, required)
+    unchecked = unchecked_warnings(shapes, asked.constraints, ruled_out)
     left = [each for each in asked.candidates if each.name not in ruled_out]
     if not left:
         raise SoftshardsError(
@@ -194,7 +224,7 @@ def _plan(
         shapes=shapes,
         rungs=rungs,
         facts=facts,
-        warnings=[*warnings, *_rung_warnings(complete, rungs)],
+        warnings=[*warnings, *unchecked, *_rung_warnings(complete, rungs)],
     )
 
 
@@ -218,15 +248,17 @@ def _complete(
     sets: Mapping[str, LabelSet],
 ) -> Candidate:
     """Return a candidate that trains for so many steps."""
-    labels = sets[str(candidate.trial.config.labels)]
+    config, given = candidate.trial.config, candidate.trial.settings
+    labels = sets[str(config.labels)]
     settings: Settings = {
         "max_steps": steps,
         # Packs are never more than full, so these epochs are at least as long.
         "epochs": math.ceil(steps * asked.step_tokens / max(1, labels.tokens)) + 1,
         "eval_every": max(1, rungs[0].step // MEASUREMENTS),
-    }
-    if candidate.trial.config.schedule == SCHEDULES[0]:
-        settings["schedule_args"] = {"num_decay_steps": round(DECAY * steps)}
+    } | given
+    if config.schedule == SCHEDULES[0]:
+        decay = {"num_decay_steps": round(DECAY * steps)}
+        settings["schedule_args"] = {**decay, **(config.schedule_args or {})}
     return candidate.with_settings(settings)
 
 
@@ -237,14 +269,14 @@ def _measure_untrained(plan: Plan, inputs: Mapping[str, RunInputs], out: Path) -
 
     found: dict[tuple[Path, str], float | None] = {}
     kls = {}
-    probes = list(dict.fromkeys(str(each.trial.config.eval_labels) for each in plan.candidates))
     for candidate in plan.candidates:
         config = candidate.trial.config
         if config.from_config:
             continue
         student, probe = inputs[candidate.name].config.student, str(config.eval_labels)
         if (student, probe) not in found:
-            results = out / f"{UNTRAINED}-{probes.index(probe)}.json"
+            digest = sha256_json(inputs[candidate.name].held_out.digests)
+            results = out / f"{UNTRAINED}-{digest[:16]}.json"
             asked = EvaluateConfig(labels=probe, model=(student,), out=results)
             try:
                 entry = measure_models(asked)[1][0][1]

@@ -140,12 +140,16 @@ class Candidate:
         """Its folder's name."""
         return self.trial.name
 
+    @property
+    def is_there(self) -> bool:
+        """Return True unless its student is still to be sliced."""
+        return self.slice is None or (self.slice.out / "config.json").is_file()
+
     def with_settings(self, settings: Settings) -> Candidate:
-        """Return the candidate with further settings, which it does not have itself."""
-        full = settings | self.trial.settings
-        given = full | {"out": str(self.trial.folder)}
+        """Return the candidate with all these settings."""
+        given = settings | {"out": str(self.trial.folder)}
         config = parse_settings(TrainConfig, given, self.name, self.trial.folder)
-        trial = replace(self.trial, settings=full, config=config)
+        trial = replace(self.trial, settings=settings, config=config)
         return replace(self, trial=trial)
 
 

@@ -122,6 +122,24 @@ class SelectRecord(Record):
         )
 
 
+class Decisive(Record):
+    """rungs.json: what decides, beside the logs of the runs, who is trained further.
+
+    Attributes:
+        candidates: names of those that take part.
+        rungs: step and candidates of each.
+    """
+
+    candidates: list[str]
+    rungs: list[tuple[int, int]]
+    metric: str
+
+    def lines(self) -> dict[str, object]:
+        """Return the content under one key per candidate, to be compared."""
+        names = {f"candidate {name}": "takes part" for name in self.candidates}
+        return {"metric": self.metric, "rungs (step, candidates)": self.rungs, **names}
+
+
 class Failed(Record):
     """failed.json: a candidate that ended without a measurement, in a rung."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,13 @@ from trainer.console import message_console, number, size
 from trainer.run_files import FINAL
 from trainer.select.select_file import Candidate, Constraints
 from trainer.slice.slice_config import SliceConfig
+
+COUNTED = ("parameters", "bytes")
+BENCHED = ("memory", "reading", "generating")
+TO_MEASURE = (
+    "measure the students: `labeler bench NAME=FOLDER ... --out bench.json`, then pass --bench "
+    "bench.json; sliced ones are in OUT/students"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,43 +65,67 @@ def measure_shapes(candidates: list[Candidate], bench: BenchResults | None) -> d
     return shapes
 
 
-def rule_out(shapes: dict[str, Shape], limits: Constraints, *, require_all: bool) -> dict[str, str]:
+def rule_out(
+    shapes: dict[str, Shape], limits: Constraints, required: Collection[str]
+) -> dict[str, str]:
     """Return the candidates that constraints rule out, and why.
 
     Args:
         shapes: of the candidates, by name.
         limits: the constraints.
-        require_all: refuse a candidate that a constraint asks about and nothing is known of.
+        required: candidates that are refused if no constraint rules them out, and nothing is known
+            of what one asks about.
 
     Raises:
         SoftshardsError: the hint says how to measure what is not known.
     """
     out = {}
     for name, shape in shapes.items():
-        reasons = list(_violations(shape, limits, name, require_all=require_all))
+        reasons = list(_violations(shape, limits))
         if reasons:
             out[name] = "; ".join(reasons)
+        elif name in required and (unknown := _unknown(shape, limits)):
+            raise SoftshardsError(
+                f"constraints.{unknown[0]}: {name} was not measured",
+                hint=TO_MEASURE if unknown[0] in BENCHED else "",
+            )
     return out
 
 
-def _violations(
-    shape: Shape, limits: Constraints, name: str, *, require_all: bool
-) -> Iterator[str]:
-    for field in ("parameters", "bytes", "memory", "reading", "generating"):
+def unchecked_warnings(
+    shapes: dict[str, Shape], limits: Constraints, ruled_out: Collection[str]
+) -> list[str]:
+    """Return a warning for each constraint that some candidates cannot be checked for yet."""
+    left = {
+        name: _unknown(shape, limits) for name, shape in shapes.items() if name not in ruled_out
+    }
+    warnings = []
+    for field in (*COUNTED, *BENCHED):
+        if names := [name for name, unknown in left.items() if field in unknown]:
+            why = TO_MEASURE if field in BENCHED else "their students are not sliced yet"
+            warnings.append(
+                f"constraints.{field} cannot be checked for {len(names)} of {len(left)} candidates "
+                f"({names[0]}{', ...' if names[1:] else ''}): {why}"
+            )
+    return warnings
+
+
+def _unknown(shape: Shape, limits: Constraints) -> list[str]:
+    """Return the constraints that nothing is known for."""
+    return [
+        field
+        for field in (*COUNTED, *BENCHED)
+        if getattr(limits, field) is not None and getattr(shape, field) is None
+    ]
+
+
+def _violations(shape: Shape, limits: Constraints) -> Iterator[str]:
+    for field in (*COUNTED, *BENCHED):
         limit, value = getattr(limits, field), getattr(shape, field)
-        if limit is None:
+        if limit is None or value is None:
             continue
         is_speed = field in ("reading", "generating")
-        if value is None:
-            if require_all:
-                raise SoftshardsError(
-                    f"constraints.{field}: {name} was not measured",
-                    hint="measure the students: `labeler bench NAME=FOLDER ... --out bench.json`, "
-                    "then pass --bench bench.json; sliced ones are in OUT/students"
-                    if field in ("memory", "reading", "generating")
-                    else "",
-                )
-        elif value < limit if is_speed else value > limit:
+        if value < limit if is_speed else value > limit:
             unit = "B" if field in ("bytes", "memory") else ""
             shown = [
                 f"{number(each, 0)} tokens/s" if is_speed else size(each, unit)
@@ -112,9 +143,9 @@ def _count(candidate: Candidate) -> tuple[int, int] | None:
     from trainer.student.load_model import read_config, stored_dtype
     from trainer.student.student import count_parameters
 
-    config, cut = candidate.trial.config, candidate.slice
-    is_made = cut is None or (cut.out / "config.json").is_file()
-    folder = _folder(config.student, config.revision) if is_made or cut is None else _teacher(cut)
+    config = candidate.trial.config
+    to_slice = None if candidate.is_there else candidate.slice
+    folder = _teacher(to_slice) if to_slice else _folder(config.student, config.revision)
     try:
         with torch.device("meta"):  # shapes, no weights
             model = AutoModelForCausalLM.from_config(read_config(folder), trust_remote_code=False)
@@ -122,12 +153,12 @@ def _count(candidate: Candidate) -> tuple[int, int] | None:
         what = f"no student can be read here: {first_line(error)}"
         raise SoftshardsError(what, path=folder) from error
     parameters = count_parameters(model)["parameters"]
-    if cut is not None and not is_made:
-        if cut.ffn_keep < 1:
+    if to_slice is not None:
+        if to_slice.ffn_keep < 1:
             return None
         layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
-        kept = cut.chosen(len(layers))
-        count = len(kept) if kept is not None else cut.keep or len(layers)
+        kept = to_slice.chosen(len(layers))
+        count = len(kept) if kept is not None else to_slice.keep or len(layers)
         parameters -= round(sum(layers) * (1 - count / len(layers)))
     each = 4 if config.save_dtype == "fp32" else stored_dtype(folder).itemsize
     return parameters, parameters * each

@@ -1,7 +1,7 @@
 """Train the candidates rung by rung, and decide after each who is trained further.
 
 Decisions follow from the logs of the trials alone. So a selection that was killed makes them again,
-and trains only what is missing.
+and trains only what is missing. What else decides, candidates and rungs, is kept in OUT/rungs.json.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from schemas import SoftshardsError
+from schemas.manifest import differences
 from trainer.console import message_console
 from trainer.run_files import (
     CHECKPOINTS,
@@ -27,13 +28,14 @@ from trainer.run_files import (
 )
 from trainer.select.forecast import Forecast, forecast
 from trainer.select.rungs import Rung, eliminate
-from trainer.select.select_record import Failed
+from trainer.select.select_record import Decisive, Failed
 from trainer.sweep.grid import Trial
 from trainer.sweep.sweep_config import SweepConfig
 from trainer.sweep.trial_folder import STOPPED, Stopped, failure_reason, read_status, read_stopped
 from trainer.train.run_record import HeldOutRecord, RunInputs
 
 FAILED = "failed.json"
+RUNGS = "rungs.json"
 
 Train = Callable[
     [list[Trial], list[Trial], SweepConfig, Mapping[str, RunInputs], ExitStack | None], int
@@ -57,6 +59,41 @@ class Outcomes:
     finalists: list[str] = field(default_factory=list)
 
 
+def require_same_rungs(out: Path, asked: Decisive) -> None:
+    """Refuse other candidates or rungs than those of the selection in OUT.
+
+    Decisions are made again at every call: made among others, they would keep candidates whose
+    runs were ended, and whose checkpoints are gone.
+
+    Raises:
+        SoftshardsError: with one line per difference.
+    """
+    path = out / RUNGS
+    if not path.exists():
+        return
+    found = Decisive.read(path, "rungs of `trainer select`")
+    if lines := differences(found=found.lines(), asked=asked.lines()):
+        raise SoftshardsError(
+            f"the selection here is among other candidates, or has other rungs:{lines}",
+            path=path,
+            hint="give another --out, or the original file",
+        )
+
+
+def begin_rungs(
+    out: Path, asked: Decisive, trials: list[Trial], inputs: Mapping[str, RunInputs]
+) -> None:
+    """Check that OUT holds no other selection and no other runs, and write OUT/rungs.json.
+
+    Raises:
+        SoftshardsError: it does; with one line per difference.
+    """
+    require_same_rungs(out, asked)
+    for trial in trials:
+        read_status(trial, inputs[trial.name])  # refuses other settings
+    asked.write(out / RUNGS)
+
+
 def train_rungs(
     trials: list[Trial],
     rungs: list[Rung],
@@ -65,7 +102,7 @@ def train_rungs(
     inputs: Mapping[str, RunInputs],
     train: Train,
 ) -> Outcomes | int:
-    """Train all candidates of each rung, and eliminate some.
+    """Train all candidates of each rung, and eliminate some; call `begin_rungs` before.
 
     Args:
         trials: the candidates, with the settings of the whole run.
@@ -79,10 +116,8 @@ def train_rungs(
         The outcomes, or the number of the signal that stopped the training.
 
     Raises:
-        SoftshardsError: a folder holds a run with other settings, or all candidates failed.
+        SoftshardsError: all candidates failed.
     """
-    for trial in trials:
-        read_status(trial, inputs[trial.name])  # refuses other settings
     found = Outcomes()
     alive = list(trials)
     with ExitStack() as keep:
@@ -130,15 +165,18 @@ def _metric(line: LogLine, metric: str) -> float:
 
 def _is_done(trial: Trial, rung: Rung, rungs: list[Rung]) -> bool:
     """Return True if a trial was measured at a rung, or failed, and need not run for it."""
-    if _read_failed(trial.folder) is not None or (trial.folder / RESULT).exists():
+    if _read_failed(trial.folder) is not None or _has_ended(trial.folder):
         return True
     if rung is rungs[-1] or not any(s == rung.step for s, _ in read_curve(trial.folder, "ce")):
         return False
-    if (trial.folder / STOPPED).exists():
-        return True
     # It is measured before it is saved: killed in between, it would resume from an older step.
     steps = [int(path.name.removeprefix(STEP_PREFIX)) for path in checkpoint_folders(trial.folder)]
     return max(steps, default=0) >= rung.step
+
+
+def _has_ended(folder: Path) -> bool:
+    """Return True if a trial was trained to its end, or eliminated: it is not trained further."""
+    return (folder / RESULT).exists() or (folder / STOPPED).exists()
 
 
 def _read_failed(folder: Path) -> Failed | None:
@@ -164,6 +202,9 @@ def _values(trials: list[Trial], rung: Rung, metric: str, found: Outcomes) -> di
             record = None  # it failed later
         if record is None and value is not None and math.isfinite(value):
             values[trial.name] = value
+            continue
+        if record is None and value is None and _has_ended(trial.folder):
+            found.failed[trial.name] = f"its run ended without a measurement after step {rung.step}"
             continue
         if record is None:
             reason = failure_reason(trial.folder)

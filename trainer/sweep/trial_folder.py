@@ -12,7 +12,7 @@ from schemas.atomic import write_atomic
 from schemas.errors import first_line
 from schemas.hub_model import ModelSource
 from trainer.record import Record
-from trainer.run_files import LOG, RESULT, checkpoint_folders, read_lines
+from trainer.run_files import LOG, META, RESULT, checkpoint_folders, read_lines
 from trainer.sweep.grid import Trial
 from trainer.train.run_record import (
     Facts,
@@ -43,6 +43,10 @@ class Stopped(Record):
     facts: Facts
     last: HeldOutRecord
     reason: str | None = None
+
+
+class _Checkpoint(Record):
+    facts: Facts
 
 
 def write_settings(trial: Trial, student: ModelSource | None = None) -> Path:
@@ -84,10 +88,21 @@ def read_status(trial: Trial, inputs: RunInputs) -> Status:
         if stopped:
             check_same_run(stopped.facts, inputs.facts, trial.folder)
             return "stopped"
-        _ = inputs.facts  # the student must be there
+        _check_checkpoint(trial.folder, inputs.facts)
     except SoftshardsError as error:
         raise SoftshardsError(f"trial {trial.name}: {error}") from error
     return "begun"
+
+
+def _check_checkpoint(folder: Path, facts: Facts) -> None:
+    """Check the facts of the newest checkpoint; of a damaged one, the run itself tells."""
+    for path in reversed(checkpoint_folders(folder)):
+        try:
+            found = _Checkpoint.read(path / META, "a checkpoint")
+        except SoftshardsError:
+            continue
+        check_same_run(found.facts, facts, folder)
+        return
 
 
 def read_stopped(folder: Path) -> Stopped | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from trainer.cli import main
 from trainer.report.layout import has_matplotlib
 from trainer.run_files import RESULT, checkpoint_folders
 from trainer.select.run_select import select
+from trainer.select.rungs import Rung
 from trainer.select.select_config import SelectConfig
 from trainer.select.select_file import Checks, read_select
 from trainer.select.select_record import CandidateRecord, SelectRecord
 from trainer.select.task_checks import coverage_warnings, set_facts, teacher_warnings
+from trainer.select.train_rungs import Outcomes, _values
 from trainer.sweep.trial_folder import read_stopped
 
 BASE = {"pack_tokens": 128, "packs_per_step": 1, "window": 4, "eval_every": 1, "warmup": 1}
@@ -184,6 +187,12 @@ def test_a_killed_selection_resumes(selected: Selected) -> None:
     with pytest.raises(Killed):
         select(file, SelectConfig(out=out), killed)
     assert killed.ran == selected.ran[:3]
+    other = write(selected.root / "other.yaml", selected.content | {"base": BASE | {"clip": 2.0}})
+    refusing = InThisProcess()
+    with pytest.raises(SoftshardsError, match=r"trial s_lr=0.003: (.|\n)*clip: then 1.0, now 2.0"):
+        select(other, SelectConfig(out=out), refusing)
+    assert not refusing.ran
+    assert not (out / "trials" / "s_lr=0.003" / "failed.json").exists()
     # A run is measured first, and then saved.
     shutil.rmtree(out / "trials" / "s_lr=0.003" / "checkpoints")
     resumed = InThisProcess()
@@ -195,11 +204,38 @@ def test_a_killed_selection_resumes(selected: Selected) -> None:
         assert found.forecasts == wanted.forecasts
 
 
-def test_other_settings_in_the_same_folder_are_refused(selected: Selected) -> None:
-    content = selected.content | {"budget": {"steps": 32, "factor": 2}}
-    file = write(selected.root / "longer.yaml", content)
-    with pytest.raises(SoftshardsError, match=r"config.max_steps: then 16, now 32"):
-        select(file, SelectConfig(out=selected.out), InThisProcess())
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": {"steps": 32, "factor": 2}}, r"rungs .*: here \[\(4, 5\), .*\(32, 1\)\]"),
+        ({"budget": {"steps": 16, "factor": 3}}, r"rungs .*: here \[\(4, 5\), .*\(16, 1\)\]"),
+        ({"constraints": {}}, "candidate large: here None, asked 'takes part'"),
+        ({"runs": []}, "candidate diverging: here 'takes part', asked None"),
+        ({"rank_by": "ce"}, "metric: here 'kl', asked 'ce'"),
+        ({"base": BASE | {"clip": 2.0}}, "trial s_lr=0.003: (.|\n)*clip: then 1.0, now 2.0"),
+    ],
+)
+def test_another_selection_in_the_same_folder_is_refused(
+    selected: Selected, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """Otherwise eliminated candidates, whose runs were ended, could be wanted again."""
+    file = write(tmp_path / "select.yaml", selected.content | change)
+    runner, failed = InThisProcess(), set(selected.out.glob("trials/*/failed.json"))
+    with pytest.raises(SoftshardsError, match=message):
+        select(file, SelectConfig(out=selected.out), runner)
+    assert not runner.ran
+    assert set(selected.out.glob("trials/*/failed.json")) == failed
+
+
+def test_a_run_that_was_ended_is_not_recorded_as_failed(selected: Selected, tmp_path: Path) -> None:
+    asked = read_select(selected.root / "select.yaml", tmp_path)
+    trial = asked.candidates[0].trial
+    trial.folder.mkdir(parents=True)
+    (trial.folder / RESULT).write_text("{}")
+    found = Outcomes()
+    assert not _values([trial], Rung(step=4, candidates=1), "kl", found)
+    assert found.failed == {trial.name: "its run ended without a measurement after step 4"}
+    assert not (trial.folder / "failed.json").exists()
 
 
 def test_the_dry_run_shows_candidates_constraints_and_cost(
@@ -208,7 +244,8 @@ def test_the_dry_run_shows_candidates_constraints_and_cost(
     tokens = 10_000.0
     content = selected.content | {
         "budget": {"tokens": tokens, "factor": 2},
-        "base": BASE | {"warmup": 10},
+        "base": BASE | {"warmup": 10, "schedule_args": {"min_lr_ratio": 0.1}},
+        "constraints": {"parameters": 70_000, "reading": 10},
         "slices": {"cut": {"teacher": str(selected.root / "large"), "keep": 1}},
         "grid": {"student": ["cut"], "lr": [1e-3, 1e-4]},
     }
@@ -226,8 +263,11 @@ def test_the_dry_run_shows_candidates_constraints_and_cost(
     assert 0 < cut.parameters < large.parameters  # a student that is not sliced yet
     assert [rung.candidates for rung in record.rungs] == [4, 2, 1]
     assert 0.6 * tokens < record.tokens <= tokens
+    decay = round(0.2 * record.rungs[-1].step)
+    assert cut.settings["schedule_args"] == {"num_decay_steps": decay, "min_lr_ratio": 0.1}
     assert all(rung.disk and rung.pflop and rung.hours for rung in record.rungs)
     assert "coverage is low" in shown.err
+    assert "constraints.reading cannot be checked for 4 of 4 candidates" in shown.err
     assert (
         "the first rung ends after step 10, in the warm-up of the learning rate (10 " in shown.err
     )
@@ -417,6 +457,8 @@ def test_constraints_that_rule_out_all_say_which(selected: Selected, tmp_path: P
     bench: Path | None = None
     with pytest.raises(SoftshardsError, match=r"rule out all candidates:(.|\n)*large: bytes: "):
         run(bytes=10)
+    with pytest.raises(SoftshardsError, match="rule out all candidates"):
+        run(bytes=10, generating=10)  # whose speed does not matter any more
     with pytest.raises(SoftshardsError, match=r"generating: .* was not measured\n.*labeler bench"):
         run(generating=10)
     bench = tmp_path / "bench.json"
@@ -426,6 +468,24 @@ def test_constraints_that_rule_out_all_say_which(selected: Selected, tmp_path: P
     bench.write_text(json.dumps({"engine": {}, "models": models}))
     with pytest.raises(SoftshardsError, match="generating: 77 tokens/s, at least 80 tokens/s"):
         run(generating=80)
+
+
+def test_what_is_missing_is_said_before_students_are_sliced(
+    selected: Selected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {
+        **selected.content,
+        "slices": {"cut": {"teacher": str(selected.root / "large"), "keep": 1}},
+        "runs": [{"name": "cut", "student": "cut"}],
+        "constraints": {"reading": 10},
+    }
+    config = SelectConfig(out=tmp_path / "out")
+    with pytest.raises(SoftshardsError, match=r"constraints.reading: s_lr=0.003 was not measured"):
+        select(write(tmp_path / "select.yaml", content), config, InThisProcess())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SoftshardsError, match="Ray is not installed"):
+        select(write(tmp_path / "select.yaml", content | {"constraints": {}}), config)
+    assert not (tmp_path / "out" / "students").exists()
 
 
 def test_if_all_fail_the_error_says_why(selected: Selected, tmp_path: Path) -> None:
