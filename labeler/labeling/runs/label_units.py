@@ -67,7 +67,7 @@ def label_units(
             rows are rejected. Units that were labeled before are safe.
     """
     with (
-        UnitLabeler(config, teacher, manifest, place) as labeler,
+        UnitLabeler(config, teacher, manifest, place, stop) as labeler,
         progress("rows", note=True) as bar,
     ):
         plan = open_plan(place.folder, manifest.plan)
@@ -105,7 +105,12 @@ class UnitLabeler:
     """
 
     def __init__(
-        self, config: LabelConfig, teacher: Teacher, manifest: Manifest, place: SetPlace
+        self,
+        config: LabelConfig,
+        teacher: Teacher,
+        manifest: Manifest,
+        place: SetPlace,
+        stop: Stop | None = None,
     ) -> None:
         self._config, self._teacher = config, teacher
         self._manifest, self._place = manifest, place
@@ -133,7 +138,7 @@ class UnitLabeler:
             from labeler.labeling.runs.prepare_states import prepare_states, read_bases  # torch
 
             try:
-                self._manifest = prepare_states(self._session, config, manifest, place)
+                self._manifest = prepare_states(self._session, config, manifest, place, stop)
                 self._bases = read_bases(place.folder, self._manifest)
             except BaseException:
                 self._session.close()
@@ -280,7 +285,10 @@ def _within_float16(labeled: list[Labeled]) -> tuple[list[Labeled], list[Failed]
         if states is None or np.abs(states).max(initial=0) <= np.finfo(np.float16).max:
             good.append(row)
         else:
-            reason = "a hidden state is too large for float16 (give --state-kl more than 0)"
+            reason = (
+                "a hidden state is too large for float16 (--state-kl above 0 stores a codec "
+                "without that limit, where a set has enough labels)"
+            )
             bad.append(Failed(request=row.request, reason=reason))
     return good, bad
 

@@ -17,15 +17,18 @@ from labeler.labeling.engines.fit_states import OutputHead, fit_layer, fit_state
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.planning.budget import STATES_SAMPLE
 from labeler.labeling.planning.planned_row import PlannedRow
+from labeler.labeling.rendering.spans import count_labels
 from labeler.labeling.runs.engine_session import EngineSession
 from labeler.labeling.runs.keep_positions import keep_positions
 from labeler.labeling.runs.locks import set_lock
+from labeler.labeling.runs.stopping import Interrupted, Stop
 from labeler.labeling.runs.unit_requests import unit_requests
 from labeler.labeling.writing.set_place import SetPlace
 from schemas import Manifest, SoftshardsError
 from schemas.atomic import atomic_path
 from schemas.file_names import FINAL, HEAD_FILE
 from schemas.fingerprint import sha256_file
+from schemas.kept_positions import parse_rule
 from schemas.manifest import FileDigest, StatesRecord, read_manifest, write_manifest
 from schemas.os_errors import explain_full_disk
 from schemas.plan import open_plan, read_unit
@@ -34,7 +37,9 @@ from schemas.stored_head import HeadFacts, read_basis, write_basis
 from schemas.version import STATES_1
 
 STEP = 8
-"""Rows that are labeled at a time until the sample is large enough."""
+"""Minimum rows that are labeled at a time until the sample is large enough."""
+MOST_PLANNED = 8 * STATES_SAMPLE
+"""Planned labels per dimension after which a sample that is still too small is given up."""
 GPU_SPARE = 1 << 30
 """Bytes of a GPU's memory to leave free beside the head."""
 
@@ -42,21 +47,28 @@ States = NDArray[np.float32]
 
 
 def prepare_states(
-    session: EngineSession, config: LabelConfig, manifest: Manifest, place: SetPlace
+    session: EngineSession,
+    config: LabelConfig,
+    manifest: Manifest,
+    place: SetPlace,
+    stop: Stop | None = None,
 ) -> Manifest:
     """Return a manifest with the record of its hidden states.
 
-    The first process that comes here writes head and bases; the others wait for it. Where all rows
-    together (answers that are shorter than --max-tokens) are too few to fit bases to, the states
-    are stored as float16, and the identity says so before the first unit is written.
+    The first process that comes here writes head and bases; the others wait for it. Where the rows
+    come to too few labels to fit bases to (answers that are shorter than --max-tokens), all
+    together or those with `MOST_PLANNED` planned labels per dimension, the states are stored as
+    float16, and the identity says so before the first unit is written.
 
     Args:
         session: a loaded teacher.
         config: all settings.
         manifest: of the set.
         place: the set's place.
+        stop: a request to stop, if there may be one.
 
     Raises:
+        Interrupted: `stop` was requested.
         SoftshardsError: the teacher's head cannot be exported, or no basis fits the sample.
     """
     with (
@@ -65,7 +77,7 @@ def prepare_states(
     ):
         known = read_manifest(place.folder)
         if known.states is None:
-            record = _write_files(session, config, manifest, place)
+            record = _write_files(session, config, manifest, place, stop)
             identity = known.identity.model_copy(update={"states": record.identity})
             changes = {"identity": identity, "identity_digest": identity.digest, "states": record}
             known = known.model_copy(update=changes)
@@ -87,7 +99,11 @@ def read_bases(folder: Path, manifest: Manifest) -> dict[str, StateBasis]:
 
 
 def _write_files(
-    session: EngineSession, config: LabelConfig, manifest: Manifest, place: SetPlace
+    session: EngineSession,
+    config: LabelConfig,
+    manifest: Manifest,
+    place: SetPlace,
+    stop: Stop | None,
 ) -> StatesRecord:
     text = manifest.identity.states
     assert text is not None, "the caller checked"
@@ -103,12 +119,12 @@ def _write_files(
             )
         files.append(_write_head(head, vocab_size, place))
     wanted = 0 if codec == STATES_1 else STATES_SAMPLE
-    states = _sample(_samples(session, config, open_plan(place.folder, manifest.plan)), wanted)
+    states = _sample(session, config, open_plan(place.folder, manifest.plan), wanted, stop)
     dimensions = states.shape[2]
     if len(states) < wanted * dimensions:
         err.print(
-            f"the rows have {len(states):,} labels, too few for the codec of hidden states, which "
-            f"needs {wanted * dimensions:,}: they are stored as float16"
+            f"the rows that were labeled first have {len(states):,} labels, too few for the codec "
+            f"of hidden states, which needs {wanted * dimensions:,}: they are stored as float16"
         )
     if codec == STATES_1 or len(states) < wanted * dimensions:
         return StatesRecord(layers=layers, codec="states/1", dimensions=dimensions, files=(*files,))
@@ -143,31 +159,64 @@ def _write_files(
     )
 
 
-def _samples(session: EngineSession, config: LabelConfig, plan: pq.ParquetFile) -> Iterator[States]:
-    """Yield the states [n, layers, d] of rows of the plan, in the order of a seed."""
+def _requests(config: LabelConfig, plan: pq.ParquetFile) -> Iterator[Request]:
+    """Yield the requests of the plan, those of a unit in the order of a seed."""
     for unit in range(plan.metadata.num_row_groups):
         rows: list[PlannedRow] = read_unit(plan, unit).to_pylist()
         requests = unit_requests(rows, seed=config.seed, samples=config.samples_per_row)
-        order = np.random.default_rng(config.seed).permutation(len(requests))
-        for start in range(0, len(order), STEP):
-            some: list[Request] = [requests[i] for i in order[start : start + STEP]]
-            labeled, _ = session.label(some, lambda _: None)
-            labeled = keep_positions(labeled, config.keep_positions)
-            for row in sorted(labeled, key=lambda row: (row.request.index, row.request.sample)):
-                assert row.labels.states is not None, "the engine was asked for them"
-                yield row.labels.states
+        for number in np.random.default_rng(config.seed).permutation(len(requests)):
+            yield requests[number]
 
 
-def _sample(samples: Iterator[States], per_dimension: int) -> States:
-    """Return the states of the first rows: so many per dimension, or all there are.
+def _take(requests: Iterator[Request], config: LabelConfig, labels: int) -> list[Request]:
+    """Take at least `STEP` requests whose planned labels are at least `labels`, if there are."""
+    taken: list[Request] = []
+    for request in requests:
+        taken.append(request)
+        labels -= _planned_labels(request, config)
+        if len(taken) >= STEP and labels <= 0:
+            break
+    return taken
+
+
+def _planned_labels(request: Request, config: LabelConfig) -> int:
+    return config.max_tokens if config.mode == "generate" else count_labels(request.spans)
+
+
+def _sample(
+    session: EngineSession,
+    config: LabelConfig,
+    plan: pq.ParquetFile,
+    per_dimension: int,
+    stop: Stop | None,
+) -> States:
+    """Return the states [n, layers, d] of the first rows: so many per dimension, or fewer.
+
+    There are fewer where the rows, or those with `MOST_PLANNED` planned labels per dimension, come
+    to less. A step's labels before --keep-positions are in memory: about as many as are missing.
 
     Raises:
         SoftshardsError: no row could be labeled.
+        Interrupted: `stop` was requested.
     """
+    rule = None if config.keep_positions is None else parse_rule(config.keep_positions)
     parts: list[States] = []
-    for states in samples:
-        parts.append(states)
-        if sum(map(len, parts)) >= per_dimension * states.shape[2]:
+    found = planned = missing = 0
+    requests = _requests(config, plan)
+    while step := _take(requests, config, missing):
+        if stop is not None and stop.signal is not None:
+            raise Interrupted(stop.signal)
+        counts = [_planned_labels(request, config) for request in step]
+        planned += sum(n if rule is None else rule.most_labels(n, 1) for n in counts)
+        labeled = keep_positions(session.label(step, lambda _: None)[0], config.keep_positions)
+        for row in sorted(labeled, key=lambda row: (row.request.index, row.request.sample)):
+            assert row.labels.states is not None, "the engine was asked for them"
+            parts.append(row.labels.states)
+            found += len(row.labels)
+            missing = per_dimension * parts[0].shape[2] - found
+            if missing <= 0:
+                return np.concatenate(parts)
+        if parts and planned >= MOST_PLANNED * parts[0].shape[2]:
             break
     if not parts:
         raise SoftshardsError(

@@ -10,15 +10,18 @@ import re
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
 from labeler.labeling.label_config import LabelConfig
+from labeler.labeling.runs import prepare_states as preparing
+from labeler.labeling.runs.engine_session import EngineSession
 from labeler.labeling.runs.label_dry_run import dry_run
 from labeler.labeling.runs.label_run import label
+from labeler.labeling.runs.stopping import Interrupted, Stop
 from schemas import (
     Labels,
     LabelSet,
@@ -28,6 +31,7 @@ from schemas import (
     validate_label_set,
 )
 from schemas.hidden_part import state_columns
+from schemas.plan import open_plan
 from schemas.state_codec import DEFAULT_KL
 from tests.fork_server import fork_server
 from tests.labeler.conftest import Settings
@@ -123,13 +127,20 @@ def test_float16_where_a_set_is_small(
     assert label([str(documents)], config).units_labeled == 0
 
 
+@pytest.mark.parametrize(("most_planned", "seen"), [(64, 27), (1, 8)])
 def test_float16_where_rows_come_out_too_short_for_a_basis(
-    documents: Path, settings: Settings, capsys: pytest.CaptureFixture[str]
+    documents: Path,
+    settings: Settings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    most_planned: int,
+    seen: int,
 ) -> None:
     """The plan has enough labels (answers count with --max-tokens), and the rows have not."""
+    monkeypatch.setattr(preparing, "MOST_PLANNED", most_planned)
     config = settings(states="final", keep_positions="entropy>99")
     label([str(documents)], config)
-    assert "the rows have 27 labels, too few for the codec of hidden states" in (
+    assert f"labeled first have {seen} labels, too few for the codec of hidden states" in (
         capsys.readouterr().err.replace("\n", " ")
     )
     labels = open_label_set(config.out)
@@ -137,6 +148,10 @@ def test_float16_where_rows_come_out_too_short_for_a_basis(
     assert labels.manifest.identity.states == "final states/1"
     assert list(validate_label_set(labels)) == []
     assert label([str(documents)], config).units_labeled == 0
+    stop, plan = Stop(), open_plan(config.folder, labels.manifest.plan)
+    stop.signal = signal.SIGINT
+    with pytest.raises(Interrupted):
+        preparing._sample(cast(EngineSession, None), config, plan, 8, stop)
 
 
 def test_missing_and_truncated_states_are_labeled_again_byte_for_byte(
