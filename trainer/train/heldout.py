@@ -15,9 +15,13 @@ def is_due(run: Run) -> bool:
     """Return True before the first step, every --eval-every steps, at a pause, and at the end."""
     if run.config.eval_labels is None or (run.evals and run.evals[-1].step == run.step):
         return False
+    return _is_regular(run) or run.step == run.config.pause_after
+
+
+def _is_regular(run: Run) -> bool:
+    """Return True where a run without a pause is measured, too."""
     every = run.config.eval_every
-    at_an_end = run.step in (0, run.config.pause_after, run.total_steps)
-    return at_an_end or bool(every and run.step % every == 0)
+    return run.step in (0, run.total_steps) or bool(every and run.step % every == 0)
 
 
 def measure_held_out(run: Run) -> str:
@@ -36,11 +40,13 @@ def measure_held_out(run: Run) -> str:
         )
     run.student.train()
     record = HeldOutRecord.of(run.step, tally.whole.metrics)
+    record.at_pause = None if _is_regular(run) else True
     run.evals.append(record)
     logged = record.to_dict()
     if run.is_main:
         append_line(run.config.out / EVAL_LOG, logged)
-    scalars = {f"eval/{name}": value for name, value in logged.items() if name != "step"}
+    apart = ("step", "at_pause")
+    scalars = {f"eval/{name}": value for name, value in logged.items() if name not in apart}
     run.accelerator.log(scalars, step=run.step)
     is_best = best(run) is record
     if run.config.keep_best and is_best:
@@ -54,7 +60,12 @@ def measure_held_out(run: Run) -> str:
 
 def best(run: Run) -> HeldOutRecord | None:
     """Return the first of the measurements with the lowest KL (see `HeldOutRecord.closest`)."""
-    return min(run.evals, key=lambda record: record.closest, default=None)
+    return min(_regular(run), key=lambda record: record.closest, default=None)
+
+
+def _regular(run: Run) -> list[HeldOutRecord]:
+    """Return the measurements that decide: a pause changes nothing of a run."""
+    return [record for record in run.evals if not record.at_pause]
 
 
 def has_stalled(run: Run) -> bool:
@@ -62,4 +73,5 @@ def has_stalled(run: Run) -> bool:
     lowest = best(run)
     if not run.config.patience or lowest is None:
         return False
-    return len(run.evals) - 1 - run.evals.index(lowest) >= run.config.patience
+    found = _regular(run)
+    return len(found) - 1 - found.index(lowest) >= run.config.patience

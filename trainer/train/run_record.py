@@ -198,7 +198,11 @@ def _default(name: str) -> JsonValue:
 
 
 class HeldOutRecord(Record):
-    """A line of eval.jsonl: a step, and the metrics of the student after it (see `Metrics`)."""
+    """A line of eval.jsonl: a step, and the metrics of the student after it (see `Metrics`).
+
+    Attributes:
+        at_pause: it was measured because of --pause-after alone, so it ends no run and is no best.
+    """
 
     step: int
     ppl: float
@@ -207,6 +211,7 @@ class HeldOutRecord(Record):
     exact_kl: float | None = None
     agreement: float
     ece: float | None = None
+    at_pause: bool | None = None
 
     @property
     def closest(self) -> float:

@@ -64,6 +64,22 @@ def test_stops_once_it_gets_worse_and_keeps_the_best(world: World, tmp_path: Pat
     assert measured(world, run / "final", tmp_path / "d.json") > best["kl"]
 
 
+def test_a_pause_changes_nothing_of_a_run(world: World, tmp_path: Path) -> None:
+    """It is measured there, which neither ends the run nor is its best."""
+    settings: dict[str, Any] = {"eval_labels": world.labels, "eval_every": 2, "patience": 2}
+    settings |= {"keep_best": True, "lr": 0.3, "warmup": 4, "schedule": "constant", "epochs": 5}
+    whole, paused = tmp_path / "whole", tmp_path / "paused"
+    train(config(world, whole, **settings))
+    for step in (1, 3, None):
+        train(config(world, paused, **settings, pause_after=step))
+    at_pauses = [line for line in evals(paused) if line["step"] in (1, 3)]
+    assert [line.pop("at_pause") for line in at_pauses] == [True, True]
+    assert [line for line in evals(paused) if "at_pause" not in line] == evals(whole)
+    ends = [json.loads((out / "result.json").read_text()) for out in (whole, paused)]
+    for name in ("steps", "stopped_early", "best", "files"):
+        assert ends[0][name] == ends[1][name]
+
+
 @pytest.mark.slow
 def test_patience_survives_an_interruption(world: World, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"eval_labels": world.labels, "eval_every": 2, "patience": 2}
