@@ -95,7 +95,7 @@ def _markdown(record: SelectRecord) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|"
     for facts in record.teachers:
         shares = (facts.confidence, facts.covered, facts.rejects)
-        shown = [f"{facts.entropy:.2f} nats", *(percent(each) for each in shares)]
+        shown = [f"{number(facts.entropy, 2)} nats", *(percent(each) for each in shares)]
         yield f"| {escape_text(facts.path)} | {' | '.join(shown)} |"
 
 

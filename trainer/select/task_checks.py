@@ -22,15 +22,16 @@ class SetFacts(Record):
         entropy: mean over labels, in nats; over top-k and tail as one more outcome, so a lower
             bound, where the set has no entropies.
         confidence: mean probability of the top token.
-        covered: mean probability of the stored ids together.
+        covered: mean probability of the stored ids together. None, as are the other two, where the
+            set has no top-k, but hidden states alone.
         rejects: share of the records that were not labeled.
     """
 
     path: str
     labels: int
-    entropy: float
-    confidence: float
-    covered: float
+    entropy: float | None
+    confidence: float | None
+    covered: float | None
     rejects: float
 
 
@@ -40,7 +41,8 @@ def set_facts(labels: LabelSet) -> SetFacts:
     Raises:
         LabelSetError: rows are damaged.
     """
-    identity, groups = labels.manifest.identity, labels.row_groups
+    identity = labels.manifest.identity
+    groups = labels.row_groups if identity.k else ()
     sums, count = np.zeros(3), 0
     for place in np.unique(np.linspace(0, len(groups) - 1, SAMPLE).astype(int)) if groups else ():
         table = drop_unlabeled(labels.read_row_group(groups[int(place)], [*ROW_COLUMNS]))
@@ -49,18 +51,18 @@ def set_facts(labels: LabelSet) -> SetFacts:
         found = decode_window(table, vocab_size=identity.vocab_size).labels
         top = found.topk_logprobs.astype(np.float64)
         tail = found.tail_logprob.astype(np.float64)
-        entropy = found.entropy
-        if entropy is None:
-            entropy = -(_plogp(top).sum(1) + _plogp(tail))
-        sums += [entropy.sum(), np.exp(top[:, 0]).sum(), len(tail) - np.exp(tail).sum()]
+        entropies = found.entropy
+        if entropies is None:
+            entropies = -(_plogp(top).sum(1) + _plogp(tail))
+        sums += [entropies.sum(), np.exp(top[:, 0]).sum(), len(tail) - np.exp(tail).sum()]
         count += len(tail)
     totals = labels.manifest.totals
     rejects = totals.rejects / max(1, totals.rejects + totals.rows) if totals else 0.0
-    entropy_mean, confidence, covered = (sums / max(1, count)).tolist()
+    entropy, confidence, covered = (sums / count).tolist() if count else (None, None, None)
     return SetFacts(
         path=labels.place,
         labels=count,
-        entropy=entropy_mean,
+        entropy=entropy,
         confidence=confidence,
         covered=covered,
         rejects=rejects,
@@ -76,9 +78,9 @@ def _plogp(logp: np.ndarray) -> np.ndarray:
 def teacher_warnings(probe: SetFacts, checks: Checks) -> list[str]:
     """Return a warning if the teacher is unsure of the probe."""
     unsure = []
-    if probe.entropy > checks.entropy:
+    if probe.entropy is not None and probe.entropy > checks.entropy:
         unsure.append(f"an entropy of {probe.entropy:.2f} nats (limit {checks.entropy:g})")
-    if probe.confidence < checks.confidence:
+    if probe.confidence is not None and probe.confidence < checks.confidence:
         unsure.append(
             f"a top token with probability {probe.confidence:.2f} (limit {checks.confidence:g})"
         )
@@ -93,7 +95,7 @@ def teacher_warnings(probe: SetFacts, checks: Checks) -> list[str]:
 def coverage_warnings(found: SetFacts, checks: Checks) -> list[str]:
     """Return a warning for each way in which a set covers too little."""
     warnings = []
-    if found.covered < checks.covered:
+    if found.covered is not None and found.covered < checks.covered:
         warnings.append(
             f"{found.path}: poor candidate: coverage is low, the stored ids hold "
             f"{found.covered:.1%} of the teacher's probability (limit {checks.covered:.0%}): label "

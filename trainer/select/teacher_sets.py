@@ -62,6 +62,13 @@ def _open(candidate: Candidate, sets: dict[str, LabelSet]) -> None:
     for each in (labels, probe):
         if not each.labels:
             raise SoftshardsError("the label set holds no labels", path=each.place)
+    if probe.manifest.identity.k == 0:
+        raise SoftshardsError(
+            f"teachers.{candidate.teacher}: the probe holds no top-k (k is 0), which students are "
+            "measured on",
+            path=probe.place,
+            hint="label the probe with --k",
+        )
     if probe.digests == labels.digests:
         raise SoftshardsError(
             f"teachers.{candidate.teacher}: the probe is the set to train on",

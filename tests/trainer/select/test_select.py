@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from schemas import SoftshardsError
+from schemas import SoftshardsError, open_label_set
 from tests.tiny_model import make_model, make_tokenizer
 from tests.trainer.build_label_set import Row, build_label_set, random_rows
 from tests.trainer.conftest import World
@@ -310,11 +310,11 @@ def test_a_single_candidate_is_trained_and_reported(selected: Selected, tmp_path
 
 
 def test_an_unsure_teacher_and_low_coverage_are_warned_of(selected: Selected) -> None:
-    from schemas import open_label_set
-
     facts = set_facts(open_label_set(selected.probe))
     assert 0 < facts.confidence < facts.covered < 1
     assert facts.rejects == 0
+    assert facts.confidence is not None
+    assert facts.entropy is not None
     strict = Checks(entropy=0.01, confidence=1, covered=1, rejects=0)
     (unsure,) = teacher_warnings(facts, strict)
     assert "the teacher itself is unsure" in unsure
@@ -325,6 +325,35 @@ def test_an_unsure_teacher_and_low_coverage_are_warned_of(selected: Selected) ->
     assert "30.0% of the records were rejected" in coverage_warnings(rejected, strict)[1]
     lax = Checks(entropy=99, confidence=0, covered=0, rejects=1)
     assert not teacher_warnings(facts, lax) + coverage_warnings(rejected, lax)
+
+
+def test_states_alone_train_and_do_not_measure(
+    world: World, selected: Selected, probe_rows: list[Row], tmp_path: Path
+) -> None:
+    """Such a set says nothing of top tokens."""
+
+    def states(name: str, rows: list[Row]) -> Path:
+        path, size = tmp_path / name, world.vocab_size
+        return build_label_set(
+            path, world.teacher, rows, vocab_size=size, k=0, layers=("final",), step=0.05
+        )
+
+    facts = set_facts(open_label_set(states("labels", world.rows[:4])))
+    assert (facts.entropy, facts.confidence, facts.covered) == (None, None, None)
+    strict = Checks(entropy=0.01, confidence=1, covered=1, rejects=0)
+    assert not teacher_warnings(facts, strict) + coverage_warnings(facts, strict)
+    sets = {"labels": str(tmp_path / "labels"), "probe": str(selected.probe)}
+    content = {
+        "base": BASE | {"loss": ["exact_kl=1"]},
+        "grid": {"student": [str(world.student)]},
+        "teachers": {"tiny": sets},
+        "budget": {"steps": 4},
+    }
+    config = SelectConfig(out=tmp_path / "out", dry_run=True)
+    assert select(write(tmp_path / "select.yaml", content), config, InThisProcess()) == 0
+    sets["probe"] = str(states("probe", probe_rows))
+    with pytest.raises(SoftshardsError, match=r"teachers.tiny: the probe holds no top-k"):
+        select(write(tmp_path / "select.yaml", content), config, InThisProcess())
 
 
 Change = Callable[[dict[str, Any]], None]
