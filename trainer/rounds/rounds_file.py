@@ -19,12 +19,15 @@ Flags = dict[str, JsonValue]
 SET_BY_ROUNDS = {
     "generate": frozenset({"model", "mode", "out", "seed", "ids_from", "append", "dry_run"}),
     "score": frozenset({"model", "mode", "out", "seed", "ids_from", "append", "dry_run"}),
-    "filter": frozenset({"labels", "out", "split", "where", "dry_run"}),
+    "filter": frozenset(
+        {"labels", "out", "split", "where", "materialize", "materialise", "dry_run"}
+    ),
     "train": frozenset(
         {"labels", "mix", "student", "out", "eval_labels", "seed", "resume", "dry_run"}
+        | {"pause_after"}
     ),
 }
-"""Flags that a section cannot have: the rounds set them."""
+"""Flags that a section cannot have: the rounds set them, or go without."""
 DEFAULTS: dict[str, Flags] = {
     "generate": {"temperature": 1.0, "max_tokens": 128},
     "score": {"k": 64, "row_group_labels": 512},

@@ -6,12 +6,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from schemas import SoftshardsError
 from trainer.child_process import lifeline
 from trainer.console import message_console
+from trainer.record import Record
 from trainer.rounds.command_steps import Step
 from trainer.train.signals import catch_signals
 
@@ -19,6 +23,16 @@ CHILD = "trainer.child_process"
 POLL_SECONDS = 0.2
 REFUSED = 2
 """Exit code of a command whose input or settings do not fit."""
+
+
+class _Count(Record):
+    rows: int
+
+
+class _Report(Record):
+    """What `labeler curate --json` says of the rows that are left."""
+
+    after: _Count
 
 
 class StepStopped(Exception):
@@ -50,13 +64,10 @@ def run_step(step: Step, python: Path) -> float:
     arguments = step.command()
     message_console().print(f"\n== {step.name}: {step.program} {shlex.join(arguments)}")
     started = time.monotonic()
-    code = _run(step.program, arguments, python)
-    if code == REFUSED and step.may_select_nothing:
-        # With --dry-run, what selects no row is no error; a wrong flag is.
-        code = _run(step.program, [*arguments, "--dry-run"], python)
-        if not code:
-            step.output.unlink(missing_ok=True)  # of an earlier filter
-            return time.monotonic() - started
+    code = _run(step.program, arguments, python, sys.stderr.fileno())
+    if code == REFUSED and step.may_select_nothing and _selects_nothing(step, arguments, python):
+        step.output.unlink(missing_ok=True)  # of an earlier filter
+        return time.monotonic() - started
     if code:
         raise StepStopped(128 - code if code < 0 else code)
     if not step.output.exists():
@@ -64,14 +75,25 @@ def run_step(step: Step, python: Path) -> float:
     return time.monotonic() - started
 
 
-def _run(program: str, arguments: list[str], python: Path) -> int:
+def _selects_nothing(step: Step, arguments: list[str], python: Path) -> bool:
+    """Return whether a refused `labeler curate` leaves no row: --dry-run then says so."""
+    with tempfile.TemporaryFile() as output:
+        code = _run(step.program, [*arguments, "--dry-run", "--json"], python, output.fileno())
+        output.seek(0)
+        try:
+            return not code and _Report.model_validate_json(output.read()).after.rows == 0
+        except ValidationError:
+            return False
+
+
+def _run(program: str, arguments: list[str], python: Path, stdout: int) -> int:
     """Run a command and return its exit code, negative for a signal."""
     with lifeline() as standard_input, catch_signals() as caught:
         try:
             process = subprocess.Popen(
                 [str(python), "-m", CHILD, program, *arguments],
                 stdin=standard_input,
-                stdout=sys.stderr.fileno(),
+                stdout=stdout,
                 start_new_session=True,  # Ctrl-C is for the rounds, which pass it on once
             )
         except OSError as error:

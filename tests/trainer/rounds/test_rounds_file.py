@@ -46,6 +46,8 @@ def write(path: Path, content: object) -> Path:
         ({"train": {"lr": "much"}}, "train: "),
         ({"train": {"out": "x"}}, "train: the rounds set out themselves"),
         ({"filter": {"where": "true"}}, "filter: the rounds set where themselves"),
+        ({"filter": {"materialize": "x"}}, "filter: the rounds set materialize themselves"),
+        ({"train": {"pause-after": 3}}, "train: the rounds set pause-after themselves"),
         ({"generate": {"k": 4}}, "generate: k is 4, and the student is to name 16 ids"),
         ({"score": {"k": "many"}}, "score: k is 'many'"),
         ({"generate": {"ids-from": "x"}}, "generate: the rounds set ids-from themselves"),

@@ -14,6 +14,8 @@ from schemas import open_label_set
 from tests.fork_server import fork_server
 from tests.tiny_model import TEXT
 from tests.trainer.conftest import World
+from trainer.rounds.command_steps import Step
+from trainer.rounds.run_steps import StepStopped, run_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 LABELER = {"engine": "transformers", "max_length": 64}
@@ -79,6 +81,25 @@ def test_a_filter_that_leaves_nothing_ends_the_rounds(
     refused = server.run(*command(file, tmp_path / "out"), timeout=SECONDS)
     assert refused.returncode == 2
     assert "no such program" in refused.stderr
+
+
+def test_another_refusal_of_the_filter_is_no_empty_filter(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    view = tmp_path / "kept.view.json"
+    (tmp_path / "taken").write_text("a file, no folder")
+    filtering = Step(
+        name="filter",
+        program="labeler",
+        arguments=("curate", str(world.labels), "--out", str(view)),
+        flags={"materialize": str(tmp_path / "taken")},
+        output=view,
+        may_select_nothing=True,
+    )
+    with pytest.raises(StepStopped) as stopped:
+        run_step(filtering, Path(sys.executable))
+    assert stopped.value.code == 2
+    assert "taken" in capfd.readouterr().err
 
 
 def test_a_round_that_is_killed_goes_on_to_the_next_student(
