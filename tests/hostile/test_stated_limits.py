@@ -11,7 +11,7 @@ from labeler.labeling.inputs import packed_stream, record_limits
 from labeler.labeling.teacher import template_process
 from labeler.labelsets.view import server
 from schemas import index, parquet_sizes, size_limits
-from trainer.data import check_rows
+from trainer.data import distributions
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 FREE = packed_stream.FREE_EXPANSION >> 20
@@ -42,7 +42,7 @@ def stated() -> list[str]:
         f"{CHAT.TOTAL_SECONDS:g} s in all, {CHAT.MEMORY >> 30} GB of memory",
         f"at most {server.MOST_CONNECTIONS} connections",
         f"and waits {server.HEAD_SECONDS:g} s for a request",
-        f"within {check_rows.LARGEST_SHIFT:g} nats",
+        f"within {distributions.LARGEST_SHIFT:g} nats",
     ]
 
 
