@@ -71,6 +71,7 @@ class Plan:
         candidates: those that no constraint rules out.
         ruled_out: all others, and why.
         shapes: of all.
+        probes: digest of each teacher's probe.
     """
 
     asked: Selection
@@ -78,6 +79,7 @@ class Plan:
     ruled_out: dict[str, str]
     shapes: dict[str, Shape]
     rungs: list[Rung]
+    probes: dict[str, str]
     facts: list[SetFacts]
     warnings: list[str]
 
@@ -88,6 +90,7 @@ class Plan:
             candidates=[each.name for each in self.candidates],
             rungs=[(rung.step, rung.candidates) for rung in self.rungs],
             metric=self.asked.metric,
+            probes=self.probes,
         )
 
 
@@ -223,6 +226,7 @@ def _plan(
         ruled_out=ruled_out,
         shapes=shapes,
         rungs=rungs,
+        probes={c.teacher: sets[str(c.trial.config.eval_labels)].content_digest for c in complete},
         facts=facts,
         warnings=[*warnings, *unchecked, *_rung_warnings(complete, rungs)],
     )

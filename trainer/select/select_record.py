@@ -128,16 +128,19 @@ class Decisive(Record):
     Attributes:
         candidates: names of those that take part.
         rungs: step and candidates of each.
+        probes: digest of the probe of each teacher.
     """
 
     candidates: list[str]
     rungs: list[tuple[int, int]]
     metric: str
+    probes: dict[str, str]
 
     def lines(self) -> dict[str, object]:
         """Return the content under one key per candidate, to be compared."""
         names = {f"candidate {name}": "takes part" for name in self.candidates}
-        return {"metric": self.metric, "rungs (step, candidates)": self.rungs, **names}
+        probes = {f"probe of {name}": digest for name, digest in self.probes.items()}
+        return {"metric": self.metric, "rungs (step, candidates)": self.rungs, **probes, **names}
 
 
 class Failed(Record):

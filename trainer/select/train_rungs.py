@@ -1,7 +1,7 @@
 """Train the candidates rung by rung, and decide after each who is trained further.
 
 Decisions follow from the logs of the trials alone. So a selection that was killed makes them again,
-and trains only what is missing. What else decides, candidates and rungs, is kept in OUT/rungs.json.
+and trains only what is missing. What else decides, such as the candidates, is in OUT/rungs.json.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Outcomes:
 
 
 def require_same_rungs(out: Path, asked: Decisive) -> None:
-    """Refuse other candidates or rungs than those of the selection in OUT.
+    """Refuse other candidates, rungs or probes than those of the selection in OUT.
 
-    Decisions are made again at every call: made among others, they would keep candidates whose
-    runs were ended, and whose checkpoints are gone.
+    Decisions are made again at every call: other ones could keep candidates whose checkpoints are
+    gone.
 
     Raises:
         SoftshardsError: with one line per difference.
@@ -74,7 +74,7 @@ def require_same_rungs(out: Path, asked: Decisive) -> None:
     found = Decisive.read(path, "rungs of `trainer select`")
     if lines := differences(found=found.lines(), asked=asked.lines()):
         raise SoftshardsError(
-            f"the selection here is among other candidates, or has other rungs:{lines}",
+            f"the selection here has other candidates, rungs or probes:{lines}",
             path=path,
             hint="give another --out, or the original file",
         )

@@ -227,6 +227,18 @@ def test_another_selection_in_the_same_folder_is_refused(
     assert set(selected.out.glob("trials/*/failed.json")) == failed
 
 
+def test_another_probe_in_the_same_folder_is_refused(
+    world: World, selected: Selected, tmp_path: Path
+) -> None:
+    """Curves are measured on one text."""
+    rows = random_rows(4, world.vocab_size, seed=6)
+    probe = build_label_set(tmp_path / "probe", world.teacher, rows, vocab_size=world.vocab_size)
+    sets = {"labels": str(world.labels), "probe": str(probe)}
+    file = write(tmp_path / "select.yaml", selected.content | {"teachers": {"tiny": sets}})
+    with pytest.raises(SoftshardsError, match="probe of tiny: here '"):
+        select(file, SelectConfig(out=selected.out), InThisProcess())
+
+
 def test_a_run_that_was_ended_is_not_recorded_as_failed(selected: Selected, tmp_path: Path) -> None:
     asked = read_select(selected.root / "select.yaml", tmp_path)
     trial = asked.candidates[0].trial
