@@ -198,7 +198,12 @@ class LabelSet:
         return self.path / TOKENIZER
 
     def read_row_group(
-        self, group: RowGroup, columns: Sequence[str] | None = None, *, verify: bool = True
+        self,
+        group: RowGroup,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = True,
+        data: bytes | None = None,
     ) -> pa.Table:
         """Read a row group, by default only after verifying its bytes.
 
@@ -209,12 +214,13 @@ class LabelSet:
             group: one of `self.row_groups`.
             columns: the columns to read; all but hidden states by default.
             verify: hash the row group's bytes and compare the hash with the index.
+            data: its bytes, where `self.reader.fetch` has returned them.
 
         Raises:
             LabelSetError: the shard is missing, truncated, altered, or from a different set.
         """
         names = self.columns if columns is None else columns
-        with self.reader.open(group, "full" if verify else "none") as opened:
+        with self.reader.open(group, "full" if verify else "none", data) as opened:
             return opened.read(names)
 
     def shard_facts(self, group: RowGroup) -> dict[str, Any]:

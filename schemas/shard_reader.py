@@ -90,11 +90,18 @@ class ShardReader:
         return type(self), (self.folder, self.manifest, self.remote, self.hidden)
 
     @contextmanager
-    def open(self, group: RowGroup, verify: Verify) -> Iterator[OpenGroup]:
+    def open(
+        self, group: RowGroup, verify: Verify, data: bytes | None = None
+    ) -> Iterator[OpenGroup]:
         """Open a row group; read its columns while it is open.
 
         From a URL, `"full"` fetches the row group in one request and caches it. Otherwise only the
         columns that are read are fetched, unless the row group is cached.
+
+        Args:
+            group: the row group.
+            verify: the data to verify.
+            data: its bytes as `fetch` returned them.
 
         Raises:
             LabelSetError: the shard is missing, a link, of a different size, from a different set,
@@ -106,12 +113,12 @@ class ShardReader:
                 shard = self._open_local(group, path, verify)
                 content = _local_content(shard.file, group)
             else:
-                shard, content = self._open_remote(self.remote, group, path, verify)
+                shard, content = self._open_remote(self.remote, group, path, verify, data)
             footer = self._footer(group, path)
             _require_counts(footer, group)
             if verify == "full" and self.remote is None:
-                data = content.view(group.bytes.start, group.bytes.stop)
-                _require_hash(data, group.bytes, f"row group {group.index}", path)
+                stored = content.view(group.bytes.start, group.bytes.stop)
+                _require_hash(stored, group.bytes, f"row group {group.index}", path)
             order = self._order(group, footer)
         identity = self.manifest.identity
         widest = identity.width, identity.draws or 0
@@ -120,6 +127,19 @@ class ShardReader:
         )
         if self.remote is None:  # no other thread has it now
             _remember(self._idle, (group.shard, verify == "read"), shard, SHARDS_OPEN)
+
+    def fetch(self, group: RowGroup) -> bytes:
+        """Return the bytes of a row group behind a URL, unverified, and keep its shard's footer.
+
+        Raises:
+            LabelSetError: as `open`.
+        """
+        assert self.remote is not None, "the caller checked"
+        path = self.path(group.shard)
+        with as_damage_error(group, path):
+            data = self.remote.fetch(group.shard, group.bytes)
+            self._footer(group, path)
+        return data
 
     def path(self, shard: str) -> str:
         """Return the path or URL of a shard.
@@ -153,14 +173,16 @@ class ShardReader:
         return _OpenShard(file, self._parquet(file, group, path, verify), stamp)
 
     def _open_remote(
-        self, remote: Remote, group: RowGroup, path: str, verify: Verify
+        self, remote: Remote, group: RowGroup, path: str, verify: Verify, data: bytes | None
     ) -> tuple[_OpenShard, PartialFile]:
         """Open the part of a shard behind a URL that is needed, verified if `"full"`."""
         size, byte_range = group.footer.stop, group.bytes
         start, stop = byte_range.start, byte_range.stop
-        data = remote.cached(byte_range)
+        fetched = data is not None
+        data = data if fetched else remote.cached(byte_range)
         if data is None and verify == "full":
-            data = remote.fetch(group.shard, byte_range)
+            data, fetched = remote.fetch(group.shard, byte_range), True
+        if data is not None and fetched:
             _require_hash(data, byte_range, f"row group {group.index}", path)
         if data is None:
             content = PartialFile(

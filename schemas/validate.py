@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice, zip_longest
@@ -81,7 +81,7 @@ def examine(
     Checks hashes, schema, counts, everything in `validate_table` and keys that occur twice; of a
     set, as opposed to a view, also the plan, the journal, the ledger, the totals and files that
     the set does not declare. Rows with equal tokens under different keys are a note. One row group
-    is in memory at a time (of a set behind a URL `FETCH_THREADS`, which are read at once), and 16
+    is in memory at a time (of a set behind a URL also the stored bytes of the next ones), and 16
     bytes per row of the set (32 while they are sorted).
 
     Args:
@@ -140,19 +140,24 @@ def examine(
 def _read_ahead(labels: LabelSet) -> Iterator[tuple[RowGroup, Callable[[], pa.Table]]]:
     """Yield the row groups, each with a function that returns its rows.
 
-    Behind a URL, the next row groups are read at the same time: each is a request, or two.
+    Behind a URL, the bytes of the next row groups are fetched at the same time: each is a request,
+    or two. They are decoded one by one, since a few bytes may expand to much.
     """
     if labels.remote is None:
         for group in labels.row_groups:
             yield group, partial(labels.read_row_group, group)
         return
     pool = ThreadPoolExecutor(FETCH_THREADS)
-    started = ((group, pool.submit(labels.read_row_group, group)) for group in labels.row_groups)
+    started = ((group, pool.submit(labels.reader.fetch, group)) for group in labels.row_groups)
+
+    def read(group: RowGroup, fetching: Future[bytes]) -> pa.Table:
+        return labels.read_row_group(group, data=fetching.result())
+
     try:
         ahead = deque(islice(started, FETCH_THREADS))
         while ahead:
-            group, reading = ahead.popleft()
-            yield group, reading.result
+            group, fetching = ahead.popleft()
+            yield group, partial(read, group, fetching)
             ahead.extend(islice(started, 1))
     finally:
         pool.shutdown(cancel_futures=True)

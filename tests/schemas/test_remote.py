@@ -107,6 +107,8 @@ def test_an_altered_row_group_is_neither_used_nor_cached(
     with pytest.raises(LabelSetError, match=r"s3://.*row group 1 was altered") as refusal:
         labels.read_row_group(group)
     assert "upload the label set again" in str(refusal.value)
+    with pytest.raises(LabelSetError, match=r"s3://.*row group 1 was altered"):
+        labels.read_row_group(group, data=labels.reader.fetch(group))
     assert group.bytes.sha256 not in {path.name for path in ranges(cache)}
     bucket().rm(shard)
     with pytest.raises(LabelSetError, match=r"s3://.*: the shard is missing"):
