@@ -145,9 +145,10 @@ class _Meter(Protocol):
 
 def energy_meter(device: str) -> Callable[[], _Meter]:
     """Return what starts a meter: of the device's counters, or else of an estimate."""
-    counted = energy.start().read()
+    count = functools.partial(energy.start, gpus=device != "cpu")
+    counted = count().read()
     if counted is not None and (device == "cpu" or energy.NVML in counted.source):
-        return energy.start
+        return count
     from labeler.labeling.bench.energy_estimate import EnergyEstimate
 
     try:

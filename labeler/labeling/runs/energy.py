@@ -70,13 +70,14 @@ class Meter:
         return Energy(joules=self._joules, source=" and ".join(sources))
 
 
-def start(powercap: Path = POWERCAP) -> Meter:
+def start(powercap: Path = POWERCAP, *, gpus: bool = True) -> Meter:
     """Start a meter over all counters that this process can read.
 
     Args:
         powercap: folder with the RAPL counters.
+        gpus: count GPUs, too; without, a GPU beside work on a CPU is not in its figure.
     """
-    return Meter([*_nvml_counters(), *_rapl_counters(powercap)])
+    return Meter([*(_nvml_counters() if gpus else ()), *_rapl_counters(powercap)])
 
 
 def _rapl_counters(powercap: Path) -> list[Counter]:

@@ -71,17 +71,21 @@ def test_energy_that_work_cannot_use_is_none() -> None:
 
 
 def test_a_counter_of_another_device_is_not_the_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """RAPL counts a processor: what a GPU uses is not in it."""
+    """RAPL counts a processor, NVML a GPU: neither is in the figure of the other."""
 
-    def counts(source: str) -> None:
-        counter = energy.Counter(source=source, read=lambda: 1.0)
-        monkeypatch.setattr(energy, "start", lambda: energy.Meter([counter]))
+    def count(source: str, *, there: bool) -> None:
+        def counters(*_: object) -> list[energy.Counter]:
+            return [energy.Counter(source=source, read=lambda: 1.0)] if there else []
+
+        monkeypatch.setattr(energy, f"_{source.lower()}_counters", counters)
 
     monkeypatch.setitem(sys.modules, "codecarbon", None)  # as if it were not installed
-    for source, device, is_used in (
-        *(("RAPL", "cpu", True), ("RAPL", "cuda", False)),
-        *((energy.NVML, "cuda", True), (energy.NVML, "cpu", True)),
+    for rapl, nvml, device, source in (
+        *((True, False, "cpu", "RAPL"), (True, False, "cuda", None)),
+        *((False, True, "cuda", "NVML"), (False, True, "cpu", None)),
+        *((True, True, "cuda", "NVML and RAPL"), (True, True, "cpu", "RAPL")),
     ):
-        counts(source)
+        count("RAPL", there=rapl)
+        count("NVML", there=nvml)
         found = bench_model.energy_meter(device)().read()
-        assert (found is not None) is is_used
+        assert (found.source if found else None) == source
