@@ -138,10 +138,9 @@ def select(file: Path, config: SelectConfig, train: Train = train_all) -> int:
                 from trainer.slice.slice_teacher import slice_teacher
 
                 slice_teacher(student)
-        if any(shape.parameters is None for shape in shapes.values()):  # not sliced before
+        if len(there) < len(shapes):  # what was sliced now is no estimate any more
             shapes = measure_shapes(asked.candidates, bench)
         plan = _plan(asked, sets, shapes, facts, warnings, required=list(shapes))
-        require_same_rungs(config.out, plan.decisive)
         made = {each.out for each in asked.slices}
         inputs: dict[str, RunInputs] = {}
         for candidate in plan.candidates:
