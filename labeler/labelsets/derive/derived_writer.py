@@ -27,6 +27,7 @@ from schemas.hidden_part import write_hidden
 from schemas.journal import finished_unit, journal_unit
 from schemas.manifest import (
     MANIFEST,
+    ROUNDED_BY,
     FileDigest,
     StatesRecord,
     differences,
@@ -145,10 +146,16 @@ def _begin(
         found = read_manifest(out)
         require_same_identity(identity, found.identity, path=out, hint=hint)
         before = {"codec": found.codec} | found.provenance.get("derived", {"how": "labeled"})
-        if lines := differences(found=before, asked={"codec": codec, **derived}):
+        # It follows from the sources, and earlier versions did not write it.
+        rounded = {ROUNDED_BY: derived[ROUNDED_BY]} if ROUNDED_BY in derived else {}
+        if lines := differences(found=before | rounded, asked={"codec": codec, **derived}):
             raise SoftshardsError(
                 f"the folder holds another label set:{lines}", path=out, hint=hint
             )
+        if found.status == "running" and rounded and ROUNDED_BY not in before:
+            provenance = found.provenance | {"derived": derived}
+            found = found.model_copy(update={"provenance": provenance})
+            write_manifest(out, found)
         return found
     # A process killed before the manifest may have left a tokenizer, or a head; locks have a dot.
     own = (TOKENIZER, HEAD)

@@ -17,12 +17,13 @@ from schemas.file_names import JOURNAL, TOKENIZER, is_plan, shard_name
 from schemas.fingerprint import TOKENIZER_FILES, sha256_bytes, sha256_file
 from schemas.journal import ByteRange, HiddenPart, UnitEntry, rejects_path
 from schemas.json_values import parse_object
-from schemas.manifest import MANIFEST, FileDigest, StatesRecord
+from schemas.manifest import MANIFEST, ROUNDED_BY, FileDigest, StatesRecord
 from schemas.parquet_sizes import checked_parquet, read_parquet
 from schemas.plan import open_plan
 from schemas.shard import byte_ranges
 from schemas.size_limits import LARGEST_UNITS
 from schemas.validate import validate_rows
+from schemas.version import COMPACT_1, PLAIN_1
 
 Ranges = tuple[Sequence[ByteRange], ByteRange]
 """Byte ranges of a shard: its row groups, and its footer."""
@@ -171,8 +172,8 @@ def rebuild_manifest(
             planned = min(file.num_row_groups, LARGEST_UNITS)
     provenance = old.get("provenance")
     if not isinstance(provenance, dict):
-        provenance = _rebuilt_provenance(directory, has_plan=plan is not None)
-    return Manifest(
+        provenance = _rebuilt_provenance(directory, has_plan=plan is not None, codec=codec)
+    manifest = Manifest(
         codec=codec,
         status="running",
         identity=identity,
@@ -183,16 +184,22 @@ def rebuild_manifest(
         states=states(old, identity),
         provenance=provenance,
     )
+    return manifest.model_copy(update={"format_version": manifest.written_version})
 
 
-def _rebuilt_provenance(directory: Path, *, has_plan: bool) -> dict[str, object]:
+def _rebuilt_provenance(directory: Path, *, has_plan: bool, codec: str) -> dict[str, object]:
     rejects = sorted((directory / JOURNAL).glob("plan*.rejects.parquet"))
     provenance: dict[str, object] = {
         "softshards": __version__,
         "plan_rejects": sum(_count_rows(path) for path in rejects),
         "rebuilt": "the manifest was lost: the identity comes from the shards",
     }
-    return provenance if has_plan else provenance | {"derived": {"how": "repair"}}
+    if has_plan:
+        return provenance
+    derived = {"how": "repair"}
+    if codec == PLAIN_1:  # its labels may come from a compact set: nothing else tells
+        derived[ROUNDED_BY] = COMPACT_1
+    return provenance | {"derived": derived}
 
 
 def tokenizer_digests(directory: Path) -> tuple[FileDigest, ...]:

@@ -12,8 +12,10 @@ import pytest
 
 from labeler.labeling.label_config import LabelConfig
 from labeler.labeling.runs.label_run import label
+from labeler.labelsets.repair.salvage import read_footer, rebuild_manifest
 from schemas import open_label_set, validate_label_set
 from schemas.invariants import validate_table
+from schemas.manifest import ROUNDED_BY, read_manifest, write_manifest
 from tests.fork_server import fork_server
 from tests.labeler.command_line import CommandLine
 from tests.labeler.labeling.test_run import shard_bytes
@@ -159,6 +161,14 @@ def test_a_merge_resumes_after_kill_9(
     assert not list(out.glob("**/.tmp-*"))
 
 
+def _begin_as_before(out: Path) -> None:
+    """Make a finished plain set one that a version without ROUNDED_BY began."""
+    manifest = read_manifest(out)
+    derived = {n: v for n, v in manifest.provenance["derived"].items() if n != ROUNDED_BY}
+    changes = {"status": "running", "provenance": manifest.provenance | {"derived": derived}}
+    write_manifest(out, manifest.model_copy(update=changes))
+
+
 def test_a_plain_set_keeps_the_rounding_of_a_compact_source(
     sets: dict[str, Path], labeler: CommandLine
 ) -> None:
@@ -170,6 +180,17 @@ def test_a_plain_set_keeps_the_rounding_of_a_compact_source(
         labels = open_label_set(name)
         assert (labels.manifest.codec, labels.manifest.rounding_codec) == ("plain/1", "compact/1")
         assert list(validate_label_set(labels)) == []
+    before = labels.manifest
+    _begin_as_before(Path("again"))
+    assert labeler("convert", "both", "again", "--codec", "plain").code == 0
+    assert read_manifest(Path("again")).provenance == before.provenance
+    lost = rebuild_manifest(Path("again"), [], lambda *_: None)
+    assert lost.rounding_codec == "compact/1"
+    Path("again/manifest.json").write_bytes(b"")
+    footer = read_footer(Path("again") / labels.row_groups[0].shard)
+    assert footer is not None
+    lost = rebuild_manifest(Path("again"), [footer], lambda *_: None)
+    assert (lost.rounding_codec, lost.format_version) == ("compact/1", before.format_version)
     (table,) = (labels.read_row_group(g) for g in labels.row_groups[-1:])
     identity = labels.manifest.identity
     assert list(validate_table(table, vocab_size=identity.vocab_size, k=identity.k))
