@@ -85,6 +85,20 @@ def test_labels_shifted_against_the_tokens_are_reported() -> None:
     assert "shifted by +1" in shifted.what
 
 
+def test_labels_that_an_entropy_rule_leaves_out_are_reported() -> None:
+    """The first label of a row is kept whatever its entropy."""
+    table = shard_table([6, 2, 9, 1], full=True)
+    rows = table["entropy"].to_pylist()
+    others = [h for row in rows for h in row[1:]]
+    lowest, middle = min(others), sorted(others)[len(others) // 2]
+    for rule, low in ((lowest, 0), (middle, sum(h < middle * 0.998 for h in others)), (99, 11)):
+        found = validate_table(table, vocab_size=100, k=8, keep=f"entropy>{rule:g}")
+        texts = [finding.what for finding in found]
+        assert len(texts) == (low > 0)
+        if low:
+            assert f"the rule entropy>{rule:g} leaves out its label ({low} labels in" in texts[0]
+
+
 def test_a_different_schema_is_reported() -> None:
     assert problems(shard_table([4]).drop_columns(["meta"])) == [
         "the schema is not that of format version 1"
