@@ -209,16 +209,20 @@ def abort_uploads(remote: Remote, is_own: Callable[[str], bool]) -> int:
     if "s3" not in filesystem.protocol or not hasattr(filesystem, "call_s3"):
         return 0
     bucket, root, _ = filesystem.split_path(remote.place_of("").rstrip("/") + "/")
-    aborted = 0
+    aborted, page, listed = 0, {"Bucket": bucket, "Prefix": root}, False
     with _as_write_error(remote, ""):
-        try:
-            answer = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=root)
-        except OSError:  # not every key may list them, nor every store has them
-            return 0
-        for upload in answer.get("Uploads") or []:
-            if is_own(upload["Key"].removeprefix(root).lstrip("/")):
-                filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])
-                aborted += 1
+        while not listed:  # a page has at most 1,000
+            try:
+                answer = filesystem.call_s3("list_multipart_uploads", **page)
+            except OSError:  # not every key may list them, nor every store has them
+                break
+            for upload in answer.get("Uploads") or []:
+                if is_own(upload["Key"].removeprefix(root).lstrip("/")):
+                    filesystem.abort_mpu(bucket, upload["Key"], upload["UploadId"])
+                    aborted += 1
+            last = {name: answer.get(f"Next{name}") for name in ("KeyMarker", "UploadIdMarker")}
+            listed = not answer.get("IsTruncated") or None in last.values() or page == page | last
+            page |= last
     return aborted
 
 
