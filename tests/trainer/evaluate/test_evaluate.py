@@ -275,4 +275,6 @@ def test_figures_of_sampled_labels_are_weighted_and_say_so(
     assert sum(bin.labels for bin in results.teacher.calibration) == weights
     assert results.models[0].all.labels == weights
     assert results.models[0].all.ce == pytest.approx(total / weights, rel=1e-3)
-    assert "'sample 0.2'" in (results.label_set.kept_note or "")
+    page = tmp_path / "report.html"
+    report(ReportConfig(eval=out, baseline=(f"same={world.teacher}",), out=page))
+    assert "The figures are estimates from the labels that --keep-positions" in page.read_text()

@@ -107,3 +107,15 @@ def test_a_run_that_is_in_order_warns_of_nothing(
 ) -> None:
     train(config(world, tmp_path, eval_labels=world.labels, **TINY))
     assert warnings(capsys) == []
+
+
+def test_held_out_sets_of_kept_positions_are_named(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = build_label_set(
+        tmp_path / "kept", world.teacher, random_rows(4, world.vocab_size),
+        vocab_size=world.vocab_size, keep_positions="top-share 0.2",
+    )  # fmt: skip
+    train(config(world, tmp_path / "run", eval_labels=labels, dry_run=True, **TINY))
+    kept = "means over the labels that --keep-positions 'top-share 0.2' kept, not all"
+    assert f"--eval-labels: figures are {kept}" in warnings(capsys)
