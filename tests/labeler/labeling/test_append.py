@@ -170,6 +170,7 @@ def test_other_settings_are_refused(corpus: Path, more: Path, settings: Settings
 
 
 @pytest.mark.slow
+@pytest.mark.local("in a store a manifest is new only once it is sent; kills: test_store_runs.py")
 def test_a_kill_leaves_the_old_set_or_the_new(
     corpus: Path, more: Path, settings: Settings, tmp_path: Path
 ) -> None:

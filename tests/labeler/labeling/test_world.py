@@ -46,7 +46,7 @@ def test_ranks_label_their_own_units_and_the_last_one_closes(
     assert first.status == "running"
     assert first.units_missing == first.units - first.units_labeled == (first.units + 1) // 2
     assert "rank 1 of 2 has finished its" in capsys.readouterr().err
-    out = Path(first.out)
+    out = settings().out
     assert [int(name[5:11]) for name in shard_bytes(out)] == list(range(1, first.units, 2))
     partial = open_label_set(out, allow_partial=True)
     assert list(validate_label_set(partial)) == []
