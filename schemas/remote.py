@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -69,7 +70,7 @@ class Remote:
         import fsspec
 
         options = dict(self.options)
-        if options and self.url.startswith(("http://", "https://")):
+        if self.url.startswith(("http://", "https://")):
             options |= {"skip_instance_cache": True, "client_kwargs": self._client_options()}
         filesystem: AbstractFileSystem = fsspec.core.url_to_fs(self.url, **options)[0]
         return filesystem
@@ -79,23 +80,34 @@ class Remote:
         return _filesystem_path(self.filesystem, f"{self.url}/{name}" if name else self.url)
 
     def _client_options(self) -> dict[str, Any]:
-        """Return HTTP options under which no redirect takes the options to another origin."""
+        """Return HTTP options that refuse wrong answers before they are read.
+
+        No redirect takes the options to another origin, and no range is answered by a whole file.
+        """
         import aiohttp
 
-        url = self.url
+        url, has_options = self.url, bool(self.options)
 
-        async def check(
+        async def check_answer(_: object, __: object, end: aiohttp.TraceRequestEndParams) -> None:
+            if "Range" in end.headers and end.response.status == HTTPStatus.OK:
+                raise ValueError(
+                    "the server ignores byte ranges (as `python -m http.server` does), and label "
+                    "sets are read in parts"
+                )
+
+        async def check_redirect(
             _: object, __: object, redirect: aiohttp.TraceRequestRedirectParams
         ) -> None:
             target = urljoin(url, redirect.response.headers.get("Location", ""))
-            if origin(target) != origin(url):
+            if has_options and origin(target) != origin(url):
                 raise ValueError(
                     f"the server redirects to {urlsplit(target).netloc}, and the options given for "
                     f"{urlsplit(url).netloc} are not sent there"
                 )
 
         trace = aiohttp.TraceConfig()
-        trace.on_request_redirect.append(check)
+        trace.on_request_redirect.append(check_redirect)
+        trace.on_request_end.append(check_answer)
         given = dict(self.options.get("client_kwargs") or {})
         return given | {"trace_configs": [*given.get("trace_configs", []), trace]}
 

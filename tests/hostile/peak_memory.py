@@ -1,7 +1,8 @@
 """Print by how many KB the peak memory of this process grows: `... set PATH` or `... corpus PATH`.
 
-Of a set, which is read in every way after a good one beside it, `warm`: also seconds of processor
-time. Of a corpus: also the number of its records and the error that ends them.
+Of a set, which is read in every way after a good one beside it, `warm`, as a folder and behind a
+URL: also seconds of processor time. Of a corpus: also the number of its records and the error that
+ends them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from labeler.labeling.inputs.read_records import read_records
 from schemas import SoftshardsError
 from tests.fork_server import fork_server
 from tests.hostile.fuzz_sets import use
+from tests.hostile.sealed import findings, trained_on
+from tests.labeler.web import served
 
 
 def peak_growth(kind: str, path: Path) -> list[str]:
@@ -30,9 +33,13 @@ def _peak() -> int:
 
 
 def _of_set(path: Path) -> tuple[int, float]:
-    use(path.parent / "warm")
-    before = _peak()
-    use(path)
+    with served(path.parent, ranges=True) as url:
+        for name in ("warm", path.name):
+            before = _peak()
+            use(path.parent / name)
+            found = findings(f"{url}/{name}")
+            assert name != "warm" or found == findings(path.parent / name)
+            trained_on(f"{url}/{name}")
     return _peak() - before, time.process_time()
 
 

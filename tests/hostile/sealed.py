@@ -24,7 +24,7 @@ from trainer.data.dataset import LabelDataset
 Json = dict[str, Any]
 
 
-def findings(path: Path) -> list[str]:
+def findings(path: Path | str) -> list[str]:
     """Return what `labeler verify` finds wrong in files and rows; all other errors are raised."""
     try:
         return [str(f) for f in examine(open_label_set(path, allow_partial=True)) if not f.note]
@@ -32,7 +32,7 @@ def findings(path: Path) -> list[str]:
         return [str(error)]
 
 
-def trained_on(path: Path) -> str | None:
+def trained_on(path: Path | str) -> str | None:
     """Read a set as a training run does; return why it is refused, None if it is not."""
     try:
         for pack in LabelDataset(open_label_set(path, allow_partial=True), pack_tokens=4096):

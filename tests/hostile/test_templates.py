@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from labeler.labeling.teacher import template_process
 from labeler.labeling.teacher.template_clock import TemplateClock
 from labeler.labeling.teacher.template_process import (
+    ChatTooLong,
     LimitedTemplates,
     TemplateLimit,
     limited_templates,
@@ -164,11 +166,80 @@ def test_verify_refuses_a_set_with_such_a_template(
 def test_a_template_is_not_tried_after_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with another chat, nor any template once the time of all is used up."""
     with limited_templates() as one:
-        with pytest.raises(TemplateLimit, match="more than 4 MB"):
+        with pytest.raises(ChatTooLong, match="more than 4 MB"):
             render(one, LONG["long"])
+        assert render(one, LONG["long"].replace("5000000", "messages|length"))[0] == ["xx"]
+        with pytest.raises(TemplateLimit, match="more than 1 GB"):
+            render(one, MEMORY["multiply"])
         monkeypatch.setattr(one, "_ask", lambda *_, **__: pytest.fail("it was rendered"))
-        with pytest.raises(TemplateLimit, match="more than 4 MB"):
-            render(one, LONG["long"])
+        with pytest.raises(TemplateLimit, match="more than 1 GB"):
+            render(one, MEMORY["multiply"])
     monkeypatch.setattr(template_process, "TOTAL_SECONDS", 1.0)
     with limited_templates() as one, pytest.raises(TemplateLimit, match="more than 1 s in all"):
         render(one, LOOPS["loops"])
+
+
+def test_the_total_grows_with_the_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_process, "TOTAL_SECONDS", 0.0)
+    with limited_templates(each=0.5) as one:
+        for _ in range(3):
+            assert render(one, CHAT_TEMPLATE)
+        with pytest.raises(TemplateLimit, match=r"more than 0 s in all and 0\.5 s per rendering"):
+            render(one, LOOPS["loops"])
+
+
+@pytest.mark.parametrize("command", ["label", "preview"])
+@pytest.mark.parametrize("mode", ["score", "generate"])
+@pytest.mark.parametrize("own", [True, False], ids=["the teacher's", "--chat-template"])
+def test_a_corpus_with_such_a_template_is_refused(
+    labeler: CommandLine,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    mode: str,
+    *,
+    own: bool,
+) -> None:
+    """One chat makes it loop: the row is named, and no set is begun."""
+    monkeypatch.setattr(template_process, "SECONDS", 1.0)
+    loop = "{% if 'trap' in messages[0].content %}" + LOOPS["loops"] + "{% endif %}" + CHAT_TEMPLATE
+    answer = CHAT[1:] if mode == "score" else []
+    texts = {"a": "hello", "b": "hello", "c": "trap"}
+    rows = [
+        {"id": name, "messages": [{"role": "user", "content": text}, *answer]}
+        for name, text in texts.items()
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    flags = ["--engine", "transformers", "--max-length", 128, "--mode", mode]
+    if mode == "generate":
+        flags += ["--max-tokens", 4]
+    if own:
+        model = tmp_path / "model"
+        shutil.copytree(teacher, model)
+        (model / "chat_template.jinja").write_text(loop)
+        flags += ["--model", model]
+    else:
+        (tmp_path / "loop.jinja").write_text(loop)
+        flags += ["--model", teacher, "--chat-template", "loop.jinja"]
+    if command == "label":
+        flags += ["--out", "set"]
+    found = labeler(command, "a.jsonl", *flags)
+    assert found.code == 2, found.err
+    assert "row c: the chat template takes more than 1 s for a chat" in found.err.replace("\n", " ")
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def test_a_chat_that_becomes_too_long_costs_its_row(
+    labeler: CommandLine, teacher: Path, tmp_path: Path
+) -> None:
+    long = "{% if 'long' in messages[0].content %}" + LONG["long"] + "{% endif %}" + CHAT_TEMPLATE
+    (tmp_path / "long.jinja").write_text(long)
+    rows = [{"messages": [{**CHAT[0], "content": text}, CHAT[1]]} for text in ("a", "long", "b")]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    flags = ("--model", teacher, "--engine", "transformers", "--max-length", 128, "--k", 4)
+    found = labeler("label", "a.jsonl", *flags, "--chat-template", "long.jinja", "--out", "set")
+    assert found.code == 0, found.err
+    rejects = labeler("inspect", "set", "--rejects").out
+    assert "the chat template writes more than 4 MB for a chat" in rejects
+    assert open_label_set("set").manifest.provenance["planned_rows"] == 2

@@ -17,7 +17,8 @@ import pytest
 from schemas import LabelSetError, open_label_set
 from schemas.remote import CACHE_GB
 from schemas.view import View, read_view, view_target
-from tests.hostile.sealed import read_json, write_json
+from tests.hostile.sealed import findings, read_json, trained_on, write_json
+from tests.labeler.web import served
 from tests.schemas.sets import CODECS, varied_set
 from tests.schemas.test_view import every_other
 
@@ -194,3 +195,14 @@ def test_options_do_not_reach_a_set_that_is_read_without_them(sets: Path) -> Non
         server.seen.clear()
         open_label_set(f"{server.url}/labels")
         assert set(server.seen) == {None}
+
+
+def test_a_server_that_ignores_ranges_is_named(sets: Path) -> None:
+    """Labels are not called altered, and the whole file is not read instead of a part."""
+    with served(sets, ranges=True) as url:
+        assert trained_on(f"{url}/labels") is None
+    with served(sets) as url:
+        assert open_label_set(f"{url}/labels").rows == 24
+        assert "the server ignores byte ranges" in str(trained_on(f"{url}/labels"))
+        (found,) = findings(f"{url}/labels")
+        assert "the server ignores byte ranges" in found

@@ -1,12 +1,14 @@
-"""A minimal local web server for a folder: no ranges, no ETags."""
+"""A minimal local web server for a folder: no ETags, and byte ranges only where asked."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import http.server
+import re
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
 
@@ -15,10 +17,27 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class _Ranges(_Quiet):
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if asked is None or not path.is_file():
+            super().do_GET()
+            return
+        first, last = map(int, asked.groups())
+        with path.open("rb") as file:
+            file.seek(first)
+            data = file.read(last + 1 - first)
+        self.send_response(HTTPStatus.PARTIAL_CONTENT)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, *, ranges: bool = False) -> Iterator[str]:
     """Serve `folder` while the context lasts; yield its URL."""
-    handler = functools.partial(_Quiet, directory=str(folder))
+    handler = functools.partial(_Ranges if ranges else _Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

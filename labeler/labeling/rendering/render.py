@@ -20,6 +20,13 @@ from labeler.labeling.rendering.spans import (
     labels_before,
 )
 from labeler.labeling.teacher.teacher import Teacher
+from labeler.labeling.teacher.template_process import (
+    SECONDS_EACH,
+    ChatTooLong,
+    TemplateLimit,
+    limited_templates,
+)
+from schemas import SoftshardsError
 from schemas.asked_ids import asked_column
 
 
@@ -68,16 +75,27 @@ def render(
     """Render records in order; each gives one or more sequences, or one reject.
 
     Raises:
-        SoftshardsError: the tokenizer does not support the settings.
+        SoftshardsError: the tokenizer does not support the settings, or the chat template takes too
+            much time or memory.
     """
-    for record in records:
-        if isinstance(record, Reject):
-            yield record
-            continue
-        try:
-            yield from _sequences(record, teacher, config)
-        except BadRecord as error:
-            yield Reject(id=_id(record, config), source=record.source, reason=str(error))
+    with limited_templates(each=SECONDS_EACH) as renderer:
+        teacher = replace(teacher, renderer=renderer)
+        for record in records:
+            if isinstance(record, Reject):
+                yield record
+                continue
+            try:
+                yield from _sequences(record, teacher, config)
+            except (BadRecord, ChatTooLong) as error:
+                yield Reject(id=_id(record, config), source=record.source, reason=str(error))
+            except TemplateLimit as error:
+                raise SoftshardsError(
+                    error.what,
+                    path=record.source,
+                    row=_id(record, config),
+                    hint="a template needs milliseconds; look at it, or pass another one with "
+                    "--chat-template",
+                ) from error
 
 
 def _sequences(record: Record, teacher: Teacher, config: LabelConfig) -> Iterator[Sequence]:

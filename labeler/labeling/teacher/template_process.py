@@ -1,8 +1,7 @@
 """Chat templates of strangers, rendered under limits of time, memory and size.
 
-A template is a program: sandboxed by jinja, but free to loop for ever or to multiply a text. One
-that came with a label set is therefore rendered in a process that can be killed. A teacher's own
-template runs in this process: who labels with a model has chosen it.
+A template is a program: sandboxed by jinja, but free to loop for ever or to multiply a text. It is
+therefore rendered in a process that can be killed, whether it came with a label set or a teacher.
 """
 
 from __future__ import annotations
@@ -28,7 +27,9 @@ from schemas.errors import first_line
 SECONDS = 5.0
 """Time per rendering; templates need milliseconds."""
 TOTAL_SECONDS = 60.0
-"""Time of all renderings of a renderer."""
+"""Time of all renderings of a renderer, beside what it is given for each."""
+SECONDS_EACH = 0.05
+"""What is added for each rendering while a corpus is rendered, whose length is the user's."""
 MEMORY = 1 << 30
 """Bytes that the process may take."""
 MOST_TEXT = 1 << 22
@@ -40,10 +41,18 @@ class TemplateLimit(SoftshardsError):
     """A chat template exceeds a limit."""
 
 
+class ChatTooLong(TemplateLimit):
+    """The text of a chat is longer than MOST_TEXT; other chats may be shorter."""
+
+
 @contextmanager
-def limited_templates() -> Iterator[LimitedTemplates]:
-    """Yield a renderer in a process of its own, while the context lasts."""
-    renderer = LimitedTemplates()
+def limited_templates(*, each: float = 0.0) -> Iterator[LimitedTemplates]:
+    """Yield a renderer in a process of its own, while the context lasts.
+
+    Args:
+        each: seconds that each rendering adds to TOTAL_SECONDS.
+    """
+    renderer = LimitedTemplates(each=each)
     try:
         yield renderer
     finally:
@@ -56,14 +65,16 @@ class LimitedTemplates:
     A fork takes milliseconds, where importing transformers again takes more than a second. The
     child runs Python alone, no threads and none of the libraries that have some.
 
-    A template that reached a limit is not tried again, with whatever chat: a set has many rows.
+    A template that reached a limit of time or memory is not tried again, with whatever chat: a set
+    has many rows.
 
     Attributes:
         reached: the sentence about the limit that each such template reached.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, each: float = 0.0) -> None:
         self.reached: dict[str, str] = {}
+        self._each = each
         self._child: int | None = None
         self._requests = self._answers = -1
         self._left = TOTAL_SECONDS
@@ -72,14 +83,16 @@ class LimitedTemplates:
         """Return what `render_jinja_template` returns.
 
         Raises:
-            TemplateLimit: the template takes too much time or memory, or its text is too long, now
-                or in an earlier call.
+            TemplateLimit: the template takes too much time or memory, now or in an earlier call.
+            ChatTooLong: its text is too long.
             ValueError: the template raises an error, whose first line is the message.
         """
         if chat_template in self.reached:
             raise TemplateLimit(self.reached[chat_template])
         try:
             return self._ask(*conversations, chat_template=chat_template, **settings)
+        except ChatTooLong:
+            raise
         except TemplateLimit as limit:
             self.reached[chat_template] = limit.what
             raise
@@ -88,6 +101,7 @@ class LimitedTemplates:
         if self._child is None:
             self._fork()
         request = pickle.dumps((conversations, settings))
+        self._left += self._each
         begun = time.monotonic()
         try:
             os.write(self._requests, len(request).to_bytes(SIZE_BYTES, "big"))
@@ -95,19 +109,25 @@ class LimitedTemplates:
             answer = self._read(begun + min(SECONDS, self._left))
         except TimeoutError as error:
             self.close()
-            is_total = self._left < SECONDS
-            limit = f"{TOTAL_SECONDS:g} s in all" if is_total else f"{SECONDS:g} s for a chat"
+            limit = f"{SECONDS:g} s for a chat"
+            if self._left < SECONDS:
+                each = f" and {self._each:g} s per rendering" if self._each else ""
+                limit = f"{TOTAL_SECONDS:g} s in all{each}"
             raise TemplateLimit(f"the chat template takes more than {limit}") from error
         except BrokenPipeError as error:
             self.close()
             raise TemplateLimit("the chat template ends the process that renders it") from error
         self._left -= time.monotonic() - begun
         kind, value = answer
-        if kind == "limit":
-            raise TemplateLimit(str(value))
+        if kind == "memory":
+            raise TemplateLimit(value)
+        if kind == "long":
+            raise ChatTooLong(value)
         if kind == "error":
             raise ValueError(value)
-        return value
+        if value["clock"]:  # the child's copy noted it
+            settings["strftime_now"].__self__.used = True
+        return value["texts"], value["blocks"]
 
     def _read(self, deadline: float) -> tuple[str, Any]:
         data = b""
@@ -173,12 +193,13 @@ def _render(render: Any, conversations: Any, settings: Any) -> tuple[str, Any]:
     try:
         texts, blocks = render(*conversations, **settings)
         if max(map(len, texts)) > MOST_TEXT:
-            return "limit", f"the chat template writes more than {MOST_TEXT >> 20} MB for a chat"
+            return "long", f"the chat template writes more than {MOST_TEXT >> 20} MB for a chat"
     except MemoryError:
-        return "limit", f"the chat template takes more than {MEMORY >> 30} GB of memory"
+        return "memory", f"the chat template takes more than {MEMORY >> 30} GB of memory"
     except BaseException as error:  # templates raise any type
         return "error", first_line(error)[:1000]
-    return "text", (texts, blocks)
+    clock = getattr(settings.get("strftime_now"), "__self__", None)
+    return "text", {"texts": texts, "blocks": blocks, "clock": clock is not None and clock.used}
 
 
 def _read_all(file: int, size: bytes) -> bytes:
