@@ -21,9 +21,9 @@ from trainer.run_files import (
     EVAL_LOG,
     LOG,
     RESULT,
-    STEP_PREFIX,
     LogLine,
     checkpoint_folders,
+    checkpoint_name,
     read_lines,
 )
 from trainer.select.forecast import Forecast, forecast
@@ -170,8 +170,8 @@ def _is_done(trial: Trial, rung: Rung, rungs: list[Rung]) -> bool:
     if rung is rungs[-1] or not any(s == rung.step for s, _ in read_curve(trial.folder, "ce")):
         return False
     # It is measured before it is saved: killed in between, it would resume from an older step.
-    steps = [int(path.name.removeprefix(STEP_PREFIX)) for path in checkpoint_folders(trial.folder)]
-    return max(steps, default=0) >= rung.step
+    saved = checkpoint_folders(trial.folder)
+    return bool(saved) and saved[-1].name >= checkpoint_name(rung.step)
 
 
 def _has_ended(folder: Path) -> bool:

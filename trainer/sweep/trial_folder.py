@@ -14,6 +14,7 @@ from schemas.hub_model import ModelSource
 from trainer.record import Record
 from trainer.run_files import LOG, META, RESULT, checkpoint_folders, read_lines
 from trainer.sweep.grid import Trial
+from trainer.train.checkpoint_meta import CheckpointMeta
 from trainer.train.run_record import (
     Facts,
     HeldOutRecord,
@@ -43,10 +44,6 @@ class Stopped(Record):
     facts: Facts
     last: HeldOutRecord
     reason: str | None = None
-
-
-class _Checkpoint(Record):
-    facts: Facts
 
 
 def write_settings(trial: Trial, student: ModelSource | None = None) -> Path:
@@ -98,7 +95,7 @@ def _check_checkpoint(folder: Path, facts: Facts) -> None:
     """Check the facts of the newest checkpoint; of a damaged one, the run itself tells."""
     for path in reversed(checkpoint_folders(folder)):
         try:
-            found = _Checkpoint.read(path / META, "a checkpoint")
+            found = CheckpointMeta.read(path / META, "a checkpoint")
         except SoftshardsError:
             continue
         check_same_run(found.facts, facts, folder)

@@ -11,40 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from schemas.atomic import atomic_directory
 from schemas.errors import SoftshardsError
 from trainer.file_digests import check_digests, digest_files
 from trainer.record import Record
 from trainer.run_files import CHECKPOINTS, DIGESTS, META, checkpoint_folders, checkpoint_name
-from trainer.train.run_record import Facts, HeldOutRecord
-
-CHECKPOINT_VERSION = 1
-
-
-class CheckpointMeta(Record):
-    """meta.json of a checkpoint: the run, and its state apart from tensors.
-
-    Attributes:
-        files: size of each file of tensors, in bytes.
-        facts: all that decides what the run learns.
-        reader: state of the reader (`ReaderState.to_dict`).
-        seconds: spent in steps so far.
-        evals: the held-out measurements so far.
-        packed: documents are packed; else padded.
-    """
-
-    version: int = CHECKPOINT_VERSION
-    step: int
-    files: dict[str, int] = Field(default_factory=dict)
-    facts: Facts
-    reader: dict[str, int]
-    total_steps: int
-    tokens: int
-    seconds: float
-    evals: list[HeldOutRecord]
-    packed: bool = True
+from trainer.train.checkpoint_meta import CHECKPOINT_VERSION, CheckpointMeta
 
 
 class CheckpointDigests(Record):

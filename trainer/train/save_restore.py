@@ -13,11 +13,11 @@ from trainer.data.dataset import ReaderState
 from trainer.run_files import LOG
 from trainer.train.checkpoint import (
     Checkpoint,
-    CheckpointMeta,
     restore_rng,
     rng_state,
     save_checkpoint,
 )
+from trainer.train.checkpoint_meta import CheckpointMeta
 from trainer.train.distributed import is_sharded
 from trainer.train.run_state import Run
 
