@@ -3,7 +3,8 @@
 Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization",
 2016 (arXiv 1502.07943); the factor as in Hyperband (arXiv 1603.06560). A rung trains its candidates
 to the same step. The best 1 / factor of them are trained further, to a step that is factor times as
-far. No torch, no Ray.
+far. Unlike there, at least two are: near candidates change places while the learning rate decays.
+No torch, no Ray.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from trainer.select.forecast import Forecast
+
+FINALISTS = 2
+"""Least number of candidates that reach the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,7 @@ def plan_rungs(candidates: int, steps: int, factor: float, rungs: int | None = N
     Args:
         candidates: their number, at least 1.
         steps: of the last rung.
-        factor: of the candidates of a rung, 1 in this many is trained further, at least one.
+        factor: of the candidates of a rung, 1 in this many is trained further, at least FINALISTS.
         rungs: their number; by default floor(log candidates / log factor) + 1. Fewer if `steps` are
             too few: each rung is at least a step longer than the one before.
     """
@@ -38,7 +42,7 @@ def plan_rungs(candidates: int, steps: int, factor: float, rungs: int | None = N
     planned = [
         Rung(
             step=max(1, round(steps / factor ** (halvings - i))),
-            candidates=max(1, int(candidates / factor**i + 1e-9)),
+            candidates=max(min(FINALISTS, candidates), int(candidates / factor**i + 1e-9)),
         )
         for i in range(halvings + 1)
     ]

@@ -14,18 +14,18 @@ def rungs(*pairs: tuple[int, int]) -> list[Rung]:
 
 
 def test_rungs_by_hand() -> None:
-    assert plan_rungs(12, 90, 3) == rungs((10, 12), (30, 4), (90, 1))
+    assert plan_rungs(12, 90, 3) == rungs((10, 12), (30, 4), (90, 2))
     assert plan_rungs(8, 90, 3) == rungs((30, 8), (90, 2))
-    assert plan_rungs(9, 81, 3) == rungs((9, 9), (27, 3), (81, 1))
+    assert plan_rungs(9, 81, 3) == rungs((9, 9), (27, 3), (81, 2))
     assert plan_rungs(1, 7, 3) == rungs((7, 1))
     assert plan_rungs(12, 90, 3, rungs=1) == rungs((90, 12))
-    assert plan_rungs(4, 90, 3, rungs=3) == rungs((10, 4), (30, 1), (90, 1))
+    assert plan_rungs(4, 90, 3, rungs=3) == rungs((10, 4), (30, 2), (90, 2))
     # Too few steps: no rung without a step of its own, and the first one has all candidates.
-    assert plan_rungs(27, 3, 3) == rungs((1, 27), (3, 1))
+    assert plan_rungs(27, 3, 3) == rungs((1, 27), (3, 2))
     assert plan_rungs(27, 10, 1.1, rungs=4) == rungs((8, 27), (9, 22), (10, 20))
     short = [rung.step for rung in plan_rungs(40, 5, 1.2, rungs=12)]
     assert short == sorted(set(short))  # not only the first two are apart
-    assert trained_steps(plan_rungs(12, 90, 3)) == 12 * 10 + 4 * 20 + 60
+    assert trained_steps(plan_rungs(12, 90, 3)) == 12 * 10 + 4 * 20 + 2 * 60
 
 
 def test_a_budget_in_tokens_is_used_and_not_exceeded() -> None:

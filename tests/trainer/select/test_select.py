@@ -119,7 +119,8 @@ def test_halving_finds_the_best_and_says_why_the_others_are_not(selected: Select
     assert best.curve[-1][1] < best.curve[0][1]
     assert (found["s_lr=1e-09"].step, found["s_lr=0.0003"].step) == (4, 8)
     assert found["s_lr=1e-09"].reason == "after step 4: rank 3 of 3, the next rung takes 2"
-    assert found["s_lr=0.0003"].reason == "after step 8: rank 2 of 2, the next rung takes 1"
+    # The last rung would take two, but the forecast of this one is hopeless.
+    assert (found["s_lr=0.0003"].reason or "").startswith("after step 8: forecast ")
     assert "not finite" in (found["diverging"].reason or "")
     assert "tokenizer" in (found["broken"].reason or "")
     assert "parameters:" in (found["large"].reason or "")
@@ -207,8 +208,8 @@ def test_a_killed_selection_resumes(selected: Selected) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": {"steps": 32, "factor": 2}}, r"rungs .*: here \[\(4, 5\), .*\(32, 1\)\]"),
-        ({"budget": {"steps": 16, "factor": 3}}, r"rungs .*: here \[\(4, 5\), .*\(16, 1\)\]"),
+        ({"budget": {"steps": 32, "factor": 2}}, r"rungs .*: here \[\(4, 5\), .*\(32, 2\)\]"),
+        ({"budget": {"steps": 16, "factor": 3}}, r"rungs .*: here \[\(4, 5\), .*\(16, 2\)\]"),
         ({"constraints": {}}, "candidate large: here None, asked 'takes part'"),
         ({"runs": []}, "candidate diverging: here 'takes part', asked None"),
         ({"rank_by": "ce"}, "metric: here 'kl', asked 'ce'"),
@@ -273,16 +274,15 @@ def test_the_dry_run_shows_candidates_constraints_and_cost(
     assert cut.parameters is not None
     assert large.parameters is not None
     assert 0 < cut.parameters < large.parameters  # a student that is not sliced yet
-    assert [rung.candidates for rung in record.rungs] == [4, 2, 1]
+    assert [rung.candidates for rung in record.rungs] == [4, 2, 2]
     assert 0.6 * tokens < record.tokens <= tokens
     decay = round(0.2 * record.rungs[-1].step)
     assert cut.settings["schedule_args"] == {"num_decay_steps": decay, "min_lr_ratio": 0.1}
     assert all(rung.disk and rung.pflop and rung.hours for rung in record.rungs)
     assert "coverage is low" in shown.err
     assert "constraints.reading cannot be checked for 4 of 4 candidates" in shown.err
-    assert (
-        "the first rung ends after step 10, in the warm-up of the learning rate (10 " in shown.err
-    )
+    first = record.rungs[0].step
+    assert f"the first rung ends after step {first}, in the warm-up of the learning" in shown.err
     assert not (tmp_path / "out").exists()
     trainer(*flags)
     shown = capsys.readouterr()
