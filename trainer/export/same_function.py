@@ -24,8 +24,8 @@ WIDEST_WINDOW = 1024
 """The tokens go past a sliding window of at most this size; a wider one is not checked."""
 SAME = 0.05
 """Nats by which the log-probability of a token may differ in the mean. In float16 it was 0.007 or
-less in most families tried, 0.03 and 0.05 in GPT-OSS, and 0.26 or more in the three of which
-llama.cpp makes another one."""
+less in most families tried, 0.03 to 0.05 in tiny GPT-OSS models, whose YaRN bounds llama.cpp rounds
+(`truncate` is false there), and 0.26 or more in the three of which llama.cpp makes another one."""
 SEED = 0
 
 
