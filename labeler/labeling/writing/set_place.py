@@ -161,6 +161,7 @@ class SetPlace:
         path, stamp = self.folder / name, self._stamp(name)
         if name not in self._sent and (name == MANIFEST or _is_entry(name)):
             self._create(name, path.read_bytes())
+            stamp = self._stamp(name)  # another process's entry may have been adopted
         else:
             put(self.remote, name, path)
         self._stored.pop(name, None)
@@ -174,7 +175,8 @@ class SetPlace:
         """Send a file that no other process may have sent in the meantime.
 
         Only a process whose lease ran out can be too late: for an entry, its shard may have
-        replaced the one that the other's entry describes.
+        replaced the one that the other's entry describes. If both describe the same labels, the
+        other's replaces the one in the folder: the ledger sums what the store has.
         """
         assert self.remote is not None
         try:
@@ -182,9 +184,11 @@ class SetPlace:
         except FileExistsError as error:
             if _is_entry(name):
                 with suppress(ValueError, FileNotFoundError):
-                    other = UnitEntry.model_validate_json(self.remote.read(name))
+                    theirs = self.remote.read(name)
+                    other = UnitEntry.model_validate_json(theirs)
                     if _content(other) == _content(UnitEntry.model_validate_json(data)):
-                        return  # the same labels: only the times differ
+                        write_atomic(self.folder / name, theirs)  # only the times differ
+                        return
                 delete(self.remote, [name])
             raise SoftshardsError(
                 f"another process has written {name} in the meantime",

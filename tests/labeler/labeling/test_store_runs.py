@@ -21,6 +21,7 @@ from labeler.labeling.runs.locks import actor_lock, rank_lock, wait_for_actor
 from labeler.labeling.writing import leases
 from labeler.labeling.writing.set_place import open_place
 from schemas import SoftshardsError, open_label_set, validate_label_set
+from schemas.atomic import write_atomic
 from schemas.cache_folder import CACHE, cache_folder
 from schemas.file_names import entry_name, shard_name
 from schemas.journal import UnitEntry
@@ -283,7 +284,15 @@ def test_two_writers_of_one_unit(write: Write, local: Path, tmp_path: Path) -> N
     with open_place(url) as place:
         place.pull()
         entry = UnitEntry.model_validate(theirs | {"provenance": {"engine": "ours"}}).sealed()
+        own = place.folder / entry_name(0)
         place._create(entry_name(0), entry.model_dump_json().encode())
+        assert json.loads(bucket().cat(f"{url}/{entry_name(0)}")) == theirs
+        # Sent as this process does: its ledger sums the entry that the store has.
+        del place._sent[entry_name(0)]
+        write_atomic(own, entry.model_dump_json().encode())
+        place.publish_unit(0)
+        assert json.loads(own.read_bytes()) == theirs
+        place.publish()
         assert json.loads(bucket().cat(f"{url}/{entry_name(0)}")) == theirs
         other = entry.model_copy(update={"rejects_sha256": "0" * 64}).sealed()
         with pytest.raises(SoftshardsError, match="in the meantime"):
