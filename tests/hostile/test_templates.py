@@ -179,6 +179,16 @@ def test_a_template_is_not_tried_after_its_limit(monkeypatch: pytest.MonkeyPatch
         render(one, LOOPS["loops"])
 
 
+@pytest.mark.parametrize("size", [60_000_000, 900_000_000])
+def test_a_huge_chat_costs_its_row_alone(size: int) -> None:
+    """It reaches neither the limit of time nor of memory, which end the run."""
+    chat = [{"role": "user", "content": "x" * size}]
+    with limited_templates() as one:
+        with pytest.raises(ChatTooLong):
+            one([chat], chat_template=CHAT_TEMPLATE, eos_token="<eos>")
+        assert render(one, CHAT_TEMPLATE)
+
+
 def test_the_total_grows_with_the_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_process, "TOTAL_SECONDS", 0.0)
     with limited_templates(each=0.5) as one:

@@ -34,6 +34,8 @@ MEMORY = 1 << 30
 """Bytes that the process may take."""
 MOST_TEXT = 1 << 22
 """Characters of a rendered chat."""
+MOST_CHAT = 1 << 26
+"""Bytes of a chat before it is rendered: more would reach the limit of memory."""
 SIZE_BYTES = 8
 
 
@@ -84,7 +86,7 @@ class LimitedTemplates:
 
         Raises:
             TemplateLimit: the template takes too much time or memory, now or in an earlier call.
-            ChatTooLong: its text is too long.
+            ChatTooLong: its text or the chat itself is too long.
             ValueError: the template raises an error, whose first line is the message.
         """
         if chat_template in self.reached:
@@ -101,6 +103,8 @@ class LimitedTemplates:
         if self._child is None:
             self._fork()
         request = pickle.dumps((conversations, settings))
+        if len(request) > MOST_CHAT:
+            raise ChatTooLong(f"the chat has more than {MOST_CHAT >> 20} MB")
         self._left += self._each
         begun = time.monotonic()
         try:
@@ -130,7 +134,7 @@ class LimitedTemplates:
         return value["texts"], value["blocks"]
 
     def _read(self, deadline: float) -> tuple[str, Any]:
-        data = b""
+        data = bytearray()
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
         while not data.endswith(b"\n"):
@@ -202,8 +206,8 @@ def _render(render: Any, conversations: Any, settings: Any) -> tuple[str, Any]:
     return "text", {"texts": texts, "blocks": blocks, "clock": clock is not None and clock.used}
 
 
-def _read_all(file: int, size: bytes) -> bytes:
-    length, data = int.from_bytes(size, "big"), b""
+def _read_all(file: int, size: bytes) -> bytearray:
+    length, data = int.from_bytes(size, "big"), bytearray()
     while len(data) < length and (block := os.read(file, length - len(data))):
         data += block
     return data
