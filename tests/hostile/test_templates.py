@@ -179,7 +179,7 @@ def test_a_template_is_not_tried_after_its_limit(monkeypatch: pytest.MonkeyPatch
         render(one, LOOPS["loops"])
 
 
-@pytest.mark.parametrize("size", [60_000_000, 900_000_000])
+@pytest.mark.parametrize("size", [60_000_000, 70_000_000])
 def test_a_huge_chat_costs_its_row_alone(size: int) -> None:
     """It reaches neither the limit of time nor of memory, which end the run."""
     chat = [{"role": "user", "content": "x" * size}]
