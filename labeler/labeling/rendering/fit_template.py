@@ -17,6 +17,8 @@ from labeler.labeling.rendering.tool_calls import LEGACY, calls_as_text, wrap_ca
 
 PRINTED = "\ue0f2"
 """What a list or an object prints here."""
+NOTED = {*THINKING_KEYS, LEGACY}
+"""Keys of which it matters whether a template asks for them."""
 
 
 class _List(list[Any]):
@@ -34,23 +36,30 @@ class _Object(dict[str, Any]):
 
 
 class _Watched(dict[str, Any]):
-    """A message that notes the keys that a template asks for."""
+    """A message that notes which of the keys NOTED a template asks for.
+
+    `LimitedTemplates` brings the notes of its process back.
+    """
 
     def __init__(self, message: Message) -> None:
         super().__init__(message)
         self.asked: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        self.asked.add(key)
+        self._note(key)
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        self.asked.add(str(key))
+        self._note(key)
         return super().__contains__(key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        self.asked.add(key)
+        self._note(key)
         return super().get(key, default)
+
+    def _note(self, key: object) -> None:
+        if isinstance(key, str) and key in NOTED:
+            self.asked.add(key)
 
 
 def fit_template(chat: Chat, render: Callable[[Chat], str]) -> Chat:

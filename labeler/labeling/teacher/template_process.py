@@ -129,7 +129,11 @@ class LimitedTemplates:
             raise ChatTooLong(value)
         if kind == "error":
             raise ValueError(value)
-        if value["clock"]:  # the child's copy noted it
+        # What the child's copies of messages and clock noted.
+        for message, asked in zip(conversations[0][0], value["asked"]):
+            if asked:
+                message.asked.update(asked)
+        if value["clock"]:
             settings["strftime_now"].__self__.used = True
         return value["texts"], value["blocks"]
 
@@ -203,7 +207,12 @@ def _render(render: Any, conversations: Any, settings: Any) -> tuple[str, Any]:
     except BaseException as error:  # templates raise any type
         return "error", first_line(error)[:1000]
     clock = getattr(settings.get("strftime_now"), "__self__", None)
-    return "text", {"texts": texts, "blocks": blocks, "clock": clock is not None and clock.used}
+    return "text", {
+        "texts": texts,
+        "blocks": blocks,
+        "asked": [list(getattr(message, "asked", ())) for message in conversations[0][0]],
+        "clock": clock is not None and clock.used,
+    }
 
 
 def _read_all(file: int, size: bytes) -> bytearray:
