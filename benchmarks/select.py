@@ -1,6 +1,6 @@
 """S1: `trainer select` against training every candidate to the end.
 
-    python -m benchmarks.select [--quickstart runs/quickstart] [--out runs/select] [--steps 27]
+    python -m benchmarks.select [--quickstart runs/quickstart] [--out runs/select] [--steps 54]
 
 Twelve students of the quickstart's teacher: three shapes (evenly spaced layers of it), soft labels
 or tokens alone, two learning rates, trained on the quickstart's articles and measured on held-out
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quickstart", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--out", type=Path, default=Path("runs/select"))
-    parser.add_argument("--steps", type=int, default=27)
+    parser.add_argument("--steps", type=int, default=54)
     asked = parser.parse_args()
     labels, probe = (short_rows(asked, part) for part in ("train", "heldout"))
     students = {name: asked.out / "students" / name for name in SHAPES}
