@@ -20,6 +20,8 @@ from tests.trainer.running import HANG_SECONDS
 from trainer.run_files import LOG, read_lines
 from trainer.select.select_record import SelectRecord
 
+NAMES = ("student_lr=0.0002", "student_lr=1e-05", "student_lr=1e-09")
+
 
 @pytest.mark.slow
 def test_a_selection_on_ray_survives_kill_9(world: World, tmp_path: Path) -> None:
@@ -33,13 +35,13 @@ def test_a_selection_on_ray_survives_kill_9(world: World, tmp_path: Path) -> Non
     content = {
         "base": {"pack_tokens": 128, "packs_per_step": 1, "window": 4, "save_every": 5},
         "teachers": {"tiny": {"labels": str(world.labels), "probe": str(probe)}},
-        "grid": {"student": [str(world.student)], "lr": [2e-4, 1e-9]},
+        "grid": {"student": [str(world.student)], "lr": [2e-4, 1e-5, 1e-9]},
         "budget": {"steps": 240, "factor": 2},
     }
     file, out = tmp_path / "select.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     server = fork_server("tests.trainer.preload")
-    folders = {name: out / "trials" / name for name in ("student_lr=0.0002", "student_lr=1e-09")}
+    folders = {name: out / "trials" / name for name in NAMES}
 
     def step(folder: Path) -> int:
         lines = read_lines(folder / LOG)
@@ -73,10 +75,10 @@ def test_a_selection_on_ray_survives_kill_9(world: World, tmp_path: Path) -> Non
             done = server.run(*command, *cluster, "--json", timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
     record = SelectRecord.model_validate_json(done.stdout)
-    assert [each.outcome for each in record.ranked()] == ["best", "eliminated"]
-    assert "rung 1 of 2: 2 candidates to step 120, 2 of them are there" in done.stderr
-    best = folders.pop(record.best or "")
-    (other,) = folders.values()
+    ranked = record.ranked()
+    assert (ranked[0].name, ranked[-1].outcome) == (record.best, "eliminated")
+    assert "rung 1 of 2: 3 candidates to step 120, 3 of them are there" in done.stderr
+    best, other = folders[ranked[0].name], folders[ranked[-1].name]
     assert step(other) == 120
     result = json.loads((best / "result.json").read_text())
     assert result["steps"] == 240
