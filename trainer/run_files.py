@@ -61,7 +61,10 @@ def append_line(path: Path, record: Mapping[str, float]) -> None:
 
 
 def read_lines(path: Path) -> list[LogLine]:
-    """Read the complete lines of a log; it may be missing, or another process may be writing it."""
+    """Read the complete lines of a log, up to one that is damaged.
+
+    The log may be missing, or another process may be writing it.
+    """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -69,9 +72,12 @@ def read_lines(path: Path) -> list[LogLine]:
     lines = []
     for line in text[: text.rfind("\n") + 1].splitlines():
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except ValueError:
             break
+        if not isinstance(found, dict) or not isinstance(found.get("step"), int | float):
+            break
+        lines.append(found)
     return lines
 
 
