@@ -21,6 +21,7 @@ from tests.labeler.hf_dataset import save_dataset, save_dataset_dict
 from tests.schemas.sets import GOLDEN, varied_set
 from trainer.evaluate.tasks.task_files import read_task
 from trainer.evaluate.token_bytes import token_bytes
+from trainer.run_files import read_lines
 from trainer.student.load_model import stored_dtype
 
 NOT_AN_OBJECT = (b"", b"[]", b"{", b"\xff", b"[" * 100_000, b"9" * 5000)
@@ -125,3 +126,10 @@ def test_rows_that_contradict_themselves(
     assert done[0].code == 2
     assert {each.code for each in done} <= {0, 1, 2}
     assert not any("Traceback" in each.err for each in done)
+
+
+@pytest.mark.parametrize("line", ['"text"', "[1]", "7", "null", "{}", '{"step": {"a": 1}}', "{"])
+def test_a_log_ends_at_a_line_that_is_no_record(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1, "kl": 2.0}}\n{line}\n{{"step": 2, "kl": 1.0}}\n')
+    assert read_lines(path) == [{"step": 1, "kl": 2.0}]

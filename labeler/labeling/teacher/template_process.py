@@ -44,7 +44,7 @@ class TemplateLimit(SoftshardsError):
 
 
 class ChatTooLong(TemplateLimit):
-    """The text of a chat is longer than MOST_TEXT; other chats may be shorter."""
+    """A chat is larger than MOST_CHAT, or its text than MOST_TEXT; others may not be."""
 
 
 @contextmanager
